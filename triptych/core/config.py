@@ -1,0 +1,180 @@
+"""Strict configs: frozen dataclasses to and from plain values and YAML.
+
+A config is a `@dataclass(frozen=True, kw_only=True, slots=True)`; nested configs are fields. Where
+a field's type is a union of configs, the plain form carries a `kind` key, the class's snake-case
+name without a trailing `_config`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+import yaml
+
+from triptych.core.errors import ConfigError, nearest
+from triptych.core.files import write_atomic
+
+C = TypeVar("C")
+
+
+def kind_of(config_class: type) -> str:
+    """Return the `kind` of a config class: `CaptionTaskConfig` is `caption_task`."""
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", config_class.__name__)
+    return snake.lower().removesuffix("_config")
+
+
+def to_dict(config: Any, *, tagged: bool = False) -> Any:
+    """Return a config as plain dicts, lists, numbers and strings.
+
+    Args:
+        config: A config, or any value that a field may hold.
+        tagged: Whether to add the `kind` key at this level.
+    """
+    if dataclasses.is_dataclass(config) and not isinstance(config, type):
+        hints = get_type_hints(type(config))
+        plain = {"kind": kind_of(type(config))} if tagged else {}
+        for field in dataclasses.fields(config):
+            value = getattr(config, field.name)
+            plain[field.name] = to_dict(value, tagged=len(_config_choices(hints[field.name])) > 1)
+        return plain
+    if isinstance(config, (list, tuple)):
+        return [to_dict(item) for item in config]
+    if isinstance(config, Path):
+        return str(config)
+    return config
+
+
+def from_dict(config_class: type[C], plain: Any, where: str = "") -> C:
+    """Build a config from plain values; an unknown key names the nearest known one.
+
+    Args:
+        config_class: The dataclass to build.
+        plain: A mapping, as `to_dict` or YAML gives it. Absent keys take their defaults.
+        where: Dotted path of this config, for messages.
+
+    Raises:
+        ConfigError: Unknown key, missing value, wrong type, or a value that the config rejects.
+    """
+    if not isinstance(plain, dict):
+        raise ConfigError(f"{where or 'config'}: expected a mapping, got {plain!r}")
+    hints = get_type_hints(config_class)
+    fields = {field.name: field for field in dataclasses.fields(cast(Any, config_class))}
+    values: dict[str, Any] = {}
+    for key, value in plain.items():
+        path = f"{where}.{key}" if where else str(key)
+        if key not in fields:
+            raise ConfigError(f"unknown field {path!r}{nearest(str(key), fields)}")
+        values[key] = _convert(hints[key], value, path)
+    for name, field in fields.items():
+        absent = (
+            field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        )
+        if name not in values and absent:
+            raise ConfigError(f"{f'{where}.' if where else ''}{name}: a value is required")
+    return config_class(**values)
+
+
+def load_yaml(config_class: type[C], path: Path) -> C:
+    """Read a config from a YAML file.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or does not fit the config.
+    """
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    try:
+        return from_dict(config_class, plain)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def save_yaml(config: Any, path: Path) -> None:
+    """Write a config as YAML, atomically."""
+    write_atomic(path, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+
+
+def check(condition: bool, field: str, value: Any, must: str) -> None:
+    """Raise a ConfigError that names the field, its value and what it must be.
+
+    Example:
+        `check(self.depth > 0, "depth", self.depth, "be at least 1")`
+    """
+    if not condition:
+        raise ConfigError(f"{field} = {value!r}: must {must}")
+
+
+def _config_choices(hint: Any) -> list[type]:
+    members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return [m for m in members if isinstance(m, type) and dataclasses.is_dataclass(m)]
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    """Return `value` as `hint` wants it, or raise with the path."""
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return _convert_union(hint, value, path)
+    if origin is typing.Literal:
+        if value not in get_args(hint):
+            raise ConfigError(f"{path} = {value!r}: must be one of {list(get_args(hint))}")
+        return value
+    if origin in (tuple, list):
+        return _convert_sequence(hint, value, path)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, path)
+    if hint is Path and isinstance(value, str):
+        return Path(value)
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:  # YAML reads 1e-4 as text
+            return float(value)
+        except ValueError:
+            raise ConfigError(f"{path} = {value!r}: must be a number") from None
+    if hint is Any or (isinstance(hint, type) and isinstance(value, hint)):
+        if hint is int and isinstance(value, bool):
+            raise ConfigError(f"{path} = {value!r}: must be a whole number")
+        return value
+    raise ConfigError(f"{path} = {value!r}: must be {getattr(hint, '__name__', hint)}")
+
+
+def _convert_sequence(hint: Any, value: Any, path: str) -> Any:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigError(f"{path} = {value!r}: must be a list")
+    args = get_args(hint)
+    if get_origin(hint) is tuple and args[-1] is not Ellipsis:
+        if len(args) != len(value):
+            raise ConfigError(f"{path} = {value!r}: must have {len(args)} entries")
+        return tuple(_convert(a, v, f"{path}[{i}]") for i, (a, v) in enumerate(zip(args, value)))
+    items = [_convert(args[0], item, f"{path}[{i}]") for i, item in enumerate(value)]
+    return tuple(items) if get_origin(hint) is tuple else items
+
+
+def _convert_union(hint: Any, value: Any, path: str) -> Any:
+    members = get_args(hint)
+    if value is None and type(None) in members:
+        return None
+    choices = _config_choices(hint)
+    if len(choices) > 1 and isinstance(value, dict):
+        kinds = {kind_of(choice): choice for choice in choices}
+        kind = value.get("kind")
+        if kind not in kinds:
+            raise ConfigError(
+                f"{path}.kind = {kind!r}: must be one of {list(kinds)}{nearest(str(kind), kinds)}"
+            )
+        return from_dict(kinds[kind], {k: v for k, v in value.items() if k != "kind"}, path)
+    errors = []
+    for member in members:
+        if member is type(None):
+            continue
+        try:
+            return _convert(member, value, path)
+        except ConfigError as error:
+            errors.append(str(error))
+    raise ConfigError(errors[0])

@@ -1,0 +1,96 @@
+"""Frozen dataclasses that layers, tasks and evaluators pass to each other.
+
+Shape letters: B batch, L text tokens, N image tokens (1 + patches), D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFeatures:
+    """What an image encoder returns.
+
+    Attributes:
+        tokens: (B, N, D) states, the [CLS] token first.
+    """
+
+    tokens: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TextFeatures:
+    """What a text encoder returns.
+
+    Attributes:
+        tokens: (B, L, D) states, the [CLS] token first.
+        mask: (B, L) bool, True = real token that may be attended.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class FusedFeatures:
+    """What a fusion network returns.
+
+    Attributes:
+        image_tokens: (B, N, D) image states after fusion.
+        text_tokens: (B, L, D) text states after fusion.
+        text_mask: (B, L) bool, True = real token.
+    """
+
+    image_tokens: Tensor
+    text_tokens: Tensor
+    text_mask: Tensor
+
+    @property
+    def pooled(self) -> Tensor:
+        """(B, D) state of the pair: the fused text [CLS] token."""
+        return self.text_tokens[:, 0]
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What `Task.predict` returns for one batch; lists are aligned with `index`.
+
+    Attributes:
+        index: (B,) positions of the samples in the dataset.
+        texts: Generated texts (captions or answers), one a sample.
+        boxes_xyxy: (B, 4) boxes in pixels of the original picture.
+        embeddings: Named tensors for retrieval, such as {"image": (B, E), "text": (B, E)}.
+        scores: Anything else that a metric reads, one value a sample.
+    """
+
+    index: Sequence[int]
+    texts: Sequence[str] | None = None
+    boxes_xyxy: Tensor | None = None
+    embeddings: dict[str, Tensor] = field(default_factory=dict)
+    scores: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricValue:
+    """One number with what is needed to read it.
+
+    Attributes:
+        name: Key, such as "i2t_r1" or "vqa".
+        value: The number; a share is in [0, 1].
+        low: Lower end of the bootstrap 95 % interval.
+        high: Upper end of the interval.
+        num_items: How many items the value is a mean over.
+        protocol: How it was computed, in one sentence that a paper could print.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    num_items: int
+    protocol: str

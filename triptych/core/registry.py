@@ -1,0 +1,59 @@
+"""A name-to-object table whose errors name the nearest entry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+from triptych.core.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Map names to objects of one kind, in the order of registration."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Return a decorator that files its argument under `name`.
+
+        Args:
+            name: The key; must be new.
+
+        Raises:
+            ConfigError: The name is taken.
+        """
+
+        def add(entry: T) -> T:
+            if name in self._entries:
+                raise ConfigError(f"{self.kind} {name!r} is registered twice")
+            self._entries[name] = entry
+            return entry
+
+        return add
+
+    def get(self, name: str) -> T:
+        """Return the entry called `name`.
+
+        Raises:
+            ConfigError: There is none; the message names the nearest and lists all.
+        """
+        if name not in self._entries:
+            known = ", ".join(self._entries)
+            raise ConfigError(
+                f"unknown {self.kind} {name!r}{nearest(name, self._entries)} (known: {known})"
+            )
+        return self._entries[name]
+
+    def names(self) -> list[str]:
+        """Return all names in the order of registration."""
+        return list(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
