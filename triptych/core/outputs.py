@@ -38,22 +38,43 @@ class TextFeatures:
 
 @dataclass(frozen=True, slots=True)
 class FusedFeatures:
-    """What a fusion network returns.
+    """What a fusion network returns for M pairs.
 
     Attributes:
-        image_tokens: (B, N, D) image states after fusion.
-        text_tokens: (B, L, D) text states after fusion.
-        text_mask: (B, L) bool, True = real token.
+        image_tokens: (B, N, D) image states after fusion; with `image_index` None, B = M.
+        text_tokens: (M, L, D) text states after fusion.
+        text_mask: (M, L) bool, True = real token.
+        image_index: (M,) int64, the row of `image_tokens` that belongs to each pair, or None.
     """
 
     image_tokens: Tensor
     text_tokens: Tensor
     text_mask: Tensor
+    image_index: Tensor | None = None
 
     @property
     def pooled(self) -> Tensor:
-        """(B, D) state of the pair: the fused text [CLS] token."""
+        """(M, D) state of the pair: the fused text [CLS] token."""
         return self.text_tokens[:, 0]
+
+    def rows(self, rows: slice) -> FusedFeatures:
+        """Return a run of the M pairs."""
+        if self.image_index is None:
+            return FusedFeatures(
+                self.image_tokens[rows], self.text_tokens[rows], self.text_mask[rows]
+            )
+        return FusedFeatures(
+            self.image_tokens,
+            self.text_tokens[rows],
+            self.text_mask[rows],
+            self.image_index[rows],
+        )
+
+    def expanded_image_tokens(self) -> Tensor:
+        """(M, N, D) image states, one row a pair."""
+        if self.image_index is None:
+            return self.image_tokens
+        return self.image_tokens.index_select(0, self.image_index)
 
 
 @dataclass(frozen=True, slots=True)

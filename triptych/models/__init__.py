@@ -1,1 +1,1 @@
-"""."""
+"""The systems: one folder each, made of the same blocks."""

@@ -1,1 +1,1 @@
-"""."""
+"""Tasks: each binds a model, its heads, its objectives and its batch keys."""

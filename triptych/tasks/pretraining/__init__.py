@@ -1,1 +1,1 @@
-"""."""
+"""Pre-training tasks, one file a system."""

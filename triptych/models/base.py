@@ -1,0 +1,48 @@
+"""What every vision-language model offers; tasks and serving use nothing else."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from triptych.core.outputs import FusedFeatures, ImageFeatures, TextFeatures
+
+
+@runtime_checkable
+class VisionLanguageModel(Protocol):
+    """The contract of a model.
+
+    Attributes:
+        capabilities: What it can do: "itc", "itm", "mlm", "decode".
+        image_size: Side of the square input in pixels.
+    """
+
+    capabilities: frozenset[str]
+    config: Any
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input in pixels."""
+
+    def encode_image(self, image: Tensor, *, hidden_patches: Tensor | None = None) -> ImageFeatures:
+        """Encode (B, 3, height, width) float pixels to (B, N, D)."""
+
+    def encode_text(self, token_ids: Tensor, text_mask: Tensor) -> TextFeatures:
+        """Encode (B, L) int64 ids with a (B, L) bool mask to (B, L, D)."""
+
+    def embed_image(self, features: ImageFeatures) -> Tensor:
+        """Return (B, E) L2-normalised embeddings."""
+
+    def embed_text(self, features: TextFeatures) -> Tensor:
+        """Return (B, E) L2-normalised embeddings."""
+
+    def fuse(
+        self, image: ImageFeatures, text: TextFeatures, *, image_index: Tensor | None = None
+    ) -> FusedFeatures:
+        """Return joint states of each text with its image."""
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Count parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,145 @@
+"""mPLUG: two encoders, a skip-connected fusion network and a decoder (paper, figure 2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from triptych.core.errors import CapabilityError
+from triptych.core.outputs import FusedFeatures, ImageFeatures, TextFeatures
+from triptych.models.mplug.config import MPLUGConfig
+from triptych.models.mplug.fusion import SkipConnectedFusion
+from triptych.nn.decoder import DecoderMemory, TextDecoder, cat_masks
+from triptych.nn.encoder import TextEncoder
+from triptych.nn.heads import VocabularyHead
+from triptych.nn.init import init_weights
+from triptych.nn.vision import VisionTransformer
+
+
+class ImageAdapter(nn.Module):
+    """Projection of image states to the text width: dropout(LN(linear(x))), eps 1e-12.
+
+    Only models whose image encoder is wider or narrower than the text encoder have one.
+    """
+
+    def __init__(self, vision_dim: int, text_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(vision_dim, text_dim)
+        self.norm = nn.LayerNorm(text_dim, eps=1e-12)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, N, W) to (B, N, D)."""
+        return self.dropout(self.norm(self.linear(x)))  # type: ignore[no-any-return]
+
+
+class MPLUG(nn.Module):
+    """The whole model of the paper, section 3.
+
+    Heads: `image_projection` and `text_projection` for ITC, `itm_head` (class 1 = match) and
+    `mlm_head` on fused text states, the decoder's own word head.
+    """
+
+    capabilities = frozenset({"itc", "itm", "mlm", "decode"})
+
+    def __init__(self, config: MPLUGConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.text.embed_dim
+        self.visual_encoder = VisionTransformer(config.vision)
+        self.image_adapter: nn.Module = (
+            nn.Identity()
+            if config.vision.embed_dim == width
+            else ImageAdapter(config.vision.embed_dim, width, config.text.dropout)
+        )
+        self.text_encoder = TextEncoder(config.text, config.text_depth)
+        self.fusion = SkipConnectedFusion(config)
+        self.decoder = TextDecoder(config.text, config.decoder_depth)
+        self.image_projection = nn.Linear(width, config.proj_dim)
+        self.text_projection = nn.Linear(width, config.proj_dim)
+        self.itm_head = nn.Linear(width, 2)
+        self.mlm_head = VocabularyHead(width, config.text.vocab_size, 1e-12, tied=True)
+        init_weights(self, config.init_std)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square input in pixels."""
+        return self.config.vision.image_size
+
+    def encode_image(self, image: Tensor, *, hidden_patches: Tensor | None = None) -> ImageFeatures:
+        """Encode pixels, at the text encoder's width.
+
+        Args:
+            image: (B, 3, image_size, image_size) float, normalised with CLIP's mean and deviation.
+            hidden_patches: Must be None: mPLUG has no mask token for patches.
+
+        Returns:
+            (B, N, D) states.
+
+        Raises:
+            CapabilityError: `hidden_patches` is given.
+        """
+        if hidden_patches is not None:
+            raise CapabilityError("mPLUG has no masked image modelling: leave hidden_patches out")
+        return ImageFeatures(self.image_adapter(self.visual_encoder(image)))
+
+    def encode_text(self, token_ids: Tensor, text_mask: Tensor) -> TextFeatures:
+        """Encode token ids (B, L) int64 with their mask (B, L) bool, True = real token."""
+        return TextFeatures(self.text_encoder(token_ids, text_mask), text_mask)
+
+    def embed_image(self, features: ImageFeatures) -> Tensor:
+        """Project the image [CLS] state: (B, E) float32, L2-normalised."""
+        return F.normalize(self.image_projection(features.tokens[:, 0]).float(), dim=-1)
+
+    def embed_text(self, features: TextFeatures) -> Tensor:
+        """Project the text [CLS] state: (B, E) float32, L2-normalised."""
+        return F.normalize(self.text_projection(features.tokens[:, 0]).float(), dim=-1)
+
+    def fuse(
+        self, image: ImageFeatures, text: TextFeatures, *, image_index: Tensor | None = None
+    ) -> FusedFeatures:
+        """Run the fusion network.
+
+        Args:
+            image: B images.
+            text: M texts.
+            image_index: (M,) int64, the image of each text; None means M = B, in order.
+        """
+        tokens, states, index = self.fusion(image.tokens, text.tokens, text.mask, image_index)
+        return FusedFeatures(tokens, states, text.mask, index)
+
+    def match_logits(self, fused: FusedFeatures) -> Tensor:
+        """Score each pair: (M, 2) logits, class 1 = the text describes the image."""
+        return self.itm_head(fused.pooled)  # type: ignore[no-any-return]
+
+    def word_logits(self, states: Tensor) -> Tensor:
+        """Score every word at fused text states (..., D): (..., V) logits of the MLM head."""
+        return self.mlm_head(states, self.text_encoder.embedding.word.weight)  # type: ignore[no-any-return]
+
+    def decoder_memory(
+        self, image: ImageFeatures, fused: FusedFeatures | None = None
+    ) -> DecoderMemory:
+        """Project what the decoder reads, once an image.
+
+        Args:
+            image: The image encoder's output.
+            fused: The fusion network's output for the same rows; needed when the config's
+                `decoder_memory` is "fused".
+
+        Raises:
+            CapabilityError: `fused` is missing though the config asks for it.
+        """
+        if self.config.decoder_memory == "image":
+            return self.decoder.project_memory(image.tokens, None)
+        if fused is None:
+            raise CapabilityError("this model's decoder reads fused states: call fuse() first")
+        tokens = fused.expanded_image_tokens()
+        memory = torch.cat([tokens, fused.text_tokens.to(tokens.dtype)], dim=1)  # (M, N + L, D)
+        return self.decoder.project_memory(
+            memory, cat_masks(None, fused.text_mask, tokens.shape[1])
+        )
+
+    def decode(self, token_ids: Tensor, memory: DecoderMemory) -> Tensor:
+        """Read a target sequence (B, L) int64 at once: (B, L, D) decoder states."""
+        return self.decoder(token_ids, memory)  # type: ignore[no-any-return]

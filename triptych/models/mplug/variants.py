@@ -1,0 +1,87 @@
+"""Registered sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from triptych.models.mplug.config import MPLUGConfig
+from triptych.nn.encoder import TextConfig
+from triptych.nn.vision import VisionConfig
+
+BERT_VOCAB_SIZE = 30522
+
+
+def mplug_tiny(*, image_size: int | None = None, vocab_size: int | None = None) -> MPLUGConfig:
+    """Learns the built-in scenes on two CPU cores in minutes; not in the paper."""
+    return MPLUGConfig(
+        vision=VisionConfig(
+            image_size=image_size or 64,
+            patch_size=8,
+            embed_dim=128,
+            depth=4,
+            num_heads=4,
+            attention_dropout=0.0,
+        ),
+        text=TextConfig(
+            vocab_size=vocab_size or 512,
+            embed_dim=128,
+            num_heads=4,
+            max_positions=64,
+            dropout=0.0,
+            attention_dropout=0.0,
+        ),
+        text_depth=2,
+        fusion_depth=3,
+        connected_layers=(1,),
+        decoder_depth=2,
+        proj_dim=128,
+        init_std=0.05,
+    )
+
+
+def mplug_small(*, image_size: int | None = None, vocab_size: int | None = None) -> MPLUGConfig:
+    """An hour of two cores, or minutes of one GPU; not in the paper."""
+    return MPLUGConfig(
+        vision=VisionConfig(
+            image_size=image_size or 128, patch_size=16, embed_dim=384, depth=8, num_heads=6
+        ),
+        text=TextConfig(
+            vocab_size=vocab_size or 8192, embed_dim=384, num_heads=6, max_positions=128
+        ),
+        text_depth=4,
+        fusion_depth=4,
+        connected_layers=(2,),
+        decoder_depth=4,
+    )
+
+
+def mplug_base_patch16_256(
+    *, image_size: int | None = None, vocab_size: int | None = None
+) -> MPLUGConfig:
+    """MPLUG with ViT-B/16 as released: stride 3, so fusion layer 3 is connected (347 M live)."""
+    return MPLUGConfig(
+        vision=VisionConfig(
+            image_size=image_size or 256, patch_size=16, embed_dim=768, depth=12, num_heads=12
+        ),
+        text=TextConfig(vocab_size=vocab_size or BERT_VOCAB_SIZE, embed_dim=768, num_heads=12),
+        connected_layers=(3,),
+    )
+
+
+def mplug_large_patch14_224(
+    *, image_size: int | None = None, vocab_size: int | None = None
+) -> MPLUGConfig:
+    """MPLUG with ViT-L/14 as released: stride 6, so no fusion layer is connected (566 M live)."""
+    return MPLUGConfig(
+        vision=VisionConfig(
+            image_size=image_size or 224, patch_size=14, embed_dim=1024, depth=24, num_heads=16
+        ),
+        text=TextConfig(vocab_size=vocab_size or BERT_VOCAB_SIZE, embed_dim=768, num_heads=12),
+        connected_layers=(),
+    )
+
+
+VARIANTS: dict[str, Callable[..., MPLUGConfig]] = {
+    build.__name__: build
+    for build in (mplug_tiny, mplug_small, mplug_base_patch16_256, mplug_large_patch14_224)
+}

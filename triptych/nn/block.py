@@ -1,0 +1,147 @@
+"""The one transformer block that every encoder, fusion network and decoder is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from triptych.core.config import check
+from triptych.nn.attention import CrossAttention, KeyValue, SelfAttention
+from triptych.nn.kv_cache import LayerCache
+
+Activation = Literal["gelu", "quick_gelu"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockConfig:
+    """One transformer block.
+
+    Attributes:
+        embed_dim: Width D of the states.
+        num_heads: Attention heads H; must divide `embed_dim`.
+        mlp_ratio: Hidden width of the FFN over `embed_dim` (4 in CLIP and BERT).
+        activation: "gelu" (exact, BERT) or "quick_gelu" (u·σ(1.702u), CLIP).
+        pre_norm: Whether LayerNorm precedes a sublayer (ViT) or follows the sum (BERT).
+        norm_eps: Added to the variance in LayerNorm (1e-5 in CLIP, 1e-12 in BERT).
+        dropout: Share of a sublayer's output that is dropped.
+        attention_dropout: Share of attention weights that are dropped.
+    """
+
+    embed_dim: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    activation: Activation = "gelu"
+    pre_norm: bool = False
+    norm_eps: float = 1e-12
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Reject sizes that cannot be built."""
+        check(self.embed_dim > 0, "embed_dim", self.embed_dim, "be at least 1")
+        check(
+            self.num_heads > 0 and self.embed_dim % self.num_heads == 0,
+            "num_heads",
+            self.num_heads,
+            f"divide embed_dim {self.embed_dim}",
+        )
+        check(0 <= self.dropout < 1, "dropout", self.dropout, "be in [0, 1)")
+        check(
+            0 <= self.attention_dropout < 1,
+            "attention_dropout",
+            self.attention_dropout,
+            "be in [0, 1)",
+        )
+
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """Apply GELU, exact or in CLIP's sigmoid form, to a tensor of any shape."""
+    return F.gelu(x) if activation == "gelu" else F.silu(1.702 * x) / 1.702
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        hidden = int(config.embed_dim * config.mlp_ratio)
+        self.activation: Activation = config.activation
+        self.up = nn.Linear(config.embed_dim, hidden)
+        self.down = nn.Linear(hidden, config.embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, S, D) to (B, S, D), token by token."""
+        return self.down(activate(self.up(x), self.activation))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Self-attention, optional cross-attention, feed-forward; each with a residual and a norm.
+
+    Pre-norm: x + f(LN(x)). Post-norm: LN(x + f(x)).
+
+    Args:
+        config: Sizes and order of the norms.
+        memory_dim: Width of the memory to attend to; None leaves cross-attention out.
+    """
+
+    def __init__(self, config: BlockConfig, memory_dim: int | None = None) -> None:
+        super().__init__()
+        width = config.embed_dim
+        self.pre_norm = config.pre_norm
+        self.attention = SelfAttention(width, config.num_heads, config.attention_dropout)
+        self.attention_norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.cross_attention: CrossAttention | None = None
+        if memory_dim is not None:
+            self.cross_attention = CrossAttention(
+                width, config.num_heads, memory_dim, config.attention_dropout
+            )
+            self.cross_norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.mlp = FeedForward(config)
+        self.mlp_norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        memory: KeyValue | None = None,
+        memory_bias: Tensor | None = None,
+    ) -> Tensor:
+        """Transform a sequence.
+
+        Args:
+            x: (B, S, D) float.
+            bias: Additive self-attention scores, broadcastable to (B, H, S, S).
+            memory: Projected memory for the cross-attention.
+            memory_bias: Additive cross-attention scores, broadcastable to (B, H, S, memory).
+
+        Returns:
+            (B, S, D).
+        """
+        normed = self.attention_norm(x) if self.pre_norm else x
+        x = x + self.dropout(self.attention(normed, bias))
+        x = x if self.pre_norm else self.attention_norm(x)
+        return self._after_attention(x, memory, memory_bias)
+
+    def step(
+        self, x: Tensor, cache: LayerCache, memory: KeyValue, memory_bias: Tensor | None = None
+    ) -> Tensor:
+        """Transform the newest token of each beam, (B, R, D); earlier tokens are in the cache."""
+        normed = self.attention_norm(x) if self.pre_norm else x
+        x = x + self.attention.step(normed, cache)
+        x = x if self.pre_norm else self.attention_norm(x)
+        return self._after_attention(x, memory, memory_bias)
+
+    def _after_attention(
+        self, x: Tensor, memory: KeyValue | None, memory_bias: Tensor | None
+    ) -> Tensor:
+        if self.cross_attention is not None and memory is not None:
+            normed = self.cross_norm(x) if self.pre_norm else x
+            x = x + self.dropout(self.cross_attention(normed, memory, memory_bias))
+            x = x if self.pre_norm else self.cross_norm(x)
+        normed = self.mlp_norm(x) if self.pre_norm else x
+        x = x + self.dropout(self.mlp(normed))
+        return x if self.pre_norm else self.mlp_norm(x)

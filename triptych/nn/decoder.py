@@ -1,0 +1,117 @@
+"""BERT-style causal decoder with cross-attention in every layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from triptych.nn.attention import KeyValue, causal_bias, key_bias
+from triptych.nn.block import Block
+from triptych.nn.encoder import TextConfig, check_text_length
+from triptych.nn.heads import VocabularyHead
+from triptych.nn.kv_cache import DecoderCache
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderMemory:
+    """What a decoder reads: per layer the projected keys and values, computed once an image.
+
+    Attributes:
+        layers: One `KeyValue` a layer, (B, H, S, K).
+        bias: (B, 1, 1, S) additive scores, or None when every token may be read.
+    """
+
+    layers: tuple[KeyValue, ...]
+    bias: Tensor | None
+
+    @property
+    def batch_size(self) -> int:
+        """Images B."""
+        return self.layers[0].key.shape[0]
+
+    def select(self, index: Tensor) -> DecoderMemory:
+        """Return the rows at `index` (M,), which may repeat."""
+        bias = None if self.bias is None else self.bias.index_select(0, index)
+        return DecoderMemory(tuple(layer.select(index) for layer in self.layers), bias)
+
+
+class TextDecoder(nn.Module):
+    """Post-norm blocks of causal self-attention, cross-attention and FFN, with a tied word head."""
+
+    def __init__(self, config: TextConfig, depth: int) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = config.embedding()
+        self.blocks = nn.ModuleList(Block(config.block(), config.embed_dim) for _ in range(depth))
+        self.head = VocabularyHead(config.embed_dim, config.vocab_size, 1e-12, tied=True)
+
+    def project_memory(self, memory: Tensor, mask: Tensor | None) -> DecoderMemory:
+        """Project a memory for every layer.
+
+        Args:
+            memory: (B, S, D).
+            mask: (B, S) bool, True = may be read; None when all may.
+        """
+        layers = tuple(block.cross_attention.project(memory) for block in self._blocks())  # type: ignore[union-attr]
+        return DecoderMemory(layers, None if mask is None else key_bias(mask, memory.dtype))
+
+    def forward(self, token_ids: Tensor, memory: DecoderMemory) -> Tensor:
+        """Read a whole sequence at once, each token seeing itself and earlier ones.
+
+        Padding must be on the right: no real token then attends to it.
+
+        Args:
+            token_ids: (B, L) int64, starting with [CLS].
+            memory: Projected memory of the same batch.
+
+        Returns:
+            (B, L, D) states; `word_logits` turns them into scores of the next word.
+        """
+        check_text_length(token_ids, self.config.max_positions)
+        x = self.embedding(token_ids)
+        bias = causal_bias(token_ids.shape[1], x.device, x.dtype)
+        for block, layer in zip(self.blocks, memory.layers, strict=True):
+            x = block(x, bias, layer, memory.bias)
+        return x  # type: ignore[no-any-return]
+
+    def step(self, token_ids: Tensor, memory: DecoderMemory, cache: DecoderCache) -> Tensor:
+        """Read the newest token of each beam and score the next word.
+
+        The beams of an image are query positions of one attention over its memory, which is
+        neither copied nor reordered.
+
+        Args:
+            token_ids: (B, R) int64.
+            memory: Projected memory, B rows.
+            cache: Grown by this token.
+
+        Returns:
+            (B, R, V) logits of the next word.
+        """
+        x = self.embedding.step(token_ids, cache.length)
+        for block, layer, layer_cache in zip(
+            self._blocks(), memory.layers, cache.layers, strict=True
+        ):
+            x = block.step(x, layer_cache, layer, memory.bias)
+        cache.length += 1
+        return self.word_logits(x)
+
+    def word_logits(self, x: Tensor) -> Tensor:
+        """Score every word: (..., D) to (..., V)."""
+        return self.head(x, self.embedding.word.weight)  # type: ignore[no-any-return]
+
+    def new_cache(self) -> DecoderCache:
+        """Return an empty cache for `step`."""
+        return DecoderCache(len(self.blocks))
+
+    def _blocks(self) -> list[Block]:
+        return [block for block in self.blocks if isinstance(block, Block)]
+
+
+def cat_masks(first: Tensor | None, second: Tensor, first_length: int) -> Tensor:
+    """Join two key masks along the token axis; a missing first mask counts as all True."""
+    if first is None:
+        first = torch.ones(len(second), first_length, dtype=torch.bool, device=second.device)
+    return torch.cat([first, second], dim=1)

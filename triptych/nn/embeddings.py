@@ -1,0 +1,54 @@
+"""From pixels and token ids to states."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PatchEmbedding(nn.Module):
+    """Cut an image into square patches and project each (Dosovitskiy et al. 2021, eq. 1).
+
+    The weight has a convolution's shape, (D, 3, patch, patch), as released checkpoints store it;
+    it is applied as one matrix product.
+    """
+
+    def __init__(self, embed_dim: int, patch_size: int, *, bias: bool) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.weight = nn.Parameter(torch.empty(embed_dim, 3, patch_size, patch_size))
+        self.bias = nn.Parameter(torch.empty(embed_dim)) if bias else None
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (B, 3, height, width) float to (B, P, D), patches in row-major order."""
+        size = self.patch_size
+        batch, channels, height, width = image.shape
+        patches = image.reshape(batch, channels, height // size, size, width // size, size)
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, P, 3·size²)
+        return F.linear(patches, self.weight.flatten(1), self.bias)
+
+
+class TextEmbedding(nn.Module):
+    """Word, position and type tables, a LayerNorm and dropout (Devlin et al. 2019, figure 2)."""
+
+    def __init__(
+        self, vocab_size: int, embed_dim: int, max_positions: int, norm_eps: float, dropout: float
+    ) -> None:
+        super().__init__()
+        self.word = nn.Embedding(vocab_size, embed_dim)
+        self.position = nn.Embedding(max_positions, embed_dim)
+        self.token_type = nn.Embedding(2, embed_dim)
+        self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, token_ids: Tensor) -> Tensor:
+        """Map (B, L) int64 ids to (B, L, D); the type is always 0."""
+        positions = self.position.weight[: token_ids.shape[1]]  # (L, D)
+        x = self.word(token_ids) + positions + self.token_type.weight[0]
+        return self.dropout(self.norm(x))  # type: ignore[no-any-return]
+
+    def step(self, token_ids: Tensor, position: int) -> Tensor:
+        """Map the newest token of each beam, (B, R) int64, at `position` to (B, R, D)."""
+        x = self.word(token_ids) + self.position.weight[position] + self.token_type.weight[0]
+        return self.dropout(self.norm(x))  # type: ignore[no-any-return]

@@ -1,0 +1,58 @@
+"""Image-text contrastive loss with soft targets and queues (ITC)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def positive_pairs(row_keys: Tensor, column_keys: Tensor) -> Tensor:
+    """Say which rows and columns belong together.
+
+    Two images may share a caption, and one image may have several: all of these are positives,
+    and none of them may be drawn as a negative.
+
+    Args:
+        row_keys: (B, F) int64, one column a kind of key, such as image and caption.
+        column_keys: (G, F) int64, the same kinds.
+
+    Returns:
+        (B, G) bool, True where any kind of key is equal.
+    """
+    return (row_keys[:, None] == column_keys[None]).any(dim=-1)
+
+
+def soft_targets(positives: Tensor, teacher_sim: Tensor | None, alpha: float) -> Tensor:
+    """Mix the labels with a teacher's distribution: α·softmax(teacher) + (1 - α)·labels.
+
+    Args:
+        positives: (B, G) bool; each row has at least one True. A row's label mass is shared
+            equally among its positives.
+        teacher_sim: (B, G) similarities of the momentum encoders over the temperature, or None.
+        alpha: Weight of the teacher in [0, 1].
+
+    Returns:
+        (B, G) float32; each row sums to 1.
+    """
+    labels = positives.float()
+    labels = labels / labels.sum(dim=1, keepdim=True)
+    if teacher_sim is None or alpha == 0.0:
+        return labels
+    return alpha * torch.softmax(teacher_sim.float(), dim=1) + (1 - alpha) * labels
+
+
+def itc_loss(sim_i2t: Tensor, sim_t2i: Tensor, targets_i2t: Tensor, targets_t2i: Tensor) -> Tensor:
+    """Return the mean of both directions' cross-entropies (paper, section 3.3; ALBEF, eq. 6).
+
+    Args:
+        sim_i2t: (B, G) similarities of each image to all texts, over the temperature.
+        sim_t2i: (B, G) similarities of each text to all images, over the temperature.
+        targets_i2t: (B, G) distribution over texts.
+        targets_t2i: (B, G) distribution over images.
+
+    Returns:
+        Scalar float32, at least 0; ln G for equal similarities.
+    """
+    i2t = -(torch.log_softmax(sim_i2t.float(), dim=1) * targets_i2t).sum(dim=1).mean()
+    t2i = -(torch.log_softmax(sim_t2i.float(), dim=1) * targets_t2i).sum(dim=1).mean()
+    return (i2t + t2i) / 2

@@ -1,0 +1,405 @@
+"""mPLUG pre-training: ITC, ITM, MLM and PrefixLM in one pass (paper, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from triptych.core.config import check
+from triptych.core.outputs import FusedFeatures, ImageFeatures, Predictions, TextFeatures
+from triptych.models.mplug.model import MPLUG
+from triptych.objectives import IGNORE_INDEX
+from triptych.objectives.contrastive import itc_loss, positive_pairs, soft_targets
+from triptych.objectives.feature_queue import FeatureQueue
+from triptych.objectives.matching import itm_loss, sample_hard_negatives
+from triptych.objectives.mlm import distillation_loss, shift_targets, token_loss
+from triptych.objectives.momentum import MomentumEncoder
+
+OBJECTIVES = frozenset({"itc", "itm", "mlm", "prefix_lm"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MPLUGPretrainingConfig:
+    """Settings of mPLUG's pre-training objectives.
+
+    Attributes:
+        temperature: Start value of τ (0.07 in the released code); τ is learned.
+        min_temperature: Lower clamp of τ (0.001 in the released code).
+        max_temperature: Upper clamp of τ (0.5 in the released code).
+        queue_size: Pairs in the feature queue (paper: 65,536); 0 leaves it out. Any size works.
+        momentum: Share of the momentum encoder kept each step (paper: 0.995); 0 means that there
+            are no momentum encoders: targets are the labels, and a queue then holds the
+            embeddings of earlier steps as they were.
+        alpha: Weight of the momentum encoders' distribution in ITC targets (0.4 in the released
+            configs). Needs momentum.
+        alpha_ramp_steps: Steps over which alpha grows from 0 (released: the first epoch).
+        distill_mlm: Whether MLM also learns from the momentum model, with weight alpha.
+        distill_prefix_lm: Whether PrefixLM also learns from the momentum model, with weight alpha.
+    """
+
+    temperature: float = 0.07
+    min_temperature: float = 0.001
+    max_temperature: float = 0.5
+    queue_size: int = 65536
+    momentum: float = 0.995
+    alpha: float = 0.4
+    alpha_ramp_steps: int = 0
+    distill_mlm: bool = False
+    distill_prefix_lm: bool = False
+
+    def __post_init__(self) -> None:
+        """Reject settings that contradict each other."""
+        check(0 <= self.momentum < 1, "momentum", self.momentum, "be in [0, 1)")
+        check(0 <= self.alpha <= 1, "alpha", self.alpha, "be in [0, 1]")
+        check(self.queue_size >= 0, "queue_size", self.queue_size, "be at least 0")
+        check(
+            0 < self.min_temperature <= self.temperature <= self.max_temperature,
+            "temperature",
+            self.temperature,
+            f"be in [{self.min_temperature}, {self.max_temperature}]",
+        )
+        for name in ("distill_mlm", "distill_prefix_lm"):
+            check(
+                self.momentum > 0 or not getattr(self, name), name, True, "be off with momentum 0"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """The text rows of one batched pass: where each objective's rows begin."""
+
+    texts: TextFeatures
+    slices: dict[str, slice]
+
+    def part(self, name: str) -> TextFeatures:
+        rows = self.slices[name]
+        return TextFeatures(self.texts.tokens[rows], self.texts.mask[rows])
+
+
+class MPLUGPretraining:
+    """The Task of mPLUG's pre-training.
+
+    One image pass, one text pass over caption, masked caption and prefix, and one fusion pass over
+    all rows that need one; the image keys and values of asymmetric layers are computed once an
+    image. The result equals one pass an objective.
+
+    Differences from the released and derived code: pairs that share an image or a caption are
+    positives in ITC and never negatives in ITM; the teacher's fusion network is tracked; the
+    distillation softmax runs over the vocabulary and its weight reaches the decoder.
+    """
+
+    batch_keys = frozenset(
+        {
+            "image",
+            "token_ids",
+            "text_mask",
+            "mlm_token_ids",
+            "mlm_labels",
+            "prefix_token_ids",
+            "prefix_mask",
+            "target_token_ids",
+            "target_mask",
+            "image_key",
+            "caption_key",
+            "index",
+        }
+    )
+    objective_names = OBJECTIVES
+
+    def __init__(self, model: MPLUG, config: MPLUGPretrainingConfig) -> None:
+        self.config = config
+        state = nn.Module()
+        state.register_parameter("temperature", nn.Parameter(torch.tensor(config.temperature)))
+        self.modules = nn.ModuleDict({"model": model, "state": state})
+        if config.momentum > 0:
+            self.modules["teacher"] = MomentumEncoder(model, config.momentum)
+        if config.queue_size > 0:
+            self.modules["queue"] = FeatureQueue(config.queue_size, model.config.proj_dim)
+        self._pending: tuple[Tensor, Tensor, Tensor] | None = None
+        self._step = 0
+
+    @property
+    def model(self) -> MPLUG:
+        """The model that is trained."""
+        return cast(MPLUG, self.modules["model"])
+
+    @property
+    def temperature(self) -> Tensor:
+        """The learned τ, a scalar."""
+        return cast(Tensor, self.modules["state"].temperature)
+
+    def alpha(self) -> float:
+        """Return the weight of the teacher at the current step."""
+        if "teacher" not in self.modules:
+            return 0.0
+        ramp = self.config.alpha_ramp_steps
+        return self.config.alpha * (min(1.0, self._step / ramp) if ramp else 1.0)
+
+    def extra_state(self) -> dict[str, int]:
+        """Return what a checkpoint must hold besides tensors."""
+        return {"step": self._step}
+
+    def load_extra_state(self, state: dict[str, int]) -> None:
+        """Restore what `extra_state` returned."""
+        self._step = state["step"]
+
+    def losses(
+        self, batch: Mapping[str, Tensor], *, active: frozenset[str] = OBJECTIVES
+    ) -> dict[str, Tensor]:
+        """Return the unweighted losses of the active objectives.
+
+        Args:
+            batch: Tensors named by `batch_keys`.
+            active: Objectives to compute.
+
+        Returns:
+            Scalars by name, in the order itc, itm, mlm, prefix_lm.
+        """
+        image = self.model.encode_image(batch["image"])
+        rows = self._encode_texts(batch, active)
+        with torch.no_grad():
+            teacher = self._teacher_pass(batch, active)
+        losses: dict[str, Tensor] = {}
+        sims = None
+        if active & {"itc", "itm"}:
+            image_embedding = self.model.embed_image(image)
+            text_embedding = self.model.embed_text(rows.part("caption"))
+            sims = (image_embedding @ text_embedding.T) / self.temperature
+            if "itc" in active:
+                losses["itc"] = self._itc(batch, image_embedding, text_embedding, sims, teacher)
+        if active & {"itm", "mlm", "prefix_lm"}:
+            losses |= self._fused_losses(batch, image, rows, sims, active, teacher)
+        return losses
+
+    def after_step(self, step: int) -> None:
+        """Move the teacher, push the queue and clamp the temperature.
+
+        Args:
+            step: Optimizer steps done so far, this one included.
+        """
+        self._step = step
+        if "teacher" in self.modules:
+            cast(MomentumEncoder, self.modules["teacher"]).update(self.model)
+        if "queue" in self.modules and self._pending is not None:
+            cast(FeatureQueue, self.modules["queue"]).push(*self._pending)
+        self._pending = None
+        with torch.no_grad():
+            self.temperature.clamp_(self.config.min_temperature, self.config.max_temperature)
+
+    def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
+        """Return the embeddings of both sides, for retrieval.
+
+        Args:
+            batch: `image`, `token_ids`, `text_mask`, `index`.
+        """
+        image = self.model.encode_image(batch["image"])
+        text = self.model.encode_text(batch["token_ids"], batch["text_mask"])
+        return Predictions(
+            index=batch["index"].tolist(),
+            embeddings={
+                "image": self.model.embed_image(image),
+                "text": self.model.embed_text(text),
+            },
+        )
+
+    def _encode_texts(self, batch: Mapping[str, Tensor], active: frozenset[str]) -> _Rows:
+        """Encode the caption, the masked caption and the prefix in one pass."""
+        parts = {}
+        if active & {"itc", "itm"}:
+            parts["caption"] = (batch["token_ids"], batch["text_mask"])
+        if "mlm" in active:
+            parts["mlm"] = (batch["mlm_token_ids"], batch["text_mask"])
+        if "prefix_lm" in active:
+            parts["prefix"] = (batch["prefix_token_ids"], batch["prefix_mask"])
+        width = max(ids.shape[1] for ids, _ in parts.values())
+        ids = torch.cat([_widen(ids, width) for ids, _ in parts.values()])
+        mask = torch.cat([_widen(mask, width) for _, mask in parts.values()])
+        size = len(batch["image"])
+        slices = {name: slice(i * size, (i + 1) * size) for i, name in enumerate(parts)}
+        return _Rows(self.model.encode_text(ids, mask), slices)
+
+    def _itc(
+        self,
+        batch: Mapping[str, Tensor],
+        image_embedding: Tensor,
+        text_embedding: Tensor,
+        sims: Tensor,
+        teacher: _TeacherPass | None,
+    ) -> Tensor:
+        keys = torch.stack([batch["image_key"], batch["caption_key"]], dim=1)  # (B, 2)
+        image_m = image_embedding.detach() if teacher is None else teacher.image_embedding
+        text_m = text_embedding.detach() if teacher is None else teacher.text_embedding
+        self._pending = (image_m, text_m, keys)
+        if teacher is None:
+            sim_i2t, sim_t2i = sims, sims.T
+        else:
+            sim_i2t = image_embedding @ text_m.T / self.temperature
+            sim_t2i = text_embedding @ image_m.T / self.temperature
+        all_keys = keys
+        if "queue" in self.modules:
+            queued_image, queued_text, queued_keys = cast(
+                FeatureQueue, self.modules["queue"]
+            ).features()
+            sim_i2t = torch.cat([sim_i2t, image_embedding @ queued_text.T / self.temperature], 1)
+            sim_t2i = torch.cat([sim_t2i, text_embedding @ queued_image.T / self.temperature], 1)
+            image_m = torch.cat([image_m, queued_image])
+            text_m = torch.cat([text_m, queued_text])
+            all_keys = torch.cat([keys, queued_keys])
+        positives = positive_pairs(keys, all_keys)
+        if teacher is None:
+            targets = soft_targets(positives, None, 0.0)
+            return itc_loss(sim_i2t, sim_t2i, targets, targets)
+        tau, alpha = self.temperature.detach(), self.alpha()
+        targets_i2t = soft_targets(positives, teacher.image_embedding @ text_m.T / tau, alpha)
+        targets_t2i = soft_targets(positives, teacher.text_embedding @ image_m.T / tau, alpha)
+        return itc_loss(sim_i2t, sim_t2i, targets_i2t, targets_t2i)
+
+    def _fused_losses(
+        self,
+        batch: Mapping[str, Tensor],
+        image: ImageFeatures,
+        rows: _Rows,
+        sims: Tensor | None,
+        active: frozenset[str],
+        teacher: _TeacherPass | None,
+    ) -> dict[str, Tensor]:
+        """Fuse all rows at once and read each objective's own."""
+        texts, index, slices, itm_labels = self._fusion_rows(batch, rows, sims, active)
+        fused = self.model.fuse(image, texts, image_index=index)
+        losses: dict[str, Tensor] = {}
+        if itm_labels is not None:
+            losses["itm"] = itm_loss(self.model.match_logits(fused.rows(slices["itm"])), itm_labels)
+        if "mlm" in active:
+            states = fused.rows(slices["mlm"]).text_tokens
+            losses["mlm"] = self._mlm(batch["mlm_labels"], states, teacher)
+        if "prefix_lm" in active:
+            losses["prefix_lm"] = self._prefix_lm(
+                batch, image, fused.rows(slices["prefix"]), teacher
+            )
+        return losses
+
+    def _fusion_rows(
+        self,
+        batch: Mapping[str, Tensor],
+        rows: _Rows,
+        sims: Tensor | None,
+        active: frozenset[str],
+    ) -> tuple[TextFeatures, Tensor, dict[str, slice], Tensor | None]:
+        """Choose which text goes with which image in the one fusion pass."""
+        size, device = len(batch["image"]), batch["image"].device
+        own = torch.arange(size, device=device)
+        text_rows, image_rows, slices, itm_labels = [], [], {}, None
+        start = 0
+        if "itm" in active:
+            assert sims is not None
+            caption = own + rows.slices["caption"].start
+            negative_text, negative_image, itm_labels = self._hard_negatives(batch, sims)
+            text_rows += [caption, caption, caption[negative_text]]
+            image_rows += [own, negative_image, own]
+            slices["itm"] = slice(0, 3 * size)
+            start = 3 * size
+        for name, part in (("mlm", "mlm"), ("prefix", "prefix_lm")):
+            if part in active:
+                text_rows.append(own + rows.slices[name].start)
+                image_rows.append(own)
+                slices[name] = slice(start, start + size)
+                start += size
+        chosen = torch.cat(text_rows)
+        texts = TextFeatures(
+            rows.texts.tokens.index_select(0, chosen), rows.texts.mask.index_select(0, chosen)
+        )
+        return texts, torch.cat(image_rows), slices, itm_labels
+
+    def _hard_negatives(
+        self, batch: Mapping[str, Tensor], sims: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw a text for each image and an image for each text from the student's similarities.
+
+        Returns:
+            Negative text of each image (B,), negative image of each text (B,), and the ITM labels
+            (3·B,) of [pairs; text with negative image; image with negative text].
+        """
+        keys = torch.stack([batch["image_key"], batch["caption_key"]], dim=1)
+        positives = positive_pairs(keys, keys)
+        negative_text, has_text = sample_hard_negatives(sims, positives)
+        negative_image, has_image = sample_hard_negatives(sims.T, positives)
+        labels = torch.cat(
+            [torch.ones_like(negative_text), torch.zeros_like(negative_text).repeat(2)]
+        )
+        none = torch.cat([torch.zeros_like(has_text), ~has_image, ~has_text])
+        return negative_text, negative_image, labels.masked_fill(none, IGNORE_INDEX)
+
+    def _mlm(self, labels: Tensor, states: Tensor, teacher: _TeacherPass | None) -> Tensor:
+        """Score masked positions only; the vocabulary is the costly axis."""
+        labels = _widen(labels, states.shape[1], IGNORE_INDEX)
+        masked = labels != IGNORE_INDEX
+        logits = self.model.word_logits(states[masked])  # (masked tokens, V)
+        loss = token_loss(logits, labels[masked])
+        if teacher is None or teacher.mlm_states is None:
+            return loss
+        teacher_logits = teacher.model.word_logits(teacher.mlm_states[masked])
+        alpha = self.alpha()
+        distilled = distillation_loss(logits, teacher_logits.detach(), labels[masked])
+        return (1 - alpha) * loss + alpha * distilled
+
+    def _prefix_lm(
+        self,
+        batch: Mapping[str, Tensor],
+        image: ImageFeatures,
+        fused: FusedFeatures,
+        teacher: _TeacherPass | None,
+    ) -> Tensor:
+        """Say the rest of the caption, given the picture and the prefix."""
+        inputs, labels = shift_targets(batch["target_token_ids"], batch["target_mask"])
+        states = self.model.decode(inputs, self.model.decoder_memory(image, fused))
+        read = labels != IGNORE_INDEX
+        logits = self.model.decoder.word_logits(states[read])  # (target tokens, V)
+        loss = token_loss(logits, labels[read])
+        if teacher is None or teacher.prefix_states is None:
+            return loss
+        teacher_logits = teacher.model.decoder.word_logits(teacher.prefix_states[read])
+        alpha = self.alpha()
+        distilled = distillation_loss(logits, teacher_logits.detach(), labels[read])
+        return (1 - alpha) * loss + alpha * distilled
+
+    def _teacher_pass(
+        self, batch: Mapping[str, Tensor], active: frozenset[str]
+    ) -> _TeacherPass | None:
+        """Run the momentum model on what the active objectives need of it."""
+        if "teacher" not in self.modules:
+            return None
+        model = cast(MPLUG, cast(MomentumEncoder, self.modules["teacher"]).module)
+        image = model.encode_image(batch["image"])
+        text = model.encode_text(batch["token_ids"], batch["text_mask"])
+        mlm_states = prefix_states = None
+        if self.config.distill_mlm and "mlm" in active:
+            masked = model.encode_text(batch["mlm_token_ids"], batch["text_mask"])
+            mlm_states = model.fuse(image, masked).text_tokens
+        if self.config.distill_prefix_lm and "prefix_lm" in active:
+            prefix = model.encode_text(batch["prefix_token_ids"], batch["prefix_mask"])
+            memory = model.decoder_memory(image, model.fuse(image, prefix))
+            inputs, _ = shift_targets(batch["target_token_ids"], batch["target_mask"])
+            prefix_states = model.decode(inputs, memory)
+        return _TeacherPass(
+            model, model.embed_image(image), model.embed_text(text), mlm_states, prefix_states
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _TeacherPass:
+    """What the momentum model says about a batch."""
+
+    model: MPLUG
+    image_embedding: Tensor
+    text_embedding: Tensor
+    mlm_states: Tensor | None
+    prefix_states: Tensor | None
+
+
+def _widen(x: Tensor, width: int, value: int = 0) -> Tensor:
+    """Pad (B, L) on the right to (B, width)."""
+    return nn.functional.pad(x, (0, width - x.shape[1]), value=value)
