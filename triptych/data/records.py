@@ -1,0 +1,99 @@
+"""The one kind of sample that all readers give: a record, and where its picture's bytes lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from triptych.data.skips import ImageProblem, SkipKind
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """Where the encoded bytes of one picture lie: a file, or a slice of a tar shard.
+
+    Attributes:
+        path: The picture file, or the `.tar` shard.
+        offset: Byte offset of the picture in the shard; None for a file.
+        size: Length of the picture in the shard, in bytes; None for a file.
+        member: Name in the shard, for messages; None for a file.
+    """
+
+    path: str
+    offset: int | None = None
+    size: int | None = None
+    member: str | None = None
+
+    def read(self) -> bytes:
+        """Return the encoded bytes.
+
+        Raises:
+            ImageProblem: The file is missing, cannot be read, or ends before the slice does.
+        """
+        try:
+            if self.offset is None:
+                return Path(self.path).read_bytes()
+            with Path(self.path).open("rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.size)
+        except (FileNotFoundError, NotADirectoryError):
+            raise ImageProblem(SkipKind.MISSING_FILE, f"{self}: there is no such file") from None
+        except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+            reason = getattr(error, "strerror", None) or str(error)
+            raise ImageProblem(SkipKind.UNREADABLE, f"{self}: cannot be read: {reason}") from error
+        if self.size is not None and len(data) < self.size:
+            message = f"{self}: the shard ends after {len(data)} of {self.size} bytes"
+            raise ImageProblem(SkipKind.TRUNCATED, message)
+        return data
+
+    def __str__(self) -> str:
+        return self.path if self.offset is None else f"{self.path}::{self.member}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One sample as it was read. Fields that its kind of data does not have are None or empty.
+
+    Attributes:
+        record_id: Unique in its source: a question id, a reference id, or a line number.
+        image: The picture.
+        images: The pictures of a statement about several (NLVR2), in order.
+        image_id: Equal for all records of one picture: COCO's five captions of a picture are five
+            records with one `image_id`.
+        caption: A sentence that describes the picture or the clip.
+        question: A question about the picture.
+        answers: Human answers, 10 in VQAv2; repeated answers are kept. Empty for test questions.
+        question_type: For example `color`, or VQAv2's `what is the`.
+        answer_type: VQAv2's `yes/no`, `number` or `other`.
+        phrase: A phrase that refers to the thing in `box`.
+        box: x, y, width, height in pixels of the picture as it looks upright.
+        statement: A sentence about `images` that is true or false.
+        premise: The sentence that entailment is judged against, beside the picture.
+        hypothesis: The sentence whose entailment is judged.
+        label: A class name or number; for `statement` a bool; for `hypothesis` one of entailment,
+            neutral, contradiction. None for test data.
+        text: A text without a picture.
+        video: Path of a clip.
+    """
+
+    record_id: str
+    image: ImageSource | None = None
+    images: tuple[ImageSource, ...] = ()
+    image_id: str | None = None
+    caption: str | None = None
+    question: str | None = None
+    answers: tuple[str, ...] = ()
+    question_type: str | None = None
+    answer_type: str | None = None
+    phrase: str | None = None
+    box: tuple[float, float, float, float] | None = None
+    statement: str | None = None
+    premise: str | None = None
+    hypothesis: str | None = None
+    label: str | int | bool | None = None
+    text: str | None = None
+    video: str | None = None
+
+    def all_images(self) -> tuple[ImageSource, ...]:
+        """Return every picture of the record: `image`, then `images`."""
+        return self.images if self.image is None else (self.image, *self.images)

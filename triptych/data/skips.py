@@ -1,0 +1,183 @@
+"""What is left out of the data: kinds, one entry, and the log that stops a run with too many."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from triptych.core.errors import DataError
+
+NUM_EXAMPLES = 5  # entries quoted in the error
+
+
+class SkipKind(StrEnum):
+    """Why a line, a picture or a text cannot be used."""
+
+    MISSING_FILE = "missing_file"
+    UNREADABLE = "unreadable"
+    TRUNCATED = "truncated"
+    NOT_AN_IMAGE = "not_an_image"
+    DECOMPRESSION_BOMB = "decompression_bomb"
+    EMPTY_CAPTION = "empty_caption"
+    CAPTION_NOT_TEXT = "caption_not_text"
+    BAD_ANSWERS = "bad_answers"
+    BAD_BOX = "bad_box"
+    BAD_LABEL = "bad_label"
+    BAD_JSON = "bad_json"
+    NOT_UTF8 = "not_utf8"
+    MISSING_FIELD = "missing_field"
+    BAD_RECORD = "bad_record"
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """One thing that was left out.
+
+    Attributes:
+        kind: Why.
+        where: Exact place: `manifest.jsonl:12`, `captions.json: annotations[3]`, or the picture.
+        message: What is wrong with it, in words.
+        record_id: The record that lost its picture, where one picture serves several records.
+    """
+
+    kind: SkipKind
+    where: str
+    message: str
+    record_id: str | None = None
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the entry as one line of `skipped.jsonl` holds it."""
+        return {"kind": self.kind.value, "where": self.where, "message": self.message}
+
+
+class ImageProblem(DataError):
+    """A picture cannot be used; `kind` says why."""
+
+    def __init__(self, kind: SkipKind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[type[ImageProblem], tuple[SkipKind, str]]:
+        return type(self), (self.kind, str(self))
+
+
+class SkipLog:
+    """Count and list what is left out; stop once more than a set share of the samples is bad.
+
+    The share is the number of distinct bad samples over the size of the dataset, so it does not
+    grow when an epoch meets the same bad file again. Each place is listed once in
+    `skipped.jsonl`, which a resumed run goes on with.
+    """
+
+    def __init__(self, folder: Path | None, num_samples: int, max_share: float = 0.01) -> None:
+        """Open the log.
+
+        Args:
+            folder: Where `skipped.jsonl` is written; None writes no file (ranks above 0).
+            num_samples: Size of the dataset, bad lines included.
+            max_share: Largest share of bad samples that is borne, from 0 to 1.
+
+        Raises:
+            DataError: `max_share` is not a share.
+        """
+        if not 0 <= max_share <= 1:
+            raise DataError(f"max_bad_share = {max_share!r}: must be from 0 to 1")
+        self.path = None if folder is None else folder / "skipped.jsonl"
+        self.num_samples = num_samples
+        self.max_share = max_share
+        self.counts: Counter[SkipKind] = Counter()
+        self.examples: list[Skipped] = []
+        self.num_ok = 0
+        self._samples: set[tuple[str, str | None]] = set()
+        self._listed = _listed_places(self.path)
+
+    @property
+    def num_bad(self) -> int:
+        """How many distinct samples are bad."""
+        return len(self._samples)
+
+    @property
+    def share(self) -> float:
+        """The share of the dataset's samples that is bad, 0 to 1."""
+        return self.num_bad / max(self.num_samples, 1)
+
+    def add(self, skipped: Skipped) -> None:
+        """Count one bad sample, and list it where it is new.
+
+        Raises:
+            DataError: More than `max_share` of the samples is bad now.
+        """
+        sample = (skipped.where, skipped.record_id)
+        if sample in self._samples:
+            return
+        self._samples.add(sample)
+        self.counts[skipped.kind] += 1
+        if len(self.examples) < NUM_EXAMPLES:
+            self.examples.append(skipped)
+        self._list(skipped)
+        if self.share > self.max_share:
+            raise DataError(self._too_many())
+
+    def add_all(self, skipped: list[Skipped]) -> None:
+        """Count and list many, then judge: the list is whole even where the run stops.
+
+        Raises:
+            DataError: More than `max_share` of the samples is bad.
+        """
+        stop: DataError | None = None
+        for entry in skipped:
+            try:
+                self.add(entry)
+            except DataError as error:
+                stop = error
+        if stop is not None:
+            raise stop
+
+    def count_ok(self, num: int = 1) -> None:
+        """Count `num` samples that were used, for the summary."""
+        self.num_ok += num
+
+    def summary(self) -> str:
+        """Return one line: `3 of 200 samples left out: 2 truncated, 1 not_an_image`."""
+        if not self._samples:
+            return "no sample left out"
+        kinds = ", ".join(f"{count} {kind.value}" for kind, count in self.counts.most_common())
+        return f"{self.num_bad} of {self.num_samples} samples left out: {kinds}"
+
+    def _list(self, skipped: Skipped) -> None:
+        if self.path is None or skipped.where in self._listed:
+            return
+        self._listed.add(skipped.where)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(skipped.to_dict()) + "\n")
+
+    def _too_many(self) -> str:
+        kinds = ", ".join(f"{count} {kind.value}" for kind, count in self.counts.most_common())
+        if self.path is not None:
+            listed = f"They are listed in {self.path}."
+        else:
+            listed = "The first: " + "; ".join(f"{s.where} ({s.kind.value})" for s in self.examples)
+        allow = min(1.0, math.ceil(round(self.share * 100, 6)) / 100)
+        return (
+            f"{self.num_bad} of {self.num_samples} samples are bad so far ({self.share:.2%}): "
+            f"{kinds}. That is more than the {self.max_share:.2%} that is borne. {listed} "
+            f"Mend or remove them, or allow more with --data.max-bad-share {allow:g}"
+        )
+
+
+def _listed_places(path: Path | None) -> set[str]:
+    """Return the places that an earlier run listed; a half-written last line is passed over."""
+    places: set[str] = set()
+    if path is None or not path.is_file():
+        return places
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            places.add(json.loads(line)["where"])
+        except (ValueError, KeyError, TypeError):
+            continue
+    return places

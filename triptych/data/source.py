@@ -1,0 +1,136 @@
+"""What a reader is given and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from triptych.core.config import check
+from triptych.core.errors import DataError, nearest
+from triptych.data.records import Record
+from triptych.data.skips import Skipped
+
+READER_NAMES = (
+    "auto",
+    "jsonl",
+    "csv",
+    "coco",
+    "karpathy",
+    "vqav2",
+    "refcoco",
+    "nlvr2",
+    "snli_ve",
+    "msrvtt",
+    "image_folder",
+    "text",
+    "webdataset",
+)
+NUM_PROBES = 16  # items whose files are looked for before a layout is given up
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSourceConfig:
+    """One dataset on disk.
+
+    Attributes:
+        path: The manifest or annotation file; a folder of class folders or of tar shards; or a
+            shard pattern such as `shards/{000000..000012}.tar` or `shards/*.tar`.
+        reader: The format; `auto` decides by extension and content.
+        image_root: Folder that relative picture and clip paths start from; None is the folder of
+            the annotation file.
+        split: The part to read where the file holds several (Karpathy, RefCOCO, MSRVTT, a `split`
+            column); None reads all parts.
+        annotations: A second file that some formats have: VQAv2's annotations, RefCOCO's
+            instances. None looks for it beside the first under its official name.
+    """
+
+    path: str
+    reader: str = "auto"
+    image_root: str | None = None
+    split: str | None = None
+    annotations: str | None = None
+
+    def __post_init__(self) -> None:
+        check(bool(self.path), "path", self.path, "name a file or folder")
+        known = f"be one of {', '.join(READER_NAMES)}{nearest(self.reader, READER_NAMES)}"
+        check(self.reader in READER_NAMES, "reader", self.reader, known)
+
+    @property
+    def root(self) -> Path:
+        """The folder that relative paths start from."""
+        return Path(self.path).parent if self.image_root is None else Path(self.image_root)
+
+
+@dataclass(slots=True)
+class RecordList:
+    """What a reader found.
+
+    Attributes:
+        records: The usable records, in the order of the file.
+        skipped: The lines or entries that are not usable, in the order of the file.
+    """
+
+    records: list[Record] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    @property
+    def num_samples(self) -> int:
+        """Records and skipped entries together: the size that `SkipLog` measures a share of."""
+        return len(self.records) + len(self.skipped)
+
+    def add(self, entries: Iterable[Record | Skipped]) -> None:
+        """File each entry on its list."""
+        for entry in entries:
+            if isinstance(entry, Record):
+                self.records.append(entry)
+            else:
+                self.skipped.append(entry)
+
+
+def choose_layout(
+    root: Path, layouts: Sequence[Callable[[Any], str]], items: Sequence[Any], what: str
+) -> Callable[[Any], str]:
+    """Return the first layout under which a file of one of the first items exists.
+
+    Args:
+        root: Folder that the layouts are relative to.
+        layouts: Each maps an item to a relative path, `""` where it does not apply.
+        items: The items; the first `NUM_PROBES` are looked for.
+        what: What the files are, for the message.
+
+    Raises:
+        DataError: No file exists under any layout; the message names the paths that were tried.
+    """
+    probes = items[:NUM_PROBES]
+    for layout in layouts:
+        paths = (layout(item) for item in probes)
+        if any(path and (root / path).is_file() for path in paths):
+            return layout
+    tried = [str(root / path) for path in dict.fromkeys(f(i) for i in probes[:1] for f in layouts)]
+    raise DataError(
+        f"none of the first {len(probes)} {what} is found under {root}; for the first, tried: "
+        f"{', '.join(tried)}. Set image_root to the folder that holds them"
+    )
+
+
+def check_split(
+    asked: str | None, found: Iterable[str], path: str, aliases: Iterable[str] = ()
+) -> None:
+    """Raise a DataError where the asked split does not exist.
+
+    Args:
+        asked: The configured split; None asks for all.
+        found: The splits of the file.
+        path: The file, for the message.
+        aliases: Further names that are accepted.
+    """
+    splits = sorted(set(found))
+    if asked is None or asked in splits or asked in aliases:
+        return
+    if not splits:
+        raise DataError(f"{path}: split = {asked!r} is asked for, but the data has no splits")
+    raise DataError(
+        f"{path}: there is no split {asked!r}{nearest(asked, splits)} (found: {', '.join(splits)})"
+    )
