@@ -1,1 +1,1 @@
-"""."""
+"""Fine-tuning tasks, one file a task."""

@@ -1,0 +1,156 @@
+"""Visual grounding by coordinate tokens (paper, section 5.2.4; released code, spec 5.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from triptych.core.config import check
+from triptych.core.outputs import Predictions
+from triptych.evaluation.boxes import cxcywh_to_xyxy
+from triptych.generation.cached import CachedDecoder
+from triptych.generation.greedy import greedy_search
+from triptych.models.mplug.model import MPLUG
+from triptych.nn.decoder import DecoderMemory
+from triptych.tasks.finetuning.base import ModelTask
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroundingConfig:
+    """Settings of grounding.
+
+    Attributes:
+        num_bins: Coordinate tokens; coordinate x in [0, 1] is bin floor(x · (num_bins - 1))
+            (released: 337 bins at 336 px).
+        smoothing_bins: Standard deviation, in bins, of the bell around the true bin that the
+            decoder learns; 0 learns the true bin alone, as the paper does.
+        length_and_overlap_weighting: Whether a token's loss is multiplied by the predicted bin's
+            distance in [0, 5] and by (1 - GIoU), as in the released code.
+    """
+
+    num_bins: int = 337
+    smoothing_bins: float = 0.0
+    length_and_overlap_weighting: bool = False
+
+    def __post_init__(self) -> None:
+        """Reject an unusable number of bins."""
+        check(self.num_bins >= 2, "num_bins", self.num_bins, "be at least 2")
+        check(self.smoothing_bins >= 0, "smoothing_bins", self.smoothing_bins, "be at least 0")
+
+
+class Grounding(ModelTask):
+    """Say the box of a phrase as four tokens: centre x, centre y, width, height.
+
+    Args:
+        model: The model to train.
+        config: Bins and loss.
+        start_id: The decoder's start token (released: [unused339]).
+        first_bin_id: Token of bin 0; bins follow each other (released: [unused340]).
+    """
+
+    batch_keys = frozenset(
+        {"image", "token_ids", "text_mask", "box_cxcywh", "image_size_px", "index"}
+    )
+    objective_names = frozenset({"box"})
+
+    def __init__(
+        self, model: MPLUG, config: GroundingConfig, *, start_id: int, first_bin_id: int
+    ) -> None:
+        super().__init__(model)
+        vocab_size = model.config.text.vocab_size
+        check(
+            first_bin_id + config.num_bins <= vocab_size,
+            "num_bins",
+            config.num_bins,
+            f"leave the bins inside the vocabulary of {vocab_size} words: "
+            "train the tokenizer with more unused tokens, or take fewer bins",
+        )
+        self.config, self.start_id, self.first_bin_id = config, start_id, first_bin_id
+
+    def memory(self, batch: Mapping[str, Tensor]) -> DecoderMemory:
+        """Fuse picture and phrase to what the decoder reads."""
+        image = self.model.encode_image(batch["image"])
+        phrase = self.model.encode_text(batch["token_ids"], batch["text_mask"])
+        return self.model.decoder_memory(image, self.model.fuse(image, phrase))
+
+    def losses(self, batch: Mapping[str, Tensor], *, active: frozenset[str]) -> dict[str, Tensor]:
+        """Return {"box": mean cross-entropy over the four coordinate tokens}."""
+        del active
+        bins = self.to_bins(batch["box_cxcywh"])  # (B, 4)
+        start = torch.full_like(bins[:, :1], self.start_id)
+        inputs = torch.cat([start, bins[:, :3] + self.first_bin_id], dim=1)  # (B, 4)
+        states = self.model.decode(inputs, self.memory(batch))
+        logits = self.model.decoder.word_logits(states).float()  # (B, 4, V)
+        log_probs = torch.log_softmax(logits, dim=-1)
+        log_bins = log_probs[..., self.first_bin_id : self.first_bin_id + self.config.num_bins]
+        per_token = -(log_bins * self._targets(bins)).sum(dim=-1)  # (B, 4)
+        if self.config.length_and_overlap_weighting:
+            per_token = per_token * self._weights(log_bins.argmax(dim=-1), bins)
+        return {"box": per_token.mean()}
+
+    @torch.no_grad()
+    def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
+        """Return boxes in pixels of the original pictures.
+
+        Reads `image`, `token_ids`, `text_mask`, `image_size_px` and `index`.
+        """
+        vocab_size = self.model.config.text.vocab_size
+        allowed = torch.zeros(vocab_size, dtype=torch.bool)
+        allowed[self.first_bin_id : self.first_bin_id + self.config.num_bins] = True
+        ids = greedy_search(
+            CachedDecoder(self.model.decoder, self.memory(batch)),
+            start_id=self.start_id,
+            end_id=-1,
+            max_tokens=4,
+            allowed_ids=allowed,
+        )
+        bins = torch.tensor(ids) - self.first_bin_id
+        size = batch["image_size_px"].cpu().float()  # (B, 2): width, height
+        boxes = cxcywh_to_xyxy(self.from_bins(bins)).clamp(0, 1) * size.repeat(1, 2)
+        return Predictions(index=batch["index"].tolist(), boxes_xyxy=boxes)
+
+    def to_bins(self, box_cxcywh: Tensor) -> Tensor:
+        """Return the bins (B, 4) int64 of boxes (B, 4) in [0, 1]."""
+        last = self.config.num_bins - 1
+        return (box_cxcywh * last).floor().clamp(0, last).long()
+
+    def from_bins(self, bins: Tensor) -> Tensor:
+        """Return the middle of each bin (B, 4) in [0, 1]."""
+        return ((bins.float() + 0.5) / (self.config.num_bins - 1)).clamp(0, 1)
+
+    def _targets(self, bins: Tensor) -> Tensor:
+        """Return (B, 4, bins) distributions around the true bins."""
+        grid = torch.arange(self.config.num_bins, device=bins.device)
+        distance = (grid - bins[..., None]).float()
+        if self.config.smoothing_bins == 0:
+            return (distance == 0).float()
+        return torch.softmax(-0.5 * (distance / self.config.smoothing_bins) ** 2, dim=-1)
+
+    def _weights(self, predicted: Tensor, bins: Tensor) -> Tensor:
+        """Return the released per-token weights (B, 4): distance up to 5, times 1 - GIoU."""
+        distance = (predicted - bins).abs().float().clamp(max=5)
+        boxes, truth = (
+            cxcywh_to_xyxy(self.from_bins(predicted)),
+            cxcywh_to_xyxy(self.from_bins(bins)),
+        )
+        return distance * (1 - paired_giou(boxes, truth))[:, None]
+
+
+def paired_giou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
+    """Return the generalised IoU (Rezatofighi et al. 2019) of boxes (B, 4) row by row, in (-1, 1].
+
+    Boxes of no area have a union of no area; such a pair counts as 0 overlap.
+    """
+    low = torch.maximum(first_xyxy[:, :2], second_xyxy[:, :2])
+    high = torch.minimum(first_xyxy[:, 2:], second_xyxy[:, 2:])
+    shared = (high - low).clamp(min=0).prod(dim=1)
+    areas = [(b[:, 2:] - b[:, :2]).clamp(min=0).prod(dim=1) for b in (first_xyxy, second_xyxy)]
+    union = areas[0] + areas[1] - shared
+    outer_low = torch.minimum(first_xyxy[:, :2], second_xyxy[:, :2])
+    outer_high = torch.maximum(first_xyxy[:, 2:], second_xyxy[:, 2:])
+    hull = (outer_high - outer_low).clamp(min=0).prod(dim=1)
+    tiny = torch.finfo(union.dtype).tiny
+    return shared / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
