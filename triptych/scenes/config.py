@@ -111,20 +111,14 @@ class SceneConfig:
             check(0 < low <= high < 0.8, name, (low, high), "be a rising range within (0, 0.8)")
         disjoint = self.small_diameter[1] < self.large_diameter[0]
         check(disjoint, "small_diameter", self.small_diameter, "end below large_diameter")
-        most = min(len(colors) * len(shapes) // 2, len(colors) * len(shapes) - 2)
-        must = f"be within 0 and {most}, half of the colour-shape pairs"
-        check(
-            0 <= self.num_held_out_pairs <= most,
-            "num_held_out_pairs",
-            self.num_held_out_pairs,
-            must,
-        )
-        check(
-            0 <= self.repeat_probability <= 1,
-            "repeat_probability",
-            self.repeat_probability,
-            "be a chance",
-        )
+        num_pairs, held_out = len(colors) * len(shapes), self.num_held_out_pairs
+        must = f"be within 0 and {num_pairs // 2}, half of the colour-shape pairs"
+        check(0 <= held_out <= num_pairs // 2, "num_held_out_pairs", held_out, must)
+        most = 2 * (num_pairs - held_out)
+        must = f"allow at most {most} objects, the number of different ones in training"
+        check(len(counts) <= most, "object_count_weights", counts, must)
+        repeat = self.repeat_probability
+        check(0 <= repeat < 1, "repeat_probability", repeat, "be within 0 and below 1")
         check(self.noise >= 0, "noise", self.noise, "be at least 0")
         check(0 <= self.color_jitter <= 30, "color_jitter", self.color_jitter, "be within 0 and 30")
 

@@ -78,7 +78,7 @@ def paint_object(canvas: Canvas, item: SceneObject) -> None:
     _blend(patch, fine, rgb)
     if item.material == "striped":
         fine[_stripe_rows(fine.shape[0], item.radius * side)] = 0
-        _blend(patch, fine, (rgb + 3 * 255) / 4)
+        _blend(patch, fine, 0.25 * rgb + np.float32(0.75 * 255))
 
 
 def finish(canvas: Canvas, rng: np.random.Generator, noise: float) -> Image:
@@ -92,7 +92,8 @@ def _stripe_rows(num_rows: int, radius_px: float) -> NDArray[np.bool_]:
     """Return True for the rows of sub-pixels that keep their own colour: every second stripe."""
     period = radius_px * _SUPERSAMPLE * 0.56
     from_center = np.arange(num_rows) - (num_rows - 1) / 2
-    return np.floor(from_center / period + 0.25) % 2 == 0
+    keeps: NDArray[np.bool_] = np.floor(from_center / period + 0.25) % 2 == 0
+    return keeps
 
 
 def _blend(patch: Canvas, fine: Image, rgb: NDArray[np.float32]) -> None:

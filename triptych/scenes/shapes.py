@@ -31,14 +31,8 @@ def _star() -> Polygon:
 
 def _cross() -> Polygon:
     arm, thick = 1.0, 0.33
-    half = [
-        [thick, -arm],
-        [thick, -thick],
-        [arm, -thick],
-        [arm, thick],
-        [thick, thick],
-        [thick, arm],
-    ]
+    half = [[thick, -arm], [thick, -thick], [arm, -thick]]
+    half += [[x, -y] for x, y in reversed(half)]
     return np.array(half + [[-x, -y] for x, y in half])
 
 
@@ -50,7 +44,8 @@ def _heart() -> Polygon:
 
 
 def _centered(points: Polygon) -> Polygon:
-    return points - (points.min(axis=0) + points.max(axis=0)) / 2
+    middle: Polygon = (points.min(axis=0) + points.max(axis=0)) / 2
+    return points - middle
 
 
 _DRAWN = (_circle(), _square(), _triangle(), _star(), _cross(), _heart())

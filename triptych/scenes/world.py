@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import asdict, dataclass
-from itertools import accumulate
 from typing import Any
 
 from triptych.core.errors import ConfigError
@@ -132,9 +131,7 @@ def generate_scene(
     rng = scene_random(config, split, index, f"scene{series}")
     if num_objects is None:
         weights = config.object_count_weights
-        num_objects = rng.choices(
-            range(1, len(weights) + 1), cum_weights=list(accumulate(weights))
-        )[0]
+        num_objects = rng.choices(range(1, len(weights) + 1), weights)[0]
     kinds = _draw_kinds(config, split, num_objects, rng)
     objects = _place(config, kinds, rng)
     background = "even" if config.plain_background else rng.choice(BACKGROUNDS)
