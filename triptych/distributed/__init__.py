@@ -1,1 +1,1 @@
-"""."""
+"""Many processes: environment, meshes, collectives, sharding. Empty while one process trains."""

@@ -1,1 +1,1 @@
-"""."""
+"""Training of any Task: the loop, AdamW, schedules, precision, logs, clean stops and resuming."""

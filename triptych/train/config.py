@@ -1,0 +1,167 @@
+"""Settings of a training run that no model knows about."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from triptych.core.config import check
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How long, how large and how carefully to train."""
+
+    max_steps: int
+    """Optimizer steps in all; the cosine ends here."""
+
+    local_batch_size: int
+    """Samples that one process uses for one optimizer step."""
+
+    accumulate: int = 1
+    """Micro-batches that `local_batch_size` is split into; the loader yields micro-batches."""
+
+    max_grad_norm: float | None = 1.0
+    """Global gradient norm above which gradients are scaled down; None turns clipping off."""
+
+    log_every_steps: int = 10
+    """Steps between lines of `metrics.jsonl`; a line holds means over the steps since the last."""
+
+    evaluate_every_steps: int | None = None
+    """Steps between calls of the evaluation callback; None calls it never."""
+
+    checkpoint_every_steps: int = 500
+    """Steps between checkpoints; one is also written at the end and on Ctrl-C or SIGTERM."""
+
+    keep_checkpoints: int = 2
+    """Newest checkpoints that stay on disk."""
+
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Precision of the forward pass; weights stay fp32. `auto` measures which is faster."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; `auto` takes the GPU when there is one."""
+
+    num_threads: int | None = None
+    """CPU threads for torch's kernels; None leaves torch's own choice."""
+
+    seed: int = 0
+    """Seed of dropout and of every other random choice of the training process."""
+
+    progress: Literal["auto", "live", "plain", "off"] = "auto"
+    """How to report; `auto` is a live display on a terminal and plain lines elsewhere."""
+
+    tensorboard: bool = True
+    """Whether to write TensorBoard event files to `tensorboard/` in the run folder."""
+
+    def __post_init__(self) -> None:
+        for field in (
+            "max_steps",
+            "local_batch_size",
+            "accumulate",
+            "log_every_steps",
+            "checkpoint_every_steps",
+            "keep_checkpoints",
+        ):
+            check(getattr(self, field) >= 1, field, getattr(self, field), "be at least 1")
+        for field in ("evaluate_every_steps", "num_threads"):
+            value = getattr(self, field)
+            check(value is None or value >= 1, field, value, "be at least 1, or absent")
+        check(
+            self.local_batch_size % self.accumulate == 0,
+            "local_batch_size",
+            self.local_batch_size,
+            f"be a multiple of accumulate = {self.accumulate}",
+        )
+        check(
+            self.max_grad_norm is None or self.max_grad_norm > 0,
+            "max_grad_norm",
+            self.max_grad_norm,
+            "be above 0, or absent for no clipping",
+        )
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Samples that the loader yields at a time."""
+        return self.local_batch_size // self.accumulate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    """AdamW and its learning-rate schedule; defaults are mPLUG base's (arXiv:2205.12005)."""
+
+    learning_rate: float = 1e-4
+    """Peak learning rate of everything but the vision encoder."""
+
+    vision_learning_rate: float = 1e-5
+    """Peak learning rate of the vision encoder, which usually starts from trained weights."""
+
+    weight_decay: float = 0.02
+    """Decoupled weight decay; norms, biases, position embeddings and temperature have none."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of AdamW's first and second moment; torch's defaults, as the released code."""
+
+    eps: float = 1e-8
+    """Term that keeps AdamW's division finite."""
+
+    warmup_steps: int = 1000
+    """Steps of the linear rise from `warmup_learning_rate` to the peak."""
+
+    warmup_learning_rate: float = 1e-6
+    """Learning rate of the first step, for every group."""
+
+    min_learning_rate: float = 1e-6
+    """Learning rate at the end of the cosine, for every group."""
+
+    def __post_init__(self) -> None:
+        for field in ("learning_rate", "vision_learning_rate", "eps"):
+            check(getattr(self, field) > 0, field, getattr(self, field), "be above 0")
+        for field in ("weight_decay", "warmup_steps", "warmup_learning_rate", "min_learning_rate"):
+            check(getattr(self, field) >= 0, field, getattr(self, field), "be at least 0")
+        for beta in self.betas:
+            check(0 <= beta < 1, "betas", self.betas, "lie in [0, 1)")
+        lowest = min(self.learning_rate, self.vision_learning_rate)
+        check(
+            self.min_learning_rate <= lowest,
+            "min_learning_rate",
+            self.min_learning_rate,
+            f"not exceed the lowest peak learning rate, {lowest}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectiveWeight:
+    """Weight of one objective over the run: zero, then a linear ramp, then constant, then zero.
+
+    Steps count from 0: `start_step=0` is the first step of the run.
+    """
+
+    name: str
+    """Objective, such as "itc"."""
+
+    weight: float = 1.0
+    """Factor on the loss once the ramp is over."""
+
+    start_step: int = 0
+    """First step with a weight above zero."""
+
+    ramp_steps: int = 0
+    """Steps of the linear rise; the first of them has `weight / ramp_steps`."""
+
+    end_step: int | None = None
+    """First step without the objective again; None keeps it to the end."""
+
+    every_steps: int = 1
+    """Period: the objective is computed at `start_step` and each `every_steps` after it."""
+
+    def __post_init__(self) -> None:
+        for field in ("weight", "start_step", "ramp_steps"):
+            check(getattr(self, field) >= 0, field, getattr(self, field), "be at least 0")
+        check(self.every_steps >= 1, "every_steps", self.every_steps, "be at least 1")
+        check(
+            self.end_step is None or self.end_step > self.start_step,
+            "end_step",
+            self.end_step,
+            f"be above start_step = {self.start_step}, or absent",
+        )

@@ -1,0 +1,73 @@
+"""Ctrl-C and SIGTERM as a request to stop after the step, not as an accident."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+
+class TrainingInterrupted(Exception):  # noqa: N818 - an outcome, not an error
+    """The run was asked to stop, and has saved.
+
+    Attributes:
+        signal_number: SIGINT or SIGTERM.
+        step: Optimizer steps done.
+        checkpoint: Where the run goes on from.
+    """
+
+    def __init__(self, signal_number: int, step: int, checkpoint: Path) -> None:
+        self.signal_number = signal_number
+        self.step = step
+        self.checkpoint = checkpoint
+        name = signal.Signals(signal_number).name
+        super().__init__(f"{name}: stopped after step {step}; saved {checkpoint}")
+
+    @property
+    def exit_code(self) -> int:
+        """The shell's code for a signal: 130 for Ctrl-C, 143 for SIGTERM."""
+        return 128 + self.signal_number
+
+
+class InterruptGuard:
+    """While entered, the first SIGINT or SIGTERM only sets `requested`; a second Ctrl-C aborts.
+
+    Outside the main thread Python allows no handlers, and the guard does nothing. Forked loader
+    workers inherit the handlers: there Ctrl-C is ignored, since the parent ends them, and SIGTERM
+    ends the worker.
+    """
+
+    def __init__(self) -> None:
+        self.requested: int | None = None
+        self._owner = os.getpid()
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> InterruptGuard:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            # None stands for a handler that was not installed from Python
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._previous.clear()
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._owner:
+            if number == signal.SIGTERM:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+        elif number == signal.SIGINT and self.requested is not None:
+            raise KeyboardInterrupt
+        elif self.requested is None:
+            self.requested = number

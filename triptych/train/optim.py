@@ -1,0 +1,110 @@
+"""AdamW with groups for the vision encoder and the rest, with and without weight decay."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from triptych.train.config import OptimConfig
+
+_NO_DECAY = re.compile(
+    r"(?<![a-z])position|class_embedding|cls_token|logit_scale|temperature", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterGroup:
+    """Parameters that share a learning rate and a weight decay.
+
+    Attributes:
+        name: `vision` or `rest`, then `_decay` or `_no_decay`.
+        parameters: (name, parameter) pairs.
+        peak_lr: Learning rate at the end of warm-up.
+        weight_decay: Decoupled weight decay.
+    """
+
+    name: str
+    parameters: list[tuple[str, nn.Parameter]]
+    peak_lr: float
+    weight_decay: float
+
+
+def is_vision_parameter(name: str) -> bool:
+    """Return whether a parameter belongs to the vision encoder, by the name of its module."""
+    return name.startswith("model.visual_encoder.")
+
+
+def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
+    """Return whether a parameter decays: a matrix that embeds no position and no class token.
+
+    Norm scales, biases, layer scales and the temperature have at most one dimension.
+    """
+    return parameter.ndim > 1 and _NO_DECAY.search(name) is None
+
+
+def group_parameters(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    config: OptimConfig,
+    is_vision: Callable[[str], bool] = is_vision_parameter,
+) -> list[ParameterGroup]:
+    """Put each trainable parameter in exactly one group; groups without parameters are left out.
+
+    Args:
+        named_parameters: As `nn.Module.named_parameters()` gives them: a tied tensor once.
+        config: Learning rates and weight decay.
+        is_vision: Whether the parameter of a name takes the vision learning rate.
+    """
+    groups = {
+        (vision, decay): ParameterGroup(
+            name=("vision" if vision else "rest") + ("_decay" if decay else "_no_decay"),
+            parameters=[],
+            peak_lr=config.vision_learning_rate if vision else config.learning_rate,
+            weight_decay=config.weight_decay if decay else 0.0,
+        )
+        for vision in (True, False)
+        for decay in (True, False)
+    }
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            key = (is_vision(name), has_weight_decay(name, parameter))
+            groups[key].parameters.append((name, parameter))
+    return [group for group in groups.values() if group.parameters]
+
+
+def build_optimizer(groups: list[ParameterGroup], config: OptimConfig) -> torch.optim.AdamW:
+    """Return a fused AdamW; each of its groups carries `name`, `peak_lr` and `param_names`."""
+    return torch.optim.AdamW(
+        [
+            {
+                "params": group.parameters,
+                "name": group.name,
+                "peak_lr": group.peak_lr,
+                "lr": group.peak_lr,
+                "weight_decay": group.weight_decay,
+            }
+            for group in groups
+        ],
+        betas=config.betas,
+        eps=config.eps,
+        fused=True,
+    )
+
+
+def group_table(groups: list[ParameterGroup]) -> Table:
+    """Return a table of the groups for the terminal: tensors, numbers, peak rate, decay."""
+    table = Table("group", "tensors", "parameters", "peak learning rate", "weight decay")
+    for group in groups:
+        size = sum(parameter.numel() for _, parameter in group.parameters)
+        table.add_row(
+            group.name,
+            str(len(group.parameters)),
+            f"{size:,}",
+            f"{group.peak_lr:g}",
+            f"{group.weight_decay:g}",
+        )
+    return table

@@ -1,0 +1,101 @@
+"""The state that a run needs to go on bitwise, as one nested dict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from triptych.core.errors import CheckpointError
+from triptych.core.rng import random_state, set_random_state
+from triptych.train.task import StatefulTask, Task
+
+
+def capture_state(task: Task, optimizer: Optimizer) -> dict[str, Any]:
+    """Return modules, optimizer, random states and the task's own state.
+
+    The tensors are the live ones, not copies: store them before the next step.
+    """
+    return {
+        "modules": dict(task.modules.state_dict()),
+        "optimizer": _optimizer_state(optimizer),
+        "random": random_state(),
+        "task": task.extra_state() if isinstance(task, StatefulTask) else {},
+    }
+
+
+def restore_state(state: dict[str, Any], task: Task, optimizer: Optimizer) -> None:
+    """Put back what `capture_state` returned.
+
+    Raises:
+        CheckpointError: The checkpoint belongs to another model: names or shapes differ.
+    """
+    _load_modules(task.modules, state["modules"])
+    _load_optimizer(optimizer, state["optimizer"])
+    if isinstance(task, StatefulTask):
+        task.load_extra_state(state["task"])
+    set_random_state(state["random"])  # last: nothing that comes before may draw from it
+
+
+def _load_modules(modules: nn.Module, saved: dict[str, Any]) -> None:
+    present = modules.state_dict()
+    for kind, names in (
+        ("lacks", present.keys() - saved.keys()),
+        ("holds an unknown", saved.keys() - present.keys()),
+    ):
+        if names:
+            raise CheckpointError(
+                f"the checkpoint {kind} {min(names)!r} ({len(names)} such names): "
+                "resume with the configuration that the run began with"
+            )
+    for name, value in present.items():
+        if isinstance(value, Tensor) and value.shape != saved[name].shape:
+            raise CheckpointError(
+                f"{name} is {tuple(saved[name].shape)} in the checkpoint and {tuple(value.shape)} "
+                "in the model: resume with the configuration that the run began with"
+            )
+    modules.load_state_dict(saved)
+
+
+def _named_parameters(optimizer: Optimizer) -> dict[str, Tensor]:
+    return {
+        name: parameter
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["param_names"], group["params"], strict=True)
+    }
+
+
+def _optimizer_state(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
+    """Return AdamW's state by parameter name; learning rates follow from the step."""
+    return {
+        name: dict(optimizer.state[parameter])
+        for name, parameter in _named_parameters(optimizer).items()
+        if parameter in optimizer.state
+    }
+
+
+def _load_optimizer(optimizer: Optimizer, saved: dict[str, dict[str, Any]]) -> None:
+    parameters = _named_parameters(optimizer)
+    unknown = sorted(saved.keys() - parameters.keys())
+    if unknown:
+        raise CheckpointError(
+            f"the checkpoint's optimizer holds {unknown[0]!r}, which is not trained now "
+            f"({len(unknown)} such names): resume with the configuration that the run began with"
+        )
+    optimizer.state.clear()
+    for name, entries in saved.items():
+        parameter = parameters[name]
+        optimizer.state[parameter] = {
+            key: _like(value, parameter) for key, value in entries.items()
+        }
+
+
+def _like(value: Any, parameter: Tensor) -> Any:
+    """Return a saved moment in the memory layout of its parameter, as the fused kernel needs."""
+    if not isinstance(value, Tensor):
+        return value
+    if value.shape != parameter.shape:  # the step counter
+        return value.to(parameter.device)
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)

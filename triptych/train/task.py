@@ -1,0 +1,71 @@
+"""The Task protocol: all that the trainer knows about what it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from triptych.core.outputs import Predictions
+
+
+class Task(Protocol):
+    """A model with its heads and objectives, ready to be trained.
+
+    `step` is the number of optimizer steps that are done, everywhere.
+
+    Attributes:
+        modules: Everything that is trained, saved and optimised, momentum copies and queues (as
+            buffers) included. Parameters with `requires_grad` False are saved, not optimised.
+        batch_keys: Keys that `losses` reads; checked once against the loader's first batch.
+        objective_names: Every objective that `losses` can compute.
+    """
+
+    @property
+    def modules(self) -> nn.ModuleDict: ...  # noqa: D102 - documented above
+
+    @property
+    def batch_keys(self) -> frozenset[str]: ...  # noqa: D102
+
+    @property
+    def objective_names(self) -> frozenset[str]: ...  # noqa: D102
+
+    def losses(self, batch: Mapping[str, Tensor], *, active: frozenset[str]) -> dict[str, Tensor]:
+        """Return unweighted scalar losses.
+
+        Called once a micro-batch, so `accumulate` times before one `after_step`.
+
+        Args:
+            batch: What the loader yields, on the training device.
+            active: Objectives whose weight is not zero at this step; each must be in the result.
+
+        Returns:
+            Scalars by objective. Keys beyond `active` are logged and take no part in the gradient.
+        """
+        ...
+
+    def after_step(self, step: int) -> None:
+        """Update what is not learned by gradients: momentum copies, queues, temperature clamp.
+
+        Args:
+            step: Optimizer steps done, the present one included (the first call has 1).
+        """
+        ...
+
+    def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
+        """Return predictions for a batch; reads no labels. The trainer itself never calls it."""
+        ...
+
+
+@runtime_checkable
+class StatefulTask(Protocol):
+    """A task with state outside `modules` that a resumed run needs."""
+
+    def extra_state(self) -> dict[str, Any]:
+        """Return nested dicts and lists of tensors and JSON values (tuples come back as lists)."""
+        ...
+
+    def load_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore what `extra_state` returned."""
+        ...

@@ -1,0 +1,305 @@
+"""The training loop, in one fixed order, for any Task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from triptych.checkpoint.run import list_checkpoints, load_latest, save_checkpoint
+from triptych.core.errors import ConfigError, DataError
+from triptych.core.rng import random_state, seed_everything, set_random_state
+from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
+from triptych.train.interrupts import InterruptGuard, TrainingInterrupted
+from triptych.train.metrics_log import MetricsLog, StepMeans
+from triptych.train.optim import build_optimizer, group_parameters, is_vision_parameter
+from triptych.train.precision import autocast, resolve_precision
+from triptych.train.progress import Progress, StepClock, StepReport, build_progress
+from triptych.train.schedule import apply_schedule, learning_rate_at
+from triptych.train.state import capture_state, restore_state
+from triptych.train.step import (
+    StepValues,
+    backward_micro_batch,
+    check_batch_keys,
+    check_finite,
+    clip_gradients,
+    read_values,
+    to_device,
+)
+from triptych.train.task import Task
+from triptych.train.weights import ObjectiveSchedules
+
+Batches = Iterator[Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainResult:
+    """What `Trainer.fit` returns.
+
+    Attributes:
+        step: Optimizer steps done.
+        losses: Losses of the last step, the total included; empty if no step was left to do.
+        elapsed_s: Seconds that this call took.
+        samples_per_s: Samples a second over the last steps.
+        checkpoint: The last checkpoint.
+    """
+
+    step: int
+    losses: dict[str, float]
+    elapsed_s: float
+    samples_per_s: float
+    checkpoint: Path
+
+
+class Trainer:
+    """Trains a task: fetch, losses, backward, clip, check, optimizer, schedule, after_step, log.
+
+    Args:
+        task: What is trained; its modules are moved to the training device here.
+        loader_factory: Given the number of micro-batches that are done, returns an endless iterator
+            over the following ones. Micro-batch n may depend on n alone, or resuming is not exact.
+        config: Length, sizes, intervals.
+        optim: AdamW and its schedule.
+        weights: Weights of the objectives; empty for 1 each.
+        run_folder: Receives `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
+        evaluate: Called with the step, returns numbers to log as they are named. What it draws from
+            the random state does not change the training.
+        is_vision: Whether the parameter of a name takes the vision learning rate.
+        console: Where to report; standard output if absent.
+
+    Raises:
+        ConfigError: An objective that the task lacks, or a step without any objective.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        loader_factory: Callable[[int], Batches],
+        *,
+        config: TrainConfig,
+        optim: OptimConfig,
+        weights: Sequence[ObjectiveWeight] = (),
+        run_folder: Path,
+        evaluate: Callable[[int], Mapping[str, float]] | None = None,
+        is_vision: Callable[[str], bool] = is_vision_parameter,
+        console: Console | None = None,
+    ) -> None:
+        self.task, self.config, self.optim_config = task, config, optim
+        self.loader_factory, self.evaluate = loader_factory, evaluate
+        self.run_folder, self.console = run_folder, console
+        self.checkpoint_folder = run_folder / "checkpoints"
+        self.objectives = ObjectiveSchedules(weights, task.objective_names)
+        self.objectives.check(config.max_steps)
+        if config.num_threads is not None:
+            torch.set_num_threads(config.num_threads)
+        self.device = _resolve_device(config.device)
+        task.modules.to(self.device)
+        self.groups = group_parameters(task.modules.named_parameters(), optim, is_vision)
+        self.optimizer = build_optimizer(self.groups, optim)
+        self.precision: str = config.precision
+        self.step = 0
+        self._last_checkpoint: Path | None = None
+        self._means = StepMeans()
+
+    def fit(self, *, resume: bool = False) -> TrainResult:
+        """Train to the last step.
+
+        Args:
+            resume: Go on from the newest good checkpoint of the run folder; from the start if there
+                is none. All that follows is bitwise what an uninterrupted run computes.
+
+        Raises:
+            ConfigError: The run folder holds checkpoints and `resume` is False, or the batches lack
+                a key that the task reads.
+            CheckpointError: The checkpoints are all damaged, or belong to another model.
+            NonFiniteError: A loss or gradient is NaN or infinite.
+            TrainingInterrupted: SIGINT or SIGTERM came; the run was saved.
+        """
+        progress = build_progress(self.config.progress, self.console)
+        with InterruptGuard() as guard:
+            try:
+                self._begin(resume, progress)
+                return self._loop(guard, progress)
+            finally:
+                progress.close()
+
+    def _begin(self, resume: bool, progress: Progress) -> None:
+        """Set every state to that of the run's start or of its newest good checkpoint."""
+        self.task.modules.train()
+        found = None
+        if resume:
+            found = load_latest(self.checkpoint_folder, warn=progress.message)
+        elif list_checkpoints(self.checkpoint_folder):
+            raise ConfigError(
+                f"{self.checkpoint_folder} holds checkpoints of an earlier run: "
+                "resume it, or choose another run folder"
+            )
+        if found:
+            self._restore(*found)
+        else:
+            self.precision = resolve_precision(
+                self.config.precision, self.device, self.task.modules
+            )
+            seed_everything(self.config.seed)
+        apply_schedule(self.optimizer, self.step, self.optim_config, self.config.max_steps)
+        progress.message(
+            f"training on {self.device} in {self.precision} with {torch.get_num_threads()} "
+            f"threads, from step {self.step} to {self.config.max_steps}, in {self.run_folder}"
+        )
+
+    def _loop(self, guard: InterruptGuard, progress: Progress) -> TrainResult:
+        clock = StepClock(self.config.local_batch_size)
+        log = MetricsLog(self.run_folder, start_step=self.step, tensorboard=self.config.tensorboard)
+        batches = self.loader_factory(self.step * self.config.accumulate)
+        losses: dict[str, float] = {}
+        try:
+            while self.step < self.config.max_steps:
+                values = self._train_step(batches, clock)
+                losses = {**values.losses, "total": values.total}
+                progress.update(self._report(losses, clock))
+                self._log_step(values, log, clock)
+                self._evaluate_if_due(log, progress)
+                self._checkpoint_if_due(log, guard, progress)
+                if guard.requested is not None:
+                    assert self._last_checkpoint is not None
+                    raise TrainingInterrupted(guard.requested, self.step, self._last_checkpoint)
+        finally:
+            log.close()
+            _close(batches)
+        assert self._last_checkpoint is not None
+        return TrainResult(
+            step=self.step,
+            losses=losses,
+            elapsed_s=clock.elapsed_s,
+            samples_per_s=clock.samples_per_s,
+            checkpoint=self._last_checkpoint,
+        )
+
+    def _train_step(self, batches: Batches, clock: StepClock) -> StepValues:
+        """Do one optimizer step; the order of these lines is the order of every run."""
+        clock.start_step()
+        weights = self.objectives.at(self.step)
+        micro_losses = [
+            backward_micro_batch(
+                self.task,
+                self._fetch(batches, clock),
+                weights,
+                share=1 / self.config.accumulate,
+                context=autocast(self.device, self.precision),
+            )
+            for _ in range(self.config.accumulate)
+        ]
+        parameters = [pair for group in self.groups for pair in group.parameters]
+        norm = clip_gradients([p for _, p in parameters], self.config.max_grad_norm)
+        values = read_values(micro_losses, norm)
+        check_finite(values, parameters, step=self.step + 1, last_checkpoint=self._last_checkpoint)
+        self.optimizer.step()
+        self.step += 1
+        apply_schedule(self.optimizer, self.step, self.optim_config, self.config.max_steps)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.task.after_step(self.step)
+        clock.end_step()
+        return values
+
+    def _fetch(self, batches: Batches, clock: StepClock) -> dict[str, Tensor]:
+        with clock.waiting():
+            batch = next(batches, None)
+        if batch is None:
+            raise DataError(f"the loader ended after step {self.step}; it must be endless")
+        check_batch_keys(self.task, batch)
+        return to_device(batch, self.device)
+
+    def _report(self, losses: dict[str, float], clock: StepClock) -> StepReport:
+        return StepReport(
+            step=self.step,
+            max_steps=self.config.max_steps,
+            losses=losses,
+            samples_per_s=clock.samples_per_s,
+            data_wait_share=clock.data_wait_share,
+            seconds_left=clock.seconds_for(self.config.max_steps - self.step),
+        )
+
+    def _log_step(self, values: StepValues, log: MetricsLog, clock: StepClock) -> None:
+        """Count the step's numbers, and write a line if one is due."""
+        losses = {**values.losses, "total": values.total}
+        self._means.add(
+            {f"loss/{name}": value for name, value in losses.items()}
+            | {"grad_norm": values.grad_norm}
+        )
+        if self.step % self.config.log_every_steps == 0 or self.step == self.config.max_steps:
+            wall_clock = {
+                "samples_per_s": clock.samples_per_s,
+                "data_wait_share": clock.data_wait_share,
+                "elapsed_s": clock.elapsed_s,
+            }
+            log.write(self.step, {**self._means.pop(), **self._learning_rates(), **wall_clock})
+
+    def _learning_rates(self) -> dict[str, float]:
+        """Return the learning rates that the last step used, as `lr/vision` and `lr/rest`."""
+        return {
+            f"lr/{group.name.split('_')[0]}": learning_rate_at(
+                self.step - 1,
+                peak=group.peak_lr,
+                config=self.optim_config,
+                max_steps=self.config.max_steps,
+            )
+            for group in self.groups
+        }
+
+    def _evaluate_if_due(self, log: MetricsLog, progress: Progress) -> None:
+        every = self.config.evaluate_every_steps
+        if self.evaluate is None or every is None or self.step % every:
+            return
+        state = random_state()
+        with torch.no_grad():
+            values = self.evaluate(self.step)
+        set_random_state(state)
+        self.task.modules.train()
+        log.write(self.step, values)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+        progress.message(f"evaluation after step {self.step}: {shown}")
+
+    def _checkpoint_if_due(
+        self, log: MetricsLog, guard: InterruptGuard, progress: Progress
+    ) -> None:
+        last = self.step == self.config.max_steps
+        due = self.step % self.config.checkpoint_every_steps == 0
+        if not (due or last or guard.requested is not None):
+            return
+        log.flush_to_disk()
+        state = capture_state(self.task, self.optimizer)
+        state |= {"precision": self.precision, "means": self._means.state()}
+        self._last_checkpoint = save_checkpoint(
+            self.checkpoint_folder, self.step, state, keep=self.config.keep_checkpoints
+        )
+        if last or guard.requested is not None:
+            progress.message(f"saved {self._last_checkpoint}")
+
+    def _restore(self, step: int, state: dict[str, Any]) -> None:
+        """Go back to a checkpoint; the precision of an `auto` run is not measured again."""
+        restore_state(state, self.task, self.optimizer)
+        self._means.load_state(state["means"])
+        chosen = self.config.precision
+        self.precision = state["precision"] if chosen == "auto" else chosen
+        self.step = step
+        self._last_checkpoint = self.checkpoint_folder / f"step_{step}"
+
+
+def _resolve_device(choice: str) -> torch.device:
+    if choice == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device = 'cuda': torch finds no CUDA device; use 'cpu' or 'auto'")
+    if choice == "auto":
+        choice = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(choice)
+
+
+def _close(batches: Batches) -> None:
+    """End the loader's workers, if it has a way to."""
+    close = getattr(batches, "close", None)
+    if close is not None:
+        close()

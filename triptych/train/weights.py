@@ -1,0 +1,69 @@
+"""Which objectives count at a step, and how much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from triptych.core.errors import ConfigError, nearest
+from triptych.train.config import ObjectiveWeight
+
+
+def weight_at(schedule: ObjectiveWeight, step: int) -> float:
+    """Return the weight of an objective at a step.
+
+    Args:
+        schedule: The objective's weight over the run.
+        step: Optimizer steps done before this one, so 0 for the first.
+
+    Returns:
+        The factor on the loss; exactly 0.0 where the objective is not computed.
+    """
+    since = step - schedule.start_step
+    ended = schedule.end_step is not None and step >= schedule.end_step
+    if since < 0 or ended or since % schedule.every_steps:
+        return 0.0
+    if since + 1 < schedule.ramp_steps:
+        return schedule.weight * (since + 1) / schedule.ramp_steps
+    return schedule.weight
+
+
+class ObjectiveSchedules:
+    """The weights of all objectives of a task.
+
+    Args:
+        weights: One schedule an objective. An empty sequence gives each objective weight 1;
+            otherwise an objective that is not listed is not trained.
+        objective_names: Objectives that the task offers.
+
+    Raises:
+        ConfigError: A name that the task does not offer, or a name given twice.
+    """
+
+    def __init__(self, weights: Sequence[ObjectiveWeight], objective_names: Iterable[str]) -> None:
+        names = sorted(objective_names)
+        self.schedules = tuple(weights) or tuple(ObjectiveWeight(name=name) for name in names)
+        seen: set[str] = set()
+        for schedule in self.schedules:
+            if schedule.name not in names:
+                raise ConfigError(
+                    f"objective weight for {schedule.name!r}: the task has {names}"
+                    + nearest(schedule.name, names)
+                )
+            if schedule.name in seen:
+                raise ConfigError(f"objective {schedule.name!r} has two weights; give it one")
+            seen.add(schedule.name)
+
+    def at(self, step: int) -> dict[str, float]:
+        """Return the weights above zero at a step; steps count from 0."""
+        weights = {schedule.name: weight_at(schedule, step) for schedule in self.schedules}
+        return {name: weight for name, weight in weights.items() if weight > 0}
+
+    def check(self, max_steps: int) -> None:
+        """Raise a ConfigError if some step of the run would have no loss at all."""
+        for step in range(max_steps):
+            if not any(weight_at(schedule, step) > 0 for schedule in self.schedules):
+                raise ConfigError(
+                    f"no objective is active at step {step} (counted from 0) of {max_steps}: "
+                    "change weight, start_step, end_step or every_steps of "
+                    f"{[schedule.name for schedule in self.schedules]}"
+                )
