@@ -1,1 +1,1 @@
-"""."""
+"""Generation: token ids in, token ids out."""

@@ -1,0 +1,242 @@
+"""Beam search, batched over images and without a loop over beams."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from triptych.core.config import check
+from triptych.generation.step import DecodeStep
+from triptych.generation.stopping import best_divisor, check_length, length_divisor
+
+Allowed = Callable[[Tensor], Tensor]
+"""Map the tokens said so far (B, R, T) to a bool mask of next ones, broadcastable to (B, R, V)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BeamConfig:
+    """A beam search.
+
+    Attributes:
+        num_beams: Running texts R of an image, and the length of the n-best list (released: 5).
+        min_tokens: Tokens before the end token may come (released VQA: 1, captioning: 8).
+        max_tokens: Longest text, the end token included (released VQA: 10, captioning: 25).
+        length_penalty: Exponent of the length divisor ((5 + t) / 6) (released: 0.6).
+        stop: When an image is done. "none_better": `num_beams` texts have ended and no running
+            one can beat the worst of them. "top_ended": the best candidate of a step is the end
+            token, as in the released code; the n-best list may then be shorter.
+    """
+
+    num_beams: int = 5
+    min_tokens: int = 1
+    max_tokens: int = 20
+    length_penalty: float = 0.6
+    stop: Literal["none_better", "top_ended"] = "none_better"
+
+    def __post_init__(self) -> None:
+        """Reject a search without beams or tokens."""
+        check(self.num_beams > 0, "num_beams", self.num_beams, "be at least 1")
+        check(self.max_tokens > 0, "max_tokens", self.max_tokens, "be at least 1")
+        check(
+            0 <= self.min_tokens < self.max_tokens,
+            "min_tokens",
+            self.min_tokens,
+            f"be in [0, {self.max_tokens}), below max_tokens",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis:
+    """One generated text.
+
+    Attributes:
+        token_ids: Generated tokens, without start, prompt and end.
+        score: Sum of log-probabilities, the end token's included, over the length divisor.
+    """
+
+    token_ids: tuple[int, ...]
+    score: float
+
+
+@torch.no_grad()
+def beam_search(
+    step: DecodeStep,
+    *,
+    start_id: int,
+    end_id: int,
+    config: BeamConfig,
+    prompt: Tensor | None = None,
+    allowed: Allowed | None = None,
+) -> list[list[Hypothesis]]:
+    """Generate the n-best texts of each image.
+
+    A text that has ended is never extended, and running texts take the place of ended ones, so
+    that `num_beams` keep running. (The released code goes on extending ended texts below the top
+    one, and returns some with tokens after the end.) Texts that still run at `max_tokens` count
+    as ended there.
+
+    Args:
+        step: A decoder that has read nothing yet.
+        start_id: First token that the decoder reads.
+        end_id: Token that ends a text.
+        config: The search.
+        prompt: (B, T) int64 tokens after the start token, the same number for each image.
+        allowed: Which tokens may come next; the others' probability is shared by these.
+
+    Returns:
+        For each image its hypotheses, best first: `num_beams`, or fewer where the constraint or
+        `stop` leaves fewer.
+
+    Raises:
+        ConfigError: `max_tokens` exceeds the decoder's positions.
+    """
+    check_length(step, 0 if prompt is None else prompt.shape[1], config.max_tokens)
+    logits = _read_prompt(step, start_id, prompt)
+    state = _Search(config, end_id, step.batch_size, logits.device)
+    for position in range(config.max_tokens):
+        if position > 0:
+            logits = step.logits(state.newest)
+        state.advance(_log_probs(logits, state, allowed), position)
+        if position + 1 == config.max_tokens or bool(state.done.all()):
+            break
+        step.reorder(state.rows)
+    return state.hypotheses()
+
+
+def _read_prompt(step: DecodeStep, start_id: int, prompt: Tensor | None) -> Tensor:
+    """Feed the start token and the prompt; return (B, 1, V) logits of the first new token."""
+    logits = step.logits(torch.full((step.batch_size, 1), start_id))
+    if prompt is not None:
+        for column in prompt.unbind(1):
+            logits = step.logits(column[:, None])
+    return logits
+
+
+def _log_probs(logits: Tensor, state: _Search, allowed: Allowed | None) -> Tensor:
+    """Return (B, R, V) float32 log-probabilities; -inf for what the constraint forbids."""
+    logits = logits.float()
+    if allowed is None:
+        return torch.log_softmax(logits, dim=-1)
+    forbidden = ~allowed(state.said[..., : state.length])
+    logits = logits.masked_fill(forbidden, torch.finfo(torch.float32).min)
+    return torch.log_softmax(logits, dim=-1).masked_fill(forbidden, -torch.inf)
+
+
+class _Search:
+    """The running and the ended texts of all images.
+
+    Attributes:
+        sums: (B, R) sums of log-probabilities of the running texts, falling; R is 1 before the
+            first step.
+        said: (B, R, max_tokens) their tokens, of which `length` are filled.
+        rows: (B·R,) flat rows that the running texts continue.
+        done: (B,) bool, True = the image's list is final.
+        ended_scores: (B, R) scores of the best ended texts, falling; -inf where there is none.
+        ended_said: (B, R, max_tokens) their tokens.
+        ended_lengths: (B, R) how many of these are the text, without the end token.
+    """
+
+    def __init__(
+        self, config: BeamConfig, end_id: int, batch_size: int, device: torch.device
+    ) -> None:
+        beams, size = config.num_beams, config.max_tokens
+        self.config, self.end_id, self.length = config, end_id, 0
+        self.sums = torch.zeros(batch_size, 1, device=device)
+        self.said = torch.zeros(batch_size, 1, size, dtype=torch.int64, device=device)
+        self.rows = torch.arange(batch_size, device=device)
+        self.done = torch.zeros(batch_size, dtype=torch.bool, device=device)
+        self.ended_scores = torch.full((batch_size, beams), -torch.inf, device=device)
+        self.ended_said = torch.zeros(batch_size, beams, size, dtype=torch.int64, device=device)
+        self.ended_lengths = torch.zeros(batch_size, beams, dtype=torch.int64, device=device)
+
+    @property
+    def newest(self) -> Tensor:
+        """(B, R) last token of each running text."""
+        return self.said[..., self.length - 1]
+
+    def advance(self, log_probs: Tensor, position: int) -> None:
+        """Extend every running text by one token.
+
+        Of twice `num_beams` candidates at least `num_beams` do not end, since each running text
+        has one end.
+
+        Args:
+            log_probs: (B, R, V).
+            position: Tokens said so far.
+        """
+        if position < self.config.min_tokens and self.end_id >= 0:
+            log_probs[..., self.end_id] = -torch.inf
+        sums, origins, tokens = self._candidates(log_probs)
+        said = _take(self.said, origins)  # (B, 2·R, max_tokens)
+        said[..., position] = tokens
+        self.length = position + 1
+        is_end = tokens == self.end_id
+        self._keep_ended(sums, said, is_end)
+        self._keep_running(sums, said, origins, is_end, log_probs.shape[1])
+        self._mark_done(is_end[:, 0])
+
+    def _candidates(self, log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return sums, the running text each comes from, and tokens, (B, 2·R) each, best first."""
+        vocab_size, wanted = log_probs.shape[2], 2 * self.config.num_beams
+        joint = (self.sums[..., None] + log_probs).flatten(1)  # (B, R·V)
+        sums, flat = joint.topk(min(wanted, joint.shape[1]), dim=1)
+        missing = wanted - sums.shape[1]
+        if missing > 0:
+            sums = torch.nn.functional.pad(sums, (0, missing), value=-torch.inf)
+            flat = torch.nn.functional.pad(flat, (0, missing))
+        return sums, flat // vocab_size, flat % vocab_size
+
+    def _keep_ended(self, sums: Tensor, said: Tensor, is_end: Tensor) -> None:
+        """Merge what ends now into the n-best lists of images that are not done."""
+        last = self.length == self.config.max_tokens
+        ends = torch.ones_like(is_end) if last else is_end
+        scores = sums / length_divisor(self.length, self.config.length_penalty)
+        scores = scores.masked_fill(~ends | self.done[:, None], -torch.inf)
+        scores = torch.cat([self.ended_scores, scores], dim=1)
+        lengths = torch.cat([self.ended_lengths, self.length - is_end.long()], dim=1)
+        self.ended_scores, kept = scores.topk(self.config.num_beams, dim=1)
+        self.ended_said = _take(torch.cat([self.ended_said, said], dim=1), kept)
+        self.ended_lengths = lengths.gather(1, kept)
+
+    def _keep_running(
+        self, sums: Tensor, said: Tensor, origins: Tensor, is_end: Tensor, num_origins: int
+    ) -> None:
+        """Go on with the best candidates that have not ended."""
+        sums = sums.masked_fill(is_end, -torch.inf)
+        self.sums, kept = sums.topk(self.config.num_beams, dim=1)
+        self.said = _take(said, kept)
+        first = torch.arange(len(sums), device=sums.device)[:, None] * num_origins
+        self.rows = (first + origins.gather(1, kept)).flatten()  # (B·R,)
+
+    def _mark_done(self, top_ended: Tensor) -> None:
+        if self.config.stop == "top_ended":
+            self.done |= top_ended
+            return
+        divisor = best_divisor(self.length, self.config.max_tokens, self.config.length_penalty)
+        self.done |= self.sums[:, 0] / divisor <= self.ended_scores[:, -1]
+
+    def hypotheses(self) -> list[list[Hypothesis]]:
+        """Return the n-best lists, leaving out empty places."""
+        images = zip(
+            self.ended_scores.tolist(),
+            self.ended_said.tolist(),
+            self.ended_lengths.tolist(),
+            strict=True,
+        )
+        return [
+            [
+                Hypothesis(tuple(ids[:length]), score)
+                for score, ids, length in zip(*image, strict=True)
+                if score > float("-inf")
+            ]
+            for image in images
+        ]
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """Gather (B, C, T) at (B, K) along the middle axis: (B, K, T)."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[2]))
