@@ -1,0 +1,36 @@
+"""Caption cleaning of the released pre-training code (`pre_caption`), and the left/right rule."""
+
+from __future__ import annotations
+
+import re
+
+MAX_WORDS = 30
+
+_DELETED = str.maketrans("", "", ",.'!?\"()*#:;~")
+_SPACED = str.maketrans("-/", "  ")
+_SIDE = re.compile(r"\b(?:left|right)(?:most|hand|ward|wards)?\b", re.IGNORECASE)
+
+
+def clean_caption(caption: str, max_words: int = MAX_WORDS) -> str:
+    """Lower the caption, take out punctuation and keep the first words.
+
+    The characters , . ' ! ? " ( ) * # : ; ~ are deleted, - and / become spaces, `<person>` becomes
+    `person`, and runs of white space become one space.
+
+    Args:
+        caption: The text as it was read.
+        max_words: Words that are kept (released: 30).
+
+    Returns:
+        The clean caption; empty where nothing is left.
+    """
+    lowered = caption.lower().translate(_DELETED).translate(_SPACED)
+    return " ".join(lowered.replace("<person>", "person").split()[:max_words])
+
+
+def mentions_side(text: str) -> bool:
+    """Tell whether a text says left or right, so that its picture must not be mirrored.
+
+    "right", "Leftmost", "left-hand" count; "bright" and "leftover" do not.
+    """
+    return _SIDE.search(text) is not None
