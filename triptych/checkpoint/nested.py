@@ -29,12 +29,17 @@ def split_tensors(state: Any) -> tuple[Any, dict[str, Tensor]]:
     """
     tensors: dict[str, Tensor] = {}
     known: dict[tuple[Any, ...], str] = {}
+    storages: set[int] = set()
 
     def visit(value: Any, path: str) -> Any:
         if isinstance(value, Tensor):
             key = known.setdefault(_identity(value), path)
             if key == path:
-                tensors[key] = _detached_copy(value)
+                copy = _detached_copy(value)
+                if copy.untyped_storage().data_ptr() in storages:  # another view of a stored one
+                    copy = copy.clone()
+                storages.add(copy.untyped_storage().data_ptr())
+                tensors[key] = copy
             return {_TENSOR: key}
         if isinstance(value, dict):
             for name in value:

@@ -1,0 +1,95 @@
+"""Model folders: bitwise round trip, tied weights, named errors."""
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from triptych.checkpoint.model_card import build_model_card
+from triptych.checkpoint.model_folder import load_model_folder, save_model_folder
+from triptych.core.errors import CheckpointError
+from triptych.core.outputs import MetricValue
+
+
+def _save(folder, **changes):
+    weight = torch.arange(6.0).reshape(2, 3)
+    content = {
+        "config": {"model": "toy", "depth": 2},
+        "state_dict": {"embed": weight, "head": weight, "scale": torch.tensor(1.5)},
+        "tokenizer_json": '{"version": "1.0"}',
+        "preprocess": {"image_size": 64, "mean": [0.5, 0.5, 0.5]},
+        "card": "# Toy\n",
+    }
+    return save_model_folder(folder, **content | changes)
+
+
+def test_round_trip_is_exact_and_ties_are_stored_once(tmp_path):
+    folder = _save(tmp_path / "deep" / "model")
+    loaded = load_model_folder(folder)
+    assert loaded.config == {"model": "toy", "depth": 2}
+    assert loaded.preprocess == {"image_size": 64, "mean": [0.5, 0.5, 0.5]}
+    assert loaded.card == "# Toy\n"
+    assert loaded.tokenizer_path.read_text() == '{"version": "1.0"}'
+    assert sorted(loaded.state_dict) == ["embed", "head", "scale"]
+    assert torch.equal(loaded.state_dict["head"], torch.arange(6.0).reshape(2, 3))
+    assert loaded.state_dict["head"] is loaded.state_dict["embed"]
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        assert sorted(file.keys()) == ["embed", "scale"]
+    assert [path.name for path in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_model_folder_is_replaced_whole(tmp_path):
+    _save(tmp_path / "model")
+    _save(tmp_path / "model", config={"model": "other"}, state_dict={"w": torch.ones(2)})
+    loaded = load_model_folder(tmp_path / "model")
+    assert loaded.config == {"model": "other"}
+    assert torch.equal(loaded.state_dict["w"], torch.ones(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_with_other_files_is_not_overwritten(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(CheckpointError, match=r"thesis.tex is in the way"):
+        _save(tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "preprocess.json"]
+)
+def test_a_missing_file_is_named(tmp_path, name):
+    folder = _save(tmp_path / "model")
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{name} is missing"):
+        load_model_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocess.json"])
+def test_a_truncated_file_is_named(tmp_path, name):
+    folder = _save(tmp_path / "model")
+    (folder / name).write_bytes((folder / name).read_bytes()[:-4])
+    with pytest.raises(CheckpointError, match=name):
+        load_model_folder(folder)
+
+
+def test_an_absent_folder_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match=r"no model folder at .*nowhere"):
+        load_model_folder(tmp_path / "nowhere")
+
+
+def test_the_card_holds_data_recipe_metrics_and_commit():
+    metric = MetricValue(
+        name="vqa", value=0.71234, low=0.69, high=0.73, num_items=400, protocol="ten answers | min"
+    )
+    card = build_model_card(
+        title="Toy on scenes",
+        summary="A toy.",
+        data={"scenes": "4,000 built-in pictures."},
+        recipe="train:\n  max_steps: 3\n",
+        metrics=[metric],
+        commit="abc123",
+    )
+    assert card.startswith("---\nlibrary_name: triptych\n")
+    assert "| vqa | 0.7123 | 0.6900 to 0.7300 | 400 | ten answers / min |" in card
+    assert "- **scenes**: 4,000 built-in pictures." in card
+    assert "```yaml\ntrain:\n  max_steps: 3\n```" in card
+    assert "commit `abc123`" in card

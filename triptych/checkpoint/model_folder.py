@@ -1,0 +1,160 @@
+"""Model folders: what `load`, `serve` and `eval` take, and what a run leaves behind.
+
+`config.json`, `model.safetensors`, `tokenizer.json`, `preprocess.json` and `README.md` (the model
+card). Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from triptych.checkpoint.nested import split_tensors
+from triptych.core.errors import CheckpointError
+from triptych.core.files import write_atomic, write_json
+
+CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
+PREPROCESS, CARD = "preprocess.json", "README.md"
+_FILES = frozenset({CONFIG, WEIGHTS, TOKENIZER, PREPROCESS, CARD})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFolder:
+    """The content of a model folder.
+
+    Attributes:
+        config: Plain values that the model is built from.
+        state_dict: Weights by name, on the CPU; tied names hold one tensor.
+        tokenizer_path: The folder's `tokenizer.json`.
+        preprocess: Plain values of the image transform, such as size, mean and deviation.
+        card: Markdown text of the model card; empty if there is none.
+    """
+
+    config: dict[str, Any]
+    state_dict: dict[str, Tensor]
+    tokenizer_path: Path
+    preprocess: dict[str, Any]
+    card: str
+
+
+def save_model_folder(
+    folder: Path,
+    *,
+    config: dict[str, Any],
+    state_dict: Mapping[str, Tensor],
+    tokenizer_json: str,
+    preprocess: dict[str, Any],
+    card: str,
+) -> Path:
+    """Write a model folder; an older model folder of that name is replaced as a whole.
+
+    Args:
+        folder: Where; its parents are made.
+        config: JSON values that the model can be built from.
+        state_dict: Weights by name, on any device; tied tensors are stored once.
+        tokenizer_json: Content of `tokenizer.json`.
+        preprocess: JSON values of the image transform.
+        card: Markdown text, as `build_model_card` returns it.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        CheckpointError: The folder holds files that are not a model folder's, or cannot be written.
+    """
+    others = sorted({path.name for path in folder.glob("*")} - _FILES) if folder.exists() else []
+    if others or folder.is_file():
+        raise CheckpointError(
+            f"{folder} is not a model folder ({others[0] if others else 'a file'} is in the way): "
+            "choose another folder"
+        )
+    temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        _save_weights(temporary / WEIGHTS, state_dict)
+        write_atomic(temporary / TOKENIZER, tokenizer_json)
+        write_json(temporary / PREPROCESS, preprocess)
+        write_atomic(temporary / CARD, card)
+        write_json(temporary / CONFIG, config)
+        if folder.exists():
+            aside = folder.with_name(f".{folder.name}.old{os.getpid()}")
+            folder.rename(aside)
+            temporary.rename(folder)
+            shutil.rmtree(aside)
+        else:
+            temporary.rename(folder)
+    except OSError as error:
+        raise CheckpointError(f"cannot write model folder {folder}: {error.strerror}") from error
+    return folder
+
+
+def load_model_folder(folder: Path) -> ModelFolder:
+    """Read a model folder.
+
+    Raises:
+        CheckpointError: The folder or one of its files is missing or damaged; the message names it.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"no model folder at {folder}; `triptych train` and `export` write one"
+        )
+    missing = sorted(name for name in _FILES - {CARD} if not (folder / name).is_file())
+    if missing:
+        raise CheckpointError(
+            f"{folder} is not a model folder: {', '.join(missing)} is missing; "
+            "name the folder that holds config.json, such as RUN_FOLDER/model"
+        )
+    card = folder / CARD
+    return ModelFolder(
+        config=_read_json(folder / CONFIG),
+        state_dict=_load_weights(folder / WEIGHTS),
+        tokenizer_path=folder / TOKENIZER,
+        preprocess=_read_json(folder / PREPROCESS),
+        card=card.read_text(encoding="utf-8") if card.is_file() else "",
+    )
+
+
+def _save_weights(path: Path, state_dict: Mapping[str, Tensor]) -> None:
+    """Write weights; names that share a tensor are kept in the file's metadata."""
+    skeleton, tensors = split_tensors(dict(state_dict))
+    owners: dict[str, str] = {}
+    tied: dict[str, str] = {}
+    for name, entry in skeleton.items():
+        owner = owners.setdefault(entry["__tensor__"], name)
+        if owner != name:
+            tied[name] = owner
+    metadata = {"format": "pt", "tied": json.dumps(tied)}
+    save_file({owners[key]: tensor for key, tensor in tensors.items()}, path, metadata)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _load_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        weights = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        tied = json.loads(metadata.get("tied", "{}"))
+        return weights | {name: weights[owner] for name, owner in tied.items()}
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}; copy it again") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object")
+    return value
