@@ -54,7 +54,7 @@ class Skipped:
         return {"kind": self.kind.value, "where": self.where, "message": self.message}
 
 
-class ImageProblem(DataError):
+class ImageProblem(DataError):  # noqa: N818 - one picture's problem, mostly skipped, not raised
     """A picture cannot be used; `kind` says why."""
 
     def __init__(self, kind: SkipKind, message: str) -> None:

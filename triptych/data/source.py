@@ -102,13 +102,17 @@ def choose_layout(
 
     Raises:
         DataError: No file exists under any layout; the message names the paths that were tried.
+            Without items there is nothing to find, and the first layout is returned.
     """
     probes = items[:NUM_PROBES]
+    if not probes:
+        return layouts[0]
     for layout in layouts:
         paths = (layout(item) for item in probes)
         if any(path and (root / path).is_file() for path in paths):
             return layout
-    tried = [str(root / path) for path in dict.fromkeys(f(i) for i in probes[:1] for f in layouts)]
+    relative = dict.fromkeys(layout(probes[0]) for layout in layouts)
+    tried = [str(root / path) for path in relative if path]
     raise DataError(
         f"none of the first {len(probes)} {what} is found under {root}; for the first, tried: "
         f"{', '.join(tried)}. Set image_root to the folder that holds them"

@@ -1,0 +1,173 @@
+"""The door to all data on disk: find the format, read the records, fail early where all is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from triptych.core.errors import DataError
+from triptych.data.lines import cannot_read, load_json, parse_json_line, read_lines
+from triptych.data.readers.coco import is_coco, is_karpathy, read_coco, read_karpathy
+from triptych.data.readers.csv_table import read_csv
+from triptych.data.readers.image_folder import is_image_folder, read_image_folder
+from triptych.data.readers.jsonl import read_jsonl
+from triptych.data.readers.msrvtt import is_msrvtt, read_msrvtt
+from triptych.data.readers.nlvr2 import is_nlvr2, read_nlvr2
+from triptych.data.readers.refcoco import is_refcoco, read_refcoco, reject_pickle
+from triptych.data.readers.snli_ve import is_snli_ve, read_snli_ve
+from triptych.data.readers.text_file import read_text_file
+from triptych.data.readers.vqav2 import is_vqav2, read_vqav2
+from triptych.data.readers.webdataset import is_shards, read_webdataset
+from triptych.data.records import Record
+from triptych.data.skips import Skipped
+from triptych.data.source import READER_NAMES, DataSourceConfig, RecordList
+
+__all__ = ["READER_NAMES", "DataSourceConfig", "RecordList", "read_records"]
+
+NUM_FILES_LOOKED_FOR = 16
+
+# Readers of files that are not one JSON value.
+READERS: Mapping[str, Callable[[DataSourceConfig], RecordList]] = {
+    "jsonl": read_jsonl,
+    "csv": read_csv,
+    "nlvr2": read_nlvr2,
+    "snli_ve": read_snli_ve,
+    "image_folder": read_image_folder,
+    "text": read_text_file,
+    "webdataset": read_webdataset,
+}
+# Readers of one JSON value, with what tells their content. Karpathy before COCO: both have images.
+JSON_READERS: Mapping[
+    str, tuple[Callable[[Any], bool], Callable[[Any, DataSourceConfig], RecordList]]
+] = {
+    "karpathy": (is_karpathy, read_karpathy),
+    "coco": (is_coco, read_coco),
+    "vqav2": (is_vqav2, read_vqav2),
+    "refcoco": (is_refcoco, read_refcoco),
+    "msrvtt": (is_msrvtt, read_msrvtt),
+}
+SUFFIX_READERS = {".csv": "csv", ".tsv": "csv", ".txt": "text"}
+LINE_SUFFIXES = (".jsonl", ".ndjson")
+
+
+def read_records(source: DataSourceConfig) -> RecordList:
+    """Read all records of one dataset.
+
+    Pictures are not opened, but a few are looked for, so that a wrong `image_root` shows at once.
+
+    Args:
+        source: What to read. `reader="auto"` goes by a `.tar`, a folder's content, the suffix
+            (`.jsonl`, `.csv`, `.tsv`, `.txt`), and for JSON by the content.
+
+    Returns:
+        The usable records in the order of the file, and what was skipped.
+
+    Raises:
+        DataError: The file is missing or of no known format, its fields are misspelt, none of the
+            pictures is where it should be, or no record is usable.
+    """
+    reject_pickle(Path(source.path))
+    name = source.reader
+    content: Any = None
+    if name == "auto":
+        name, content = _recognise(source)
+    if name in JSON_READERS:
+        content = load_json(Path(source.path)) if content is None else content
+        found = JSON_READERS[name][1](content, source)
+    else:
+        found = READERS[name](source)
+    if not found.records:
+        raise DataError(_nothing_usable(source, name, found.skipped))
+    _check_files(source, found.records)
+    return found
+
+
+def _recognise(source: DataSourceConfig) -> tuple[str, Any]:
+    """Return the reader's name, and the file's content where it had to be read whole."""
+    path = Path(source.path)
+    if is_shards(source.path):
+        return "webdataset", None
+    if path.is_dir():
+        if is_image_folder(path):
+            return "image_folder", None
+        raise DataError(
+            f"{path}: the folder holds neither class folders with pictures nor .tar shards; "
+            f"name a file in it ({', '.join(sorted(p.name for p in path.iterdir())[:8])})"
+        )
+    if not path.is_file():
+        raise cannot_read(path, FileNotFoundError())
+    suffix = path.suffix.lower()
+    if suffix in LINE_SUFFIXES:
+        return _recognise_lines(path), None
+    if suffix in SUFFIX_READERS:
+        return SUFFIX_READERS[suffix], None
+    if suffix == ".json":
+        return _recognise_json(path)
+    raise DataError(
+        f"{path}: cannot tell the format from the suffix {suffix!r}; set reader to one of "
+        f"{', '.join(READER_NAMES[1:])}"
+    )
+
+
+def _recognise_lines(path: Path) -> str:
+    """Return the reader for a JSON Lines file by its first object."""
+    for _, line in read_lines(path):
+        if isinstance(line, Skipped):
+            continue
+        try:
+            value = parse_json_line(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            if is_nlvr2(value):
+                return "nlvr2"
+            return "snli_ve" if is_snli_ve(value) else "jsonl"
+    return "jsonl"
+
+
+def _recognise_json(path: Path) -> tuple[str, Any]:
+    content = load_json(path)
+    for name, (is_format, _) in JSON_READERS.items():
+        if is_format(content):
+            return name, content
+    if isinstance(content, list):
+        return "jsonl", None
+    keys = f"the keys {', '.join(list(content)[:8])}" if isinstance(content, dict) else "no object"
+    raise DataError(
+        f"{path}: not a format that is known: Karpathy and COCO captions have 'images', VQAv2 "
+        f"questions 'questions', MSRVTT 'videos' and 'sentences', RefCOCO and manifests are lists; "
+        f"found {keys}"
+    )
+
+
+def _nothing_usable(source: DataSourceConfig, name: str, skipped: list[Skipped]) -> str:
+    if not skipped:
+        return f"{source.path}: holds no record (read as {name!r})"
+    first = "; ".join(f"{s.where}: {s.message}" for s in skipped[:3])
+    return (
+        f"{source.path}: none of its {len(skipped)} entries is usable (read as {name!r}). "
+        f"The first: {first}"
+    )
+
+
+def _check_files(source: DataSourceConfig, records: list[Record]) -> None:
+    """Stop where none of a few pictures and clips, spread over the dataset, exists."""
+    step = max(1, len(records) // NUM_FILES_LOOKED_FOR)
+    paths = []
+    for record in records[::step][:NUM_FILES_LOOKED_FOR]:
+        paths += [image.path for image in record.all_images()]
+        paths += [record.video] if record.video is not None else []
+    if paths and not any(_exists(path) for path in paths):
+        raise DataError(
+            f"{source.path}: none of the {len(paths)} pictures or clips that were looked for "
+            f"exists; the first: {paths[0]}. Set image_root to the folder that relative paths "
+            f"start from (now {source.root})"
+        )
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # a name that is too long, or holds a NUL character
+        return False

@@ -1,0 +1,147 @@
+"""The manifest as a CSV table with the same columns; tabs or semicolons may separate the cells."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from triptych.core.errors import DataError
+from triptych.data.entries import FIELDS, misspelt_field
+from triptych.data.lines import UTF16_BOMS, cannot_read
+from triptych.data.readers.jsonl import Entry, records_of_entries
+from triptych.data.skips import SkipKind, Skipped
+from triptych.data.source import DataSourceConfig, RecordList
+
+DELIMITERS = ",\t;"
+MAX_CELL_CHARS = 1_000_000
+
+
+def read_csv(source: DataSourceConfig) -> RecordList:
+    """Read a table whose first line names the columns.
+
+    `answers`, `images` and a caption that begins with `[` may be JSON lists; answers and images are
+    else separated by `;`. A box is `x y w h`, or a JSON list. An empty cell is an absent field.
+
+    Raises:
+        DataError: The file cannot be read, or its first line has no known or a misspelt column.
+    """
+    path = Path(source.path)
+    skipped: list[Skipped] = []
+    entries: list[Entry] = []
+    for number, fields in _rows(path):
+        where = f"{path}:{number}"
+        if isinstance(fields, Skipped):
+            skipped.append(fields)
+        else:
+            entries.append((str(number), where, fields))
+    return records_of_entries(source, entries, skipped)
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Skipped]]:
+    try:
+        # What is not UTF-8 comes as lone surrogates, so that it can be reported by its line.
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            first = file.readline()
+            _reject_utf16(first, path)
+            header, delimiter = _header(first, path)
+            previous = csv.field_size_limit(MAX_CELL_CHARS)
+            try:
+                reader = csv.reader(file, delimiter=delimiter, strict=True)
+                yield from _numbered_rows(reader, header, path)
+            finally:
+                csv.field_size_limit(previous)
+    except OSError as error:
+        raise cannot_read(path, error) from error
+
+
+def _numbered_rows(reader: Any, header: list[str], path: Path) -> Iterator[tuple[int, Any]]:
+    while True:
+        number = reader.line_num + 2  # the header is line 1
+        where = f"{path}:{number}"
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield number, Skipped(SkipKind.BAD_RECORD, where, f"not valid CSV: {error}")
+            continue
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(header):
+            message = f"has {len(cells)} cells, the first line names {len(header)} columns"
+            yield number, Skipped(SkipKind.BAD_RECORD, where, message)
+        elif any("\udc80" <= char <= "\udcff" for cell in cells for char in cell):
+            yield number, Skipped(SkipKind.NOT_UTF8, where, "holds bytes that are not UTF-8")
+        else:
+            yield number, _fields(header, cells)
+
+
+def _header(line: str, path: Path) -> tuple[list[str], str]:
+    """Return the column names and the delimiter that gives the most known ones."""
+    choices = []
+    for delimiter in DELIMITERS:
+        names = [
+            n.strip() for n in next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter), [])
+        ]
+        choices.append(
+            (sum(name.lower() in FIELDS for name in names), len(names), names, delimiter)
+        )
+    num_known, _, names, delimiter = max(choices, key=lambda choice: choice[:2])
+    names = [name.lower() if name.lower() in FIELDS else name for name in names]
+    clue = misspelt_field(names)
+    if clue is not None:
+        raise DataError(f"{path}:1: {clue}")
+    if num_known == 0:
+        raise DataError(
+            f"{path}:1: the first line must name the columns ({', '.join(FIELDS)}), "
+            f"found {line.strip()[:80]!r}"
+        )
+    return names, delimiter
+
+
+def _fields(header: list[str], cells: list[str]) -> dict[str, Any]:
+    """Return the cells as a manifest entry's fields."""
+    fields: dict[str, Any] = {}
+    for name, cell in zip(header, cells):
+        if name == "caption":
+            fields[name] = _list_cell(cell, None)
+        elif cell.strip():
+            fields[name] = _typed_cell(name, cell.strip())
+    return fields
+
+
+def _typed_cell(name: str, cell: str) -> Any:
+    if name in ("answers", "images"):
+        return _list_cell(cell, ";")
+    if name == "box":
+        return _box_cell(cell)
+    if name == "label" and re.fullmatch(r"-?[0-9]{1,18}", cell):
+        return int(cell)
+    return cell
+
+
+def _list_cell(cell: str, separator: str | None) -> Any:
+    if cell.lstrip().startswith("["):
+        try:
+            return json.loads(cell)
+        except ValueError:
+            pass  # a text that only begins with a bracket
+    if separator is None:
+        return cell
+    return [item.strip() for item in cell.split(separator) if item.strip()]
+
+
+def _box_cell(cell: str) -> Any:
+    try:
+        return [float(number) for number in re.split(r"[\s,;]+", cell.strip("[]() "))]
+    except ValueError:
+        return cell
+
+
+def _reject_utf16(line: str, path: Path) -> None:
+    if line[:2].encode("utf-8", "surrogateescape").startswith(UTF16_BOMS):
+        raise DataError(f"{path}: is UTF-16 text. Save it as UTF-8")

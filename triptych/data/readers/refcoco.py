@@ -1,0 +1,144 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg: a list of references, with `instances.json` beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from triptych.core.errors import DataError
+from triptych.data.entries import EntryError, parse_box, parse_text
+from triptych.data.lines import load_json
+from triptych.data.readers.coco import folder_of
+from triptych.data.records import ImageSource, Record
+from triptych.data.skips import SkipKind, Skipped
+from triptych.data.source import DataSourceConfig, RecordList, check_split, choose_layout
+
+PICKLE_SUFFIXES = frozenset({".p", ".pkl", ".pickle"})
+
+
+def is_refcoco(data: Any) -> bool:
+    """Return whether JSON content is a list of references."""
+    if not isinstance(data, list) or not data or not isinstance(data[0], dict):
+        return False
+    return "ann_id" in data[0] and "sentences" in data[0]
+
+
+def reject_pickle(path: Path) -> None:
+    """Raise a DataError for the original pickled file: loading one can run any code."""
+    if path.suffix.lower() in PICKLE_SUFFIXES:
+        raise DataError(
+            f"{path}: a pickled file is not loaded, because it can run any code. If you trust "
+            'where it comes from, convert it once: python -c "import json, pickle; '
+            f"json.dump(pickle.load(open('{path}', 'rb')), open('{path.with_name('refs.json')}', "
+            "'w'))\" and read refs.json"
+        )
+
+
+def read_refcoco(data: Any, source: DataSourceConfig) -> RecordList:
+    """Read one record for each sentence of each reference.
+
+    The splits are `train`, `val`, and `test` or `testA` (people) and `testB` (things). Pictures
+    take the name that the instances file gives them, in `image_root`, or its `images` or
+    `train2014` folder.
+
+    Args:
+        data: The content of the list of references.
+        source: `annotations` is the instances file, else `instances.json` beside the list.
+
+    Raises:
+        DataError: No instances file, no such split, no picture found, or another format.
+    """
+    if not is_refcoco(data):
+        raise DataError(
+            f"{source.path}: not a list of references: needs entries with 'ann_id' and 'sentences'"
+        )
+    splits = (str(ref["split"]) for ref in data if isinstance(ref, dict) and "split" in ref)
+    check_split(source.split, splits, source.path)
+    files, boxes = _load_instances(source)
+    found = RecordList()
+    usable: list[tuple[str, Mapping[str, Any], str, Any]] = []
+    for index, ref in enumerate(data):
+        where = f"{source.path}: [{index}]"
+        if isinstance(ref, dict) and source.split not in (None, ref.get("split")):
+            continue
+        try:
+            usable.append((where, ref, *_look_up(ref, files, boxes)))
+        except EntryError as error:
+            found.skipped.append(Skipped(error.kind, where, str(error)))
+    layout = choose_layout(source.root, LAYOUTS, [name for _, _, name, _ in usable], "pictures")
+    for where, ref, name, box in usable:
+        image = ImageSource(str(source.root / layout(name)))
+        found.add(_records(ref, where, image, box))
+    return found
+
+
+def _look_up(ref: Any, files: Mapping[Any, str], boxes: Mapping[Any, Any]) -> tuple[str, Any]:
+    """Return the picture's name and the box of one reference."""
+    if not isinstance(ref, dict):
+        raise EntryError(SkipKind.BAD_RECORD, "is not an object")
+    image_id, ann_id = ref.get("image_id"), ref.get("ann_id")
+    if not isinstance(image_id, (int, str)) or image_id not in files:
+        message = f"image_id {image_id!r} is not in the instances file"
+        raise EntryError(SkipKind.BAD_RECORD, message)
+    if not isinstance(ann_id, (int, str)) or ann_id not in boxes:
+        raise EntryError(SkipKind.BAD_RECORD, f"ann_id {ann_id!r} is not in the instances file")
+    return files[image_id], parse_box(boxes[ann_id])
+
+
+def _records(
+    ref: Mapping[str, Any], where: str, image: ImageSource, box: Any
+) -> Iterator[Record | Skipped]:
+    sentences = ref.get("sentences")
+    if not isinstance(sentences, list) or not sentences:
+        yield Skipped(SkipKind.MISSING_FIELD, where, "has no sentences")
+        return
+    for index, sentence in enumerate(sentences):
+        fields = sentence if isinstance(sentence, dict) else {}
+        own_id = fields.get("sent_id")
+        record_id = str(own_id) if own_id is not None else f"{ref.get('ref_id', where)}#{index}"
+        try:
+            phrase = parse_text("sentence", fields.get("raw", fields.get("sent")))
+        except EntryError as error:
+            yield Skipped(error.kind, f"{where}.sentences[{index}]", str(error))
+            continue
+        yield Record(
+            record_id=record_id,
+            image=image,
+            image_id=str(ref["image_id"]),
+            phrase=phrase,
+            box=box,
+        )
+
+
+def _load_instances(source: DataSourceConfig) -> tuple[dict[Any, str], dict[Any, Any]]:
+    """Return picture ids to file names, and annotation ids to boxes as written."""
+    beside = Path(source.path).with_name("instances.json")
+    path = beside if source.annotations is None else Path(source.annotations)
+    if not path.is_file():
+        raise DataError(
+            f"{source.path}: its instances file is missing; tried: {path}. Set annotations to the "
+            "file that holds the boxes"
+        )
+    data = load_json(path)
+    if not isinstance(data, dict) or not {"images", "annotations"} <= data.keys():
+        raise DataError(f"{path}: not an instances file: needs 'images' and 'annotations'")
+    files = {
+        image["id"]: image["file_name"]
+        for image in data["images"]
+        if isinstance(image, dict) and {"id", "file_name"} <= image.keys()
+    }
+    boxes = {
+        entry["id"]: entry.get("bbox")
+        for entry in data["annotations"]
+        if isinstance(entry, dict) and "id" in entry
+    }
+    return files, boxes
+
+
+LAYOUTS: tuple[Callable[[str], str], ...] = (
+    lambda name: name,
+    lambda name: f"{folder_of(name)}/{name}" if folder_of(name) else "",
+    lambda name: f"images/{name}",
+    lambda name: f"train2014/{name}",
+)

@@ -1,0 +1,149 @@
+"""VQAv2: a questions file, and an annotations file that the test parts do not have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from triptych.core.errors import DataError
+from triptych.data.entries import EntryError, parse_answers, parse_text
+from triptych.data.lines import load_json
+from triptych.data.records import ImageSource, Record
+from triptych.data.skips import SkipKind, Skipped
+from triptych.data.source import DataSourceConfig, RecordList, check_split, choose_layout
+
+
+def is_vqav2(data: Any) -> bool:
+    """Return whether JSON content is a questions file."""
+    questions = data.get("questions") if isinstance(data, dict) else None
+    if not isinstance(questions, list) or not questions or not isinstance(questions[0], dict):
+        return False
+    return "question" in questions[0] and "image_id" in questions[0]
+
+
+def read_vqav2(data: Any, source: DataSourceConfig) -> RecordList:
+    """Read the questions with their ten answers.
+
+    Pictures are looked for in `image_root` and `image_root/<data_subtype>`, under
+    `COCO_<data_subtype>_000000000042.jpg` and `000000000042.jpg`. Where `annotations` is not
+    given, the official name beside the questions is looked for; a questions file of a test part
+    (`data_subtype` begins with `test`) may have none, and its records have no answers then.
+
+    Raises:
+        DataError: No picture or annotations file where it was looked for, or another format.
+    """
+    if not is_vqav2(data):
+        raise DataError(
+            f"{source.path}: not a VQAv2 questions file: needs 'questions' whose entries have "
+            "'question', 'image_id' and 'question_id'"
+        )
+    check_split(source.split, (), source.path)
+    subtype = str(data.get("data_subtype", ""))
+    answers = _load_annotations(source, subtype)
+    found = RecordList()
+    usable = []
+    for index, question in enumerate(data["questions"]):
+        where = f"{source.path}: questions[{index}]"
+        if isinstance(question, dict) and _is_whole(question.get("image_id")):
+            usable.append((where, question))
+        else:
+            message = "has no whole number as 'image_id'"
+            found.skipped.append(Skipped(SkipKind.MISSING_FIELD, where, message))
+    ids = [int(question["image_id"]) for _, question in usable]
+    layout = choose_layout(source.root, _layouts(subtype), ids, "pictures")
+    for (where, question), image_id in zip(usable, ids):
+        image = ImageSource(str(source.root / layout(image_id)))
+        found.add([_record(question, where, image, answers)])
+    return found
+
+
+def _record(
+    question: Mapping[str, Any],
+    where: str,
+    image: ImageSource,
+    annotations: Mapping[str, Mapping[str, Any]] | None,
+) -> Record | Skipped:
+    own_id = question.get("question_id")
+    if not isinstance(own_id, (int, str)):
+        return Skipped(SkipKind.MISSING_FIELD, where, "has no 'question_id'")
+    annotation: Mapping[str, Any] = {}
+    if annotations is not None:
+        if str(own_id) not in annotations:
+            message = f"question_id {own_id} is not in the annotations file"
+            return Skipped(SkipKind.BAD_ANSWERS, where, message)
+        annotation = annotations[str(own_id)]
+    try:
+        text = parse_text("question", question.get("question"))
+        answers = parse_answers(annotation.get("answers"))
+    except EntryError as error:
+        return Skipped(error.kind, where, str(error))
+    if annotations is not None and not answers:
+        return Skipped(SkipKind.BAD_ANSWERS, where, f"question_id {own_id} has no answers")
+    kind, answer_type = annotation.get("question_type"), annotation.get("answer_type")
+    return Record(
+        record_id=str(own_id),
+        image=image,
+        image_id=str(question["image_id"]),
+        question=text,
+        answers=answers,
+        question_type=kind if isinstance(kind, str) else None,
+        answer_type=answer_type if isinstance(answer_type, str) else None,
+    )
+
+
+def _load_annotations(
+    source: DataSourceConfig, subtype: str
+) -> dict[str, Mapping[str, Any]] | None:
+    """Return annotations by question id; None for a test part without any."""
+    path = _annotations_path(source, subtype)
+    if path is None:
+        return None
+    data = load_json(path)
+    annotations = data.get("annotations") if isinstance(data, dict) else None
+    if not isinstance(annotations, list):
+        raise DataError(f"{path}: not a VQAv2 annotations file: needs 'annotations'")
+    return {
+        str(entry["question_id"]): entry
+        for entry in annotations
+        if isinstance(entry, dict) and "question_id" in entry
+    }
+
+
+def _annotations_path(source: DataSourceConfig, subtype: str) -> Path | None:
+    if source.annotations is not None:
+        return Path(source.annotations)
+    path = Path(source.path)
+    names = (
+        path.name.replace("OpenEnded_", "").replace("questions", "annotations"),
+        path.name.replace("questions", "annotations"),
+    )
+    tried = [path.with_name(name) for name in dict.fromkeys(names) if name != path.name]
+    for candidate in tried:
+        if candidate.is_file():
+            return candidate
+    if subtype.startswith("test"):
+        return None
+    raise DataError(
+        f"{path}: has no annotations file; tried: {', '.join(map(str, tried)) or 'no name'}. "
+        "Set annotations to its path"
+    )
+
+
+def _layouts(subtype: str) -> list[Callable[[int], str]]:
+    """Return where a picture may lie; `test-dev2015` uses the pictures of `test2015`."""
+    part = subtype.replace("-dev", "")
+    names: list[Callable[[int], str]] = [
+        lambda image_id: f"COCO_{part}_{image_id:012d}.jpg",
+        lambda image_id: f"{part}/COCO_{part}_{image_id:012d}.jpg",
+        lambda image_id: f"images/COCO_{part}_{image_id:012d}.jpg",
+        lambda image_id: f"{image_id:012d}.jpg",
+        lambda image_id: f"{part}/{image_id:012d}.jpg",
+    ]
+    return names
+
+
+def _is_whole(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.isascii() and value.isdigit()
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

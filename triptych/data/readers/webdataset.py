@@ -1,0 +1,218 @@
+"""WebDataset tar shards, indexed by their headers, so that any sample can be read at random."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import json
+import re
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from triptych.core.errors import DataError
+from triptych.data.entries import FIELDS, EntryError, parse_caption, parse_entry
+from triptych.data.lines import cannot_read
+from triptych.data.records import ImageSource, Record
+from triptych.data.skips import SkipKind, Skipped
+from triptych.data.source import DataSourceConfig, RecordList, check_split
+
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+MAX_TEXT_BYTES = 16 * 2**20
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+Members = dict[str, tarfile.TarInfo]  # extension to member
+
+
+def is_shards(path: str) -> bool:
+    """Return whether a path names tar shards: one, a pattern, or a folder that holds some."""
+    return path.endswith(".tar") or (Path(path).is_dir() and any(Path(path).glob("*.tar")))
+
+
+def expand_shards(path: str) -> list[Path]:
+    """Return the shards that a path names, sorted where they were found by looking.
+
+    Args:
+        path: A shard, a folder of shards, a brace pattern (`{000000..000012}`, `{train,val}`), a
+            glob pattern (`*`, `?`), or braces and glob together.
+
+    Raises:
+        DataError: There are none, or some that the braces name are missing.
+    """
+    if Path(path).is_dir():
+        shards = sorted(Path(path).glob("*.tar"))
+        if not shards:
+            raise DataError(f"{path}: the folder holds no .tar shard")
+        return shards
+    shards, missing = [], []
+    for name in _expand_braces(path):
+        if re.search(r"[*?]", name):
+            found = sorted(glob.glob(name))  # noqa: PTH207 - pathlib cannot glob absolute patterns
+            shards.extend(Path(item) for item in found)
+            missing.extend([] if found else [name])
+        elif Path(name).is_file():
+            shards.append(Path(name))
+        else:
+            missing.append(name)
+    if missing:
+        raise DataError(
+            f"{path}: {len(missing)} of {len(missing) + len(shards)} shards are missing; "
+            f"the first: {', '.join(missing[:3])}"
+        )
+    return shards
+
+
+def read_webdataset(source: DataSourceConfig) -> RecordList:
+    """Read one record for each sample, a group of members that are equal up to the first dot.
+
+    A sample is a picture (`.jpg`, `.jpeg`, `.png`, `.webp`) with a caption from `.txt`, or a
+    `.json` that has manifest fields, `caption`, or `text` (as img2dataset writes them), or with a
+    class number from `.cls`. Ids are `shard/key`. Only headers, texts and JSON are read.
+
+    Raises:
+        DataError: No shards, some missing, or one that is compressed or no tar file.
+    """
+    check_split(source.split, (), source.path)
+    found = RecordList()
+    for shard in expand_shards(source.path):
+        found.add(_read_shard(shard))
+    return found
+
+
+def _read_shard(shard: Path) -> Iterator[Record | Skipped]:
+    samples: dict[str, Members] = {}
+    yield from _index(shard, samples)
+    try:
+        with shard.open("rb") as file:
+            for key, members in samples.items():
+                yield from _sample(shard, key, members, file)
+    except OSError as error:
+        raise cannot_read(shard, error) from error
+
+
+def _index(shard: Path, samples: dict[str, Members]) -> Iterator[Skipped]:
+    """Fill `samples` from the headers of a shard; yield what cannot be used."""
+    size = shard.stat().st_size
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for member in _members(tar):
+                where = f"{shard}::{member.name}"
+                key, extension = _split_name(member.name)
+                if not member.isfile() or not key:
+                    continue
+                if member.offset_data + member.size > size:
+                    samples.pop(key, None)
+                    yield Skipped(SkipKind.TRUNCATED, where, "the shard ends within this member")
+                    return
+                elif extension in samples.setdefault(key, {}):
+                    message = "another member of this name came before"
+                    yield Skipped(SkipKind.BAD_RECORD, where, message)
+                else:
+                    samples[key][extension] = member
+    except tarfile.ReadError as error:
+        if not samples:
+            raise _not_a_shard(shard, error) from error
+        yield Skipped(SkipKind.TRUNCATED, str(shard), f"the shard is cut short: {error}")
+
+
+def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield members; a shard cut within a member's data gives that member, then raises."""
+    while (member := tar.next()) is not None:
+        yield member
+        tar.members.clear()  # type: ignore[attr-defined]  # they would pile up for large shards
+
+
+def _sample(shard: Path, key: str, members: Members, file: Any) -> Iterator[Record | Skipped]:
+    where = f"{shard}::{key}"
+    record_id = f"{shard.stem}/{key}"
+    picture = next((members[e] for e in IMAGE_EXTENSIONS if e in members), None)
+    if picture is None:
+        message = f"no picture among its members ({', '.join(sorted(members)) or 'none'})"
+        yield Skipped(SkipKind.MISSING_FILE, where, message)
+        return
+    image = ImageSource(str(shard), picture.offset_data, picture.size, picture.name)
+    try:
+        fields = _json_member(file, members.get("json"))
+        if "txt" in members and "caption" not in fields:
+            fields["caption"] = _text_member(file, members["txt"])
+        if "cls" in members and "label" not in fields:
+            fields["label"] = _class_member(file, members["cls"])
+        if fields.get("caption") is not None and not isinstance(fields["caption"], list):
+            fields["caption"] = parse_caption(fields["caption"])
+    except EntryError as error:
+        yield Skipped(error.kind, where, str(error))
+        return
+    fields["image"] = picture.name
+    fields.setdefault("image_id", record_id)
+    yield from parse_entry(fields, record_id=record_id, where=where, locate=lambda _: image)
+
+
+def _json_member(file: Any, member: tarfile.TarInfo | None) -> dict[str, Any]:
+    """Return the manifest fields of a `.json` member; `text` beside a picture is its caption."""
+    if member is None:
+        return {}
+    try:
+        value = json.loads(_text_member(file, member))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, EntryError):
+            raise
+        raise EntryError(SkipKind.BAD_JSON, f"{member.name} is not valid JSON: {error}") from error
+    if not isinstance(value, Mapping):
+        raise EntryError(SkipKind.BAD_RECORD, f"{member.name} is not a JSON object")
+    fields = {name: value[name] for name in FIELDS if value.get(name) is not None}
+    for name in ("images", "video", "split"):  # what a shard's sample cannot point to
+        fields.pop(name, None)
+    text = fields.pop("text", None)
+    if text is not None:
+        fields.setdefault("caption", text)
+    return fields
+
+
+def _text_member(file: Any, member: tarfile.TarInfo) -> str:
+    if member.size > MAX_TEXT_BYTES:
+        message = f"{member.name} has {member.size} bytes, too many for a text"
+        raise EntryError(SkipKind.BAD_RECORD, message)
+    file.seek(member.offset_data)
+    try:
+        return str(file.read(member.size).decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise EntryError(SkipKind.NOT_UTF8, f"{member.name} is not UTF-8") from error
+
+
+def _class_member(file: Any, member: tarfile.TarInfo) -> int | str:
+    text = _text_member(file, member).strip()
+    return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else text
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Return key and lower-case extension: `a/b.seg.png` is (`a/b`, `seg.png`)."""
+    folder, slash, base = name.removeprefix("./").rpartition("/")
+    stem, dot, extension = base.partition(".")
+    if not stem or not dot:
+        return "", ""
+    return f"{folder}{slash}{stem}", extension.lower()
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    choices = [_alternatives(p) if i % 2 else [p] for i, p in enumerate(parts)]
+    return ["".join(choice) for choice in itertools.product(*choices)]
+
+
+def _alternatives(inner: str) -> list[str]:
+    numbers = re.fullmatch(r"([0-9]+)\.\.([0-9]+)", inner)
+    if numbers is None:
+        return inner.split(",")
+    first, last = numbers.groups()
+    return [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
+
+
+def _not_a_shard(shard: Path, error: Exception) -> DataError:
+    with shard.open("rb") as file:
+        start = file.read(2)
+    if start in COMPRESSED:
+        return DataError(
+            f"{shard}: is compressed ({COMPRESSED[start]}); samples in it cannot be read at "
+            "random. Unpack it to a plain .tar"
+        )
+    return DataError(f"{shard}: is not a tar file: {error}")
