@@ -27,6 +27,9 @@ class MPLUGConfig:
         decoder_memory: What the decoder reads: "fused" is the image and text output of the fusion
             network (paper); "image" is the image encoder's output alone (released captioning).
         proj_dim: Width E of the contrastive embedding (256).
+        tie_mlm_head: Whether the MLM head scores words by the text encoder's word table. The
+            derived pre-training code ties it to a table of the fusion network that nothing else
+            reads, so released pre-training files bring their own matrix (False).
         init_std: Standard deviation of fresh weights (0.02 in BERT).
     """
 
@@ -39,6 +42,7 @@ class MPLUGConfig:
     decoder_depth: int = 12
     decoder_memory: Literal["fused", "image"] = "fused"
     proj_dim: int = 256
+    tie_mlm_head: bool = True
     init_std: float = 0.02
 
     def __post_init__(self) -> None:

@@ -59,7 +59,9 @@ class MPLUG(nn.Module):
         self.image_projection = nn.Linear(width, config.proj_dim)
         self.text_projection = nn.Linear(width, config.proj_dim)
         self.itm_head = nn.Linear(width, 2)
-        self.mlm_head = VocabularyHead(width, config.text.vocab_size, 1e-12, tied=True)
+        self.mlm_head = VocabularyHead(
+            width, config.text.vocab_size, 1e-12, tied=config.tie_mlm_head
+        )
         init_weights(self, config.init_std)
 
     @property

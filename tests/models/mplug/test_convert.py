@@ -1,0 +1,180 @@
+"""Released checkpoints in and out; the key lists come from the released constructors."""
+
+import dataclasses
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from triptych.core.errors import CheckpointError
+from triptych.models.mplug.convert import (
+    MLM_MATRIX,
+    config_for,
+    export_state_dict,
+    import_state_dict,
+    key_table,
+    normalise_names,
+)
+from triptych.models.mplug.model import MPLUG
+from triptych.models.registry import model_config
+from triptych.nn.positions import resize_position_table
+
+KEYS = Path(__file__).parents[2] / "data" / "keys"
+VARIANTS = {"base": "mplug_base_patch16_256", "large": "mplug_large_patch14_224"}
+
+
+def _released(name):
+    """Return tensors without data in the shapes of a released file."""
+    shapes = json.loads(gzip.decompress((KEYS / f"{name}.json.gz").read_bytes()))
+    return {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
+
+
+def _meta_model(config):
+    with torch.device("meta"):
+        return MPLUG(config)
+
+
+@pytest.fixture
+def tiny():
+    torch.manual_seed(0)
+    config = model_config("mplug_tiny", image_size=32, vocab_size=40)
+    return MPLUG(dataclasses.replace(config, tie_mlm_head=False)).eval()
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_released_pretraining_file_fills_the_whole_model(size):
+    released = _released(f"mplug_pretrain_{size}")
+    model = _meta_model(config_for(released, model_config(VARIANTS[size])))
+    report = import_state_dict(released, model)
+    assert report.is_complete
+    assert set(report.loaded) == set(model.state_dict())
+    reasons = set(report.dropped.values())
+    assert "fusion layer that never runs" in reasons
+    assert "CLIP's text tower, never run" in reasons
+    assert ("cross-attention of a connected layer, never run" in reasons) == (size == "base")
+
+
+@pytest.mark.parametrize("size", ["base", "large"])
+def test_released_captioning_file_lacks_the_matching_heads_only(size):
+    model = _meta_model(model_config(VARIANTS[size]))
+    report = import_state_dict(_released(f"mplug_caption_{size}"), model)
+    heads = {"image_projection", "text_projection", "itm_head", "mlm_head"}
+    assert {name.split(".")[0] for name in report.missing} == heads
+    assert report.unexpected == []
+    assert report.reinitialised == {}
+
+
+def test_live_parameters_of_the_base_model_match_the_published_count():
+    # 86.2 + 66.4 + 56.7 + 137.9 M for image, text, fusion and decoder, counted in released files.
+    model = _meta_model(model_config(VARIANTS["base"]))
+    parts = (model.visual_encoder, model.text_encoder, model.fusion, model.decoder)
+    millions = [sum(p.numel() for p in part.parameters()) / 1e6 for part in parts]
+    millions[0] += 768 * 512 / 1e6  # CLIP's joint projection: stored, never run
+    millions[2] += (4 * (768 * 768 + 768) + 2 * 768) / 1e6  # a connected layer's cross-attention
+    assert millions == pytest.approx([86.2, 66.4, 56.7, 137.9], abs=0.051)
+
+
+@pytest.mark.parametrize("wrap", ["bare", "model", "module", "prefixed"])
+def test_export_and_import_give_back_every_bit(tiny, wrap):
+    exported = export_state_dict(tiny)
+    if wrap == "prefixed":
+        exported = {f"model.{name}": tensor for name, tensor in exported.items()}
+    checkpoint = exported if wrap in ("bare", "prefixed") else {wrap: exported, "epoch": 3}
+    other = MPLUG(tiny.config)
+    report = import_state_dict(checkpoint, other)
+    assert report.is_complete
+    mine, theirs = tiny.state_dict(), other.state_dict()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_tied_model_keeps_its_head_through_export_and_import():
+    torch.manual_seed(0)
+    config = model_config("mplug_tiny", image_size=32, vocab_size=40)
+    model, other = MPLUG(config), MPLUG(config)
+    assert import_state_dict(export_state_dict(model), other).is_complete
+    assert torch.equal(model.mlm_head.dense.weight, other.mlm_head.dense.weight)
+
+
+def test_head_with_its_own_matrix_is_not_half_loaded_into_a_tied_model(tiny):
+    tied = MPLUG(dataclasses.replace(tiny.config, tie_mlm_head=True))
+    before = tied.mlm_head.dense.weight.clone()
+    report = import_state_dict(export_state_dict(tiny), tied)
+    assert torch.equal(tied.mlm_head.dense.weight, before)
+    assert all(name.startswith("mlm_head.") for name in report.missing)
+    assert "tie_mlm_head=False" in report.dropped[MLM_MATRIX]
+
+
+def test_queries_keys_and_values_are_packed_in_order(tiny):
+    exported = export_state_dict(tiny)
+    own = "text_encoder.encoder.layer.0.attention.self"
+    packed = torch.cat([exported[f"{own}.{part}.weight"] for part in ("query", "key", "value")])
+    assert torch.equal(packed, tiny.text_encoder.blocks[0].attention.qkv.weight)
+    # fusion layer 0 of 3 is layer 9 of the 12 stored; it is asymmetric
+    cross = "fusion_encoder.encoder.layer.9.crossattention.self"
+    packed = torch.cat([exported[f"{cross}.{part}.bias"] for part in ("key", "value")])
+    assert torch.equal(packed, tiny.fusion.blocks[0].cross_attention.key_value.bias)
+
+
+def test_loaders_renaming_rule():
+    names = (
+        "text_encoder.bert.encoder.x",
+        "fusion_encoder.fusion.encoder.x",
+        "fusion_encoder.bert.embeddings.x",
+        "text_decoder.bert.encoder.x",
+        "module.vision_proj.bias",
+    )
+    assert list(normalise_names({name: torch.zeros(1) for name in names})) == [
+        "text_encoder.encoder.x",
+        "fusion_encoder.encoder.x",
+        "fusion_encoder.embeddings.x",
+        "text_decoder.bert.encoder.x",
+        "vision_proj.bias",
+    ]
+
+
+def test_another_image_size_resizes_the_position_table(tiny):
+    larger = dataclasses.replace(
+        tiny.config, vision=dataclasses.replace(tiny.config.vision, image_size=64)
+    )
+    model = MPLUG(larger)
+    report = import_state_dict(export_state_dict(tiny), model)
+    assert report.resized == ["visual_encoder.position_embedding"]
+    assert report.is_complete
+    expected = resize_position_table(tiny.visual_encoder.position_embedding.detach(), 64)
+    assert torch.equal(model.visual_encoder.position_embedding, expected)
+
+
+def test_another_vocabulary_is_reported_with_both_shapes(tiny):
+    smaller = dataclasses.replace(
+        tiny.config, text=dataclasses.replace(tiny.config.text, vocab_size=39)
+    )
+    report = import_state_dict(export_state_dict(tiny), MPLUG(smaller))
+    assert not report.is_complete
+    assert report.reinitialised["text_encoder.embedding.word.weight"] == "(40, 128) for (39, 128)"
+    assert "another shape" in report.summary()
+
+
+def test_unknown_names_and_the_temperature_are_reported(tiny):
+    foreign = export_state_dict(tiny) | {
+        "temp": torch.tensor(0.05),
+        "image_queue": torch.zeros(4, 8),
+        "vision_proj_m.weight": torch.zeros(1),
+        "adapter.weight": torch.zeros(1),
+    }
+    report = import_state_dict(foreign, MPLUG(tiny.config))
+    assert report.unexpected == ["adapter.weight"]
+    assert report.temperature == pytest.approx(0.05)
+    assert report.dropped["image_queue"] == "feature queue"
+    assert report.dropped["vision_proj_m.weight"] == "momentum copy"
+    assert "not understood: adapter.weight" in report.summary()
+
+
+def test_checkpoint_without_tensors_is_refused(tiny):
+    with pytest.raises(CheckpointError, match="no state dict"):
+        import_state_dict({"epoch": 3}, tiny)
+
+
+def test_every_model_tensor_has_a_row_in_the_table(tiny):
+    assert set(key_table(tiny.config)) == set(tiny.state_dict())

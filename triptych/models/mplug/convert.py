@@ -1,0 +1,292 @@
+"""The released mPLUG checkpoints: their key table, import and export.
+
+Released files hold, beside the live tensors, a momentum copy, CLIP's text tower, fusion layers
+that never run and queues. `import_state_dict` names each of these in its report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from triptych.core.errors import CheckpointError
+from triptych.models.conversion import (
+    ImportReport,
+    KeyTable,
+    gather_tensors,
+    linear_keys,
+    load_tensors,
+    split_tensors,
+)
+from triptych.models.mplug.config import MPLUGConfig
+from triptych.models.mplug.model import MPLUG
+from triptych.nn.positions import resize_position_table
+
+RELEASED_FUSION_LAYERS = 12
+"""Layers in the released files' fusion list; only the last `fusion_depth` run."""
+
+MLM_MATRIX = "fusion_encoder.cls.predictions.decoder.weight"
+TEXT_WORDS = "text_encoder.embeddings.word_embeddings.weight"
+POSITIONS = "visual_encoder.position_embedding"
+
+_DEAD = [
+    (r"\w+_m\..*", "momentum copy"),
+    (
+        r"visual_encoder\.(positional_embedding|text_projection|logit_scale|token_embedding\..*"
+        r"|ln_final\..*|transformer\..*)",
+        "CLIP's text tower, never run",
+    ),
+    (r"visual_encoder\.visual\.proj", "CLIP's joint projection, never run"),
+    (r".*\.position_ids", "constant"),
+    (r"fusion_encoder\.embeddings\..*", "embeddings of the fusion network, never run"),
+    (r"(image|text|idx)_queue|queue_ptr", "feature queue"),
+]
+
+
+def key_table(config: MPLUGConfig, num_fusion_layers: int = RELEASED_FUSION_LAYERS) -> KeyTable:
+    """Return which released tensors make which of ours.
+
+    Args:
+        config: The model's sizes.
+        num_fusion_layers: Layers in the file's fusion list.
+    """
+    table = _vision_keys(config) | _embedding_keys("text_encoder.embedding", "text_encoder")
+    for layer in range(config.text_depth):
+        table |= _bert_block(f"text_encoder.blocks.{layer}", f"text_encoder.encoder.layer.{layer}")
+    first_live = num_fusion_layers - config.fusion_depth
+    for layer in range(config.fusion_depth):
+        table |= _bert_block(
+            f"fusion.blocks.{layer}",
+            f"fusion_encoder.encoder.layer.{first_live + layer}",
+            cross=layer not in config.connected_layers,
+        )
+    table |= _embedding_keys("decoder.embedding", "text_decoder.bert")
+    for layer in range(config.decoder_depth):
+        table |= _bert_block(
+            f"decoder.blocks.{layer}", f"text_decoder.bert.encoder.layer.{layer}", cross=True
+        )
+    table |= _head_keys("decoder.head", "text_decoder") | _head_keys("mlm_head", "fusion_encoder")
+    if not config.tie_mlm_head:
+        table["mlm_head.weight"] = (MLM_MATRIX,)
+    table |= linear_keys("image_projection", "vision_proj")
+    table |= linear_keys("text_projection", "text_proj")
+    return table | linear_keys("itm_head", "itm_head")
+
+
+def normalise_names(official: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Unwrap a released checkpoint and give its tensors the names of the fine-tuned models.
+
+    The released loader's rule: of names with "fusion" or "bert" and without "decode", the parts
+    "fusion." and "bert." are left out.
+
+    Args:
+        official: A state dict, or a checkpoint that holds one as "model" or "module"; names may
+            begin with "model." or "module.".
+
+    Raises:
+        CheckpointError: There is no tensor in it.
+    """
+    for wrapper in ("model", "module"):
+        if isinstance(official.get(wrapper), Mapping):
+            official = official[wrapper]
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in official.items():
+        if not isinstance(tensor, Tensor):
+            continue
+        short = re.sub(r"^(model\.|module\.)+", "", name)
+        if ("fusion" in short or "bert" in short) and "decode" not in short:
+            short = short.replace("fusion.", "").replace("bert.", "")
+        renamed[short] = tensor
+    if not renamed:
+        raise CheckpointError(
+            "the file holds no state dict: expected tensors, or a mapping under 'model' or 'module'"
+        )
+    return renamed
+
+
+def config_for(official: Mapping[str, Any], config: MPLUGConfig) -> MPLUGConfig:
+    """Return the config with which the file's MLM head, if it has one, can be loaded whole."""
+    names = normalise_names(official)
+    return dataclasses.replace(config, tie_mlm_head=MLM_MATRIX not in names)
+
+
+def import_state_dict(official: Mapping[str, Any], model: MPLUG) -> ImportReport:
+    """Load a released checkpoint into a model of the same sizes.
+
+    The visual position table is resized to the model's image size. A model on the meta device
+    takes the file's tensors over.
+
+    Args:
+        official: What `torch.load` of a released file returns, wrapped or bare.
+        model: Changed in place.
+
+    Returns:
+        What became of every tensor.
+
+    Raises:
+        CheckpointError: The file holds no state dict.
+    """
+    foreign, report = normalise_names(official), ImportReport()
+    table = key_table(model.config, _num_fusion_layers(foreign, model.config))
+    num_patches = model.config.vision.num_patches
+    if model.config.tie_mlm_head and not _same(foreign, MLM_MATRIX, TEXT_WORDS):
+        table = {ours: names for ours, names in table.items() if not ours.startswith("mlm_head.")}
+    tensors = gather_tensors(
+        foreign,
+        model.state_dict(),
+        table,
+        {POSITIONS: lambda rows: resize_position_table(rows, num_patches)},
+        report,
+    )
+    if "temp" in foreign and not foreign["temp"].is_meta:
+        report.temperature = float(foreign["temp"])
+    _explain_rest(foreign, table, model.config, report)
+    load_tensors(model, tensors)
+    return report
+
+
+def export_state_dict(
+    model: MPLUG, num_fusion_layers: int = RELEASED_FUSION_LAYERS
+) -> dict[str, Tensor]:
+    """Return the model under the released names, for the released code's non-strict loader.
+
+    Tensors that never run are left out. Tied matrices appear under both of their names.
+
+    Args:
+        model: Read only.
+        num_fusion_layers: Layers in the released fusion list.
+    """
+    foreign = split_tensors(model.state_dict(), key_table(model.config, num_fusion_layers))
+    words = foreign["text_decoder.bert.embeddings.word_embeddings.weight"]
+    foreign["text_decoder.cls.predictions.decoder.weight"] = words
+    if model.config.tie_mlm_head:
+        foreign[MLM_MATRIX] = foreign[TEXT_WORDS]
+    for owner in ("text_decoder", "fusion_encoder"):
+        foreign[f"{owner}.cls.predictions.decoder.bias"] = foreign[f"{owner}.cls.predictions.bias"]
+    return foreign
+
+
+def _vision_keys(config: MPLUGConfig) -> KeyTable:
+    theirs, ours = "visual_encoder.visual", "visual_encoder"
+    table: KeyTable = {
+        f"{ours}.class_embedding": (f"{theirs}.class_embedding",),
+        POSITIONS: (f"{theirs}.positional_embedding",),
+        f"{ours}.patch_embedding.weight": (f"{theirs}.conv1.weight",),
+    }
+    table |= linear_keys(f"{ours}.norm_pre", f"{theirs}.ln_pre")
+    table |= linear_keys(f"{ours}.norm_post", f"{theirs}.ln_post")
+    for layer in range(config.vision.depth):
+        mine, block = f"{ours}.blocks.{layer}", f"{theirs}.transformer.resblocks.{layer}"
+        for kind in ("weight", "bias"):
+            table[f"{mine}.attention.qkv.{kind}"] = (f"{block}.attn.in_proj_{kind}",)
+        table |= linear_keys(f"{mine}.attention.out", f"{block}.attn.out_proj")
+        table |= linear_keys(f"{mine}.attention_norm", f"{block}.ln_1")
+        table |= linear_keys(f"{mine}.mlp.up", f"{block}.mlp.c_fc")
+        table |= linear_keys(f"{mine}.mlp.down", f"{block}.mlp.c_proj")
+        table |= linear_keys(f"{mine}.mlp_norm", f"{block}.ln_2")
+    if config.vision.embed_dim != config.text.embed_dim:
+        table |= linear_keys("image_adapter.linear", "visn_fc")
+        table |= linear_keys("image_adapter.norm", "visn_layer_norm")
+    return table
+
+
+def _embedding_keys(ours: str, theirs: str) -> KeyTable:
+    table: KeyTable = {
+        f"{ours}.{mine}.weight": (f"{theirs}.embeddings.{name}_embeddings.weight",)
+        for mine, name in (
+            ("word", "word"),
+            ("position", "position"),
+            ("token_type", "token_type"),
+        )
+    }
+    return table | linear_keys(f"{ours}.norm", f"{theirs}.embeddings.LayerNorm")
+
+
+def _bert_block(ours: str, theirs: str, *, cross: bool = False) -> KeyTable:
+    own = f"{theirs}.attention"
+    table = linear_keys(
+        f"{ours}.attention.qkv", f"{own}.self.query", f"{own}.self.key", f"{own}.self.value"
+    )
+    table |= linear_keys(f"{ours}.attention.out", f"{own}.output.dense")
+    table |= linear_keys(f"{ours}.attention_norm", f"{own}.output.LayerNorm")
+    if cross:
+        other, mine = f"{theirs}.crossattention", f"{ours}.cross_attention"
+        table |= linear_keys(f"{mine}.query", f"{other}.self.query")
+        table |= linear_keys(f"{mine}.key_value", f"{other}.self.key", f"{other}.self.value")
+        table |= linear_keys(f"{mine}.out", f"{other}.output.dense")
+        table |= linear_keys(f"{ours}.cross_norm", f"{other}.output.LayerNorm")
+    table |= linear_keys(f"{ours}.mlp.up", f"{theirs}.intermediate.dense")
+    table |= linear_keys(f"{ours}.mlp.down", f"{theirs}.output.dense")
+    return table | linear_keys(f"{ours}.mlp_norm", f"{theirs}.output.LayerNorm")
+
+
+def _head_keys(ours: str, owner: str) -> KeyTable:
+    theirs = f"{owner}.cls.predictions"
+    table: KeyTable = {f"{ours}.bias": (f"{theirs}.bias",)}
+    table |= linear_keys(f"{ours}.dense", f"{theirs}.transform.dense")
+    return table | linear_keys(f"{ours}.norm", f"{theirs}.transform.LayerNorm")
+
+
+def _num_fusion_layers(names: Iterable[str], config: MPLUGConfig) -> int:
+    """Count the layers of the file's fusion list, at least as many as the model runs."""
+    found = [re.match(r"fusion_encoder\.encoder\.layer\.(\d+)\.", name) for name in names]
+    layers = [int(match[1]) + 1 for match in found if match]
+    return max([config.fusion_depth, *layers])
+
+
+def _same(foreign: Mapping[str, Tensor], first: str, second: str) -> bool:
+    if first not in foreign or second not in foreign:
+        return False
+    one, other = foreign[first], foreign[second]
+    return not one.is_meta and one.shape == other.shape and torch.equal(one, other)
+
+
+def _explain_rest(
+    foreign: Mapping[str, Tensor], table: KeyTable, config: MPLUGConfig, report: ImportReport
+) -> None:
+    """Sort the names that the table does not use into dropped and unexpected."""
+    used = {name for names in table.values() for name in names}
+    first_live = _num_fusion_layers(foreign, config) - config.fusion_depth
+    for name in foreign:
+        if name in used:
+            continue
+        reason = _reason(name, foreign, config, first_live)
+        if reason is None:
+            report.unexpected.append(name)
+        else:
+            report.dropped[name] = reason
+
+
+def _reason(
+    name: str, foreign: Mapping[str, Tensor], config: MPLUGConfig, first_live: int
+) -> str | None:
+    """Say why a tensor has no place in the model; None when nothing explains it."""
+    for pattern, reason in _DEAD:
+        if re.fullmatch(pattern, name):
+            return reason
+    if name == "temp":
+        return "temperature, which the task keeps"
+    fusion = re.match(r"fusion_encoder\.encoder\.layer\.(\d+)\.(\w+)", name)
+    if fusion and int(fusion[1]) < first_live:
+        return "fusion layer that never runs"
+    if fusion and fusion[2] == "crossattention":
+        return "cross-attention of a connected layer, never run"
+    tied = {
+        "text_decoder.cls.predictions.decoder.weight": (
+            "text_decoder.bert.embeddings.word_embeddings.weight"
+        ),
+        "text_decoder.cls.predictions.decoder.bias": "text_decoder.cls.predictions.bias",
+        "fusion_encoder.cls.predictions.decoder.bias": "fusion_encoder.cls.predictions.bias",
+    }
+    if name in tied and (foreign[name].is_meta or _same(foreign, name, tied[name])):
+        return f"second name of {tied[name]}"
+    if name.startswith("fusion_encoder.cls.") and config.tie_mlm_head:
+        if _same(foreign, MLM_MATRIX, TEXT_WORDS):
+            return f"second name of {TEXT_WORDS}"
+        return "MLM head with its own matrix: build the model with tie_mlm_head=False"
+    return None
