@@ -12,7 +12,7 @@ from triptych.scenes.world import Scene, SceneObject
 Image = NDArray[np.uint8]
 Canvas = NDArray[np.float32]
 
-_SUPERSAMPLE = 4  # sub-pixels a side: coverage in steps of 1/16
+_SUPERSAMPLE = 8  # sub-pixels a side: coverage in steps of 1/64
 _SHIFT = 6  # fractional bits of OpenCV's polygon corners
 
 

@@ -1,0 +1,277 @@
+import hashlib
+import importlib.util
+import json
+import tarfile
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from triptych.core.errors import ConfigError, DataError
+from triptych.scenes.config import PALETTE, SPLITS, SceneConfig
+from triptych.scenes.layout import FORMATS, SceneFiles
+from triptych.scenes.write import write_scenes
+
+from .oracle import answer, entailment, is_true_of_two, referred
+
+SIZES = {"train": 60, "val": 8, "test": 9, "compositional": 10}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    out = tmp_path_factory.mktemp("scenes") / "world"
+    return write_scenes(out, 60, num_val=8, num_test=9, num_compositional=10)
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def truth(files):
+    """Ground truth of every picture by image id."""
+    return {t["image_id"]: t for split in SPLITS for t in read_lines(files.truth(split))}
+
+
+def digests(folder):
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
+
+
+def test_every_picture_of_every_split_is_there_and_shows_its_scene(files):
+    assert len(truth(files)) == sum(SIZES.values())
+    for split, size in SIZES.items():
+        lines = read_lines(files.truth(split))
+        assert len(lines) == size == len(list(files.split_images(split).iterdir()))
+        for line in lines:
+            picture = np.asarray(Image.open(files.split_images(split) / line["file_name"]))
+            assert picture.shape == (64, 64, 3)
+            for thing in line["objects"]:
+                x, y, width, height = thing["box"]
+                row, column = int(y + height / 2), int(x + width / 2)
+                mean = picture[row - 1 : row + 2, column - 1 : column + 2].mean(axis=(0, 1))
+                gaps = {name: np.abs(mean - rgb).sum() for name, rgb in PALETTE.items()}
+                assert min(gaps, key=gaps.__getitem__) == thing["color"]
+
+
+def test_karpathy_and_official_captions_agree_with_the_truth(files):
+    known = truth(files)
+    karpathy = read(files.karpathy)
+    assert Counter(image["split"] for image in karpathy["images"]) == SIZES
+    for image in karpathy["images"]:
+        assert (files.images / image["filepath"] / image["filename"]).is_file()
+        raw = [sentence["raw"] for sentence in image["sentences"]]
+        assert raw == known[image["cocoid"]]["captions"] and len(raw) == 2
+        assert image["sentids"] == [sentence["sentid"] for sentence in image["sentences"]]
+        assert all(s["imgid"] == image["imgid"] for s in image["sentences"])
+        assert all("," not in "".join(s["tokens"]) for s in image["sentences"])
+    sentence_ids = [s for image in karpathy["images"] for s in image["sentids"]]
+    assert len(set(sentence_ids)) == len(sentence_ids)
+    for split in SPLITS:
+        official = read(files.coco_captions(split))
+        names = {image["id"]: image["file_name"] for image in official["images"]}
+        assert all((files.split_images(split) / name).is_file() for name in names.values())
+        by_image = {}
+        for line in official["annotations"]:
+            by_image.setdefault(line["image_id"], []).append(line["caption"])
+        assert by_image == {key: known[key]["captions"] for key in names}
+        assert len({a["id"] for a in official["annotations"]}) == 2 * SIZES[split]
+
+
+def test_vqa_answers_follow_from_the_truth(files):
+    known = truth(files)
+    for split in SPLITS:
+        questions, annotations = (
+            read(files.vqa_questions(split)),
+            read(files.vqa_annotations(split)),
+        )
+        assert questions["data_subtype"] == split == annotations["data_subtype"]
+        answers = {a["question_id"]: a for a in annotations["annotations"]}
+        assert len(answers) == len(questions["questions"]) == 3 * SIZES[split]
+        for question in questions["questions"]:
+            name = f"COCO_{split}_{question['image_id']:012d}.jpg"
+            assert (files.images / split / name).is_file()
+            given = answers[question["question_id"]]
+            right = answer(question["question"], known[question["image_id"]]["objects"])
+            assert [a["answer"] for a in given["answers"]] == [right] * 10
+            assert given["multiple_choice_answer"] == right
+            assert given["answer_type"] in ("yes/no", "number", "other")
+
+
+def test_every_reference_has_the_box_of_the_object_that_it_means(files):
+    known = truth(files)
+    instances = read(files.instances)
+    boxes = {a["id"]: a for a in instances["annotations"]}
+    names = {image["id"]: image["file_name"] for image in instances["images"]}
+    categories = {c["id"]: c["name"] for c in instances["categories"]}
+    refs = read(files.refs)
+    assert {ref["image_id"] for ref in refs} == set(known)
+    for ref in refs:
+        assert names[ref["image_id"]] == ref["file_name"]
+        assert (files.images / ref["file_name"]).is_file()
+        assert ref["file_name"].startswith(f"{ref['split']}/")
+        assert boxes[ref["ann_id"]]["image_id"] == ref["image_id"]
+        for sentence in ref["sentences"]:
+            (thing,) = referred(sentence["sent"], known[ref["image_id"]]["objects"])
+            assert boxes[ref["ann_id"]]["bbox"] == thing["box"]
+            assert categories[ref["category_id"]] == thing["shape"]
+
+
+def test_statements_hold_for_the_two_pictures_that_they_name(files):
+    by_pixels = {}
+    for line in truth(files).values():
+        picture = Image.open(files.split_images(line["split"]) / line["file_name"])
+        by_pixels[line["image_id"]] = (np.asarray(picture).astype(float), line["objects"])
+
+    def objects_of(path):
+        picture = np.asarray(Image.open(path)).astype(float)
+        best = min(by_pixels.values(), key=lambda entry: np.abs(entry[0] - picture).mean())
+        assert np.abs(best[0] - picture).mean() < 5  # the loss of JPEG
+        return best[1]
+
+    labels = Counter()
+    for split in ("train", "test"):
+        for line in read_lines(files.nlvr2(split)):
+            stem = line["identifier"].rsplit("-", 1)[0]
+            folder = files.nlvr2_images(split)
+            left, right = (objects_of(folder / f"{stem}-img{side}.png") for side in (0, 1))
+            assert line["label"] == str(is_true_of_two(line["sentence"], left, right))
+            labels[line["label"]] += 1
+    assert labels["True"] - labels["False"] in (0, 1)
+
+
+def test_entailment_follows_from_the_picture(files):
+    by_name = {line["file_name"]: line for line in truth(files).values()}
+    for split in SPLITS:
+        lines = read_lines(files.snli_ve(split))
+        assert len(lines) == SIZES[split]
+        assert {line["gold_label"] for line in lines} == {"entailment", "neutral", "contradiction"}
+        for line in lines:
+            known = by_name[f"{line['Flickr30K_ID']}.jpg"]
+            assert line["sentence1"] in known["captions"]
+            assert line["gold_label"] == entailment(line["sentence2"], known["objects"])
+        assert len({line["pairID"] for line in lines}) == len(lines)
+
+
+def test_class_folders_hold_pictures_of_their_class(files):
+    pictures = list(files.classes("train").rglob("*.jpg"))
+    assert len(pictures) == 12
+    for path in pictures:
+        color, shape = path.parent.name.split("_")
+        assert shape in SceneConfig().shapes
+        picture = np.asarray(Image.open(path)).astype(int)
+        strong = np.ptp(picture, axis=2) > 100 if color != "black" else picture.max(axis=2) < 80
+        assert strong.sum() > 25
+        gaps = np.abs(picture[strong].mean(axis=0) - PALETTE[color]).max()
+        assert gaps < 40
+
+
+def test_shards_hold_the_same_bytes_as_the_files(files):
+    members = {}
+    for path in sorted(files.shards("test").glob("*.tar")):
+        with tarfile.open(path) as shard:
+            for member in shard.getmembers():
+                assert (member.mtime, member.uid, member.uname) == (0, 0, "")
+                members[member.name] = shard.extractfile(member).read()
+    assert sorted(p.name for p in files.shards("test").iterdir()) == ["000000.tar"]
+    assert len(members) == 3 * SIZES["test"]
+    for line in read_lines(files.truth("test")):
+        key = f"{line['image_id']:012d}"
+        picture = files.split_images("test") / line["file_name"]
+        assert members[f"{key}.jpg"] == picture.read_bytes()
+        assert members[f"{key}.txt"].decode() == line["captions"][0]
+        assert json.loads(members[f"{key}.json"]) == line
+
+
+def test_the_corpus_is_one_sentence_a_line(files):
+    lines = files.corpus.read_text().splitlines()
+    assert len(lines) == 60
+    assert all(line.strip() == line and len(line.split()) >= 3 for line in lines)
+
+
+def test_any_number_of_workers_gives_the_same_bytes(files, tmp_path):
+    sizes = {"num_val": 8, "num_test": 9, "num_compositional": 10}
+    write_scenes(tmp_path / "again", 60, num_workers=2, **sizes)
+    assert digests(tmp_path / "again") == digests(files.root)
+
+
+def test_another_seed_gives_other_pictures(files, tmp_path):
+    other = write_scenes(
+        tmp_path, 3, num_val=0, num_test=0, num_compositional=0, config=SceneConfig(seed=1)
+    )
+    ours, theirs = digests(files.images), digests(other.images)
+    assert len(theirs) == 3
+    assert not set(ours.values()) & set(theirs.values())
+
+
+def test_formats_left_out_are_not_written(tmp_path):
+    files = write_scenes(tmp_path / "w", 10, formats=("captions",))
+    found = {path.name for path in files.root.iterdir()}
+    assert found == {"images", "captions", "scenes", "dataset.json"}
+    counts = {"train": 10, "val": 8, "test": 8, "compositional": 8, "clips": 0}
+    assert read(files.summary)["counts"] == counts
+
+
+def test_progress_is_told_to_the_end(tmp_path):
+    calls = []
+    write_scenes(
+        tmp_path, 300, num_val=0, num_test=0, num_compositional=0, formats=(),
+        progress=lambda *call: calls.append(call),
+    )  # fmt: skip
+    painting = [call for call in calls if call[0] == "painting train"]
+    assert painting == [("painting train", 250, 300), ("painting train", 300, 300)]
+
+
+def test_clips_are_written_as_msrvtt_only_when_asked(tmp_path):
+    pytest.importorskip("av")
+    files = write_scenes(tmp_path / "w", 5, formats=(), num_clips=5)
+    info = read(files.clips)
+    splits = Counter(video["split"] for video in info["videos"])
+    assert splits == {"train": 5, "validate": 1, "test": 1, "compositional": 1}
+    ids = {video["video_id"] for video in info["videos"]}
+    assert all((files.videos / f"{name}.mp4").stat().st_size > 500 for name in ids)
+    assert Counter(s["video_id"] for s in info["sentences"]) == dict.fromkeys(ids, 2)
+    for split in SPLITS:
+        for line in read(files.clip_questions(split)):
+            assert f"video{line['video_id']}" in ids and line["question"].endswith("?")
+    again = write_scenes(tmp_path / "v", 5, formats=(), num_clips=5)
+    assert digests(files.root) == digests(again.root)
+
+
+def test_clips_without_pyav_fail_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"triptych\[video\]"):
+        write_scenes(tmp_path / "w", 5, num_clips=1)
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"formats": ("caption",)}, "did you mean 'captions'"),
+        ({"num_images": 0}, "0 pictures for train"),
+        ({"num_val": -1}, "-1 pictures for val"),
+        ({"num_workers": 0}, "num_workers = 0"),
+        ({"num_clips": -1}, "num_clips = -1"),
+        ({"questions_per_image": 0}, "questions_per_image = 0"),
+    ],
+)
+def test_a_wrong_argument_is_named(tmp_path, change, named):
+    with pytest.raises(ConfigError, match=named):
+        write_scenes(tmp_path, **{"num_images": 5, **change})
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(DataError, match="not empty"):
+        write_scenes(tmp_path, 5)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_list_of_formats_is_complete(files):
+    assert isinstance(files, SceneFiles)
+    assert read(files.summary)["formats"] == list(FORMATS)
