@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from triptych.core.outputs import Predictions
+from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
+from triptych.train.metrics_log import WALL_CLOCK_KEYS, read_metrics
+from triptych.train.trainer import Trainer
 
 FEATURES, CLASSES, QUEUE = 6, 3, 7
 
@@ -87,3 +92,40 @@ def toy_batches(start: int, size: int = 4) -> Iterator[dict[str, Tensor]]:
             "label": torch.randint(CLASSES, (size,), generator=generator),
         }
         start += 1
+
+
+def toy_trainer(folder: Path, task: ToyTask | None = None, **settings: Any) -> Trainer:
+    """Return a trainer of the toy task; `settings` are TrainConfig's, or `batches`, `evaluate`."""
+    batches = settings.pop("batches", toy_batches)
+    evaluate = settings.pop("evaluate", None)
+    config = {
+        "max_steps": 8,
+        "local_batch_size": 4,
+        "log_every_steps": 1,
+        "checkpoint_every_steps": 1,
+        "precision": "fp32",
+        "device": "cpu",
+        "progress": "off",
+        "tensorboard": False,
+        "seed": 11,
+    }
+    return Trainer(
+        task or ToyTask(),
+        batches,
+        config=TrainConfig(**config | settings),
+        optim=OptimConfig(learning_rate=1e-2, vision_learning_rate=1e-3, warmup_steps=2),
+        weights=(
+            ObjectiveWeight(name="itm"),
+            ObjectiveWeight(name="itc", start_step=2, ramp_steps=2, every_steps=2),
+        ),
+        run_folder=folder,
+        evaluate=evaluate,
+    )
+
+
+def exact_lines(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of `metrics.jsonl` without what depends on the clock."""
+    return [
+        {key: value for key, value in line.items() if key not in WALL_CLOCK_KEYS}
+        for line in read_metrics(folder / "metrics.jsonl")
+    ]

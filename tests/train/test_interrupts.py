@@ -1,0 +1,70 @@
+"""Signals: the first asks, a second Ctrl-C aborts, handlers come back."""
+
+import os
+import signal
+
+import pytest
+
+from triptych.train.interrupts import InterruptGuard, TrainingInterrupted
+
+from .toy import exact_lines, toy_batches, toy_trainer
+
+
+def _handlers():
+    return signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+
+
+def test_the_first_signal_is_kept_and_handlers_come_back():
+    before = _handlers()
+    with InterruptGuard() as guard:
+        assert guard.requested is None
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # a cluster that repeats itself does no harm
+        assert guard.requested == signal.SIGTERM
+        assert _handlers() != before
+    assert _handlers() == before
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_later_ctrl_c_aborts_at_once(first):
+    before = _handlers()
+    with pytest.raises(KeyboardInterrupt), InterruptGuard():
+        signal.raise_signal(first)
+        signal.raise_signal(signal.SIGINT)
+    assert _handlers() == before
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"), [(signal.SIGINT, 7), (signal.SIGTERM, -signal.SIGTERM)]
+)
+def test_a_forked_worker_ignores_ctrl_c_and_ends_on_sigterm(number, expected):
+    with InterruptGuard() as guard:
+        child = os.fork()
+        if child == 0:
+            signal.raise_signal(number)
+            os._exit(7 if guard.requested is None else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == expected
+        assert guard.requested is None
+
+
+def test_two_ctrl_c_in_a_run_abort_without_saving_and_release_everything(tmp_path):
+    before = _handlers()
+
+    def batches(start):
+        for number, batch in enumerate(toy_batches(start), start):
+            if number == 3:
+                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signal.SIGINT)
+            yield batch
+
+    with pytest.raises(KeyboardInterrupt):
+        toy_trainer(tmp_path, batches=batches, checkpoint_every_steps=2).fit()
+    assert _handlers() == before
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_2"]
+    assert [line["step"] for line in exact_lines(tmp_path)] == [1, 2, 3]
+
+
+def test_the_outcome_says_what_and_where(tmp_path):
+    outcome = TrainingInterrupted(signal.SIGTERM, 12, tmp_path / "step_12")
+    assert str(outcome) == f"SIGTERM: stopped after step 12; saved {tmp_path / 'step_12'}"
+    assert outcome.exit_code == 143

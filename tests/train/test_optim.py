@@ -1,0 +1,87 @@
+"""Parameter groups, and AdamW's first step worked by hand."""
+
+from io import StringIO
+
+import pytest
+import torch
+from rich.console import Console
+from torch import nn
+
+from triptych.train.config import OptimConfig
+from triptych.train.optim import build_optimizer, group_parameters, group_table, has_weight_decay
+
+from .toy import ToyTask
+
+
+def test_each_trainable_parameter_is_in_exactly_one_group():
+    task = ToyTask()
+    groups = group_parameters(task.modules.named_parameters(), OptimConfig())
+    names = {group.name: sorted(name for name, _ in group.parameters) for group in groups}
+    assert names == {
+        "vision_decay": ["model.visual_encoder.weight"],
+        "vision_no_decay": ["model.visual_encoder.bias"],
+        "rest_decay": ["model.head.weight"],
+        "rest_no_decay": [
+            "model.head.bias",
+            "model.logit_scale",
+            "model.norm.bias",
+            "model.norm.weight",
+            "model.position_embedding",
+        ],
+    }
+    assert {group.name: (group.peak_lr, group.weight_decay) for group in groups} == {
+        "vision_decay": (1e-5, 0.02),
+        "vision_no_decay": (1e-5, 0.0),
+        "rest_decay": (1e-4, 0.02),
+        "rest_no_decay": (1e-4, 0.0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "decays"),
+    [
+        ("model.text.position_embeddings.weight", False),
+        ("model.visual_encoder.positional_embedding", False),
+        ("model.visual_encoder.class_embedding", False),
+        ("model.cls_token", False),
+        ("logit_scale", False),
+        ("temperature", False),
+        ("model.text.word_embeddings.weight", True),
+        ("model.composition.weight", True),
+    ],
+)
+def test_decay_by_name_for_matrices(name, decays):
+    assert has_weight_decay(name, nn.Parameter(torch.zeros(2, 2))) is decays
+
+
+def test_a_tied_tensor_is_optimised_once():
+    first, second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+    second.weight = first.weight
+    modules = nn.ModuleDict({"first": first, "second": second})
+    groups = group_parameters(modules.named_parameters(), OptimConfig())
+    assert [name for group in groups for name, _ in group.parameters] == ["first.weight"]
+
+
+def test_first_step_is_decoupled_adamw():
+    """With bias correction the first step is lr * sign(g), after p has shrunk by lr * decay."""
+    weight = nn.Parameter(torch.tensor([[2.0, -4.0]]))
+    bias = nn.Parameter(torch.tensor([2.0]))
+    config = OptimConfig(learning_rate=0.1, weight_decay=0.5, eps=1e-12)
+    optimizer = build_optimizer(
+        group_parameters([("head.weight", weight), ("head.bias", bias)], config), config
+    )
+    weight.grad, bias.grad = torch.tensor([[3.0, -7.0]]), torch.tensor([0.2])
+    optimizer.step()
+    expected = torch.tensor([[2.0 * 0.95 - 0.1, -4.0 * 0.95 + 0.1]])
+    torch.testing.assert_close(weight.detach(), expected)
+    torch.testing.assert_close(bias.detach(), torch.tensor([1.9]))
+
+
+def test_the_table_counts_parameters():
+    console = Console(file=StringIO(), width=120)
+    console.print(
+        group_table(group_parameters([("w", nn.Parameter(torch.zeros(40, 50)))], OptimConfig()))
+    )
+    text = console.file.getvalue()
+    assert "rest_decay" in text
+    assert "2,000" in text

@@ -1,0 +1,183 @@
+"""Resuming equals never stopping, bitwise: at every step, after a crash, a signal or kill -9."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from triptych.core.errors import CheckpointError
+from triptych.train.interrupts import TrainingInterrupted
+
+from .toy import ToyTask, exact_lines, toy_batches, toy_trainer
+
+SETTINGS = [
+    pytest.param({}, id="plain"),
+    pytest.param({"accumulate": 2}, id="accumulated"),
+    pytest.param({"log_every_steps": 3, "checkpoint_every_steps": 2}, id="sparse"),
+]
+
+
+class Crash(Exception):  # noqa: N818 - an event
+    """Stands for a power cut: the trainer does not know it."""
+
+
+def _stopping_batches(at: int, stop):
+    """Return a loader factory that calls `stop` before it yields micro-batch `at`."""
+
+    def batches(start):
+        for number, batch in enumerate(toy_batches(start), start):
+            if number == at:
+                stop()
+            yield batch
+
+    return batches
+
+
+def _crash():
+    raise Crash
+
+
+def _assert_same_run(folder: Path, task: ToyTask, reference: Path, expected: ToyTask) -> None:
+    assert exact_lines(folder) == exact_lines(reference)
+    state, expected_state = task.modules.state_dict(), expected.modules.state_dict()
+    assert state.keys() == expected_state.keys()
+    assert all(torch.equal(state[name], expected_state[name]) for name in state)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_crash_in_any_step_changes_nothing(tmp_path, settings):
+    expected = ToyTask()
+    toy_trainer(tmp_path / "whole", expected, **settings).fit()
+    for step in range(8):
+        folder = tmp_path / str(step)
+        at = step * settings.get("accumulate", 1)
+        with pytest.raises(Crash):
+            toy_trainer(folder, batches=_stopping_batches(at, _crash), **settings).fit()
+        task = ToyTask(seed=99)  # other weights: all must come from the checkpoint
+        if step < settings.get("checkpoint_every_steps", 1):
+            task = ToyTask()  # nothing was saved: the run begins anew
+        toy_trainer(folder, task, **settings).fit(resume=True)
+        _assert_same_run(folder, task, tmp_path / "whole", expected)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_after_the_step_and_the_run_goes_on(tmp_path, settings, number, code):
+    expected = ToyTask()
+    toy_trainer(tmp_path / "whole", expected, **settings).fit()
+    for step in (1, 4, 7):
+        folder = tmp_path / str(step)
+        at = step * settings.get("accumulate", 1)
+        batches = _stopping_batches(at, lambda: signal.raise_signal(number))
+        with pytest.raises(TrainingInterrupted) as caught:
+            toy_trainer(folder, batches=batches, **settings).fit()
+        assert caught.value.exit_code == code
+        assert caught.value.step == step + 1
+        assert caught.value.checkpoint == folder / "checkpoints" / f"step_{step + 1}"
+        assert str(caught.value.checkpoint) in str(caught.value)
+        task = ToyTask(seed=99)
+        toy_trainer(folder, task, **settings).fit(resume=True)
+        _assert_same_run(folder, task, tmp_path / "whole", expected)
+
+
+def test_a_damaged_newest_checkpoint_costs_its_steps_only(tmp_path, capsys):
+    expected = ToyTask()
+    toy_trainer(tmp_path / "whole", expected).fit()
+    with pytest.raises(Crash):
+        toy_trainer(tmp_path / "run", batches=_stopping_batches(5, _crash)).fit()
+    tensors = tmp_path / "run" / "checkpoints" / "step_5" / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:100])
+    task = ToyTask(seed=99)
+    toy_trainer(tmp_path / "run", task, progress="plain").fit(resume=True)
+    _assert_same_run(tmp_path / "run", task, tmp_path / "whole", expected)
+    shown = capsys.readouterr().out
+    assert "checkpoint passed over" in shown
+    assert "from step 4 to 8" in shown
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path):
+    toy_trainer(tmp_path, max_steps=3).fit()
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    task = ToyTask(seed=99)
+    result = toy_trainer(tmp_path, task, max_steps=3).fit(resume=True)
+    assert (result.step, result.losses, task.after_steps) == (3, {}, [])
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_precision_of_an_auto_run_is_not_measured_again(tmp_path, monkeypatch):
+    choice = "triptych.train.trainer.resolve_precision"
+    monkeypatch.setattr(choice, lambda *_: "bf16")
+    toy_trainer(tmp_path, max_steps=2, precision="auto").fit()
+    monkeypatch.setattr(choice, lambda *_: "fp32")
+    trainer = toy_trainer(tmp_path, max_steps=4, precision="auto")
+    trainer.fit(resume=True)
+    assert trainer.precision == "bf16"
+
+
+def test_state_beside_the_modules_is_restored(tmp_path):
+    class CountingTask(ToyTask):
+        calls = 0
+
+        def after_step(self, step):
+            super().after_step(step)
+            self.calls += 1
+
+        def extra_state(self):
+            return {"calls": self.calls, "history": [torch.tensor([self.calls])]}
+
+        def load_extra_state(self, state):
+            assert torch.equal(state["history"][0], torch.tensor([state["calls"]]))
+            self.calls = state["calls"]
+
+    with pytest.raises(Crash):
+        toy_trainer(tmp_path, CountingTask(), batches=_stopping_batches(5, _crash)).fit()
+    task = CountingTask()
+    toy_trainer(tmp_path, task).fit(resume=True)
+    assert task.calls == 8
+    assert task.after_steps == [6, 7, 8]
+
+
+class _WiderTask(ToyTask):
+    def __init__(self):
+        super().__init__()
+        self.model.head = torch.nn.Linear(5, 4)
+
+
+class _DeeperTask(ToyTask):
+    def __init__(self):
+        super().__init__()
+        self.model.extra = torch.nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("task_class", "message"),
+    [
+        (_WiderTask, r"model.head.weight is \(3, 5\) in the checkpoint and \(4, 5\) in the model"),
+        (_DeeperTask, r"lacks 'model.extra.bias' \(2 such names\)"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_refused(tmp_path, task_class, message):
+    toy_trainer(tmp_path, max_steps=1).fit()
+    with pytest.raises(CheckpointError, match=message):
+        toy_trainer(tmp_path, task_class(), max_steps=2).fit(resume=True)
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments(tmp_path):
+    """A helper process forks runs and ends them with SIGKILL; see `kill_runs.py`."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "tests.train.kill_runs", str(tmp_path), "10"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    outcome = json.loads(finished.stdout)
+    assert outcome["killed"] == [True] * 10
+    assert outcome["equal"] == [True] * 10
+    assert len(set(outcome["steps_before_kill"])) > 2
