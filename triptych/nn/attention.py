@@ -73,13 +73,23 @@ def attend(
     if use_sdpa(query, key):
         mask = None if bias is None else bias.to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, mask, dropout)
-    scores = (query / math.sqrt(query.shape[-1])) @ key.transpose(-2, -1)  # (B, H, L, S)
-    if bias is not None:
-        scores = scores + bias.to(scores.dtype)
-    weights = torch.softmax(scores, dim=-1, dtype=scores.dtype)
+    weights = torch.softmax(_scores(query, key, bias), dim=-1)
     if dropout > 0.0:
         weights = F.dropout(weights, dropout)
-    return weights @ value
+    return weights.to(value.dtype) @ value
+
+
+def _scores(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
+    """Return Q Kᵀ / √K + bias (B, H, L, S), the scale and the sum being part of the product."""
+    batch, heads, _, width = query.shape
+    flat_query, flat_key = query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)
+    scale = 1 / math.sqrt(width)
+    if bias is None:
+        flat = torch.baddbmm(flat_query.new_zeros(()), flat_query, flat_key, beta=0, alpha=scale)
+    else:
+        bias = bias.to(query.dtype).expand(batch, heads, -1, -1).flatten(0, 1)  # (B·H, L | 1, S)
+        flat = torch.baddbmm(bias, flat_query, flat_key, alpha=scale)
+    return flat.unflatten(0, (batch, heads))  # type: ignore[no-any-return, no-untyped-call]
 
 
 @dataclass(frozen=True, slots=True)

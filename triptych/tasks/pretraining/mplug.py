@@ -68,24 +68,12 @@ class MPLUGPretrainingConfig:
             )
 
 
-@dataclass(frozen=True, slots=True)
-class _Rows:
-    """The text rows of one batched pass: where each objective's rows begin."""
-
-    texts: TextFeatures
-    slices: dict[str, slice]
-
-    def part(self, name: str) -> TextFeatures:
-        rows = self.slices[name]
-        return TextFeatures(self.texts.tokens[rows], self.texts.mask[rows])
-
-
 class MPLUGPretraining:
     """The Task of mPLUG's pre-training.
 
-    One image pass, one text pass over caption, masked caption and prefix, and one fusion pass over
-    all rows that need one; the image keys and values of asymmetric layers are computed once an
-    image. The result equals one pass an objective.
+    One image pass, one text pass over captions and masked captions, one over prefixes, and one
+    fusion pass over all rows that need one; the image keys and values of asymmetric layers are
+    computed once an image. The result equals one pass an objective.
 
     Differences from the released and derived code: pairs that share an image or a caption are
     positives in ITC and never negatives in ITM; the teacher's fusion network is tracked; the
@@ -160,19 +148,19 @@ class MPLUGPretraining:
             Scalars by name, in the order itc, itm, mlm, prefix_lm.
         """
         image = self.model.encode_image(batch["image"])
-        rows = self._encode_texts(batch, active)
+        texts = self._encode_texts(batch, active)
         with torch.no_grad():
             teacher = self._teacher_pass(batch, active)
         losses: dict[str, Tensor] = {}
         sims = None
         if active & {"itc", "itm"}:
             image_embedding = self.model.embed_image(image)
-            text_embedding = self.model.embed_text(rows.part("caption"))
+            text_embedding = self.model.embed_text(texts["caption"])
             sims = (image_embedding @ text_embedding.T) / self.temperature
             if "itc" in active:
                 losses["itc"] = self._itc(batch, image_embedding, text_embedding, sims, teacher)
         if active & {"itm", "mlm", "prefix_lm"}:
-            losses |= self._fused_losses(batch, image, rows, sims, active, teacher)
+            losses |= self._fused_losses(batch, image, texts, sims, active, teacher)
         return losses
 
     def after_step(self, step: int) -> None:
@@ -206,21 +194,30 @@ class MPLUGPretraining:
             },
         )
 
-    def _encode_texts(self, batch: Mapping[str, Tensor], active: frozenset[str]) -> _Rows:
-        """Encode the caption, the masked caption and the prefix in one pass."""
-        parts = {}
+    def _encode_texts(
+        self, batch: Mapping[str, Tensor], active: frozenset[str]
+    ) -> dict[str, TextFeatures]:
+        """Encode captions and masked captions, which are equally long, and prefixes."""
+        ids, masks, names = [], [], []
         if active & {"itc", "itm"}:
-            parts["caption"] = (batch["token_ids"], batch["text_mask"])
+            names.append("caption")
+            ids.append(batch["token_ids"])
         if "mlm" in active:
-            parts["mlm"] = (batch["mlm_token_ids"], batch["text_mask"])
+            names.append("mlm")
+            ids.append(batch["mlm_token_ids"])
+        masks = [batch["text_mask"]] * len(ids)
+        texts: dict[str, TextFeatures] = {}
+        if ids:
+            encoded = self.model.encode_text(torch.cat(ids), torch.cat(masks))
+            size = len(batch["image"])
+            for row, name in enumerate(names):
+                own = slice(row * size, (row + 1) * size)
+                texts[name] = TextFeatures(encoded.tokens[own], encoded.mask[own])
         if "prefix_lm" in active:
-            parts["prefix"] = (batch["prefix_token_ids"], batch["prefix_mask"])
-        width = max(ids.shape[1] for ids, _ in parts.values())
-        ids = torch.cat([_widen(ids, width) for ids, _ in parts.values()])
-        mask = torch.cat([_widen(mask, width) for _, mask in parts.values()])
-        size = len(batch["image"])
-        slices = {name: slice(i * size, (i + 1) * size) for i, name in enumerate(parts)}
-        return _Rows(self.model.encode_text(ids, mask), slices)
+            texts["prefix_lm"] = self.model.encode_text(
+                batch["prefix_token_ids"], batch["prefix_mask"]
+            )
+        return texts
 
     def _itc(
         self,
@@ -262,14 +259,14 @@ class MPLUGPretraining:
         self,
         batch: Mapping[str, Tensor],
         image: ImageFeatures,
-        rows: _Rows,
+        texts: dict[str, TextFeatures],
         sims: Tensor | None,
         active: frozenset[str],
         teacher: _TeacherPass | None,
     ) -> dict[str, Tensor]:
         """Fuse all rows at once and read each objective's own."""
-        texts, index, slices, itm_labels = self._fusion_rows(batch, rows, sims, active)
-        fused = self.model.fuse(image, texts, image_index=index)
+        rows, index, slices, itm_labels = self._fusion_rows(batch, texts, sims, active)
+        fused = self.model.fuse(image, rows, image_index=index)
         losses: dict[str, Tensor] = {}
         if itm_labels is not None:
             losses["itm"] = itm_loss(self.model.match_logits(fused.rows(slices["itm"])), itm_labels)
@@ -278,41 +275,47 @@ class MPLUGPretraining:
             losses["mlm"] = self._mlm(batch["mlm_labels"], states, teacher)
         if "prefix_lm" in active:
             losses["prefix_lm"] = self._prefix_lm(
-                batch, image, fused.rows(slices["prefix"]), teacher
+                batch, image, fused.rows(slices["prefix_lm"]), teacher
             )
         return losses
 
     def _fusion_rows(
         self,
         batch: Mapping[str, Tensor],
-        rows: _Rows,
+        texts: dict[str, TextFeatures],
         sims: Tensor | None,
         active: frozenset[str],
     ) -> tuple[TextFeatures, Tensor, dict[str, slice], Tensor | None]:
-        """Choose which text goes with which image in the one fusion pass."""
-        size, device = len(batch["image"]), batch["image"].device
-        own = torch.arange(size, device=device)
-        text_rows, image_rows, slices, itm_labels = [], [], {}, None
-        start = 0
+        """Choose which text goes with which image in the one fusion pass.
+
+        Returns:
+            The text rows, the image of each, the rows of each objective, and the labels of ITM.
+        """
+        own = torch.arange(len(batch["image"]), device=batch["image"].device)
+        parts: dict[str, tuple[TextFeatures, Tensor]] = {}
+        labels = None
         if "itm" in active:
             assert sims is not None
-            caption = own + rows.slices["caption"].start
-            negative_text, negative_image, itm_labels = self._hard_negatives(batch, sims)
-            text_rows += [caption, caption, caption[negative_text]]
-            image_rows += [own, negative_image, own]
-            slices["itm"] = slice(0, 3 * size)
-            start = 3 * size
-        for name, part in (("mlm", "mlm"), ("prefix", "prefix_lm")):
-            if part in active:
-                text_rows.append(own + rows.slices[name].start)
-                image_rows.append(own)
-                slices[name] = slice(start, start + size)
-                start += size
-        chosen = torch.cat(text_rows)
-        texts = TextFeatures(
-            rows.texts.tokens.index_select(0, chosen), rows.texts.mask.index_select(0, chosen)
+            caption = texts["caption"]
+            negative_text, negative_image, labels = self._hard_negatives(batch, sims)
+            chosen = torch.cat([own, own, negative_text])
+            rows = TextFeatures(
+                caption.tokens.index_select(0, chosen), caption.mask.index_select(0, chosen)
+            )
+            parts["itm"] = (rows, torch.cat([own, negative_image, own]))
+        for name in ("mlm", "prefix_lm"):
+            if name in active:
+                parts[name] = (texts[name], own)
+        slices, start = {}, 0
+        for name, (_, index) in parts.items():
+            slices[name] = slice(start, start + len(index))
+            start += len(index)
+        return (
+            _cat_texts([rows for rows, _ in parts.values()]),
+            torch.cat([index for _, index in parts.values()]),
+            slices,
+            labels,
         )
-        return texts, torch.cat(image_rows), slices, itm_labels
 
     def _hard_negatives(
         self, batch: Mapping[str, Tensor], sims: Tensor
@@ -398,6 +401,15 @@ class _TeacherPass:
     text_embedding: Tensor
     mlm_states: Tensor | None
     prefix_states: Tensor | None
+
+
+def _cat_texts(texts: list[TextFeatures]) -> TextFeatures:
+    """Join rows of texts, padded on the right to the longest."""
+    width = max(text.mask.shape[1] for text in texts)
+    return TextFeatures(
+        torch.cat([nn.functional.pad(t.tokens, (0, 0, 0, width - t.mask.shape[1])) for t in texts]),
+        torch.cat([nn.functional.pad(t.mask, (0, width - t.mask.shape[1])) for t in texts]),
+    )
 
 
 def _widen(x: Tensor, width: int, value: int = 0) -> Tensor:
