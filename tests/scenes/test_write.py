@@ -227,7 +227,6 @@ def test_progress_is_told_to_the_end(tmp_path):
 
 
 def test_clips_are_written_as_msrvtt_only_when_asked(tmp_path):
-    pytest.importorskip("av")
     files = write_scenes(tmp_path / "w", 5, formats=(), num_clips=5)
     info = read(files.clips)
     splits = Counter(video["split"] for video in info["videos"])

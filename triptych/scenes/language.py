@@ -13,7 +13,7 @@ from triptych.scenes.world import Scene, SceneObject, differ_in_height, is_above
 
 Named = tuple[str, str, str]
 
-_SLOTS = ("size", "material", "color", "shape")
+_SLOTS = ("size", "color", "shape")  # enough to tell any two objects apart
 _NAMED = re.compile(
     rf"\b({'|'.join(SIZES)})\s+(?:(?:{'|'.join(MATERIALS)})\s+)?"
     rf"({'|'.join(PALETTE)})\s+({'|'.join(SHAPES)})\b"
@@ -87,7 +87,7 @@ def describe(
         scene: The scene.
         item: One of its objects.
         rng: Chooses among the shortest descriptions and one that is a word longer.
-        avoid: Attributes that may not be said, out of "size", "material", "color", "shape".
+        avoid: Attributes that may not be said, out of "size", "color", "shape".
 
     Returns:
         A description without article, such as "red circle" or "small object"; None if the
@@ -138,8 +138,8 @@ def fits(item: SceneObject, *, color: str | None = None, shape: str | None = Non
 
 
 def _slot_sets(avoid: frozenset[str]) -> Iterator[tuple[str, ...]]:
-    """Yield sets of attributes, the small ones first. Material is never needed, so never said."""
-    usable = [slot for slot in _SLOTS if slot not in avoid and slot != "material"]
+    """Yield sets of the attributes that may be said, the small ones first."""
+    usable = [slot for slot in _SLOTS if slot not in avoid]
     for length in range(1, len(usable) + 1):
         yield from combinations(usable, length)
 
