@@ -166,6 +166,19 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, task_class, message)
         toy_trainer(tmp_path, task_class(), max_steps=2).fit(resume=True)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_crash_on_a_gpu_changes_nothing(tmp_path):
+    expected = ToyTask()
+    toy_trainer(tmp_path / "whole", expected, device="cuda").fit()
+    with pytest.raises(Crash):
+        crashing = _stopping_batches(4, _crash)
+        toy_trainer(tmp_path / "run", batches=crashing, device="cuda").fit()
+    task = ToyTask(seed=99)
+    toy_trainer(tmp_path / "run", task, device="cuda").fit(resume=True)
+    _assert_same_run(tmp_path / "run", task, tmp_path / "whole", expected)
+
+
 @pytest.mark.slow
 def test_ten_kills_at_random_moments(tmp_path):
     """A helper process forks runs and ends them with SIGKILL; see `kill_runs.py`."""

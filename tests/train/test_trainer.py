@@ -1,5 +1,6 @@
 """The loop: its order, accumulation, non-finite stops, evaluation, refusals."""
 
+import contextlib
 import copy
 import threading
 
@@ -224,17 +225,34 @@ def test_a_batch_without_a_needed_key_is_refused(tmp_path):
         toy_trainer(tmp_path, batches=batches).fit()
 
 
-def test_the_loader_is_closed(tmp_path):
-    closed = []
+class _Loader:
+    """An iterable whose iterator cannot be closed, and which can."""
 
-    def batches(start):
-        try:
-            yield from toy_batches(start)
-        finally:
-            closed.append(start)
+    def __init__(self, closed):
+        self.closed = closed
 
-    toy_trainer(tmp_path, batches=batches, max_steps=1).fit()
-    assert closed == [0]
+    def __iter__(self):
+        return map(dict, toy_batches(0))
+
+    def close(self):
+        self.closed.append("loader")
+
+
+def _generator(closed):
+    try:
+        yield from toy_batches(0)
+    finally:
+        closed.append("generator")
+
+
+@pytest.mark.parametrize(("make", "name"), [(_Loader, "loader"), (_generator, "generator")])
+@pytest.mark.parametrize("task_class", [ToyTask, _BadLossTask])
+def test_the_loader_is_closed_once_even_after_an_error(tmp_path, make, name, task_class):
+    closed: list[str] = []
+    trainer = toy_trainer(tmp_path, task_class(), batches=lambda start: make(closed), max_steps=3)
+    with contextlib.suppress(NonFiniteError):
+        trainer.fit()
+    assert closed == [name]
 
 
 def test_bf16_trains_and_keeps_fp32_weights(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,9 @@ class Trainer:
 
     Args:
         task: What is trained; its modules are moved to the training device here.
-        loader_factory: Given the number of micro-batches that are done, returns an endless iterator
-            over the following ones. Micro-batch n may depend on n alone, or resuming is not exact.
+        loader_factory: Given the number of micro-batches that are done, returns an endless iterable
+            of the following ones. Micro-batch n may depend on n alone, or resuming is not exact. If
+            it, or its iterator, has a `close`, that is called at the end.
         config: Length, sizes, intervals.
         optim: AdamW and its schedule.
         weights: Weights of the objectives; empty for 1 each.
@@ -79,7 +80,7 @@ class Trainer:
     def __init__(
         self,
         task: Task,
-        loader_factory: Callable[[int], Batches],
+        loader_factory: Callable[[int], Iterable[Mapping[str, Tensor]]],
         *,
         config: TrainConfig,
         optim: OptimConfig,
@@ -155,7 +156,8 @@ class Trainer:
     def _loop(self, guard: InterruptGuard, progress: Progress) -> TrainResult:
         clock = StepClock(self.config.local_batch_size)
         log = MetricsLog(self.run_folder, start_step=self.step, tensorboard=self.config.tensorboard)
-        batches = self.loader_factory(self.step * self.config.accumulate)
+        loader = self.loader_factory(self.step * self.config.accumulate)
+        batches = iter(loader)
         losses: dict[str, float] = {}
         try:
             while self.step < self.config.max_steps:
@@ -170,7 +172,8 @@ class Trainer:
                     raise TrainingInterrupted(guard.requested, self.step, self._last_checkpoint)
         finally:
             log.close()
-            _close(batches)
+            for owner in {id(batches): batches, id(loader): loader}.values():
+                _close(owner)
         assert self._last_checkpoint is not None
         return TrainResult(
             step=self.step,
@@ -298,8 +301,8 @@ def _resolve_device(choice: str) -> torch.device:
     return torch.device(choice)
 
 
-def _close(batches: Batches) -> None:
+def _close(loader: Iterable[Mapping[str, Tensor]]) -> None:
     """End the loader's workers, if it has a way to."""
-    close = getattr(batches, "close", None)
+    close = getattr(loader, "close", None)
     if close is not None:
         close()
