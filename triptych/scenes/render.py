@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import NormalDist
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +16,11 @@ Canvas = NDArray[np.float32]
 
 _SUPERSAMPLE = 8  # sub-pixels a side: coverage in steps of 1/64
 _SHIFT = 6  # fractional bits of OpenCV's polygon corners
+
+
+_QUANTILES = np.array([NormalDist().inv_cdf((k + 0.5) / 256) for k in range(256)], dtype=np.float32)
+_QUANTILES /= _QUANTILES.std()
+"""256 equally likely values of a normal variable: several times faster than exact draws."""
 
 
 def render_scene(scene: Scene, image_size: int, *, noise: float = 0.0) -> Image:
@@ -84,7 +91,8 @@ def paint_object(canvas: Canvas, item: SceneObject) -> None:
 def finish(canvas: Canvas, rng: np.random.Generator, noise: float) -> Image:
     """Add noise with standard deviation `noise` and round (S, S, 3) float32 to uint8."""
     if noise:
-        canvas += noise * rng.standard_normal(canvas.shape, dtype=np.float32)
+        drawn = np.frombuffer(rng.bytes(canvas.size), dtype=np.uint8)
+        canvas += (noise * _QUANTILES)[drawn].reshape(canvas.shape)
     return np.asarray(cv2.convertScaleAbs(np.maximum(canvas, 0, out=canvas)))
 
 
