@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.core.errors import DataError
-from triptych.data.entries import FIELDS, misspelt_field
+from triptych.data.entries import FIELDS, SUBJECTS, misspelt_field
 from triptych.data.lines import UTF16_BOMS, cannot_read
 from triptych.data.readers.jsonl import Entry, records_of_entries
 from triptych.data.skips import SkipKind, Skipped
@@ -104,17 +104,20 @@ def _header(line: str, path: Path) -> tuple[list[str], str]:
 
 
 def _fields(header: list[str], cells: list[str]) -> dict[str, Any]:
-    """Return the cells as a manifest entry's fields."""
-    fields: dict[str, Any] = {}
-    for name, cell in zip(header, cells):
-        if name == "caption":
-            fields[name] = _list_cell(cell, None)
-        elif cell.strip():
-            fields[name] = _typed_cell(name, cell.strip())
+    """Return the cells as a manifest entry's fields.
+
+    An empty caption is kept, so that it is reported, unless the row is of another kind.
+    """
+    filled = {name: cell.strip() for name, cell in zip(header, cells) if cell.strip()}
+    fields = {name: _typed_cell(name, cell) for name, cell in filled.items()}
+    if "caption" in header and not any(name in filled for name in SUBJECTS):
+        fields["caption"] = ""
     return fields
 
 
 def _typed_cell(name: str, cell: str) -> Any:
+    if name == "caption":
+        return _list_cell(cell, None)
     if name in ("answers", "images"):
         return _list_cell(cell, ";")
     if name == "box":

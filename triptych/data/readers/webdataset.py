@@ -20,6 +20,7 @@ from triptych.data.source import DataSourceConfig, RecordList, check_split
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 MAX_TEXT_BYTES = 16 * 2**20
+MAX_REST_BYTES = 2**20  # how far behind the end mark is looked
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 Members = dict[str, tarfile.TarInfo]  # extension to member
 
@@ -109,10 +110,26 @@ def _index(shard: Path, samples: dict[str, Members]) -> Iterator[Skipped]:
                     yield Skipped(SkipKind.BAD_RECORD, where, message)
                 else:
                     samples[key][extension] = member
+            yield from _end_problem(shard, tar.offset)
     except tarfile.ReadError as error:
         if not samples:
             raise _not_a_shard(shard, error) from error
         yield Skipped(SkipKind.TRUNCATED, str(shard), f"the shard is cut short: {error}")
+
+
+def _end_problem(shard: Path, offset: int) -> Iterator[Skipped]:
+    """Yield what is wrong where the headers end: `tarfile` stops at a damaged header in silence."""
+    with shard.open("rb") as file:
+        file.seek(offset)
+        rest = file.read(MAX_REST_BYTES)
+    if len(rest) < tarfile.BLOCKSIZE:
+        yield Skipped(SkipKind.TRUNCATED, str(shard), "the shard ends without its end mark")
+    elif any(rest[: tarfile.BLOCKSIZE]):
+        message = f"no header at byte {offset}; the samples after it are lost"
+        yield Skipped(SkipKind.TRUNCATED, str(shard), message)
+    elif any(rest):
+        message = f"samples after the end mark at byte {offset} are not read (joined tar files?)"
+        yield Skipped(SkipKind.BAD_RECORD, str(shard), message)
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

@@ -1,0 +1,48 @@
+"""Folders of class folders."""
+
+import pytest
+
+from triptych.core.errors import DataError
+from triptych.data.readers.image_folder import is_image_folder, read_image_folder
+from triptych.data.source import DataSourceConfig
+
+FILES = ["cat/2.jpg", "cat/1.PNG", "dog/deep/3.webp", "dog/notes.txt", "dog/.hidden.jpg", "top.jpg"]
+
+
+def build(root, files=FILES):
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def test_the_folder_names_the_class(tmp_path):
+    assert is_image_folder(build(tmp_path))
+    records = read_image_folder(DataSourceConfig(path=str(tmp_path))).records
+    assert [(r.record_id, r.label) for r in records] == [
+        ("cat/1.PNG", "cat"),
+        ("cat/2.jpg", "cat"),
+        ("dog/deep/3.webp", "dog"),
+    ]
+    assert records[0].image.path == str(tmp_path / "cat/1.PNG")
+
+
+def test_splits_are_folders_above_the_classes(tmp_path):
+    build(tmp_path, ["train/cat/1.jpg", "val/dog/2.jpg"])
+    assert is_image_folder(tmp_path)
+    records = read_image_folder(DataSourceConfig(path=str(tmp_path), split="val")).records
+    assert [(r.record_id, r.label) for r in records] == [("dog/2.jpg", "dog")]
+    with pytest.raises(DataError, match="no split 'tran'; did you mean 'train'"):
+        read_image_folder(DataSourceConfig(path=str(tmp_path), split="tran"))
+
+
+@pytest.mark.parametrize("files", [["1.jpg"], ["cat/notes.txt"]])
+def test_a_folder_without_classes_says_what_was_expected(tmp_path, files):
+    assert not is_image_folder(build(tmp_path, files))
+    with pytest.raises(DataError, match=r"expected .*<class>/<picture>\.jpg, found"):
+        read_image_folder(DataSourceConfig(path=str(tmp_path)))
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(DataError, match="no such folder"):
+        read_image_folder(DataSourceConfig(path=str(tmp_path / "absent")))
