@@ -1,0 +1,138 @@
+"""Attention against plain loops, and its two kernels against each other."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from triptych.nn import attention
+from triptych.nn.attention import (
+    CrossAttention,
+    SelfAttention,
+    attend,
+    causal_bias,
+    key_bias,
+    use_sdpa,
+)
+from triptych.nn.kv_cache import LayerCache
+
+
+def _loop_attention(query, key, value, bias):
+    """Return softmax(QKᵀ/√K + bias)V with NumPy loops; arrays (B, H, L, K) in float64."""
+    out = np.zeros((*query.shape[:3], value.shape[3]))
+    for b, h, i in np.ndindex(query.shape[:3]):
+        scores = [
+            query[b, h, i] @ key[b, h, j] / math.sqrt(query.shape[3]) + bias[b, 0, 0, j]
+            for j in range(key.shape[2])
+        ]
+        weights = np.exp(np.array(scores) - max(scores))
+        out[b, h, i] = (weights / weights.sum()) @ value[b, h]
+    return out
+
+
+@pytest.mark.parametrize("sdpa", [True, False])
+def test_attend_equals_a_loop_with_either_kernel(monkeypatch, sdpa):
+    torch.manual_seed(0)
+    monkeypatch.setattr(attention, "use_sdpa", lambda query, key: sdpa)
+    query, key, value = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 6, 5), torch.randn(2, 3, 6, 5)
+    mask = torch.tensor([[True] * 6, [True, True, False, True, False, False]])
+    expected = _loop_attention(
+        query.double().numpy(), key.double().numpy(), value.double().numpy(), key_bias(mask).numpy()
+    )
+    found = attend(query, key, value, key_bias(mask))
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+
+
+def test_a_masked_key_counts_for_nothing():
+    query, key, value = torch.randn(1, 1, 2, 4), torch.randn(1, 1, 3, 4), torch.randn(1, 1, 3, 4)
+    bias = key_bias(torch.tensor([[True, True, False]]))
+    without = attend(query, key[:, :, :2], value[:, :, :2])
+    key[:, :, 2], value[:, :, 2] = 50.0, 1e6
+    torch.testing.assert_close(attend(query, key, value, bias), without)
+
+
+def test_kernel_rule_follows_the_measurement():
+    short, long = torch.zeros(1, 1, 8, 4), torch.zeros(1, 1, 257, 4)
+    assert not use_sdpa(short, short)
+    assert use_sdpa(short, long)
+    assert not use_sdpa(short.bfloat16(), long.bfloat16())
+    assert use_sdpa(short.to("meta"), short.to("meta"))
+
+
+def test_biases_on_paper():
+    assert key_bias(torch.tensor([[True, False]])).tolist() == [[[[0.0, -1e4]]]]
+    assert causal_bias(2, torch.device("cpu")).tolist() == [[[[0.0, -1e4], [0.0, 0.0]]]]
+
+
+def test_self_attention_equals_torch():
+    torch.manual_seed(0)
+    mine = SelfAttention(12, 3)
+    theirs = torch.nn.MultiheadAttention(12, 3, batch_first=True)
+    theirs.load_state_dict(
+        {
+            "in_proj_weight": mine.qkv.weight,
+            "in_proj_bias": mine.qkv.bias,
+            "out_proj.weight": mine.out.weight,
+            "out_proj.bias": mine.out.bias,
+        }
+    )
+    x = torch.randn(2, 5, 12)
+    mask = torch.tensor([[True] * 5, [True, True, True, False, False]])
+    expected, _ = theirs(x, x, x, key_padding_mask=~mask)
+    torch.testing.assert_close(mine(x, key_bias(mask)), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_cross_attention_equals_torch_and_projects_once():
+    torch.manual_seed(0)
+    mine = CrossAttention(12, 3, memory_dim=7)
+    theirs = torch.nn.MultiheadAttention(12, 3, kdim=7, vdim=7, batch_first=True)
+    key_weight, value_weight = mine.key_value.weight.chunk(2)
+    theirs.load_state_dict(
+        {
+            "q_proj_weight": mine.query.weight,
+            "k_proj_weight": key_weight,
+            "v_proj_weight": value_weight,
+            "in_proj_bias": torch.cat([mine.query.bias, mine.key_value.bias]),
+            "out_proj.weight": mine.out.weight,
+            "out_proj.bias": mine.out.bias,
+        }
+    )
+    x, memory = torch.randn(3, 4, 12), torch.randn(2, 6, 7)
+    rows = torch.tensor([1, 0, 1])
+    expected, _ = theirs(x, memory[rows], memory[rows])
+    projected = mine.project(memory)
+    torch.testing.assert_close(mine(x, projected.select(rows)), expected, atol=1e-6, rtol=1e-5)
+    halves = mine.project(memory[:, :2]).cat(mine.project(memory[:, 2:]))
+    torch.testing.assert_close(halves.key, projected.key)
+    torch.testing.assert_close(halves.value, projected.value)
+
+
+def test_steps_with_a_cache_equal_the_causal_forward():
+    torch.manual_seed(0)
+    module = SelfAttention(8, 2)
+    x = torch.randn(3, 5, 8)
+    expected = module(x, causal_bias(5, x.device))
+    cache = LayerCache()
+    steps = [module.step(x[:, position, None], cache) for position in range(5)]
+    torch.testing.assert_close(torch.cat(steps, dim=1), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_dropout_acts_in_training_only():
+    torch.manual_seed(0)
+    module, x = SelfAttention(8, 2, dropout=0.5), torch.randn(1, 6, 8)
+    assert not torch.equal(module(x), module(x))
+    module.eval()
+    assert torch.equal(module(x), module(x))
+
+
+@pytest.mark.parametrize("kind", ["self", "cross"])
+def test_gradients_agree_with_finite_differences(kind):
+    torch.manual_seed(0)
+    x = torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True)
+    if kind == "self":
+        module = SelfAttention(4, 2).double()
+        assert torch.autograd.gradcheck(module, (x,))
+    else:
+        cross = CrossAttention(4, 2, memory_dim=4).double()
+        assert torch.autograd.gradcheck(lambda y: cross(y, cross.project(y)), (x,))

@@ -1,0 +1,141 @@
+"""The block's order of norms, its masks and its activation."""
+
+import pytest
+import torch
+from torch import nn
+
+from triptych.core.errors import ConfigError
+from triptych.nn.attention import key_bias
+from triptych.nn.block import Block, BlockConfig, FeedForward
+from triptych.nn.init import init_weights
+from triptych.nn.kv_cache import LayerCache
+
+
+def _config(**changes):
+    return BlockConfig(**({"embed_dim": 8, "num_heads": 2, "dropout": 0.0} | changes))
+
+
+def test_pre_norm_block_equals_torchs_encoder_layer():
+    torch.manual_seed(0)
+    mine = Block(_config(pre_norm=True, norm_eps=1e-5)).eval()
+    theirs = _torch_layer(mine, norm_first=True)
+    x = torch.randn(2, 5, 8)
+    torch.testing.assert_close(mine(x), theirs(x), atol=1e-6, rtol=1e-5)
+
+
+def test_post_norm_block_equals_torchs_encoder_layer():
+    torch.manual_seed(0)
+    mine = Block(_config(pre_norm=False, norm_eps=1e-5)).eval()
+    theirs = _torch_layer(mine, norm_first=False)
+    x = torch.randn(2, 5, 8)
+    torch.testing.assert_close(mine(x), theirs(x), atol=1e-6, rtol=1e-5)
+
+
+def _torch_layer(mine, *, norm_first):
+    theirs = nn.TransformerEncoderLayer(
+        8, 2, 32, activation="gelu", batch_first=True, norm_first=norm_first
+    )
+    pairs = {
+        "attention.qkv": "self_attn.in_proj_",
+        "attention.out": "self_attn.out_proj.",
+        "attention_norm": "norm1.",
+        "mlp.up": "linear1.",
+        "mlp.down": "linear2.",
+        "mlp_norm": "norm2.",
+    }
+    state = mine.state_dict()
+    theirs.load_state_dict(
+        {
+            theirs_name + kind: state[f"{name}.{kind}"]
+            for name, theirs_name in pairs.items()
+            for kind in ("weight", "bias")
+        }
+    )
+    return theirs.eval()
+
+
+def test_post_norm_block_with_memory_equals_torchs_decoder_layer():
+    torch.manual_seed(0)
+    mine = Block(_config(norm_eps=1e-5), memory_dim=8).eval()
+    theirs = nn.TransformerDecoderLayer(8, 2, 32, activation="gelu", batch_first=True).eval()
+    cross = mine.cross_attention
+    state = mine.state_dict()
+    pairs = {
+        "attention.qkv": "self_attn.in_proj_",
+        "attention.out": "self_attn.out_proj.",
+        "attention_norm": "norm1.",
+        "cross_attention.out": "multihead_attn.out_proj.",
+        "cross_norm": "norm2.",
+        "mlp.up": "linear1.",
+        "mlp.down": "linear2.",
+        "mlp_norm": "norm3.",
+    }
+    loaded = {
+        theirs_name + kind: state[f"{name}.{kind}"]
+        for name, theirs_name in pairs.items()
+        for kind in ("weight", "bias")
+    }
+    for kind in ("weight", "bias"):
+        loaded[f"multihead_attn.in_proj_{kind}"] = torch.cat(
+            [getattr(cross.query, kind), getattr(cross.key_value, kind)]
+        )
+    theirs.load_state_dict(loaded)
+    x, memory = torch.randn(2, 5, 8), torch.randn(2, 7, 8)
+    found = mine(x, memory=cross.project(memory))
+    torch.testing.assert_close(found, theirs(x, memory), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("pre_norm", [True, False])
+def test_padding_does_not_reach_real_tokens(pre_norm):
+    torch.manual_seed(0)
+    block = Block(_config(pre_norm=pre_norm)).eval()
+    x, mask = torch.randn(1, 5, 8), torch.tensor([[True, True, True, False, False]])
+    other = x.clone()
+    other[:, 3:] = 9.0
+    bias = key_bias(mask)
+    torch.testing.assert_close(block(x, bias)[:, :3], block(other, bias)[:, :3])
+    torch.testing.assert_close(block(x, bias)[:, :3], block(x[:, :3]))
+
+
+@pytest.mark.parametrize("pre_norm", [True, False])
+def test_step_equals_forward_on_one_token(pre_norm):
+    torch.manual_seed(0)
+    block = Block(_config(pre_norm=pre_norm), memory_dim=8).eval()
+    x, memory = torch.randn(2, 1, 8), block.cross_attention.project(torch.randn(2, 3, 8))
+    found = block.step(x, LayerCache(), memory)
+    torch.testing.assert_close(found, block(x, None, memory), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+def test_feed_forward_from_the_definition(activation):
+    torch.manual_seed(0)
+    mlp = FeedForward(_config(activation=activation))
+    x = torch.randn(3, 8)
+    hidden = x @ mlp.up.weight.T + mlp.up.bias
+    if activation == "quick_gelu":
+        hidden = hidden * torch.sigmoid(1.702 * hidden)
+    else:
+        hidden = hidden * 0.5 * (1 + torch.erf(hidden / 2**0.5))
+    expected = hidden @ mlp.down.weight.T + mlp.down.bias
+    torch.testing.assert_close(mlp(x), expected)
+
+
+def test_gradients_agree_with_finite_differences():
+    torch.manual_seed(0)
+    block = Block(BlockConfig(embed_dim=4, num_heads=2, mlp_ratio=1.0), memory_dim=4)
+    init_weights(block, 0.5)
+    block = block.double().eval()
+    x = torch.randn(1, 2, 4, dtype=torch.float64, requires_grad=True)
+    memory = torch.randn(1, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda y, m: block(y, None, block.cross_attention.project(m)), (x, memory)
+    )
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("embed_dim", 0), ("num_heads", 3), ("dropout", 1.0), ("attention_dropout", -0.1)],
+)
+def test_impossible_sizes_name_the_field(field, value):
+    with pytest.raises(ConfigError, match=field):
+        _config(**{field: value})
