@@ -1,1 +1,1 @@
-"""."""
+"""Runs as Python functions: every paper number lives here, with its source."""

@@ -29,11 +29,15 @@ class GroundingConfig:
             decoder learns; 0 learns the true bin alone, as the paper does.
         length_and_overlap_weighting: Whether a token's loss is multiplied by the predicted bin's
             distance in [0, 5] and by (1 - GIoU), as in the released code.
+        start_unused: Which [unused...] token starts the decoder (released: 339).
+        first_bin_unused: Which [unused...] token is bin 0; the bins follow (released: 340).
     """
 
     num_bins: int = 337
     smoothing_bins: float = 0.0
     length_and_overlap_weighting: bool = False
+    start_unused: int = 339
+    first_bin_unused: int = 340
 
     def __post_init__(self) -> None:
         """Reject an unusable number of bins."""

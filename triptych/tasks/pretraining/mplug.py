@@ -107,7 +107,7 @@ class MPLUGPretraining:
             self.modules["teacher"] = MomentumEncoder(model, config.momentum)
         if config.queue_size > 0:
             self.modules["queue"] = FeatureQueue(config.queue_size, model.config.proj_dim)
-        self._pending: tuple[Tensor, Tensor, Tensor] | None = None
+        self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
         self._step = 0
 
     @property
@@ -172,9 +172,10 @@ class MPLUGPretraining:
         self._step = step
         if "teacher" in self.modules:
             cast(MomentumEncoder, self.modules["teacher"]).update(self.model)
-        if "queue" in self.modules and self._pending is not None:
-            cast(FeatureQueue, self.modules["queue"]).push(*self._pending)
-        self._pending = None
+        if "queue" in self.modules:
+            for pairs in self._pending:  # one a micro-batch
+                cast(FeatureQueue, self.modules["queue"]).push(*pairs)
+        self._pending = []
         with torch.no_grad():
             self.temperature.clamp_(self.config.min_temperature, self.config.max_temperature)
 
@@ -230,7 +231,7 @@ class MPLUGPretraining:
         keys = torch.stack([batch["image_key"], batch["caption_key"]], dim=1)  # (B, 2)
         image_m = image_embedding.detach() if teacher is None else teacher.image_embedding
         text_m = text_embedding.detach() if teacher is None else teacher.text_embedding
-        self._pending = (image_m, text_m, keys)
+        self._pending.append((image_m, text_m, keys))
         if teacher is None:
             sim_i2t, sim_t2i = sims, sims.T
         else:

@@ -1,0 +1,126 @@
+"""The whole configuration of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from triptych.core.config import check
+from triptych.data.collate import PretrainingTextConfig
+from triptych.data.source import DataSourceConfig
+from triptych.data.transforms.pipeline import ImageTransformConfig
+from triptych.tasks.finetuning.captioning import CaptioningConfig
+from triptych.tasks.finetuning.grounding import GroundingConfig
+from triptych.tasks.finetuning.retrieval import RetrievalConfig
+from triptych.tasks.finetuning.vqa import VQAConfig
+from triptych.tasks.pretraining.mplug import MPLUGPretrainingConfig
+from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
+
+TaskConfig = (
+    MPLUGPretrainingConfig | CaptioningConfig | RetrievalConfig | VQAConfig | GroundingConfig
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSource:
+    """Where the model comes from.
+
+    Attributes:
+        name: A registered variant (see `triptych models`); its weights are drawn afresh.
+        image_size: Side of the input in pixels; None keeps the variant's or the folder's own. A
+            folder's position table is resized bilinearly.
+        init_from: A model folder to start from; its sizes and its tokenizer then count, and `name`
+            is not read.
+    """
+
+    name: str = "mplug_tiny"
+    image_size: int | None = None
+    init_from: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerConfig:
+    """Where the tokenizer comes from, for a model with fresh weights.
+
+    Attributes:
+        path: A `tokenizer.json`, a BERT `vocab.txt`, or a folder with one; None trains a WordPiece
+            on the texts of the training data.
+        vocab_size: Most words of a trained tokenizer, special ones included.
+        num_unused: Free tokens of a trained tokenizer; grounding takes its coordinates from them.
+    """
+
+    path: str | None = None
+    vocab_size: int = 8192
+    num_unused: int = 128
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """What to train on.
+
+    Attributes:
+        train: Sources, joined in this order.
+        max_bad_share: Share of samples that may be unreadable before the run stops.
+        num_workers: Processes that prepare batches; 0 prepares them between steps.
+        cache_mib: Memory for decoded pictures in each of these processes, in MiB.
+        seed: Seed of order, crops, masks and prefixes.
+    """
+
+    train: tuple[DataSourceConfig, ...] = ()
+    max_bad_share: float = 0.01
+    num_workers: int = 0
+    cache_mib: int = 512
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Reject shares and counts out of range."""
+        check(0 <= self.max_bad_share <= 1, "max_bad_share", self.max_bad_share, "be from 0 to 1")
+        check(self.num_workers >= 0, "num_workers", self.num_workers, "be at least 0")
+        check(self.cache_mib >= 0, "cache_mib", self.cache_mib, "be at least 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextLengths:
+    """Longest texts of the fine-tuning tasks, in tokens, [CLS] and [SEP] counted.
+
+    Attributes:
+        question: Of a question (released: 25).
+        answer: Of an answer (released: 10 words).
+        phrase: Of a phrase to ground (released: 20).
+    """
+
+    question: int = 25
+    answer: int = 12
+    phrase: int = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunConfig:
+    """Everything that decides what a run computes.
+
+    Attributes:
+        recipe: Name of the recipe that this began from.
+        scale: Its scale: smoke, tiny, small, base or large.
+        model: Where the model comes from.
+        tokenizer: Where the tokenizer comes from.
+        data: What to train on.
+        image: How pictures are prepared; `image_size` is set to the model's.
+        captions: How captions are prepared.
+        lengths: Longest texts of the fine-tuning tasks.
+        task: What is trained.
+        train: How long, how large, how often saved.
+        optim: AdamW and its schedule.
+        weights: Weights of the objectives over the steps; empty for 1 each.
+    """
+
+    recipe: str
+    scale: str
+    model: ModelSource = field(default_factory=ModelSource)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    image: ImageTransformConfig = field(default_factory=ImageTransformConfig)
+    captions: PretrainingTextConfig = field(default_factory=PretrainingTextConfig)
+    lengths: TextLengths = field(default_factory=TextLengths)
+    task: TaskConfig
+    train: TrainConfig
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    weights: tuple[ObjectiveWeight, ...] = ()

@@ -1,0 +1,217 @@
+"""mPLUG's pre-training and fine-tuning runs (Li et al. 2022; released configs X-PLUG/mPLUG)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from triptych.core.errors import ConfigError
+from triptych.data.collate import PretrainingTextConfig
+from triptych.data.transforms.pipeline import ImageTransformConfig
+from triptych.generation.beam import BeamConfig
+from triptych.recipes.config import (
+    DataConfig,
+    ModelSource,
+    RunConfig,
+    TaskConfig,
+    TextLengths,
+    TokenizerConfig,
+)
+from triptych.tasks.finetuning.captioning import CaptioningConfig
+from triptych.tasks.finetuning.grounding import GroundingConfig
+from triptych.tasks.finetuning.retrieval import RetrievalConfig
+from triptych.tasks.finetuning.vqa import VQAConfig
+from triptych.tasks.pretraining.mplug import MPLUGPretrainingConfig
+from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
+
+SCALES = ("smoke", "tiny", "small", "base", "large")
+MODELS = {
+    "smoke": "mplug_tiny",
+    "tiny": "mplug_tiny",
+    "small": "mplug_small",
+    "base": "mplug_base_patch16_256",
+    "large": "mplug_large_patch14_224",
+}
+PAPER_SCALES = ("base", "large")
+NO_AUGMENTATION = ImageTransformConfig(crop_scale=None, flip_probability=0.0, randaugment_num_ops=0)
+"""For the small scales: a crop or a flip would contradict captions that name all objects in order."""
+
+
+def pretrain(scale: str) -> RunConfig:
+    """Return mPLUG's pre-training.
+
+    base, large: paper, section 5.1 and the released `pretrain_mplug_{base,large}.yaml`: 30 epochs
+    of 14 M pairs at a global batch of 1,024 are 410,000 steps; learning rates 1e-4 and 1e-5 (base),
+    5e-5 and 5e-6 (large); 1,000 warm-up steps; queue 65,536; momentum 0.995; alpha 0.4.
+
+    tiny: ITC and PrefixLM first, on which a small budget learns most; ITM and MLM join for the
+    last steps.
+    """
+    _check_scale(scale)
+    if scale in PAPER_SCALES:
+        rate, vision_rate = (1e-4, 1e-5) if scale == "base" else (5e-5, 5e-6)
+        return _paper_run(
+            "mplug.pretrain",
+            scale,
+            MPLUGPretrainingConfig(alpha_ramp_steps=13_672),  # one epoch of 14 M pairs
+            TrainConfig(max_steps=410_000, local_batch_size=1024, accumulate=8),
+            OptimConfig(learning_rate=rate, vision_learning_rate=vision_rate),
+            crop_scale=(0.2, 1.0),
+        )
+    steps = {"smoke": 4, "tiny": 5000, "small": 20_000}[scale]
+    late = int(0.7 * steps)
+    rate = 1e-3 if scale != "small" else 5e-4
+    return RunConfig(
+        recipe="mplug.pretrain",
+        scale=scale,
+        model=ModelSource(name=MODELS[scale]),
+        data=DataConfig(cache_mib=1024),
+        image=NO_AUGMENTATION,
+        captions=PretrainingTextConfig(empty_prefix_probability=0.8),
+        task=MPLUGPretrainingConfig(queue_size=0, momentum=0.0, alpha=0.0),
+        train=TrainConfig(
+            max_steps=steps,
+            local_batch_size=8 if scale == "smoke" else 64,
+            checkpoint_every_steps=1000,
+        ),
+        optim=_fresh(rate, warmup_steps=min(200, steps)),
+        weights=(
+            ObjectiveWeight(name="itc"),
+            ObjectiveWeight(name="prefix_lm"),
+            ObjectiveWeight(name="itm", start_step=late, every_steps=2),
+            ObjectiveWeight(name="mlm", start_step=late, every_steps=2, weight=0.5),
+        ),
+    )
+
+
+def caption(scale: str) -> RunConfig:
+    """Return captioning by cross-entropy.
+
+    base, large: paper, appendix: 5 epochs of COCO's Karpathy split (113,000 pictures, 567,000
+    pairs) at a batch of 256 are 11,000 steps; learning rate 1e-5, decay 0.05 (the released code
+    has 0.02), 336 px, beam 10 of at most 20 tokens. The released code reads image states alone.
+    """
+    beam = BeamConfig(num_beams=10, min_tokens=1, max_tokens=20)
+    return _finetune("mplug.caption", scale, CaptioningConfig(beam=beam), 11_000, 256, 1e-5, 5e-6)
+
+
+def retrieval(scale: str) -> RunConfig:
+    """Return retrieval by ITC and ITM.
+
+    base, large: released `retrieval` config: 8 epochs of COCO at a batch of 1,024, learning rates
+    1e-5 and 2e-6, 336 px, queue 65,536.
+    """
+    return _finetune("mplug.retrieval", scale, RetrievalConfig(), 4_430, 1024, 1e-5, 2e-6)
+
+
+def vqa(scale: str) -> RunConfig:
+    """Return visual question answering by generation.
+
+    base, large: released VQA config: 8 epochs at a batch of 1,024, learning rates 3e-5 and 5e-6,
+    504 px in the paper (384 base, 336 large in the released code), beam 5 of at most 10 tokens.
+    """
+    return _finetune("mplug.vqa", scale, VQAConfig(), 5_000, 1024, 3e-5, 5e-6)
+
+
+def grounding(scale: str) -> RunConfig:
+    """Return visual grounding by coordinate tokens.
+
+    base, large: released grounding config: batch 192, learning rates 2e-5 and 5e-6, 336 px, 337
+    bins, tokens weighted by distance and overlap.
+    """
+    small = scale not in PAPER_SCALES
+    task = (
+        GroundingConfig(num_bins=33, smoothing_bins=0.7, start_unused=0, first_bin_unused=1)
+        if small
+        else GroundingConfig(length_and_overlap_weighting=True)
+    )
+    return _finetune("mplug.grounding", scale, task, 79_000, 192, 2e-5, 5e-6)
+
+
+def _finetune(
+    recipe: str,
+    scale: str,
+    task: TaskConfig,
+    steps: int,
+    local_batch_size: int,
+    rate: float,
+    vision_rate: float,
+) -> RunConfig:
+    """Return a fine-tuning run; the numbers are the paper's, small scales take their own."""
+    _check_scale(scale)
+    if scale in PAPER_SCALES:
+        run = _paper_run(
+            recipe,
+            scale,
+            task,
+            TrainConfig(max_steps=steps, local_batch_size=local_batch_size, accumulate=8),
+            OptimConfig(
+                learning_rate=rate,
+                vision_learning_rate=vision_rate,
+                weight_decay=0.05,
+                warmup_steps=400,
+            ),
+            crop_scale=(0.5, 1.0),
+        )
+        if isinstance(task, GroundingConfig):
+            image = replace(run.image, crop_scale=None, randaugment_geometric=False)
+            return replace(run, image=image)
+        return run
+    if isinstance(task, RetrievalConfig):
+        task = replace(task, queue_size=0, momentum=0.0, alpha=0.0)
+    steps = {"smoke": 4, "tiny": 2000, "small": 6000}[scale]
+    return RunConfig(
+        recipe=recipe,
+        scale=scale,
+        model=ModelSource(name=MODELS[scale]),
+        data=DataConfig(cache_mib=1024),
+        image=NO_AUGMENTATION,
+        task=task,
+        train=TrainConfig(
+            max_steps=steps,
+            local_batch_size=8 if scale == "smoke" else 64,
+            checkpoint_every_steps=1000,
+        ),
+        optim=_fresh(5e-4 if scale != "small" else 2e-4, warmup_steps=min(50, steps)),
+    )
+
+
+def _paper_run(
+    recipe: str,
+    scale: str,
+    task: TaskConfig,
+    train: TrainConfig,
+    optim: OptimConfig,
+    crop_scale: tuple[float, float],
+) -> RunConfig:
+    """Return a run at the paper's sizes."""
+    finetuned_px = {"mplug.pretrain": None, "mplug.vqa": 504}.get(recipe, 336)
+    if scale == "base" and finetuned_px is not None:
+        finetuned_px = 512 if finetuned_px == 504 else finetuned_px  # patches of 16 do not fit 504
+    return RunConfig(
+        recipe=recipe,
+        scale=scale,
+        model=ModelSource(name=MODELS[scale], image_size=finetuned_px),
+        tokenizer=TokenizerConfig(vocab_size=30522, num_unused=994),
+        data=DataConfig(num_workers=8, cache_mib=0),
+        image=ImageTransformConfig(crop_scale=crop_scale),
+        lengths=TextLengths(question=80),
+        task=task,
+        train=train,
+        optim=optim,
+    )
+
+
+def _fresh(rate: float, *, warmup_steps: int) -> OptimConfig:
+    """Return AdamW for weights drawn afresh: one rate, since no part starts trained."""
+    return OptimConfig(
+        learning_rate=rate,
+        vision_learning_rate=rate,
+        betas=(0.9, 0.98),
+        warmup_steps=warmup_steps,
+        min_learning_rate=rate / 100,
+    )
+
+
+def _check_scale(scale: str) -> None:
+    if scale not in SCALES:
+        raise ConfigError(f"scale = {scale!r}: must be one of {', '.join(SCALES)}")

@@ -1,0 +1,26 @@
+"""Recipes by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from triptych.core.registry import Registry
+from triptych.recipes import mplug
+from triptych.recipes.config import RunConfig
+
+RECIPES: Registry[Callable[[str], RunConfig]] = Registry("recipe")
+for _build in (mplug.pretrain, mplug.caption, mplug.retrieval, mplug.vqa, mplug.grounding):
+    RECIPES.register(f"mplug.{_build.__name__}")(_build)
+
+
+def build_recipe(name: str, scale: str) -> RunConfig:
+    """Return the run of a recipe at a scale.
+
+    Args:
+        name: Such as "mplug.pretrain".
+        scale: smoke, tiny, small, base or large.
+
+    Raises:
+        ConfigError: No such recipe or scale; the message names the nearest.
+    """
+    return RECIPES.get(name)(scale)

@@ -1,0 +1,242 @@
+"""From a RunConfig to a trained model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+from rich.console import Console
+from torch import Tensor
+
+from triptych.checkpoint.model_card import build_model_card
+from triptych.checkpoint.model_folder import load_model_folder, save_model_folder
+from triptych.core.config import from_dict, load_yaml, save_yaml, to_dict
+from triptych.core.errors import CheckpointError, ConfigError, DataError
+from triptych.core.machine import current_commit
+from triptych.core.rng import seed_everything
+from triptych.data.batches import record_texts
+from triptych.data.manifest import read_records
+from triptych.data.records import Record
+from triptych.data.skips import SkipLog
+from triptych.data.stream import build_loader
+from triptych.data.transforms.pipeline import ImageTransform
+from triptych.models.mplug.config import MPLUGConfig
+from triptych.models.mplug.model import MPLUG
+from triptych.models.registry import build_model, model_config
+from triptych.nn.positions import resize_position_table
+from triptych.recipes.config import RunConfig
+from triptych.recipes.kinds import TRAINED_FOR, build_collator, build_task
+from triptych.text import Tokenizer
+from triptych.train.trainer import Trainer, TrainResult
+
+CONFIG_FILE = "config.yaml"
+MODEL_FOLDER = "model"
+
+
+def train_run(
+    config: RunConfig, run_folder: Path, *, resume: bool = False, console: Console | None = None
+) -> TrainResult:
+    """Train, and leave a run folder with a model folder in it.
+
+    Args:
+        config: What to do.
+        run_folder: Receives `config.yaml`, `metrics.jsonl`, `skipped.jsonl`, `checkpoints/`,
+            TensorBoard events and `model/`.
+        resume: Go on from the last checkpoint.
+        console: Where to report; standard output if absent.
+
+    Raises:
+        ConfigError: The run folder is in use, or the config asks for what cannot be.
+        DataError: The data cannot be read, or too much of it is bad.
+    """
+    if not resume and (run_folder / CONFIG_FILE).exists():
+        raise ConfigError(
+            f"{run_folder} holds an earlier run: resume it with "
+            f"`triptych train {run_folder} --resume`, or choose another folder with --out"
+        )
+    records, skip_log = _read_data(config, run_folder)
+    tokenizer = prepare_tokenizer(config, records)
+    seed_everything(config.train.seed)
+    model = prepare_model(config, tokenizer)
+    config = replace(config, image=replace(config.image, image_size=model.image_size))
+    task = build_task(config.task, model, tokenizer)
+    collator = build_collator(config.task, tokenizer, config.captions, config.lengths, train=True)
+    transform = ImageTransform(config.image, train=True)
+
+    def loader(start: int) -> Iterable[Mapping[str, Tensor]]:
+        return build_loader(
+            records,
+            collator,
+            transform,
+            seed=config.data.seed,
+            local_batch_size=config.train.micro_batch_size,
+            train=True,
+            num_workers=config.data.num_workers,
+            skip_log=skip_log,
+            cache_mib=config.data.cache_mib,
+            start_step=start,
+        )
+
+    trainer = Trainer(
+        task,
+        loader,
+        config=config.train,
+        optim=config.optim,
+        weights=config.weights,
+        run_folder=run_folder,
+        console=console,
+    )
+    save_yaml(config, run_folder / CONFIG_FILE)
+    result = trainer.fit(resume=resume)
+    save_model(run_folder / MODEL_FOLDER, config, model, tokenizer, len(records))
+    return result
+
+
+def resume_run(run_folder: Path, *, console: Console | None = None) -> TrainResult:
+    """Go on with an interrupted run from its own `config.yaml` and last checkpoint.
+
+    Raises:
+        CheckpointError: The folder holds no run.
+    """
+    if not (run_folder / CONFIG_FILE).is_file():
+        raise CheckpointError(
+            f"{run_folder} holds no run to resume: {CONFIG_FILE} is missing; "
+            "name the folder that was given as --out"
+        )
+    return train_run(
+        load_yaml(RunConfig, run_folder / CONFIG_FILE), run_folder, resume=True, console=console
+    )
+
+
+def prepare_tokenizer(config: RunConfig, records: list[Record]) -> Tokenizer:
+    """Return the tokenizer of the model to start from, a stored one, or one trained on the data."""
+    if config.model.init_from is not None:
+        return Tokenizer.load(load_model_folder(Path(config.model.init_from)).tokenizer_path)
+    if config.tokenizer.path is not None:
+        return Tokenizer.load(config.tokenizer.path)
+    texts = [text for record in records for text in record_texts(record)]
+    if not texts:
+        raise DataError(
+            "the training data holds no text to train a tokenizer on: give captions, questions or "
+            "phrases, or a tokenizer with --tokenizer.path"
+        )
+    return Tokenizer.train(texts, config.tokenizer.vocab_size, config.tokenizer.num_unused)
+
+
+def prepare_model(config: RunConfig, tokenizer: Tokenizer) -> MPLUG:
+    """Build the model with fresh weights, or load it from a model folder.
+
+    Raises:
+        ConfigError: A text length exceeds the model's position table.
+    """
+    source = config.model
+    if source.init_from is None:
+        model = build_model(
+            model_config(source.name, image_size=source.image_size, vocab_size=tokenizer.vocab_size)
+        )
+    else:
+        model = load_model(Path(source.init_from), image_size=source.image_size)
+    longest = max(
+        config.captions.max_text_tokens,
+        config.lengths.question,
+        config.lengths.answer,
+        config.lengths.phrase,
+    )
+    positions = model.config.text.max_positions
+    if longest > positions:
+        raise ConfigError(
+            f"a text may have {longest} tokens but the model reads {positions}: lower "
+            "captions.max_text_tokens or lengths.*, or take a model with more positions"
+        )
+    return model
+
+
+def load_model(folder: Path, *, image_size: int | None = None) -> MPLUG:
+    """Load the model of a model folder, on the CPU in fp32.
+
+    Args:
+        folder: A model folder.
+        image_size: Side of the input in pixels; the position table is resized to it.
+
+    Raises:
+        CheckpointError: The folder is incomplete, or its weights do not fit its config.
+    """
+    stored = load_model_folder(folder)
+    plain = {k: v for k, v in stored.config["model"].items() if k != "kind"}
+    config = from_dict(MPLUGConfig, plain, "model")
+    state = dict(stored.state_dict)
+    if image_size is not None and image_size != config.vision.image_size:
+        config = replace(config, vision=replace(config.vision, image_size=image_size))
+        name = "visual_encoder.position_embedding"
+        state[name] = resize_position_table(state[name], config.vision.num_patches)
+    model = build_model(config)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder}: weights do not fit config.json: {error}") from error
+    return model
+
+
+def save_model(
+    folder: Path, config: RunConfig, model: MPLUG, tokenizer: Tokenizer, num_records: int
+) -> None:
+    """Write the model folder of a run, its card included."""
+    trained_for = TRAINED_FOR[type(config.task)]
+    settings = {
+        "model": to_dict(model.config, tagged=True),
+        "trained_for": [trained_for],
+        "task": to_dict(config.task, tagged=True),
+        "text": {
+            "max_text_tokens": config.captions.max_text_tokens,
+            "max_words": config.captions.max_words,
+            **to_dict(config.lengths),
+        },
+    }
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    card = build_model_card(
+        title=f"{config.model.name}: {config.recipe}",
+        summary=(
+            f"mPLUG with {parameters:.1f} M parameters, trained for {trained_for} for "
+            f"{config.train.max_steps} steps of {config.train.local_batch_size} samples."
+        ),
+        data={
+            source.path: f"reader {source.reader}, split {source.split or 'all'}"
+            for source in config.data.train
+        }
+        | {"in all": f"{num_records} records"},
+        recipe=cast(str, _yaml(config)),
+        metrics=(),
+        commit=current_commit(),
+    )
+    save_model_folder(
+        folder,
+        config=settings,
+        state_dict=model.state_dict(),
+        tokenizer_json=tokenizer.to_json(),
+        preprocess=to_dict(config.image),
+        card=card,
+    )
+
+
+def _yaml(config: RunConfig) -> str:
+    import yaml
+
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def _read_data(config: RunConfig, run_folder: Path) -> tuple[list[Record], SkipLog]:
+    """Read all sources; what they skip counts towards the bad share."""
+    if not config.data.train:
+        raise ConfigError("data.train is empty: name a manifest with --data PATH")
+    records: list[Record] = []
+    skipped = []
+    for source in config.data.train:
+        found = read_records(source)
+        records += found.records
+        skipped += found.skipped
+    run_folder.mkdir(parents=True, exist_ok=True)
+    log = SkipLog(run_folder, len(records) + len(skipped), config.data.max_bad_share)
+    log.add_all(skipped)
+    return records, log
