@@ -1,0 +1,202 @@
+"""Make one batch: decode, transform, collate; replace or leave out what cannot be used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from triptych.core.errors import DataError
+from triptych.data.caption_cleaning import mentions_side
+from triptych.data.collate.base import Collator, SampleProblem, int_tensor
+from triptych.data.images import decode_image
+from triptych.data.records import ImageSource, Record
+from triptych.data.sample_rng import SampleRng
+from triptych.data.skips import ImageProblem, SkipKind, Skipped
+from triptych.data.transforms.geometry import Pixels
+from triptych.data.transforms.pipeline import ImageTransform, normalise_batch
+
+REPLACEMENT_STREAM = 1
+MAX_REPLACEMENTS = 64  # with 1 % bad samples, as many in a row have a chance of 1e-128
+BYTES_PER_MIB = 2**20
+
+
+@dataclass(slots=True)
+class Built:
+    """What a worker hands back for one step.
+
+    Attributes:
+        batch: The tensors; None where nothing could be used.
+        num_samples: Samples in the batch.
+        skipped: What could not be used.
+        error: What went wrong, where the run must stop.
+        traceback: Where it went wrong.
+    """
+
+    batch: dict[str, Tensor] | None = None
+    num_samples: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+    error: str | None = None
+    traceback: str = ""
+
+
+class ImageCache:
+    """Decode pictures, and keep the first ones that fit into a bounded memory.
+
+    Nothing is evicted: in a new permutation each epoch every picture is equally likely to come
+    next, so which ones are kept does not matter, while eviction by age would throw each one out
+    before it comes again.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        """Keep up to `max_bytes` of pixels; 0 keeps nothing."""
+        self._room = max_bytes
+        self._known: dict[tuple[str, int | None], Pixels] = {}
+
+    def __call__(self, source: ImageSource) -> Pixels:
+        """Return the decoded picture (H, W, 3) uint8.
+
+        Raises:
+            ImageProblem: It cannot be read or decoded.
+        """
+        key = (source.path, source.offset)
+        found = self._known.get(key)
+        if found is None:
+            found = decode_image(source)
+            if found.nbytes <= self._room:
+                self._room -= found.nbytes
+                self._known[key] = found
+        return found
+
+
+class BatchBuilder:
+    """Makes batches from positions in the dataset.
+
+    Args:
+        records: The dataset.
+        collator: Makes text, box and key tensors.
+        transform: Prepares the pictures.
+        seed: Seed of the run.
+        train: Whether what cannot be used is replaced (True) or left out.
+        cache_mib: Memory for decoded pictures, in MiB.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Record],
+        collator: Collator[Any],
+        transform: ImageTransform,
+        seed: int,
+        train: bool,
+        cache_mib: int,
+    ) -> None:
+        self.records, self.collator, self.transform = records, collator, transform
+        self.seed, self.train = seed, train
+        self._decode = ImageCache(cache_mib * BYTES_PER_MIB)
+        self._rng = SampleRng()
+        self._bad: dict[int, Skipped] = {}  # not read again
+
+    def build(
+        self, places: Sequence[tuple[int, int]], note: Callable[[int], None] | None = None
+    ) -> Built:
+        """Make the batch of some (epoch, index) places.
+
+        Args:
+            places: The samples.
+            note: Is told the index of each sample before it is made.
+
+        Returns:
+            The batch with `image` (B, 3, S, S) float32 and `index` (B,) int64 among its keys.
+
+        Raises:
+            DataError: A sample failed in a way that is not its data's fault; the message names it.
+        """
+        built = Built()
+        found = []
+        for epoch, index in places:
+            if note is not None:
+                note(index)
+            made = self._replaceable(epoch, index, built)
+            if made is not None:
+                found.append(made)
+            if built.error is not None:
+                return built
+        if found:
+            indices, pixels, samples = zip(*found, strict=True)
+            config = self.transform.config
+            built.num_samples = len(found)
+            built.batch = self.collator.batch(samples)
+            built.batch["image"] = normalise_batch(pixels, config.mean, config.std)
+            built.batch["index"] = int_tensor(indices)
+        return built
+
+    def name(self, index: int) -> str:
+        """Return how messages call a record."""
+        record = self.records[index]
+        where = "" if record.image is None else f" ({record.image})"
+        return f"record {record.record_id}{where}"
+
+    def _replaceable(self, epoch: int, index: int, built: Built) -> tuple[int, Pixels, Any] | None:
+        """Make the sample; in training, another one where it cannot be used."""
+        found = self._usable(index, self._rng.at(self.seed, epoch, index), built)
+        if found is not None or not self.train:
+            return found
+        rng = self._rng.at(self.seed, epoch, index, REPLACEMENT_STREAM)
+        for _ in range(MAX_REPLACEMENTS):
+            found = self._usable(int(rng.integers(len(self.records))), rng, built)
+            if found is not None:
+                return found
+        built.error = (
+            f"{self.name(index)} cannot be used, nor can any of {MAX_REPLACEMENTS} samples drawn "
+            f"in its place: {built.skipped[-1].message}. Run `triptych data check` on the data"
+        )
+        return None
+
+    def _usable(
+        self, index: int, rng: np.random.Generator, built: Built
+    ) -> tuple[int, Pixels, Any] | None:
+        """Make the sample, or note why it cannot be used."""
+        if index in self._bad:
+            built.skipped.append(self._bad[index])
+            return None
+        try:
+            pixels, sample = self._make(index, rng)
+            return index, pixels, sample
+        except (ImageProblem, SampleProblem) as problem:
+            record = self.records[index]
+            pictured = isinstance(problem, ImageProblem) and record.image is not None
+            where = str(record.image) if pictured else f"record {record.record_id}"
+            skipped = Skipped(problem.kind, where, str(problem), record.record_id)
+        except Exception as error:
+            kind = type(error).__name__
+            raise DataError(f"{self.name(index)} failed: {kind}: {error}") from error
+        self._bad[index] = skipped
+        built.skipped.append(skipped)
+        return None
+
+    def _make(self, index: int, rng: np.random.Generator) -> tuple[Pixels, Any]:
+        record = self.records[index]
+        if record.image is None:
+            message = f"record {record.record_id}: has no image"
+            raise SampleProblem(SkipKind.MISSING_FIELD, message)
+        allow_flip = not any(map(mentions_side, record_texts(record)))
+        image = self.transform.apply(self._decode(record.image), rng, allow_flip=allow_flip)
+        return image.pixels, self.collator.sample(record, image, rng)
+
+
+def record_texts(record: Record) -> list[str]:
+    """Return every text of a record that may speak of its picture."""
+    fields = (
+        record.caption,
+        record.question,
+        record.phrase,
+        record.statement,
+        record.premise,
+        record.hypothesis,
+        record.text,
+        *record.answers,
+    )
+    return [text for text in fields if text]

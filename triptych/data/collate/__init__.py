@@ -1,0 +1,24 @@
+"""From records to the text, box and key tensors of a batch: one collator for each kind of training.
+
+`build_loader` adds `image` (B, 3, S, S) float32 and `index` (B,) int64 to what a collator gives.
+"""
+
+from triptych.data.collate.base import Collator, SampleProblem, TextCache, stable_key
+from triptych.data.collate.captioning import CaptioningCollator
+from triptych.data.collate.grounding import GroundingCollator
+from triptych.data.collate.pretraining import PretrainingCollator, PretrainingTextConfig
+from triptych.data.collate.retrieval import RetrievalCollator
+from triptych.data.collate.vqa import VQACollator
+
+__all__ = [
+    "CaptioningCollator",
+    "Collator",
+    "GroundingCollator",
+    "PretrainingCollator",
+    "PretrainingTextConfig",
+    "RetrievalCollator",
+    "SampleProblem",
+    "TextCache",
+    "VQACollator",
+    "stable_key",
+]

@@ -1,0 +1,138 @@
+"""What all collators share: their protocol, encoded texts that are kept, and keys of content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from triptych.core.errors import DataError
+from triptych.data.records import Record
+from triptych.data.skips import SkipKind
+from triptych.data.transforms.pipeline import TransformedImage
+from triptych.text import Tokenizer
+
+S = TypeVar("S")
+
+IdArray = NDArray[np.int64]
+
+MAX_CACHED_TEXTS = 200_000  # about 300 bytes each, in every process
+
+
+class SampleProblem(DataError):  # noqa: N818 - one record's problem, mostly skipped, not raised
+    """A record lacks what this kind of training needs; `kind` says what."""
+
+    def __init__(self, kind: SkipKind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Collator(Protocol[S]):
+    """Makes samples of one kind from records, and batches from samples.
+
+    Attributes:
+        needs_boxes: Whether a box must be found again in the transformed picture.
+    """
+
+    needs_boxes: bool
+
+    def sample(self, record: Record, image: TransformedImage, rng: np.random.Generator) -> S:
+        """Make one sample.
+
+        Raises:
+            SampleProblem: The record lacks a field that is needed.
+        """
+        ...
+
+    def batch(self, samples: Sequence[S]) -> dict[str, Tensor]:
+        """Join samples to tensors; all but the picture and the index of the samples."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """One text as token ids.
+
+    Attributes:
+        ids: (L,) int64, `[CLS] pieces [SEP]`.
+        word_starts: For each word, the position of its first piece in `ids`.
+        key: A 63-bit hash of the text, equal for equal texts.
+    """
+
+    ids: IdArray
+    word_starts: tuple[int, ...]
+    key: int
+
+
+class TextCache:
+    """Encode texts and keep them, since every epoch meets the same ones.
+
+    Args:
+        tokenizer: Gives the ids.
+        max_tokens: Longest result, [CLS] and [SEP] counted.
+        clean: Applied to a text first.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, max_tokens: int, clean: Callable[[str], str] | None = None
+    ) -> None:
+        self._tokenizer, self._max_tokens, self._clean = tokenizer, max_tokens, clean
+        self._known: dict[str, EncodedText] = {}
+
+    def __call__(self, text: str) -> EncodedText:
+        """Return the encoded text; `ids` has two entries where no piece is left."""
+        found = self._known.get(text)
+        if found is None:
+            found = self._encode(text)
+            if len(self._known) < MAX_CACHED_TEXTS:
+                self._known[text] = found
+        return found
+
+    def _encode(self, text: str) -> EncodedText:
+        cleaned = self._clean(text) if self._clean else " ".join(text.lower().split())
+        pieces, starts = self._tokenizer.encode_words(cleaned)
+        pieces = pieces[: self._max_tokens - 2]
+        ids = np.array([self._tokenizer.cls_id, *pieces, self._tokenizer.sep_id], dtype=np.int64)
+        kept = tuple(start + 1 for start in starts if start < len(pieces))
+        return EncodedText(ids, kept, stable_key(cleaned))
+
+
+def needed_text(text: str | None, field: str, record: Record, cache: TextCache) -> EncodedText:
+    """Encode a text that the record must have.
+
+    Raises:
+        SampleProblem: The field is absent, or no token is left of it.
+    """
+    if text is None:
+        message = f"record {record.record_id}: has no {field}"
+        raise SampleProblem(SkipKind.MISSING_FIELD, message)
+    encoded = cache(text)
+    if len(encoded.ids) <= 2:
+        message = f"record {record.record_id}: nothing is left of the {field} {text!r}"
+        raise SampleProblem(SkipKind.EMPTY_CAPTION, message)
+    return encoded
+
+
+def stable_key(text: str) -> int:
+    """Return a hash in [0, 2^63) that is the same in every process and on every machine."""
+    digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def image_key(record: Record) -> int:
+    """Return the key of the record's picture: equal for records of one picture."""
+    name = record.image_id
+    if name is None:
+        name = record.record_id if record.image is None else str(record.image)
+    return stable_key(name)
+
+
+def int_tensor(values: Iterable[int]) -> Tensor:
+    """Return (B,) int64."""
+    return torch.tensor(list(values), dtype=torch.int64)
