@@ -1,1 +1,1 @@
-"""."""
+"""Pure metrics (captions, VQA, retrieval, boxes, classes), blind baselines and the evaluator."""

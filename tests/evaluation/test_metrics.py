@@ -1,0 +1,146 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from triptych.core.errors import CapabilityError, DataError
+from triptych.core.outputs import Predictions
+from triptych.evaluation import metrics
+
+GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+
+
+def values_of(metric, *batches):
+    for batch in batches:
+        metric.update(batch)
+    return {value.name: value for value in metric.compute()}
+
+
+def test_vqa_metric_equals_the_official_overall_number():
+    golden = json.loads((GOLDEN / "vqa_accuracy.json").read_text())
+    items = golden["items"]
+    metric = metrics.VQAMetric({i: item["answers"] for i, item in enumerate(items)})
+    order = list(range(399, -1, -1))
+    batches = [
+        Predictions(index=part, texts=[items[i]["prediction"] for i in part])
+        for part in (order[:150], order[150:])
+    ]
+    value = values_of(metric, *batches)["vqa"]
+    assert 100 * value.value == pytest.approx(golden["overall"], abs=0.005)
+    assert value.num_items == 400
+    assert value.low < value.value < value.high
+    assert "official script" in value.protocol
+    assert "left out (" not in value.protocol
+
+
+def test_vqa_metric_splits_by_type_and_says_what_is_missing():
+    answers = {0: ["red"], 1: ["2"], 2: ["blue"], 3: ["green"]}
+    types = {0: "color", 1: "count", 2: "color", 3: "color"}
+    metric = metrics.VQAMetric(answers, types)
+    values = values_of(metric, Predictions(index=[0, 1, 2], texts=["red", "3", "red"]))
+    assert {name: value.value for name, value in values.items()} == {
+        "vqa": pytest.approx(1 / 3),
+        "vqa/color": 0.5,
+        "vqa/count": 0.0,
+    }
+    assert "1 of 4 samples left out" in values["vqa"].protocol
+
+
+def test_caption_metric_equals_pycocoevalcap():
+    golden = json.loads((GOLDEN / "caption_metrics.json").read_text())
+    items, corpus = golden["items"], golden["corpus"]
+    metric = metrics.CaptionMetric({i: item["references"] for i, item in enumerate(items)})
+    texts = [item["candidate"] for item in items]
+    values = values_of(metric, Predictions(index=range(len(items)), texts=texts))
+    for n in range(4):
+        assert values[f"bleu_{n + 1}"].value == pytest.approx(corpus["bleu"][n], abs=1e-6)
+    assert values["rouge_l"].value == pytest.approx(corpus["rouge_l"], abs=1e-6)
+    assert values["cider"].value == pytest.approx(corpus["cider"], abs=1e-6)
+    assert all(value.low < value.value < value.high for value in values.values())
+
+
+def test_box_metric_takes_corner_and_size_references():
+    metric = metrics.BoxMetric({5: (0, 0, 4, 2), 6: (10, 10, 10, 10)})
+    predicted = torch.tensor([[10.0, 10, 20, 20], [3.0, 0, 4, 2]])
+    values = values_of(metric, Predictions(index=[6, 5], boxes_xyxy=predicted))
+    assert values["grounding"].value == 0.5
+    assert values["grounding_iou"].value == pytest.approx((1 + 0.25) / 2)
+
+
+def test_classification_metric_by_class():
+    metric = metrics.ClassificationMetric({0: 1, 1: 1, 2: 0}, name="nlvr2")
+    values = values_of(
+        metric, Predictions(index=[0, 1, 2], scores={"label": torch.tensor([1, 0, 0])})
+    )
+    assert {name: value.value for name, value in values.items()} == {
+        "nlvr2": pytest.approx(2 / 3),
+        "nlvr2/0": 1.0,
+        "nlvr2/1": 0.5,
+    }
+
+
+def retrieval_batches():
+    # Two pictures with two captions each; the second caption of picture q points to p.
+    image = torch.tensor([[1.0, 0], [1.0, 0], [0, 1.0], [0, 1.0]])
+    text = torch.tensor([[1.0, 0], [0.6, 0.5], [0, 0.8], [0.7, 0.1]])
+    return [
+        Predictions(index=part, embeddings={"image": image[part], "text": text[part]})
+        for part in ([3, 0], [2, 1])
+    ]
+
+
+def test_retrieval_metric_both_ways():
+    values = values_of(metrics.RetrievalMetric(list("ppqq"), list("abcd")), *retrieval_batches())
+    assert values["i2t_r1"].value == 1.0
+    assert values["t2i_r1"].value == 0.75
+    assert (values["i2t_r1"].num_items, values["t2i_r1"].num_items) == (2, 4)
+    assert "ITC" in values["t2i_r1"].protocol
+    assert set(values) == {f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
+
+
+def test_retrieval_metric_counts_a_shared_caption_as_right():
+    # The last caption is the same words as the first, so picture p is right for it, too.
+    values = values_of(metrics.RetrievalMetric(list("ppqq"), list("abca")), *retrieval_batches())
+    assert values["t2i_r1"].value == 1.0
+
+
+def test_second_stage_gets_dataset_positions():
+    asked = set()
+
+    def score_pairs(image_positions, text_positions):
+        pairs = list(zip(image_positions.tolist(), text_positions.tolist(), strict=True))
+        asked.update(pairs)
+        # Right for all but the first caption of each picture.
+        return torch.tensor([float((i < 2) == (t < 2)) if t % 2 else -1.0 for i, t in pairs])
+
+    stage = metrics.SecondStage(score_pairs=score_pairs, topk=4)
+    metric = metrics.RetrievalMetric(list("ppqq"), list("abcd"), stage)
+    values = values_of(metric, *retrieval_batches())
+    assert asked == {(i, t) for i in (0, 2) for t in range(4)}
+    assert values["i2t_r1_itm"].value == 1.0
+    assert values["t2i_r1_itm"].value == 0.5
+    assert values["t2i_r1"].value == 0.75
+    assert "first 4 by ITC, ranked by ITM" in values["t2i_r1_itm"].protocol
+
+
+def test_wrong_predictions_are_named():
+    metric = metrics.VQAMetric({0: ["a"]})
+    with pytest.raises(CapabilityError, match="no text"):
+        metric.update(Predictions(index=[0]))
+    with pytest.raises(DataError, match="no prediction"):
+        metric.compute()
+    metric.update(Predictions(index=[0], texts=["a"]))
+    with pytest.raises(DataError, match="sample 0 was predicted twice"):
+        metric.update(Predictions(index=[0], texts=["a"]))
+    metric.update(Predictions(index=[7], texts=["a"]))
+    with pytest.raises(DataError, match="sample 7 has no reference"):
+        metric.compute()
+    with pytest.raises(CapabilityError, match="text embeddings"):
+        metrics.RetrievalMetric(["a"], ["b"]).update(
+            Predictions(index=[0], embeddings={"image": torch.zeros(1, 2)})
+        )
+    with pytest.raises(CapabilityError, match="no boxes"):
+        metrics.BoxMetric({}).update(Predictions(index=[0]))
+    with pytest.raises(CapabilityError, match="no label"):
+        metrics.ClassificationMetric({}).update(Predictions(index=[0]))

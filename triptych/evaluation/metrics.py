@@ -1,0 +1,383 @@
+"""Metrics that gather predictions batch by batch and give numbers with interval and protocol.
+
+References arrive by the position of the sample in the dataset, which `Predictions.index` names.
+A sample that was skipped (an image that cannot be read) is left out and the protocol says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from triptych.core.errors import CapabilityError, DataError
+from triptych.core.outputs import MetricValue, Predictions
+from triptych.evaluation import captions, ptb, retrieval
+from triptych.evaluation.bootstrap import bootstrap_sums, interval_text, mean_value
+from triptych.evaluation.boxes import iou_xyxy, xywh_to_xyxy
+from triptych.evaluation.vqa import vqa_accuracy
+
+Value = TypeVar("Value")
+RECALLS = (1, 5, 10)
+
+
+class Metric(Protocol):
+    """What the evaluator calls: `update` with each batch, then `compute` once."""
+
+    @property
+    def name(self) -> str:
+        """Short name for messages."""
+        ...
+
+    def update(self, predictions: Predictions) -> None:
+        """Take in the predictions of one batch."""
+        ...
+
+    def compute(self) -> list[MetricValue]:
+        """Return the numbers over all batches."""
+        ...
+
+
+class _ByIndex(Generic[Value]):
+    """Predictions by dataset position, each at most once, in the order of the positions."""
+
+    def __init__(self, metric: str, expected: int) -> None:
+        self._metric = metric
+        self._expected = expected
+        self._values: dict[int, Value] = {}
+
+    def add(self, index: Sequence[int], values: Sequence[Value]) -> None:
+        """Store one value for each position.
+
+        Raises:
+            DataError: A position comes twice, or the lengths differ.
+        """
+        if len(index) != len(values):
+            raise DataError(f"{self._metric}: {len(values)} predictions for {len(index)} samples")
+        for position, value in zip(map(int, index), values, strict=True):
+            if position in self._values:
+                raise DataError(
+                    f"{self._metric}: sample {position} was predicted twice; "
+                    "go through the data once, without repeating samples"
+                )
+            self._values[position] = value
+
+    def items(self) -> dict[int, Value]:
+        """Return the predictions in the order of their positions.
+
+        Raises:
+            DataError: There is none.
+        """
+        if not self._values:
+            raise DataError(f"{self._metric}: there is no prediction; is the split empty?")
+        return dict(sorted(self._values.items()))
+
+    def missing(self) -> str:
+        """Return the sentence on samples without a prediction, empty if there is none."""
+        count = self._expected - len(self._values)
+        return f" {count} of {self._expected} samples left out (unreadable)." if count > 0 else ""
+
+
+def _reference(references: Mapping[int, Value], position: int, metric: str) -> Value:
+    """Return the reference of a sample, or say that it has none."""
+    if position not in references:
+        raise DataError(f"{metric}: sample {position} has no reference; evaluate labelled data")
+    return references[position]
+
+
+def _texts(predictions: Predictions, metric: str) -> Sequence[str]:
+    """Return the generated texts of a batch, or say that the task gives none."""
+    if predictions.texts is None:
+        raise CapabilityError(f"{metric}: the task predicts no text; choose a task that generates")
+    return predictions.texts
+
+
+class VQAMetric:
+    """VQA accuracy, for all questions ("vqa") and each question type ("vqa/<type>")."""
+
+    name = "vqa"
+
+    def __init__(
+        self,
+        references: Mapping[int, Sequence[str]],
+        question_types: Mapping[int, str | None] | None = None,
+    ) -> None:
+        """Take the human answers and, if the data has them, the question types, by position."""
+        self._references = references
+        self._types = question_types or {}
+        self._answers: _ByIndex[str] = _ByIndex(self.name, len(references))
+
+    def update(self, predictions: Predictions) -> None:
+        """Take in the generated answers of one batch."""
+        self._answers.add(predictions.index, _texts(predictions, self.name))
+
+    def compute(self) -> list[MetricValue]:
+        """Return the accuracy over all questions, then over each type in alphabetical order."""
+        protocol = (
+            "VQA accuracy of the official script (min(1, matches / 3), each human answer left out "
+            f"once), generated answers.{self._answers.missing()}"
+        )
+        by_type: dict[str, list[float]] = {}
+        scores = []
+        for position, text in self._answers.items().items():
+            expected = _reference(self._references, position, self.name)
+            scores.append(vqa_accuracy(text, expected))
+            kind = self._types.get(position)
+            if kind is not None:
+                by_type.setdefault(kind, []).append(scores[-1])
+        return [mean_value(self.name, scores, protocol)] + [
+            mean_value(f"{self.name}/{kind}", values, f"{protocol} Type: {kind}.")
+            for kind, values in sorted(by_type.items())
+        ]
+
+
+class CaptionMetric:
+    """BLEU-1..4, ROUGE-L and CIDEr as "bleu_1" ... "bleu_4", "rouge_l", "cider"."""
+
+    name = "caption"
+
+    def __init__(self, references: Mapping[int, Sequence[str]]) -> None:
+        """Take the reference captions by position, as people wrote them."""
+        self._references = references
+        self._captions: _ByIndex[str] = _ByIndex(self.name, len(references))
+
+    def update(self, predictions: Predictions) -> None:
+        """Take in the generated captions of one batch."""
+        self._captions.add(predictions.index, _texts(predictions, self.name))
+
+    def compute(self) -> list[MetricValue]:
+        """Tokenise and score; document frequencies come from the references of these samples."""
+        generated = self._captions.items()
+        candidates = [ptb.tokenize(text) for text in generated.values()]
+        references = [
+            [ptb.tokenize(text) for text in _reference(self._references, position, self.name)]
+            for position in generated
+        ]
+        tail = f"as pycocoevalcap 1.2, PTB tokens.{self._captions.missing()}"
+        rouge = captions.compute_rouge_l(candidates, references)
+        cider = captions.compute_cider(candidates, references)
+        cider_text = f"CIDEr (document frequencies of these {len(candidates)} samples) {tail}"
+        return [
+            *_bleu_values(candidates, references, tail),
+            mean_value("rouge_l", rouge.items, f"ROUGE-L {tail}"),
+            mean_value("cider", cider.items, cider_text),
+        ]
+
+
+def _bleu_values(
+    candidates: Sequence[str], references: Sequence[Sequence[str]], tail: str
+) -> list[MetricValue]:
+    """Return corpus BLEU-1..4; the bootstrap sums the counts of drawn captions anew."""
+    counts = captions.count_bleu(candidates, references)
+    corpus = captions.bleu_from_counts(counts.sum(0))
+    values = []
+    for n in range(captions.MAX_N):
+        low, high = bootstrap_sums(
+            counts,
+            lambda sums, n=n: captions.bleu_from_counts(sums)[:, n],  # type: ignore[misc]
+        )
+        protocol = f"Corpus BLEU-{n + 1} {tail} {interval_text()}"
+        values.append(
+            MetricValue(
+                name=f"bleu_{n + 1}",
+                value=float(corpus[n]),
+                low=low,
+                high=high,
+                num_items=len(candidates),
+                protocol=protocol,
+            )
+        )
+    return values
+
+
+class BoxMetric:
+    """Accuracy at IoU 0.5 as "grounding" and the mean IoU as "grounding_iou"."""
+
+    name = "grounding"
+
+    def __init__(
+        self,
+        boxes_xywh: Mapping[int, tuple[float, float, float, float]],
+        threshold: float = 0.5,
+    ) -> None:
+        """Take the right boxes, in pixels of the original picture, by position."""
+        self._references = boxes_xywh
+        self._threshold = threshold
+        self._boxes: _ByIndex[Tensor] = _ByIndex(self.name, len(boxes_xywh))
+
+    def update(self, predictions: Predictions) -> None:
+        """Take in the predicted boxes of one batch."""
+        if predictions.boxes_xyxy is None:
+            raise CapabilityError("grounding: the task predicts no boxes; choose a grounding task")
+        self._boxes.add(predictions.index, list(predictions.boxes_xyxy.detach().double().cpu()))
+
+    def compute(self) -> list[MetricValue]:
+        """Return the accuracy and the mean overlap."""
+        boxes = self._boxes.items()
+        target = torch.tensor(
+            [_reference(self._references, position, self.name) for position in boxes],
+            dtype=torch.float64,
+        )
+        overlap = iou_xyxy(torch.stack(list(boxes.values())), xywh_to_xyxy(target)).numpy()
+        missing = self._boxes.missing()
+        hits = (overlap >= self._threshold).astype(np.float64)
+        protocol = f"Share of boxes with IoU >= {self._threshold:g}, one box a phrase.{missing}"
+        return [
+            mean_value(self.name, hits, protocol),
+            mean_value(f"{self.name}_iou", overlap, f"Mean IoU, one box a phrase.{missing}"),
+        ]
+
+
+class ClassificationMetric:
+    """Share of labels that are right, for all items and for each class ("<name>/<class>")."""
+
+    def __init__(self, labels: Mapping[int, Hashable], name: str = "accuracy") -> None:
+        """Take the right labels by position; `name` is the key of the number."""
+        self.name = name
+        self._references = labels
+        self._labels: _ByIndex[Hashable] = _ByIndex(name, len(labels))
+
+    def update(self, predictions: Predictions) -> None:
+        """Take in `predictions.scores["label"]`, one label a sample."""
+        if "label" not in predictions.scores:
+            raise CapabilityError(f"{self.name}: the task predicts no label; choose a classifier")
+        labels = predictions.scores["label"]
+        values = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+        self._labels.add(predictions.index, values)
+
+    def compute(self) -> list[MetricValue]:
+        """Return the accuracy over all items, then over each class."""
+        by_class: dict[str, list[float]] = {}
+        hits = []
+        for position, guess in self._labels.items().items():
+            right = _reference(self._references, position, self.name)
+            hits.append(float(guess == right))
+            by_class.setdefault(str(right), []).append(hits[-1])
+        protocol = f"Share of labels that are right.{self._labels.missing()}"
+        return [mean_value(self.name, hits, protocol)] + [
+            mean_value(f"{self.name}/{label}", values, f"{protocol} Class: {label}.")
+            for label, values in sorted(by_class.items())
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecondStage:
+    """How retrieval scores its first candidates anew.
+
+    Attributes:
+        score_pairs: From (n,) dataset positions of images and (n,) of captions to (n,) scores of
+            image-text matching; higher is a better match.
+        topk: Candidates of each query that are scored (ALBEF: 128 or 256).
+        combine: "itm" = the new score alone, "itm+itc" = plus the similarity.
+        pairs_at_once: Pairs in one call.
+    """
+
+    score_pairs: Callable[[Tensor, Tensor], Tensor]
+    topk: int
+    combine: retrieval.Combine = "itm"
+    pairs_at_once: int = 256
+
+
+class RetrievalMetric:
+    """Recall at 1, 5 and 10 both ways ("i2t_r1", "t2i_r1", ...; "..._itm" for a second stage).
+
+    Each distinct image is one candidate (its first embedding); each sample's caption is another.
+    """
+
+    name = "retrieval"
+
+    def __init__(
+        self,
+        image_keys: Sequence[Hashable],
+        caption_keys: Sequence[Hashable],
+        second_stage: SecondStage | None = None,
+    ) -> None:
+        """Take the keys of every sample's image and caption; equal keys are the same thing.
+
+        Raises:
+            DataError: The numbers of keys differ.
+        """
+        if len(image_keys) != len(caption_keys):
+            raise DataError(f"{len(image_keys)} image keys but {len(caption_keys)} caption keys")
+        self._image_keys = image_keys
+        self._caption_keys = caption_keys
+        self._second_stage = second_stage
+        self._embeddings: _ByIndex[tuple[Tensor, Tensor]] = _ByIndex(self.name, len(image_keys))
+
+    def update(self, predictions: Predictions) -> None:
+        """Take in the "image" and "text" embeddings of one batch."""
+        missing = {"image", "text"} - predictions.embeddings.keys()
+        if missing:
+            raise CapabilityError(
+                f"retrieval: the task gives no {' and '.join(sorted(missing))} embeddings; "
+                "choose a retrieval task"
+            )
+        image = predictions.embeddings["image"].detach().float()
+        text = predictions.embeddings["text"].detach().float()
+        self._embeddings.add(predictions.index, list(zip(image, text, strict=True)))
+
+    def compute(self) -> list[MetricValue]:
+        """Return the recalls of the first stage, then of the second."""
+        embeddings = self._embeddings.items()
+        positions = list(embeddings)
+        first, captions_of, images_of = retrieval.relevance_from_keys(
+            [self._image_keys[position] for position in positions],
+            [self._caption_keys[position] for position in positions],
+        )
+        text = torch.stack([pair[1] for pair in embeddings.values()])
+        image = torch.stack([embeddings[positions[record]][0] for record in first])
+        size = f"{len(image)} images, {len(text)} captions, duplicates of either count as right."
+        size += self._embeddings.missing()
+        i2t = retrieval.compute_embedding_ranks(image, text, captions_of)
+        t2i = retrieval.compute_embedding_ranks(text, image, images_of)
+        values = _recalls("", i2t, t2i, f"similarity of embeddings alone (ITC), {size}")
+        stage = self._second_stage
+        if stage is not None:
+            image_at = torch.tensor([positions[record] for record in first])
+            text_at = torch.tensor(positions)
+            i2t = _second_ranks(
+                stage,
+                retrieval.shortlist(image, text, stage.topk),
+                lambda query, number: stage.score_pairs(image_at[query], text_at[number]),
+                captions_of,
+            )
+            t2i = _second_ranks(
+                stage,
+                retrieval.shortlist(text, image, stage.topk),
+                lambda query, number: stage.score_pairs(image_at[number], text_at[query]),
+                images_of,
+            )
+            protocol = f"first {stage.topk} by ITC, ranked by {stage.combine.upper()}, {size}"
+            values += _recalls("_itm", i2t, t2i, protocol)
+        return values
+
+
+def _second_ranks(
+    stage: SecondStage,
+    first: retrieval.Shortlist,
+    score_pairs: retrieval.PairScores,
+    relevance: retrieval.Relevance,
+) -> Tensor:
+    """Score a shortlist anew and return the ranks."""
+    scored = retrieval.rerank_shortlist(
+        first, score_pairs, stage.combine, pairs_at_once=stage.pairs_at_once
+    )
+    return retrieval.compute_shortlist_ranks(scored, relevance)
+
+
+def _recalls(suffix: str, i2t: Tensor, t2i: Tensor, protocol: str) -> list[MetricValue]:
+    """Return recall at each k in both directions."""
+    directions = (("i2t", "Image to text", i2t), ("t2i", "Text to image", t2i))
+    return [
+        mean_value(
+            f"{key}_r{k}{suffix}",
+            retrieval.hits_at(ranks, k).numpy(),
+            f"{words} recall at {k}: {protocol}",
+        )
+        for key, words, ranks in directions
+        for k in RECALLS
+    ]
