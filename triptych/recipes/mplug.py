@@ -33,7 +33,7 @@ MODELS = {
 }
 PAPER_SCALES = ("base", "large")
 NO_AUGMENTATION = ImageTransformConfig(crop_scale=None, flip_probability=0.0, randaugment_num_ops=0)
-"""For the small scales: a crop or a flip would contradict captions that name all objects in order."""
+"""For small scales: a crop or a flip would contradict captions that name all objects in order."""
 
 
 def pretrain(scale: str) -> RunConfig:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
+import yaml
 from rich.console import Console
 from torch import Tensor
 
@@ -206,7 +206,7 @@ def save_model(
             for source in config.data.train
         }
         | {"in all": f"{num_records} records"},
-        recipe=cast(str, _yaml(config)),
+        recipe=yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True),
         metrics=(),
         commit=current_commit(),
     )
@@ -218,12 +218,6 @@ def save_model(
         preprocess=to_dict(config.image),
         card=card,
     )
-
-
-def _yaml(config: RunConfig) -> str:
-    import yaml
-
-    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
 def _read_data(config: RunConfig, run_folder: Path) -> tuple[list[Record], SkipLog]:

@@ -111,7 +111,7 @@ def score_pairs(
     lengths = encoded.text_mask.sum(dim=1)[pairs[:, 1]]
     order = torch.argsort(pairs[:, 0] * (int(lengths.max()) + 1) + lengths)
     scores = torch.empty(len(pairs), device=pairs.device)
-    for rows in order.split(local_batch_size):
+    for rows in torch.split(order, local_batch_size):  # type: ignore[no-untyped-call]
         images, image_index = torch.unique(pairs[rows, 0], return_inverse=True)
         texts = pairs[rows, 1]
         longest = int(lengths[rows].max())

@@ -339,8 +339,8 @@ class MPLUGPretraining:
 
     def _mlm(self, labels: Tensor, states: Tensor, teacher: _TeacherPass | None) -> Tensor:
         """Score masked positions only; the vocabulary is the costly axis."""
-        labels = _widen(labels, states.shape[1], IGNORE_INDEX)
         masked = labels != IGNORE_INDEX
+        states = states[:, : labels.shape[1]]  # the fusion pass pads to its longest text
         logits = self.model.word_logits(states[masked])  # (masked tokens, V)
         loss = token_loss(logits, labels[masked])
         if teacher is None or teacher.mlm_states is None:
@@ -411,8 +411,3 @@ def _cat_texts(texts: list[TextFeatures]) -> TextFeatures:
         torch.cat([nn.functional.pad(t.tokens, (0, 0, 0, width - t.mask.shape[1])) for t in texts]),
         torch.cat([nn.functional.pad(t.mask, (0, width - t.mask.shape[1])) for t in texts]),
     )
-
-
-def _widen(x: Tensor, width: int, value: int = 0) -> Tensor:
-    """Pad (B, L) on the right to (B, width)."""
-    return nn.functional.pad(x, (0, width - x.shape[1]), value=value)
