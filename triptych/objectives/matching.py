@@ -20,7 +20,7 @@ def sample_hard_negatives(sim: Tensor, positives: Tensor) -> tuple[Tensor, Tenso
 
     Returns:
         (B,) int64 column of the negative, and (B,) bool, False for a row that has none (its
-        column is 0 and must not be used).
+        column means nothing).
     """
     has_negative = ~positives.all(dim=1)
     logits = sim.float().masked_fill(positives, -torch.inf)

@@ -1,0 +1,180 @@
+"""What holds for every registered model; frozen names of its tensors in keys/."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from triptych.core.config import from_dict, to_dict
+from triptych.core.errors import CapabilityError, ConfigError
+from triptych.core.outputs import ImageFeatures
+from triptych.models.base import VisionLanguageModel, num_parameters
+from triptych.models.mplug.config import MPLUGConfig
+from triptych.models.registry import build_model, create_model, list_models, model_config
+
+KEYS = Path(__file__).parent / "keys"
+
+
+def shrunken(name):
+    """Return a variant's config with its own composition and small widths."""
+    config = model_config(name, vocab_size=30)
+    side = 2 * config.vision.patch_size
+    same_width = config.vision.embed_dim == config.text.embed_dim
+    return dataclasses.replace(
+        config,
+        vision=dataclasses.replace(
+            config.vision,
+            image_size=side,
+            embed_dim=16 if same_width else 24,
+            depth=2,
+            num_heads=2,
+        ),
+        text=dataclasses.replace(config.text, embed_dim=16, num_heads=2, max_positions=12),
+        text_depth=1,
+        decoder_depth=1,
+        proj_dim=8,
+    )
+
+
+def _batch(model, num_images=2, num_tokens=5):
+    torch.manual_seed(1)
+    image = torch.randn(num_images, 3, model.image_size, model.image_size)
+    ids = torch.randint(3, 30, (num_images, num_tokens))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[-1, 3:] = False
+    return image, ids, mask
+
+
+@pytest.fixture(params=list_models())
+def model(request):
+    torch.manual_seed(0)
+    return build_model(shrunken(request.param)).eval()
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_full_size_builds_on_meta_with_its_frozen_names(name):
+    with torch.device("meta"):
+        model = create_model(name)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    lines = [f"{key} {tuple(tensor.shape)}" for key, tensor in model.state_dict().items()]
+    assert lines == (KEYS / f"{name}.txt").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("mplug_base_patch16_256", 347.0), ("mplug_large_patch14_224", 566.0)]
+)
+def test_paper_sizes_have_the_published_number_of_live_parameters(name, millions):
+    with torch.device("meta"):
+        model = create_model(name)
+    assert num_parameters(model) / 1e6 == pytest.approx(millions, rel=0.005)
+
+
+def test_states_have_the_promised_shapes(model):
+    image, ids, mask = _batch(model)
+    image_features = model.encode_image(image)
+    text_features = model.encode_text(ids, mask)
+    fused = model.fuse(image_features, text_features)
+    num_image = 1 + model.config.vision.num_patches
+    assert image_features.tokens.shape == (2, num_image, 16)
+    assert text_features.tokens.shape == (2, 5, 16)
+    assert fused.text_tokens.shape == (2, 5, 16)
+    assert fused.expanded_image_tokens().shape == (2, num_image, 16)
+    assert fused.pooled.shape == (2, 16)
+    assert model.match_logits(fused).shape == (2, 2)
+    assert model.word_logits(fused.text_tokens).shape == (2, 5, 30)
+    memory = model.decoder_memory(image_features, fused)
+    assert model.decode(ids, memory).shape == (2, 5, 16)
+    for embedding in (model.embed_image(image_features), model.embed_text(text_features)):
+        torch.testing.assert_close(embedding.norm(dim=-1), torch.ones(2))
+
+
+def test_model_offers_the_contract(model):
+    assert isinstance(model, VisionLanguageModel)
+
+
+@torch.no_grad()
+def test_fusing_by_image_index_equals_repeating_images(model):
+    image, ids, mask = _batch(model)
+    image_features = model.encode_image(image)
+    text = model.encode_text(ids, mask)
+    index = torch.tensor([1, 1])
+    found = model.fuse(image_features, text, image_index=index)
+    expected = model.fuse(ImageFeatures(image_features.tokens[index]), text)
+    torch.testing.assert_close(found.text_tokens, expected.text_tokens, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        found.expanded_image_tokens(), expected.expanded_image_tokens(), atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(
+        model.decoder_memory(image_features, found).layers[0].key,
+        model.decoder_memory(image_features, expected).layers[0].key,
+        atol=1e-5,
+        rtol=1e-5,
+    )
+
+
+@torch.no_grad()
+def test_padding_changes_no_output(model):
+    image, ids, mask = _batch(model)
+    other = ids.masked_fill(~mask, 7)
+    wide = torch.nn.functional.pad(other, (0, 2), value=9)
+    wide_mask = torch.nn.functional.pad(mask, (0, 2))
+    results = []
+    for token_ids, text_mask in ((ids, mask), (other, mask), (wide, wide_mask)):
+        image_features = model.encode_image(image)
+        text = model.encode_text(token_ids, text_mask)
+        fused = model.fuse(image_features, text)
+        states = model.decode(ids, model.decoder_memory(image_features, fused))
+        words = model.word_logits(fused.text_tokens)[:, :5][mask]
+        results.append((model.embed_text(text), model.match_logits(fused), words, states))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], atol=1e-5, rtol=1e-5)
+
+
+def test_save_and_load_are_bitwise(model, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file(model.state_dict(), path)
+    other = build_model(model.config)
+    other.load_state_dict(load_file(path))
+    image, ids, mask = _batch(model)
+    other.eval()
+    theirs = other.fuse(other.encode_image(image), other.encode_text(ids, mask))
+    mine = model.fuse(model.encode_image(image), model.encode_text(ids, mask))
+    assert torch.equal(theirs.text_tokens, mine.text_tokens)
+    assert all(torch.equal(t, other.state_dict()[k]) for k, t in model.state_dict().items())
+
+
+def test_config_survives_json(model):
+    plain = json.loads(json.dumps(to_dict(model.config)))
+    assert from_dict(MPLUGConfig, plain) == model.config
+
+
+def test_hidden_patches_are_refused(model):
+    image, _, _ = _batch(model)
+    with pytest.raises(CapabilityError, match="masked image"):
+        model.encode_image(image, hidden_patches=torch.zeros(2, 4, dtype=torch.bool))
+
+
+def test_decoder_memory_asks_for_what_the_config_says():
+    torch.manual_seed(0)
+    fused_config = shrunken("mplug_tiny")
+    model = build_model(fused_config).eval()
+    image, _, _ = _batch(model)
+    with pytest.raises(CapabilityError, match=r"call fuse\(\) first"):
+        model.decoder_memory(model.encode_image(image))
+    alone = build_model(dataclasses.replace(fused_config, decoder_memory="image")).eval()
+    memory = alone.decoder_memory(alone.encode_image(image))
+    assert memory.layers[0].key.shape[2] == 1 + alone.config.vision.num_patches
+
+
+def test_unknown_names_name_the_nearest():
+    with pytest.raises(ConfigError, match="mplug_tiny"):
+        create_model("mplug_tinny")
+
+
+@pytest.mark.parametrize("layers", [(3,), (-1,), (1, 1)])
+def test_connected_layers_must_exist_once(layers):
+    with pytest.raises(ConfigError, match="connected_layers"):
+        dataclasses.replace(model_config("mplug_tiny"), connected_layers=layers)
