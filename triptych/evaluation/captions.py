@@ -69,8 +69,7 @@ def count_bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -
     Returns:
         (N, 10): matched n-grams for n = 1..4 (clipped to the largest count in one reference), all
         n-grams of the candidate for n = 1..4, its length, and the length of the reference that is
-        closest in length (the shorter one of two). For a corpus of one caption pycocoevalcap takes
-        the mean length of the references instead, and so does this function.
+        closest in length (the shorter one of two).
 
     Raises:
         DataError: A candidate has no references.
@@ -87,11 +86,7 @@ def count_bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -
         lengths = [len(caption.split()) for caption in captions]
         row[MAX_N : 2 * MAX_N] = np.maximum(0, length - np.arange(MAX_N))
         row[-2] = length
-        row[-1] = (
-            sum(lengths) / len(lengths)
-            if len(candidates) == 1
-            else min(lengths, key=lambda other: (abs(other - length), other))
-        )
+        row[-1] = min((abs(other - length), other) for other in lengths)[1]
     return rows
 
 
