@@ -105,15 +105,19 @@ def test_hyphenated_words_are_words_of_the_cleaned_caption(tokenizer):
     assert found == {tuple(ids(p)) for p in ("[CLS]", "[CLS] red", "[CLS] red t")}
 
 
-@pytest.mark.parametrize(("probability", "expected"), [(0.0, 0.25), (0.6, 0.7), (1.0, 1.0)])
+@pytest.mark.parametrize(("probability", "expected"), [(0.0, 1 / 64), (0.6, 0.606), (1.0, 1.0)])
 def test_empty_prefix_probability(tokenizer, probability, expected):
-    # by hand: p + (1 - p) / 4 for four words
+    # by hand: p + (1 - p) / 4³ for batches of three captions of four words
     config = PretrainingTextConfig(empty_prefix_probability=probability)
     collator = PretrainingCollator(tokenizer, config)
     source = rng()
     record = caption("a red dog runs")
-    empty = [len(collator.sample(record, IMAGE, source).prefix_ids) == 1 for _ in range(2000)]
-    assert np.mean(empty) == pytest.approx(expected, abs=0.05)
+    batches = [
+        collator.batch([collator.sample(record, IMAGE, source) for _ in range(3)])
+        for _ in range(2000)
+    ]
+    all_empty = [int(batch["prefix_mask"].sum()) == 3 for batch in batches]
+    assert np.mean(all_empty) == pytest.approx(expected, abs=0.05)
 
 
 def test_long_captions_are_cut_and_keep_their_end(tokenizer):

@@ -26,8 +26,9 @@ class PretrainingTextConfig:
         max_words: Words of a caption that are kept (released `pre_caption`: 30).
         mlm_probability: Share of tokens to predict (BERT: 0.15).
         whole_word: Whether the pieces of a word are masked together (BERT and mPLUG: no).
-        empty_prefix_probability: Share of captions whose prefix is empty, so that the decoder
-            says the whole caption, beside those where the uniform split gives none.
+        empty_prefix_probability: Share of batches whose prefixes are all empty, so that the
+            decoder says whole captions and the encoder reads one token; the first sample of a
+            batch decides. Other batches split each caption uniformly (the paper: all do).
     """
 
     max_text_tokens: int = 40
@@ -53,8 +54,8 @@ class PretrainingSample:
         ids: (L,) `[CLS] caption [SEP]`.
         masked_ids: (L,) the same with chosen tokens hidden.
         mlm_labels: (L,) the hidden ids, -100 elsewhere.
-        prefix_ids: `[CLS] words[:k]`.
-        target_ids: `[CLS] words[k:] [SEP]`.
+        cut: Where the caption is split, in tokens: the prefix is `ids[:cut]`.
+        wants_empty_prefix: Whether the batch has empty prefixes if this is its first sample.
         image_key: Key of the picture.
         caption_key: Key of the cleaned caption.
     """
@@ -62,8 +63,8 @@ class PretrainingSample:
     ids: IdArray
     masked_ids: IdArray
     mlm_labels: IdArray
-    prefix_ids: IdArray
-    target_ids: IdArray
+    cut: int
+    wants_empty_prefix: bool
     image_key: int
     caption_key: int
 
@@ -104,15 +105,13 @@ class PretrainingCollator:
             text.ids, self._vocabulary, rng, self.config.mlm_probability, self.config.whole_word
         )
         is_empty, place = rng.random(2).tolist()
-        num_words = len(text.word_starts)
-        k = 0 if is_empty < self.config.empty_prefix_probability else int(place * num_words)
-        cut = text.word_starts[k]
+        k = int(place * len(text.word_starts))
         return PretrainingSample(
             ids=text.ids,
             masked_ids=masked_ids,
             mlm_labels=labels,
-            prefix_ids=text.ids[:cut],
-            target_ids=np.concatenate([self._cls, text.ids[cut:]]),
+            cut=text.word_starts[k],
+            wants_empty_prefix=is_empty < self.config.empty_prefix_probability,
             image_key=image_key(record),
             caption_key=text.key,
         )
@@ -128,8 +127,11 @@ class PretrainingCollator:
         pad = self.tokenizer.pad
         token_ids, text_mask = pad([s.ids for s in samples])
         mlm_labels, _ = pad([s.mlm_labels for s in samples])
-        prefix_ids, prefix_mask = pad([s.prefix_ids for s in samples])
-        target_ids, target_mask = pad([s.target_ids for s in samples])
+        cuts = [1] * len(samples) if samples[0].wants_empty_prefix else [s.cut for s in samples]
+        prefix_ids, prefix_mask = pad([s.ids[:cut] for s, cut in zip(samples, cuts, strict=True)])
+        target_ids, target_mask = pad(
+            [np.concatenate([self._cls, s.ids[c:]]) for s, c in zip(samples, cuts, strict=True)]
+        )
         return {
             "token_ids": token_ids,
             "text_mask": text_mask,
