@@ -1,0 +1,153 @@
+"""What a report says, as plain data: no model, no file format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Picture = npt.NDArray[np.uint8] | Path
+"""(H, W, 3) RGB, or the path of a picture in a file."""
+
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom in pixels of the picture."""
+
+Series = Mapping[str, Sequence[tuple[int, float]]]
+"""(step, value) points of each named line."""
+
+RIGHT_IOU = 0.5
+"""A box counts as right from this IoU on (RefCOCO's protocol)."""
+
+
+class Answer(NamedTuple):
+    """A question about a picture, with the model's answer and the true one."""
+
+    question: str
+    answer_model: str
+    answer_truth: str
+    is_right: bool
+
+
+class Grounding(NamedTuple):
+    """A phrase, with the model's box (None: it gave none) and the true one."""
+
+    phrase: str
+    box_model: Box | None
+    box_truth: Box
+    iou: float
+
+
+class Neighbour(NamedTuple):
+    """A picture that was retrieved, and whether it is the one that was sought."""
+
+    image: Picture
+    is_right: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRow:
+    """A score beside what it must be compared with.
+
+    Attributes:
+        task: What was asked of the model; rows of a task should follow each other.
+        metric: Name of the number.
+        split: The data that it was measured on.
+        value: The score; higher is better.
+        low: Lower end of the 95 % interval.
+        high: Upper end of the 95 % interval.
+        chance: Score of a random answer; None where that has no meaning.
+        blind: Score of an answer that never looks at the picture; None where none was measured.
+        bar: The score that was to be reached; None where none was set.
+        protocol: How it was measured, in a few words.
+    """
+
+    task: str
+    metric: str
+    split: str
+    value: float
+    low: float
+    high: float
+    chance: float | None = None
+    blind: float | None = None
+    bar: float | None = None
+    protocol: str = ""
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the bar was reached; None without a bar."""
+        return None if self.bar is None else self.value >= self.bar
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """The loss curves of a stage, as numbers or as the file that holds them.
+
+    Attributes:
+        title: Name of the stage.
+        metrics_jsonl: A run's `metrics.jsonl`, read when the report is written; or
+        series: the lines themselves.
+    """
+
+    title: str
+    metrics_jsonl: Path | None = None
+    series: Series | None = None
+
+    def __post_init__(self) -> None:
+        if (self.metrics_jsonl is None) == (self.series is None):
+            raise ValueError(f"curve {self.title!r}: give either metrics_jsonl or series")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PictureCard:
+    """What the model said about one picture.
+
+    Attributes:
+        image: The picture.
+        caption_truth: A true caption.
+        caption_model: The model's caption.
+        caption_right_objects: (objects that the caption names rightly, objects in the picture).
+        questions: Questions with both answers.
+        phrases: Phrases with both boxes, in pixels of `image`.
+        neighbours: Pictures retrieved for `caption_truth`, the best first.
+    """
+
+    image: Picture
+    caption_truth: str
+    caption_model: str
+    caption_right_objects: tuple[int, int] | None = None
+    questions: tuple[Answer, ...] = ()
+    phrases: tuple[Grounding, ...] = ()
+    neighbours: tuple[Neighbour, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportData:
+    """A whole report.
+
+    Attributes:
+        title: Heading of the page.
+        summary_lines: A few sentences under the heading.
+        scores: The table of scores, in the order to show.
+        curves: Loss curves, one a stage.
+        pictures: Single pictures.
+        configuration: YAML text of each stage's configuration.
+        machine: Facts about the machine, as `machine.describe_machine` gives them.
+        commit: The code's commit, or its version.
+        times_s: Seconds that each stage took, in the order of the run.
+        commands: Commands that make this report again.
+    """
+
+    title: str
+    summary_lines: tuple[str, ...] = ()
+    scores: tuple[ScoreRow, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    pictures: tuple[PictureCard, ...] = ()
+    configuration: Mapping[str, str] = field(default_factory=dict)
+    machine: Mapping[str, object] = field(default_factory=dict)
+    commit: str = ""
+    times_s: Mapping[str, float] = field(default_factory=dict)
+    commands: tuple[str, ...] = ()

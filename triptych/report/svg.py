@@ -1,0 +1,239 @@
+"""Drawings: loss curves, score bars, stacked times, boxes over a picture.
+
+Colours are classes of `page.css` (`series-0` .. `series-7`, `is-right`, `is-wrong`), so that a
+drawing follows the light or dark scheme of the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from triptych.report.axis import Axis, build_step_axis, build_value_axis, format_tick
+from triptych.report.curves import Points, keep_finite, smooth, thin
+from triptych.report.data import RIGHT_IOU, Box, Grounding, ScoreRow, Series
+from triptych.report.markup import Markup, element, format_coordinate
+from triptych.report.numbers import format_score
+
+CHART_WIDTH, CHART_HEIGHT = 480, 280
+PLOT_LEFT, PLOT_RIGHT, PLOT_TOP, PLOT_BOTTOM = 42, 398, 22, 242
+NUM_COLOURS = 8
+_LABEL_GAP_PX = 14
+_BAR_TOPS = {"model": (7, 12), "blind": (22, 6), "chance": (31, 6)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A named curve, ready to draw.
+
+    Attributes:
+        name: Its name.
+        colour: CSS class of its colour.
+        raw: The points as logged.
+        smooth: Their moving means.
+    """
+
+    name: str
+    colour: str
+    raw: Points
+    smooth: Points
+
+
+def build_lines(series: Series) -> list[Line]:
+    """Return the curves that have a finite point; `total` takes the colour of the text."""
+    lines = []
+    colour = 0
+    for name, points in series.items():
+        finite = keep_finite(points)
+        if not finite:
+            continue
+        is_total = name == "total"
+        css_class = "series-total" if is_total else f"series-{colour % NUM_COLOURS}"
+        colour += not is_total
+        lines.append(Line(name=name, colour=css_class, raw=finite, smooth=smooth(finite)))
+    return lines
+
+
+def draw_curves(lines: Sequence[Line], label: str) -> Markup:
+    """Return a chart of loss by step: raw curves faint, smoothed ones strong, names at the ends.
+
+    Args:
+        lines: At least one curve.
+        label: What the chart shows, for those who cannot see it.
+    """
+    steps = [step for line in lines for step, _ in line.raw]
+    values = [value for line in lines for _, value in line.smooth]
+    x_axis = build_step_axis(int(min(steps)), int(max(steps)), PLOT_LEFT, PLOT_RIGHT)
+    y_axis = build_value_axis(min(values), max(values), PLOT_BOTTOM, PLOT_TOP)
+    attributes: dict[str, str | float] = {
+        "class": "chart",
+        "viewBox": f"0 0 {CHART_WIDTH} {CHART_HEIGHT}",
+        "role": "img",
+        "aria-label": label,
+    }
+    return element(
+        "svg",
+        attributes,
+        *_draw_grid(x_axis, y_axis),
+        _draw_paths(lines, x_axis, y_axis),
+        *_draw_line_names(lines, y_axis),
+    )
+
+
+def draw_score(row: ScoreRow, scale: float) -> Markup:
+    """Return a score as a bar from 0 to `scale` with its interval, above blind and chance.
+
+    All horizontal places are percentages, so the drawing is as wide as its cell.
+    """
+    parts = [element("rect", {"class": "track", "x": 0, "y": 7, "width": "100%", "height": 12})]
+    for name, value in (("model", row.value), ("blind", row.blind), ("chance", row.chance)):
+        if value is not None:
+            top, height = _BAR_TOPS[name]
+            size: dict[str, str | float] = {"width": _percent(value, scale), "height": height}
+            parts.append(element("rect", {"class": f"bar-{name}", "x": 0, "y": top, **size}))
+    low, high = _percent(row.low, scale), _percent(row.high, scale)
+    parts.append(_segment("whisker", low, 13, high, 13))
+    parts.extend(_segment("whisker", end, 9, end, 17) for end in (low, high))
+    if row.bar is not None:
+        bar = _percent(row.bar, scale)
+        parts.append(_segment("target", bar, 2, bar, 24))
+    attributes: dict[str, str | float] = {"class": "score", "role": "img"}
+    return element("svg", attributes | {"aria-label": describe_score(row)}, *parts)
+
+
+def describe_score(row: ScoreRow) -> str:
+    """Return a score as a sentence."""
+    interval = f"95 % interval {format_score(row.low)} to {format_score(row.high)}"
+    compared = [
+        f"{name} {format_score(value)}"
+        for name, value in (("chance", row.chance), ("blind", row.blind), ("bar", row.bar))
+        if value is not None
+    ]
+    return ", ".join([f"score {format_score(row.value)}", interval, *compared])
+
+
+def draw_times(shares: Sequence[float], label: str) -> Markup:
+    """Return one stacked bar; the parts have the colours `series-0`, `series-1` and so on.
+
+    Args:
+        shares: Parts of the whole, in order; they sum to 1.
+        label: What the bar shows, for those who cannot see it.
+    """
+    parts, start = [], 0.0
+    for index, share in enumerate(shares):
+        place: dict[str, str | float] = {"x": _percent(start, 1), "width": _percent(share, 1)}
+        css_class = f"series-{index % NUM_COLOURS}"
+        parts.append(element("rect", {"class": css_class, **place, "y": 0, "height": "100%"}))
+        start += share
+    return element("svg", {"class": "times", "role": "img", "aria-label": label}, *parts)
+
+
+def draw_boxes(phrases: Sequence[Grounding], width_px: int, height_px: int) -> Markup:
+    """Return boxes to lay over a picture: the model's solid, the true ones dashed, numbered from 1.
+
+    Args:
+        phrases: Phrases with boxes in pixels of the picture.
+        width_px: Width of the picture.
+        height_px: Its height.
+    """
+    unit = max(width_px, height_px) / 64
+    parts: list[str] = []
+    for number, (phrase, box_model, box_truth, iou) in enumerate(phrases, start=1):
+        colour = "is-right" if iou >= RIGHT_IOU else "is-wrong"
+        parts.append(_draw_box("box truth", box_truth, f"{number}, true box: {phrase}"))
+        if box_model is None:
+            continue
+        parts.append(_draw_box("box halo", box_model, ""))
+        parts.append(_draw_box(f"box {colour}", box_model, f"{number}, model's box: {phrase}"))
+        parts.append(_draw_badge(box_model, number, unit, colour, width_px))
+    view = f"0 0 {width_px} {height_px}"
+    return element("svg", {"class": "boxes", "viewBox": view, "aria-hidden": "true"}, *parts)
+
+
+def _draw_grid(x_axis: Axis, y_axis: Axis) -> list[Markup]:
+    parts = []
+    for tick in y_axis.ticks:
+        y = y_axis.place(tick)
+        parts.append(_segment("grid", PLOT_LEFT, y, PLOT_RIGHT, y))
+        parts.append(_text("tick end", PLOT_LEFT - 7, y + 4, format_tick(tick)))
+    for tick in x_axis.ticks:
+        x = x_axis.place(tick)
+        parts.append(_segment("axis", x, PLOT_BOTTOM, x, PLOT_BOTTOM + 4))
+        parts.append(_text("tick middle", x, PLOT_BOTTOM + 18, format_tick(tick)))
+    parts.append(_segment("axis", PLOT_LEFT, PLOT_BOTTOM, PLOT_RIGHT, PLOT_BOTTOM))
+    scale = "loss, log scale" if y_axis.is_log else "loss"
+    parts.append(_text("tick", 2, 11, scale))
+    parts.append(_text("tick end", PLOT_RIGHT, CHART_HEIGHT - 3, "optimizer step"))
+    return parts
+
+
+def _draw_paths(lines: Sequence[Line], x_axis: Axis, y_axis: Axis) -> Markup:
+    """Return the curves in an inner drawing, which cuts off what leaves the plot."""
+    paths = [_path(f"raw {line.colour}", thin(line.raw), x_axis, y_axis) for line in lines]
+    paths += [_path(f"smooth {line.colour}", thin(line.smooth), x_axis, y_axis) for line in lines]
+    left, top = PLOT_LEFT, PLOT_TOP - 2
+    width, height = PLOT_RIGHT - left + 2, PLOT_BOTTOM - top + 2
+    place: dict[str, str | float] = {"x": left, "y": top, "width": width, "height": height}
+    return element("svg", place | {"viewBox": f"{left} {top} {width} {height}"}, *paths)
+
+
+def _path(css_class: str, points: Points, x_axis: Axis, y_axis: Axis) -> Markup:
+    places = [
+        f"{format_coordinate(x_axis.place(step))},{format_coordinate(y_axis.place(value))}"
+        for step, value in points
+    ]
+    line = places[0] if len(places) > 1 else f"{places[0]} {places[0]}"
+    return element("path", {"class": css_class, "d": "M" + " ".join([line, *places[1:]])})
+
+
+def _draw_line_names(lines: Sequence[Line], y_axis: Axis) -> list[Markup]:
+    wanted = [y_axis.place(line.smooth[-1][1]) for line in lines]
+    places = spread(wanted, _LABEL_GAP_PX, PLOT_TOP + 4, PLOT_BOTTOM)
+    return [
+        _text(f"name {line.colour}", PLOT_RIGHT + 8, place + 4, line.name)
+        for line, place in zip(lines, places, strict=True)
+    ]
+
+
+def spread(wanted: Sequence[float], gap: float, top: float, bottom: float) -> list[float]:
+    """Return places near the wanted ones, at least `gap` apart, in the same order of height."""
+    order = sorted(range(len(wanted)), key=lambda index: wanted[index])
+    places = list(wanted)
+    limit = top
+    for index in order:
+        places[index] = max(places[index], limit)
+        limit = places[index] + gap
+    limit = bottom
+    for index in reversed(order):
+        places[index] = min(places[index], limit)
+        limit = places[index] - gap
+    return places
+
+
+def _draw_box(css_class: str, box: Box, title: str) -> Markup:
+    left, top, right, bottom = box
+    place: dict[str, str | float] = {"x": left, "y": top}
+    size: dict[str, str | float] = {"width": max(0, right - left), "height": max(0, bottom - top)}
+    titles = [element("title", {}, title)] if title else []
+    return element("rect", {"class": css_class, **place, **size}, *titles)
+
+
+def _draw_badge(box: Box, number: int, unit: float, colour: str, width_px: int) -> Markup:
+    side = 7 * unit
+    left, top = min(max(box[0], 0), width_px - side), max(box[1] - side, 0)
+    square: dict[str, str | float] = {"x": left, "y": top, "width": side, "height": side}
+    middle: dict[str, str | float] = {"x": left + side / 2, "y": top + 5.3 * unit}
+    digit = element("text", {**middle, "font-size": 5.4 * unit}, str(number))
+    return element("g", {"class": f"badge {colour}"}, element("rect", square), digit)
+
+
+def _segment(css_class: str, x1: str | float, y1: float, x2: str | float, y2: float) -> Markup:
+    return element("line", {"class": css_class, "x1": x1, "y1": y1, "x2": x2, "y2": y2})
+
+
+def _text(css_class: str, x: float, y: float, text: str) -> Markup:
+    return element("text", {"class": css_class, "x": x, "y": y}, text)
+
+
+def _percent(value: float, scale: float) -> str:
+    return format_coordinate(100 * min(max(value / scale, 0.0), 1.0)) + "%"
