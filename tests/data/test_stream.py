@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import get_worker_info
 
 from triptych.core.errors import ConfigError, DataError
 from triptych.data.batches import ImageCache, record_texts
@@ -223,7 +224,7 @@ class FailingCollator(CaptioningCollator):
 
 class DyingCollator(CaptioningCollator):
     def sample(self, record, image, rng):
-        if record.record_id == "r3":
+        if record.record_id == "r3" and get_worker_info().id == 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().sample(record, image, rng)
 
@@ -238,10 +239,12 @@ def test_an_exception_names_the_record(records, tokenizer, num_workers):
     assert no_child_is_left()
 
 
-def test_a_dead_worker_names_the_record(records, tokenizer):
-    source = loader(records, tokenizer, collator=DyingCollator(tokenizer), num_workers=1)
-    with pytest.raises(DataError, match=r"worker died.*at record r3 \(.*3\.png\)"):
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_dead_worker_names_the_record(records, tokenizer, num_workers):
+    source = loader(records, tokenizer, collator=DyingCollator(tokenizer), num_workers=num_workers)
+    with pytest.raises(DataError, match=r"worker died.*at record r3 \(.*3\.png\)") as caught:
         take(source, 8)
+    assert caught.tb is not None  # its frames hold the iterator
     assert no_child_is_left()
 
 
@@ -265,19 +268,28 @@ def test_dropping_the_iterator_ends_the_workers(records, tokenizer):
     assert no_child_is_left()
 
 
-def test_workers_ignore_ctrl_c_and_obey_sigterm(records, tokenizer):
-    seen = []
-    previous = signal.signal(signal.SIGTERM, lambda *_: seen.append("saved"))
+def test_workers_ignore_ctrl_c(records, tokenizer):
+    iterator = iter(loader(records, tokenizer, num_workers=1))
+    next(iterator)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGINT)
+    for _ in range(6):
+        next(iterator)
+    assert worker.is_alive()
+    iterator.close()
+    assert no_child_is_left()
+
+
+def test_workers_do_not_inherit_the_handler_of_sigterm(records, tokenizer):
+    previous = signal.signal(signal.SIGTERM, lambda *_: os._exit(3))  # as a trainer's would save
     try:
         iterator = iter(loader(records, tokenizer, num_workers=1))
         next(iterator)
         (worker,) = multiprocessing.active_children()
-        os.kill(worker.pid, signal.SIGINT)
-        for _ in range(6):
-            next(iterator)
-        assert worker.is_alive()
+        worker.terminate()
+        worker.join()
+        assert worker.exitcode == -signal.SIGTERM
         iterator.close()
-        assert no_child_is_left() and not seen
     finally:
         signal.signal(signal.SIGTERM, previous)
 
