@@ -1,1 +1,1 @@
-"""."""
+"""Models in use: what `triptych.load` returns, and how it reads what it is given."""

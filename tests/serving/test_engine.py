@@ -1,0 +1,274 @@
+"""The engine against direct calls of the model, lists against single calls, and its refusals."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import triptych
+from tests.serving.tiny_folder import IMAGE_SIZE, write_tiny_folder
+from triptych.core.config import from_dict
+from triptych.core.errors import CapabilityError, CheckpointError, DataError
+from triptych.core.outputs import ImageFeatures
+from triptych.models.mplug.config import MPLUGConfig
+from triptych.models.mplug.model import MPLUG
+from triptych.text import Tokenizer
+
+CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]  # openai/CLIP, clip.py
+CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("folders")
+    names = ("pretraining", "captioning", "vqa", "grounding", "retrieval")
+    return {name: write_tiny_folder(root / name, name) for name in names}
+
+
+@pytest.fixture(scope="module")
+def engines(folders):
+    return {name: triptych.load(folder) for name, folder in folders.items()}
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in ((16, 16), (30, 20), (9, 40))]
+
+
+@pytest.fixture(scope="module")
+def plain_model(folders):
+    """The network built by hand from the folder, with PyTorch's own loader."""
+    folder = folders["pretraining"]
+    sizes = json.loads((folder / "config.json").read_text())["model"]
+    sizes.pop("kind")
+    model = MPLUG(from_dict(MPLUGConfig, sizes))
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    return model.eval()
+
+
+def _normalised(picture):
+    """Return a picture of the model's size as the network reads it: (1, 3, S, S)."""
+    assert picture.shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
+    values = (picture / 255 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
+    return torch.tensor(values, dtype=torch.float32).permute(2, 0, 1)[None]
+
+
+def _ids(folder, text):
+    tokenizer = Tokenizer.load(folder)
+    ids, _ = tokenizer.encode_words(text)
+    ids = torch.tensor([[tokenizer.cls_id, *ids, tokenizer.sep_id]])
+    return ids, torch.ones_like(ids, dtype=torch.bool)
+
+
+def test_image_embedding_equals_the_models(engines, pictures, plain_model):
+    with torch.no_grad():
+        expected = plain_model.embed_image(plain_model.encode_image(_normalised(pictures[0])))[0]
+    found = engines["pretraining"].embed_images(pictures[0])
+    assert found.shape == (8,) and found.dtype == np.float32
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+    assert np.linalg.norm(found) == pytest.approx(1, abs=1e-5)
+
+
+def test_text_embedding_equals_the_models_on_the_cleaned_text(engines, folders, plain_model):
+    ids, mask = _ids(folders["pretraining"], "a red circle")
+    with torch.no_grad():
+        expected = plain_model.embed_text(plain_model.encode_text(ids, mask))[0]
+    found = engines["pretraining"].embed_texts("A red, circle!")
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
+
+
+def test_match_is_the_itm_heads_probability(engines, folders, pictures, plain_model):
+    ids, mask = _ids(folders["pretraining"], "a blue square")
+    with torch.no_grad():
+        image = plain_model.encode_image(_normalised(pictures[0]))
+        fused = plain_model.fuse(ImageFeatures(image.tokens), plain_model.encode_text(ids, mask))
+        no, yes = plain_model.match_logits(fused)[0].double().tolist()
+    expected = np.exp(yes) / (np.exp(no) + np.exp(yes))
+    found = engines["pretraining"].match(pictures[0], "a blue square")
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_greedy_caption_follows_the_uncached_decoder(folders, pictures, plain_model):
+    """One beam without a length penalty is greedy; here by reading the whole text at each step."""
+    tokenizer = Tokenizer.load(folders["captioning"])
+    said = [tokenizer.cls_id]
+    with torch.no_grad():
+        image = plain_model.encode_image(_normalised(pictures[0]))
+        empty = torch.tensor([[tokenizer.cls_id]])
+        text = plain_model.encode_text(empty, torch.ones_like(empty, dtype=torch.bool))
+        memory = plain_model.decoder_memory(image, plain_model.fuse(image, text))
+        for position in range(6):
+            states = plain_model.decode(torch.tensor([said]), memory)
+            logits = plain_model.decoder.word_logits(states[:, -1])[0]
+            if position == 0:
+                logits[tokenizer.sep_id] = -torch.inf
+            said.append(int(logits.argmax()))
+            if said[-1] == tokenizer.sep_id:
+                break
+    engine = triptych.load(folders["captioning"])
+    assert engine.caption(pictures[0], num_beams=1) == tokenizer.decode(said[1:])
+
+
+def test_a_list_gives_what_single_calls_give(engines, pictures):
+    captions = engines["captioning"].caption(pictures)
+    assert captions == [engines["captioning"].caption(picture) for picture in pictures]
+    question = "what color is the star?"
+    answers = engines["vqa"].answer(pictures, question)
+    assert answers == [engines["vqa"].answer(picture, question) for picture in pictures]
+    phrases = ["the star", "a small red circle", "green"]
+    boxes = engines["grounding"].ground(pictures, phrases)
+    single = [engines["grounding"].ground(*pair) for pair in zip(pictures, phrases, strict=True)]
+    np.testing.assert_allclose(boxes, single, atol=1e-3)
+    scores = engines["retrieval"].match(pictures, phrases)
+    single = [engines["retrieval"].match(*pair) for pair in zip(pictures, phrases, strict=True)]
+    np.testing.assert_allclose(scores, single, atol=1e-5)
+    assert len(set(scores)) == 3
+    rows = engines["retrieval"].embed_texts(phrases)
+    single = [engines["retrieval"].embed_texts(phrase) for phrase in phrases]
+    np.testing.assert_allclose(rows, single, atol=1e-5)
+
+
+def test_many_pictures_go_through_in_several_passes(engines, pictures, monkeypatch):
+    whole = engines["retrieval"].embed_images(pictures)
+    scores = engines["retrieval"].match(pictures, "a star")
+    monkeypatch.setattr("triptych.serving.engine.IMAGES_PER_PASS", 2)
+    monkeypatch.setattr("triptych.serving.engine.PAIRS_PER_PASS", 2)
+    np.testing.assert_allclose(engines["retrieval"].embed_images(pictures), whole, atol=1e-5)
+    np.testing.assert_allclose(engines["retrieval"].match(pictures, "a star"), scores, atol=1e-5)
+
+
+def test_one_picture_goes_with_many_texts(engines, pictures):
+    texts = ["a star", "a red circle"]
+    scores = engines["retrieval"].match(pictures[1], texts)
+    assert scores == pytest.approx([engines["retrieval"].match(pictures[1], t) for t in texts])
+
+
+def test_empty_lists_give_empty_results(engines):
+    assert engines["captioning"].caption([]) == []
+    assert engines["retrieval"].embed_images([]).shape == (0, 8)
+    assert engines["retrieval"].match([], []) == []
+
+
+def test_a_prompt_begins_the_caption(engines, pictures):
+    caption = engines["captioning"].caption(pictures[0], prompt="A small Red")
+    assert caption.startswith("a small red")
+    assert len(engines["captioning"].caption(pictures, prompt="a")) == 3
+
+
+def test_boxes_lie_in_the_original_picture(engines, pictures):
+    """Bins of 8 steps: a corner is a multiple of a sixteenth of the side, or the picture's edge."""
+    x0, y0, x1, y1 = engines["grounding"].ground(pictures[1], "the star")  # 30 high, 20 wide
+    assert 0 <= x0 <= x1 <= 20 and 0 <= y0 <= y1 <= 30
+    for value, side in ((x0, 20), (x1, 20), (y0, 30), (y1, 30)):
+        assert (value / side * 32) % 1 == pytest.approx(0, abs=1e-4)
+
+
+def test_path_pil_and_array_are_one_picture(engines, pictures, tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(pictures[1]).save(path)
+    given = [path, str(path), Image.open(path), Image.fromarray(pictures[1]), pictures[1]]
+    rows = engines["retrieval"].embed_images(given)
+    assert np.array_equal(rows, np.repeat(rows[:1], 5, axis=0))
+
+
+@pytest.mark.parametrize(
+    ("trained_for", "call", "recipe"),
+    [
+        ("pretraining", lambda e, p: e.answer(p, "a star?"), "mplug.vqa"),
+        ("pretraining", lambda e, p: e.ground(p, "a star"), "mplug.grounding"),
+        ("vqa", lambda e, p: e.caption(p), "mplug.caption"),
+        ("captioning", lambda e, p: e.match(p, "a star"), "mplug.retrieval"),
+        ("grounding", lambda e, p: e.embed_images(p), "mplug.retrieval"),
+        ("vqa", lambda e, p: e.embed_texts("a star"), "mplug.retrieval"),
+    ],
+)
+def test_what_was_not_trained_is_refused_with_the_command(
+    engines, folders, pictures, trained_for, call, recipe
+):
+    command = f"triptych train {recipe} --data .* --init-from {folders[trained_for]}"
+    with pytest.raises(CapabilityError, match=command):
+        call(engines[trained_for], pictures[0])
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        ("  ", "question is empty"),
+        (["a star?", ""], "question 1 is empty"),
+        (7, "question is int 7: pass a string"),
+        ("\u200b", "holds no word"),
+        (["a?", "b?", "c?"], "2 pictures and 3 questions"),
+    ],
+)
+def test_questions_that_cannot_be_asked(engines, pictures, question, message):
+    given = pictures[:2] if "pictures" in message else pictures[0]
+    with pytest.raises(DataError, match=message):
+        engines["vqa"].answer(given, question)
+
+
+def test_a_bad_picture_is_named(engines, tmp_path):
+    path = tmp_path / "broken.jpg"
+    path.write_bytes(b"no picture at all")
+    with pytest.raises(DataError, match=r"broken.jpg: no picture"):
+        engines["captioning"].caption([path])
+    with pytest.raises(DataError, match=r"absent.jpg: there is no such file"):
+        engines["captioning"].caption("absent.jpg")
+    with pytest.raises(DataError, match=r"image 1 is dict: pass a path"):
+        engines["captioning"].caption([np.zeros((4, 4), np.uint8), {}])
+
+
+def test_a_long_prompt_is_cut_and_leaves_room(engines, pictures):
+    caption = engines["captioning"].caption(pictures[0], prompt="a small red circle " * 30)
+    assert caption.startswith("a small red circle a small")
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    folder = write_tiny_folder(tmp_path / "model", "vqa")
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("itm_head.bias")
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"itm_head.bias"):
+        triptych.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value", "message"),
+    [
+        ("config.json", "model", {"kind": "mplog"}, "unknown model kind 'mplog'; did you mean"),
+        ("config.json", "model", None, "has no `model`"),
+        ("preprocess.json", "image_size", 32, "pictures of 32 px but the model takes 16"),
+        ("preprocess.json", "meen", 1, "unknown field 'meen'; did you mean 'mean'"),
+    ],
+)
+def test_files_that_do_not_fit_together_are_refused(tmp_path, file, key, value, message):
+    folder = write_tiny_folder(tmp_path / "model", "vqa")
+    content = json.loads((folder / file).read_text()) | {key: value}
+    (folder / file).write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=message):
+        triptych.load(folder)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    folder = write_tiny_folder(tmp_path / "model", "vqa", vocab_size=40)
+    with pytest.raises(CheckpointError, match=r"tokens but the model knows 40"):
+        triptych.load(folder)
+
+
+def test_bf16_is_near_fp32(folders, pictures):
+    exact = triptych.load(folders["retrieval"], device="cpu", precision="fp32")
+    rough = triptych.load(folders["retrieval"], device="cpu", precision="bf16")
+    found, expected = rough.embed_images(pictures), exact.embed_images(pictures)
+    assert not np.array_equal(found, expected)
+    np.testing.assert_allclose(found, expected, atol=0.05)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_gpu_agrees_with_the_cpu(folders, pictures):
+    there = triptych.load(folders["retrieval"], device="cuda", precision="fp32")
+    here = triptych.load(folders["retrieval"], device="cpu")
+    np.testing.assert_allclose(there.embed_images(pictures), here.embed_images(pictures), atol=1e-3)

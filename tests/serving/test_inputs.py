@@ -1,0 +1,82 @@
+"""Pictures of every kind as pixels, and pictures and texts brought to one length."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from triptych.core.errors import DataError
+from triptych.data.images import decode_image
+from triptych.serving.inputs import broadcast, read_image
+
+RAMP = np.arange(48, dtype=np.uint8).reshape(4, 4, 3) * 5
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "1", "CMYK", "YCbCr", "HSV"])
+def test_pil_images_are_read_as_pil_converts_them(mode):
+    image = Image.fromarray(RAMP).convert(mode)
+    expected = np.asarray(image.convert("RGB"))
+    found = read_image(image)
+    assert found.shape == (4, 4, 3) and found.dtype == np.uint8
+    np.testing.assert_allclose(found.astype(int), expected, atol=1)
+
+
+def test_transparency_is_laid_on_white():
+    image = Image.new("RGBA", (2, 1), (10, 20, 30, 0))
+    assert read_image(image).tolist() == [[[255, 255, 255], [255, 255, 255]]]
+
+
+def test_16_bit_grey_is_scaled():
+    image = Image.fromarray(np.array([[0, 257, 65535]], dtype=np.uint16))
+    assert read_image(image)[..., 0].tolist() == [[0, 1, 255]]
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_rotated_photo_is_upright_from_path_and_from_pil(tmp_path, mode):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rows of the file are columns of the scene
+    path = tmp_path / "turned.jpg"
+    Image.fromarray(np.zeros((10, 20, 3), np.uint8)).convert(mode).save(path, exif=exif)
+    assert read_image(path).shape == (20, 10, 3)
+    with Image.open(path) as image:
+        assert np.array_equal(read_image(image), decode_image(path))
+
+
+def test_grey_arrays_get_three_equal_channels():
+    found = read_image(np.array([[1, 2]], dtype=np.uint8))
+    assert found.tolist() == [[[1, 1, 1], [2, 2, 2]]]
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "array of float32: pass uint8"),
+        (np.zeros((4, 4, 4), np.uint8), r"shape \(4, 4, 4\): pass height x width x 3"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "several pictures as a list"),
+        (np.zeros((0, 4, 3), np.uint8), "holds no pixel"),
+        (b"bytes", "picture 3 is bytes: pass a path"),
+        (None, "picture 3 is NoneType: pass a path"),
+    ],
+)
+def test_what_is_no_picture_is_named(image, message):
+    with pytest.raises(DataError, match=message):
+        read_image(image, "picture 3")
+
+
+@pytest.mark.parametrize(
+    ("images", "texts", "expected"),
+    [
+        ("a", "x", (["a"], ["x"], True)),
+        ("a", ["x", "y"], (["a", "a"], ["x", "y"], False)),
+        (["a", "b"], "x", (["a", "b"], ["x", "x"], False)),
+        (("a", "b"), ["x", "y"], (["a", "b"], ["x", "y"], False)),
+        (["a"], "x", (["a"], ["x"], False)),
+        ("a", [], ([], [], False)),
+    ],
+)
+def test_broadcast(images, texts, expected):
+    assert broadcast(images, texts, "text") == expected
+
+
+def test_unequal_lists_are_refused():
+    with pytest.raises(DataError, match="2 pictures and 1 phrases"):
+        broadcast(["a", "b"], ["x"], "phrase")

@@ -1,0 +1,60 @@
+"""Model folders of a few thousand random weights, which know a handful of words."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from triptych.checkpoint.model_folder import save_model_folder
+from triptych.core.config import to_dict
+from triptych.data.transforms.pipeline import ImageTransformConfig
+from triptych.generation.beam import BeamConfig
+from triptych.models.mplug.model import MPLUG
+from triptych.models.registry import model_config
+from triptych.tasks.finetuning.captioning import CaptioningConfig
+from triptych.tasks.finetuning.grounding import GroundingConfig
+from triptych.tasks.finetuning.vqa import VQAConfig
+from triptych.text import Tokenizer
+
+IMAGE_SIZE = 16
+WORDS = ["a small red circle and a large blue square", "what color is the star ?", "yes no green"]
+SHORT = BeamConfig(num_beams=2, min_tokens=1, max_tokens=6)
+TASKS = {
+    "pretraining": None,
+    "captioning": CaptioningConfig(beam=SHORT),
+    "retrieval": None,
+    "vqa": VQAConfig(beam=SHORT),
+    "grounding": GroundingConfig(num_bins=9, start_unused=0, first_bin_unused=1),
+}
+
+
+def write_tiny_folder(folder: Path, trained_for: str, *, vocab_size: int | None = None) -> Path:
+    """Write a folder as `triptych train` does, with random weights from a fixed seed."""
+    tokenizer = Tokenizer.train(WORDS, vocab_size=120, num_unused=12)
+    size = vocab_size or tokenizer.vocab_size
+    config = model_config("mplug_tiny", image_size=IMAGE_SIZE, vocab_size=size)
+    config = replace(
+        config,
+        vision=replace(config.vision, embed_dim=32, depth=1, num_heads=2),
+        text=replace(config.text, embed_dim=32, num_heads=2),
+        text_depth=1,
+        decoder_depth=1,
+        proj_dim=8,
+        init_std=0.3,
+    )
+    torch.manual_seed(1)
+    model = MPLUG(config)
+    task = TASKS[trained_for]
+    return save_model_folder(
+        folder,
+        config={
+            "model": to_dict(config, tagged=True),
+            "trained_for": [trained_for],
+            "task": {"kind": trained_for} if task is None else to_dict(task, tagged=True),
+            "text": {"max_text_tokens": 20, "max_words": 30, "question": 12, "phrase": 12},
+        },
+        state_dict=model.state_dict(),
+        tokenizer_json=tokenizer.to_json(),
+        preprocess=to_dict(ImageTransformConfig(image_size=IMAGE_SIZE)),
+        card="# Tiny\n",
+    )

@@ -1,0 +1,129 @@
+"""What a caller may pass: pictures of several kinds and texts, one or many."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from triptych.core.errors import DataError
+from triptych.data.images import decode_image
+from triptych.data.transforms.geometry import Pixels
+
+ImageInput = str | Path | Image.Image | NDArray[np.uint8]
+"""A path, a PIL image, or an array: (H, W, 3) RGB or (H, W) grey, uint8."""
+
+PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
+TIFF_MODES = frozenset({"I", "F", "CMYK", "LAB", "I;16B"})
+
+
+def read_image(image: object, name: str = "image") -> Pixels:
+    """Return the upright RGB pixels of a picture.
+
+    Args:
+        image: An `ImageInput`.
+        name: What to call it in messages; a path is named itself.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        ImageProblem: A file is missing, cut short or no picture; the message names it.
+        DataError: Another type, or an array of another shape or dtype.
+    """
+    if isinstance(image, (str, Path)):
+        return decode_image(image)
+    if isinstance(image, Image.Image):
+        return decode_image(_lossless_bytes(image))
+    if isinstance(image, np.ndarray):
+        return _from_array(image, name)
+    raise DataError(
+        f"{name} is {type(image).__name__}: pass a path, a PIL image, or a uint8 array "
+        "of height x width x 3 (RGB) or height x width (grey)"
+    )
+
+
+def as_list(value: Any) -> tuple[list[Any], bool]:
+    """Return a list, and whether one value was given instead of a list or tuple."""
+    if isinstance(value, (list, tuple)):
+        return list(value), False
+    return [value], True
+
+
+def broadcast(images: Any, texts: Any, what: str) -> tuple[list[Any], list[str], bool]:
+    """Bring pictures and texts to one length.
+
+    Args:
+        images: One picture, or many.
+        texts: One text, or many.
+        what: What the text is, for messages.
+
+    Returns:
+        Pictures and texts, one row a pair, and whether one of each was given.
+
+    Raises:
+        DataError: Two lists of unequal length.
+    """
+    image_list, one_image = as_list(images)
+    text_list, one_text = as_list(texts)
+    if one_image and not one_text:
+        image_list = image_list * len(text_list)
+    if one_text and not one_image:
+        text_list = text_list * len(image_list)
+    if len(image_list) != len(text_list):
+        raise DataError(
+            f"{len(image_list)} pictures and {len(text_list)} {what}s: give one {what} for each "
+            "picture, or one picture, or one text"
+        )
+    return image_list, text_list, one_image and one_text
+
+
+def check_texts(texts: Sequence[object], what: str) -> list[str]:
+    """Return the texts.
+
+    Raises:
+        DataError: One is no string, or is empty.
+    """
+    for number, text in enumerate(texts):
+        name = what if len(texts) == 1 else f"{what} {number}"
+        if not isinstance(text, str):
+            raise DataError(f"{name} is {type(text).__name__} {text!r}: pass a string")
+        if not text.strip():
+            raise DataError(f"{name} is empty: say something")
+    return [str(text) for text in texts]
+
+
+def _from_array(array: NDArray[Any], name: str) -> Pixels:
+    if array.dtype != np.uint8:
+        raise DataError(
+            f"{name} is an array of {array.dtype}: pass uint8 values from 0 to 255 "
+            "(for floats in [0, 1]: `(array * 255).round().astype('uint8')`)"
+        )
+    if 0 in array.shape:
+        raise DataError(f"{name} is an array of shape {array.shape}: it holds no pixel")
+    if array.ndim == 2:
+        array = np.repeat(array[..., None], 3, axis=2)
+    if array.ndim != 3 or array.shape[2] != 3:
+        raise DataError(
+            f"{name} is an array of shape {array.shape}: pass height x width x 3 (RGB) or "
+            "height x width (grey), and several pictures as a list"
+        )
+    return np.ascontiguousarray(array)
+
+
+def _lossless_bytes(image: Image.Image) -> bytes:
+    """Encode a PIL image, so that the rules for files (alpha, depth, rotation) hold for it too."""
+    exif = image.getexif()
+    if image.mode not in PNG_MODES | TIFF_MODES:
+        image = image.convert("RGBA" if image.mode.endswith(("A", "a")) else "RGB")
+    buffer = io.BytesIO()
+    if image.mode in PNG_MODES:
+        image.save(buffer, "PNG", compress_level=1, exif=exif)
+    else:
+        image.save(buffer, "TIFF", exif=exif)
+    return buffer.getvalue()

@@ -1,0 +1,142 @@
+"""From a model folder to a network, its words and its settings, each checked against the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from triptych.checkpoint.model_folder import load_model_folder
+from triptych.core.config import from_dict, kind_of
+from triptych.core.errors import CheckpointError, ConfigError, DataError, nearest
+from triptych.data.caption_cleaning import MAX_WORDS
+from triptych.data.transforms.pipeline import ImageTransformConfig
+from triptych.models.mplug.config import MPLUGConfig
+from triptych.models.mplug.model import MPLUG
+from triptych.models.registry import build_model
+from triptych.text import Tokenizer
+
+C = TypeVar("C")
+
+KINDS = ("mplug",)
+
+
+@dataclass(frozen=True, slots=True)
+class TextLimits:
+    """Longest texts, in tokens with [CLS] and [SEP] counted; what is longer is cut off.
+
+    Attributes:
+        caption: Of captions and texts to match or to embed.
+        question: Of questions.
+        phrase: Of phrases to ground.
+        max_words: Words of a caption that are kept.
+    """
+
+    caption: int = 40
+    question: int = 25
+    phrase: int = 20
+    max_words: int = MAX_WORDS
+
+
+@dataclass(frozen=True, slots=True)
+class ServingSettings:
+    """What `config.json` says beside the model's sizes.
+
+    Attributes:
+        trained_for: Out of "pretraining", "captioning", "retrieval", "vqa", "grounding".
+        task: Settings of the task that was trained last; `kind` says which.
+        limits: Longest texts.
+    """
+
+    trained_for: tuple[str, ...]
+    task: Mapping[str, Any] = field(default_factory=dict)
+    limits: TextLimits = field(default_factory=TextLimits)
+
+    def task_config(self, config_class: type[C]) -> C:
+        """Return the stored settings of a task, or its defaults where another was trained last."""
+        if self.task.get("kind") != kind_of(config_class):
+            return config_class()
+        plain = {name: value for name, value in self.task.items() if name != "kind"}
+        return from_dict(config_class, plain, "task")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """The content of a model folder, built."""
+
+    model: MPLUG
+    tokenizer: Tokenizer
+    preprocess: ImageTransformConfig
+    settings: ServingSettings
+
+
+def read_model(folder: Path) -> LoadedModel:
+    """Build what a model folder holds, on the CPU and in fp32.
+
+    Raises:
+        CheckpointError: A file is missing or damaged, or two of them do not fit together.
+    """
+    content = load_model_folder(folder)
+    where = str(folder / "config.json")
+    try:
+        model_config = _model_config(content.config, where)
+        preprocess = from_dict(ImageTransformConfig, content.preprocess)
+        settings = _settings(content.config)
+        tokenizer = Tokenizer.load(content.tokenizer_path)
+    except (ConfigError, DataError) as error:
+        raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
+    if tokenizer.vocab_size > model_config.text.vocab_size:
+        raise CheckpointError(
+            f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens but the model knows "
+            f"{model_config.text.vocab_size}: the files belong to different models"
+        )
+    if preprocess.image_size != model_config.vision.image_size:
+        raise CheckpointError(
+            f"{folder}: preprocess.json makes pictures of {preprocess.image_size} px but the model "
+            f"takes {model_config.vision.image_size}: the files belong to different models"
+        )
+    model = _build(model_config, content.state_dict, folder)
+    return LoadedModel(model, tokenizer, preprocess, settings)
+
+
+def _model_config(config: Mapping[str, Any], where: str) -> MPLUGConfig:
+    plain = config.get("model")
+    if not isinstance(plain, dict):
+        raise CheckpointError(f"{where}: has no `model`; it is not a Triptych model folder")
+    kind = plain.get("kind")
+    if kind not in KINDS:
+        known = ", ".join(KINDS)
+        clue = nearest(str(kind), KINDS)
+        raise CheckpointError(f"{where}: unknown model kind {kind!r}{clue} (known: {known})")
+    sizes = {name: value for name, value in plain.items() if name != "kind"}
+    return from_dict(MPLUGConfig, sizes, "model")
+
+
+def _settings(config: Mapping[str, Any]) -> ServingSettings:
+    text = config.get("text") or {}
+    default = TextLimits()
+    limits = TextLimits(
+        caption=int(text.get("max_text_tokens", default.caption)),
+        question=int(text.get("question", default.question)),
+        phrase=int(text.get("phrase", default.phrase)),
+        max_words=int(text.get("max_words", default.max_words)),
+    )
+    trained_for = tuple(str(task) for task in config.get("trained_for") or ())
+    return ServingSettings(trained_for, config.get("task") or {}, limits)
+
+
+def _build(config: MPLUGConfig, weights: Mapping[str, Tensor], folder: Path) -> MPLUG:
+    """Build without fresh weights and take those of the file; every name must fit."""
+    with torch.device("meta"):
+        model = build_model(config)
+    try:
+        model.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{folder}: model.safetensors does not fit config.json: {error}"
+        ) from error
+    return model.requires_grad_(False)
