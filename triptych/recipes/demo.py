@@ -62,7 +62,7 @@ SIZES = {
         num_images=48, num_test=12, pretrain_steps=4, vqa_steps=2, grounding_steps=2, rerank_top_k=4
     ),
     "tiny": DemoSize(
-        num_images=24_000, num_test=500, pretrain_steps=5000, vqa_steps=2500, grounding_steps=1500
+        num_images=24_000, num_test=500, pretrain_steps=4500, vqa_steps=2500, grounding_steps=1500
     ),
     "small": DemoSize(
         num_images=100_000,

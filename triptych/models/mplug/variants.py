@@ -16,7 +16,7 @@ def mplug_tiny(*, image_size: int | None = None, vocab_size: int | None = None) 
     return MPLUGConfig(
         vision=VisionConfig(
             image_size=image_size or 64,
-            patch_size=8,
+            patch_size=16,
             embed_dim=128,
             depth=4,
             num_heads=4,
