@@ -82,15 +82,13 @@ def format_tick(value: float) -> str:
 
 def _build_log_axis(lowest: float, highest: float, start_px: float, end_px: float) -> Axis:
     bottom, top = math.floor(math.log10(lowest)), math.ceil(math.log10(highest))
-    for parts in ((1, 2, 5), (1,)):
-        ticks = [part * 10.0**power for power in range(bottom, top + 1) for part in parts]
-        below = [tick for tick in ticks if tick <= lowest * (1 + 1e-9)]
-        above = [tick for tick in ticks if tick >= highest * (1 - 1e-9)]
-        kept = [tick for tick in ticks if below[-1] <= tick <= above[0]]
-        if len(kept) <= _MAX_LOG_TICKS:
-            break
-    stride = -(-len(kept) // _MAX_LOG_TICKS)
-    marked = tuple(kept[::stride])
+    fine = [part * 10.0**power for power in range(bottom, top + 1) for part in (1, 2, 5)]
+    low = max(tick for tick in fine if tick <= lowest * (1 + 1e-9))
+    high = min(tick for tick in fine if tick >= highest * (1 - 1e-9))
+    ticks = [tick for tick in fine if low <= tick <= high]
+    if len(ticks) > _MAX_LOG_TICKS:
+        powers = [10.0**power for power in range(bottom, top + 1) if low <= 10.0**power <= high]
+        ticks = powers[:: -(-len(powers) // _MAX_LOG_TICKS)]
     return Axis(
-        low=kept[0], high=kept[-1], start_px=start_px, end_px=end_px, ticks=marked, is_log=True
+        low=low, high=high, start_px=start_px, end_px=end_px, ticks=tuple(ticks), is_log=True
     )

@@ -11,7 +11,7 @@ from triptych.core.files import write_atomic
 from triptych.report.axis import round_step
 from triptych.report.data import Curve, ReportData, ScoreRow
 from triptych.report.markup import Markup, element, escape, join
-from triptych.report.numbers import format_duration, format_score
+from triptych.report.numbers import format_duration, format_score, format_share
 from triptych.report.pictures import render_pictures
 from triptych.report.readers import read_losses
 from triptych.report.svg import NUM_COLOURS, Line, build_lines, draw_curves, draw_score, draw_times
@@ -116,7 +116,7 @@ def render_times(times_s: Mapping[str, float]) -> Markup:
             "li",
             {"class": f"key-series series-{index % NUM_COLOURS}"},
             element("span", {"class": "stage"}, stage),
-            element("span", {"class": "took"}, f"{format_duration(seconds)} · {share:.0%}"),
+            element("span", {"class": "took"}, f"{format_duration(seconds)} · {format_share(share)}"),
         )
         for index, ((stage, seconds), share) in enumerate(zip(times_s.items(), shares, strict=True))
     ]
@@ -128,7 +128,7 @@ def render_times(times_s: Mapping[str, float]) -> Markup:
 def render_run(data: ReportData) -> Markup:
     """Return machine, commit, commands and the configuration of each stage."""
     parts = []
-    facts = {**({"commit": data.commit} if data.commit else {}), **data.machine}
+    facts = {**data.machine, **({"commit": data.commit} if data.commit else {})}
     if facts:
         pairs = [
             element("div", {}, element("dt", {}, name), element("dd", {}, str(fact)))
@@ -175,15 +175,13 @@ def _render_header(data: ReportData, navigation: Markup) -> Markup:
 
 
 def _render_tile(row: ScoreRow) -> Markup:
-    sign, word = ("✓", "reached") if row.reached else ("✗", "missed")
-    verdict = f"{sign} bar {row.bar:g} {word}"
-    css_class = "is-right" if row.reached else "is-wrong"
+    verdict = [_verdict(row), " ", element("small", {}, f"bar {row.bar:g}")]
     return element(
         "li",
         {},
-        element("span", {"class": "what"}, f"{row.task} · {row.metric}"),
+        element("span", {"class": "what"}, element("b", {}, row.task), " ", row.metric),
         element("span", {"class": "figure"}, format_score(row.value)),
-        element("span", {"class": f"mark {css_class}"}, verdict),
+        element("span", {"class": "verdict"}, *verdict),
     )
 
 
@@ -207,9 +205,8 @@ def _render_task(task: str, rows: Sequence[ScoreRow]) -> Markup:
 
 
 def _render_row(row: ScoreRow) -> Markup:
-    name = [element("b", {}, row.metric), " ", element("span", {"class": "split"}, row.split)]
-    if row.protocol:
-        name.append(element("small", {}, row.protocol))
+    split = element("span", {"class": "split"}, row.split)
+    name = [element("b", {}, row.metric), element("small", {}, split, " ", row.protocol)]
     interval = f"{format_score(row.low)} – {format_score(row.high)}"
     scale = score_scale(row)
     note = [element("small", {}, f"scale ends at {scale:g}")] if scale != 1 else []
@@ -228,10 +225,14 @@ def _render_row(row: ScoreRow) -> Markup:
 def _bar_cell(row: ScoreRow) -> list[Markup]:
     if row.bar is None:
         return [escape("–")]
+    return [escape(format_score(row.bar)), _verdict(row)]
+
+
+def _verdict(row: ScoreRow) -> Markup:
     sign, word = ("✓", "reached") if row.reached else ("✗", "missed")
     css_class = "is-right" if row.reached else "is-wrong"
-    verdict = element("small", {"class": f"mark {css_class}"}, f"{sign} {word}")
-    return [escape(format_score(row.bar)), verdict]
+    sign_element = element("span", {"aria-hidden": "true"}, f"{sign} ")
+    return element("span", {"class": f"mark {css_class}"}, sign_element, word)
 
 
 def _render_curve(title: str, lines: Sequence[Line]) -> Markup:

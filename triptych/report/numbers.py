@@ -20,3 +20,8 @@ def format_duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def format_share(share: float) -> str:
+    """Return a share of 1 in whole percent; a small one as `<1 %`."""
+    return "<1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"

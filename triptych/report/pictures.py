@@ -39,19 +39,19 @@ def render_card(card: PictureCard, number: int) -> Markup:
         number: Its place on the page, from 1.
     """
     pixels = load_picture(card.image)
-    parts = [_render_caption(card)]
-    if card.questions:
-        answers = [_render_answer(answer) for answer in card.questions]
-        parts += [element("h4", {}, "Questions"), element("ul", {"class": "answers"}, *answers)]
-    if card.phrases:
-        phrases = [_render_phrase(phrase) for phrase in card.phrases]
-        parts += [element("h4", {}, "Find"), element("ol", {"class": "phrases"}, *phrases)]
-    body = element("div", {"class": "said"}, element("h3", {}, f"Picture {number}"), *parts)
-    children = [element("div", {"class": "view"}, _image(pixels, card), _overlay(card, pixels))]
-    children.append(body)
+    view = element("div", {"class": "view"}, _image(pixels, card), _overlay(card, pixels))
+    heading = element("h3", {}, f"Picture {number}")
+    shown, said = [heading, view], [_render_caption(card)]
+    asked = _render_asked(card)
+    if asked:
+        shown, said = shown + said, asked
+    columns = [
+        element("div", {"class": "shown"}, *shown),
+        element("div", {"class": "said"}, *said),
+    ]
     if card.neighbours:
-        children.append(_render_neighbours(card.neighbours))
-    return element("article", {"class": "card"}, *children)
+        columns.append(_render_neighbours(card.neighbours))
+    return element("article", {"class": "card"}, *columns)
 
 
 def mark(is_right: bool) -> Markup:
@@ -93,9 +93,21 @@ def _render_caption(card: PictureCard) -> Markup:
     return Markup(element("dl", {"class": "captions"}, *rows) + chip)
 
 
+def _render_asked(card: PictureCard) -> list[Markup]:
+    parts = []
+    if card.questions:
+        answers = [_render_answer(answer) for answer in card.questions]
+        parts += [element("h4", {}, "Questions"), element("ul", {"class": "answers"}, *answers)]
+    if card.phrases:
+        phrases = [_render_phrase(phrase) for phrase in card.phrases]
+        parts += [element("h4", {}, "Find"), element("ol", {"class": "phrases"}, *phrases)]
+    return parts
+
+
 def _object_mark(right: int, total: int) -> Markup:
     css_class = "is-right" if right == total else "is-wrong" if right == 0 else "is-partly"
-    return element("span", {"class": f"mark {css_class}"}, f"{right} of {total} objects right")
+    noun = "object" if total == 1 else "objects"
+    return element("span", {"class": f"mark {css_class}"}, f"{right} of {total} {noun} right")
 
 
 def _render_answer(answer: Answer) -> Markup:

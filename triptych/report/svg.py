@@ -140,6 +140,7 @@ def draw_boxes(phrases: Sequence[Grounding], width_px: int, height_px: int) -> M
     parts: list[str] = []
     for number, (phrase, box_model, box_truth, iou) in enumerate(phrases, start=1):
         colour = "is-right" if iou >= RIGHT_IOU else "is-wrong"
+        parts.append(_draw_box("box halo", box_truth, ""))
         parts.append(_draw_box("box truth", box_truth, f"{number}, true box: {phrase}"))
         if box_model is None:
             continue
