@@ -6,6 +6,23 @@ import torch
 from torch import Tensor
 
 
+def similarity(first: Tensor, second: Tensor, temperature: Tensor) -> Tensor:
+    """Return first · secondᵀ / τ in float32, also under autocast.
+
+    In bf16 a cosine is off by up to 0.004, which a small temperature makes 0.4 of a logit.
+
+    Args:
+        first: (B, E) L2-normalised.
+        second: (G, E) L2-normalised.
+        temperature: Scalar τ.
+
+    Returns:
+        (B, G) float32.
+    """
+    with torch.autocast(first.device.type, enabled=False):
+        return first.float() @ second.float().T / temperature.float()
+
+
 def positive_pairs(row_keys: Tensor, column_keys: Tensor) -> Tensor:
     """Say which rows and columns belong together.
 

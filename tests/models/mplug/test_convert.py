@@ -142,7 +142,7 @@ def test_another_image_size_resizes_the_position_table(tiny):
     report = import_state_dict(export_state_dict(tiny), model)
     assert report.resized == ["visual_encoder.position_embedding"]
     assert report.is_complete
-    expected = resize_position_table(tiny.visual_encoder.position_embedding.detach(), 64)
+    expected = resize_position_table(tiny.visual_encoder.position_embedding.detach(), 16)
     assert torch.equal(model.visual_encoder.position_embedding, expected)
 
 

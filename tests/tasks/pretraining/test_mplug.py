@@ -15,7 +15,7 @@ CLS, SEP, MASK = 2, 3, 4
 BATCH = 4
 
 
-def make_batch(size=BATCH, image_size=16, vocab_size=30):
+def make_batch(size=BATCH, image_size=32, vocab_size=30):
     """Return captions of 2 to 5 words, some masked, split after their first word."""
     generator = torch.Generator().manual_seed(5)
     words = [
@@ -240,7 +240,7 @@ def test_order_of_the_batch_changes_no_loss(batch, likeliest_negative):
 
 def test_every_parameter_of_mplug_tiny_learns():
     torch.manual_seed(0)
-    model = create_model("mplug_tiny", image_size=16, vocab_size=30)
+    model = create_model("mplug_tiny", image_size=32, vocab_size=30)
     task = MPLUGPretraining(model, MPLUGPretrainingConfig(queue_size=8))
     sum(task.losses(make_batch()).values()).backward()
     for name, parameter in task.modules.named_parameters():

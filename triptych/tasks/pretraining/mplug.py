@@ -13,7 +13,12 @@ from triptych.core.config import check
 from triptych.core.outputs import FusedFeatures, ImageFeatures, Predictions, TextFeatures
 from triptych.models.mplug.model import MPLUG
 from triptych.objectives import IGNORE_INDEX
-from triptych.objectives.contrastive import itc_loss, positive_pairs, soft_targets
+from triptych.objectives.contrastive import (
+    itc_loss,
+    positive_pairs,
+    similarity,
+    soft_targets,
+)
 from triptych.objectives.feature_queue import FeatureQueue
 from triptych.objectives.matching import itm_loss, sample_hard_negatives
 from triptych.objectives.mlm import distillation_loss, shift_targets, token_loss
@@ -156,7 +161,7 @@ class MPLUGPretraining:
         if active & {"itc", "itm"}:
             image_embedding = self.model.embed_image(image)
             text_embedding = self.model.embed_text(texts["caption"])
-            sims = (image_embedding @ text_embedding.T) / self.temperature
+            sims = similarity(image_embedding, text_embedding, self.temperature)
             if "itc" in active:
                 losses["itc"] = self._itc(batch, image_embedding, text_embedding, sims, teacher)
         if active & {"itm", "mlm", "prefix_lm"}:
@@ -231,19 +236,22 @@ class MPLUGPretraining:
         keys = torch.stack([batch["image_key"], batch["caption_key"]], dim=1)  # (B, 2)
         image_m = image_embedding.detach() if teacher is None else teacher.image_embedding
         text_m = text_embedding.detach() if teacher is None else teacher.text_embedding
-        self._pending.append((image_m, text_m, keys))
+        if self.model.training:
+            self._pending.append((image_m, text_m, keys))
         if teacher is None:
             sim_i2t, sim_t2i = sims, sims.T
         else:
-            sim_i2t = image_embedding @ text_m.T / self.temperature
-            sim_t2i = text_embedding @ image_m.T / self.temperature
+            sim_i2t = similarity(image_embedding, text_m, self.temperature)
+            sim_t2i = similarity(text_embedding, image_m, self.temperature)
         all_keys = keys
         if "queue" in self.modules:
             queued_image, queued_text, queued_keys = cast(
                 FeatureQueue, self.modules["queue"]
             ).features()
-            sim_i2t = torch.cat([sim_i2t, image_embedding @ queued_text.T / self.temperature], 1)
-            sim_t2i = torch.cat([sim_t2i, text_embedding @ queued_image.T / self.temperature], 1)
+            more_i2t = similarity(image_embedding, queued_text, self.temperature)
+            more_t2i = similarity(text_embedding, queued_image, self.temperature)
+            sim_i2t = torch.cat([sim_i2t, more_i2t], dim=1)
+            sim_t2i = torch.cat([sim_t2i, more_t2i], dim=1)
             image_m = torch.cat([image_m, queued_image])
             text_m = torch.cat([text_m, queued_text])
             all_keys = torch.cat([keys, queued_keys])
@@ -252,8 +260,12 @@ class MPLUGPretraining:
             targets = soft_targets(positives, None, 0.0)
             return itc_loss(sim_i2t, sim_t2i, targets, targets)
         tau, alpha = self.temperature.detach(), self.alpha()
-        targets_i2t = soft_targets(positives, teacher.image_embedding @ text_m.T / tau, alpha)
-        targets_t2i = soft_targets(positives, teacher.text_embedding @ image_m.T / tau, alpha)
+        targets_i2t = soft_targets(
+            positives, similarity(teacher.image_embedding, text_m, tau), alpha
+        )
+        targets_t2i = soft_targets(
+            positives, similarity(teacher.text_embedding, image_m, tau), alpha
+        )
         return itc_loss(sim_i2t, sim_t2i, targets_i2t, targets_t2i)
 
     def _fused_losses(
@@ -374,7 +386,10 @@ class MPLUGPretraining:
         self, batch: Mapping[str, Tensor], active: frozenset[str]
     ) -> _TeacherPass | None:
         """Run the momentum model on what the active objectives need of it."""
-        if "teacher" not in self.modules:
+        distills = (self.config.distill_mlm and "mlm" in active) or (
+            self.config.distill_prefix_lm and "prefix_lm" in active
+        )
+        if "teacher" not in self.modules or not ("itc" in active or distills):
             return None
         model = cast(MPLUG, cast(MomentumEncoder, self.modules["teacher"]).module)
         image = model.encode_image(batch["image"])
