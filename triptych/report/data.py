@@ -134,6 +134,7 @@ class ReportData:
         scores: The table of scores, in the order to show.
         curves: Loss curves, one a stage.
         pictures: Single pictures.
+        pictures_note: How the pictures were chosen.
         configuration: YAML text of each stage's configuration.
         machine: Facts about the machine, as `machine.describe_machine` gives them.
         commit: The code's commit, or its version.
@@ -146,6 +147,9 @@ class ReportData:
     scores: tuple[ScoreRow, ...] = ()
     curves: tuple[Curve, ...] = ()
     pictures: tuple[PictureCard, ...] = ()
+    pictures_note: str = (
+        "Pictures that training never saw, chosen at random by a seed, right and wrong ones alike."
+    )
     configuration: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, object] = field(default_factory=dict)
     commit: str = ""

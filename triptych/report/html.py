@@ -42,9 +42,10 @@ def render_report(data: ReportData) -> str:
     Raises:
         DataError: A picture or a `metrics.jsonl` that it names cannot be read.
     """
+    pictures = render_pictures(data.pictures, data.pictures_note) if data.pictures else _NO_SECTION
     sections = [
         ("scores", "Scores", render_scores(data.scores) if data.scores else _NO_SECTION),
-        ("pictures", "Pictures", render_pictures(data.pictures) if data.pictures else _NO_SECTION),
+        ("pictures", "Pictures", pictures),
         ("curves", "Loss curves", render_curves(data.curves)),
         ("times", "Time", render_times(data.times_s) if data.times_s else _NO_SECTION),
         ("run", "Run", render_run(data)),
@@ -116,7 +117,9 @@ def render_times(times_s: Mapping[str, float]) -> Markup:
             "li",
             {"class": f"key-series series-{index % NUM_COLOURS}"},
             element("span", {"class": "stage"}, stage),
-            element("span", {"class": "took"}, f"{format_duration(seconds)} · {format_share(share)}"),
+            element(
+                "span", {"class": "took"}, f"{format_duration(seconds)} · {format_share(share)}"
+            ),
         )
         for index, ((stage, seconds), share) in enumerate(zip(times_s.items(), shares, strict=True))
     ]

@@ -12,8 +12,8 @@ from triptych.report.svg import draw_boxes
 _THUMBNAIL_PX = 128
 
 
-def render_pictures(cards: Sequence[PictureCard]) -> Markup:
-    """Return how to read the cards, how many answers on them are right, and the cards."""
+def render_pictures(cards: Sequence[PictureCard], note: str) -> Markup:
+    """Return the note, how many answers on the cards are right, and the cards."""
     answers = [answer[3] for card in cards for answer in card.questions]
     boxes = [phrase[3] >= RIGHT_IOU for card in cards for phrase in card.phrases]
     counts = [
@@ -21,9 +21,7 @@ def render_pictures(cards: Sequence[PictureCard]) -> Markup:
         for name, marks in (("answers", answers), ("boxes", boxes))
         if marks
     ]
-    lead = "Pictures that training never saw, right and wrong ones alike."
-    if counts:
-        lead += f" On this page {' and '.join(counts)}."
+    lead = f"{note} On this page {' and '.join(counts)}." if counts else note
     parts = [element("p", {"class": "lead"}, lead)]
     if boxes:
         parts.append(_box_legend())
