@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
 
 from triptych.cli.demo_pictures import picture_cards
+from triptych.cli.parsing import parse
 from triptych.core.config import to_dict
 from triptych.core.files import write_json
 from triptych.core.machine import current_commit, describe_machine
@@ -16,6 +19,13 @@ from triptych.recipes.demo import DemoResult, Score, run_demo
 from triptych.report.data import Curve, ReportData, ScoreRow
 from triptych.report.html import write_report
 from triptych.report.terminal import print_scores
+
+HELP = """Write scenes, train on them, measure on unseen ones, and show it in a report.
+
+Examples:
+  triptych demo                                   under 15 minutes on two cores
+  triptych demo --scale smoke --out runs/smoke    seconds: is everything installed?
+"""
 
 BARS = {
     "i2t_r1": 0.80,
@@ -31,23 +41,41 @@ BARS = {
 NUM_PICTURES = 12
 
 
-def demo(
-    out: Path = Path("runs/demo"),
-    scale: Literal["smoke", "tiny", "small"] = "tiny",
-    seed: int = 0,
-    num_threads: int | None = None,
-) -> int:
-    """Pre-train mPLUG on generated scenes, fine-tune, evaluate on unseen ones, write a report.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DemoOptions:
+    """What to run.
 
-    Args:
+    Attributes:
         out: Folder for data, runs and the report; must be new or empty.
         scale: smoke (seconds, learns nothing), tiny (under 15 minutes on two cores), small (an
             hour or more, better with a GPU).
         seed: Seed of scenes and training.
         num_threads: CPU threads; absent for torch's own choice.
+    """
 
-    Returns:
-        0.
+    out: Path = Path("runs/demo")
+    scale: Literal["smoke", "tiny", "small"] = "tiny"
+    seed: int = 0
+    num_threads: int | None = None
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the demo from the command line."""
+    options = parse(DemoOptions, arguments, verb="demo", description=HELP)
+    demo(options.out, options.scale, seed=options.seed, num_threads=options.num_threads)
+    return 0
+
+
+def demo(
+    out: Path, scale: str = "tiny", *, seed: int = 0, num_threads: int | None = None
+) -> DemoResult:
+    """Pre-train mPLUG on generated scenes, fine-tune, evaluate on unseen ones, write a report.
+
+    Args:
+        out: Folder for data, runs, `results.json` and `report.html`; must be new or empty.
+        scale: smoke, tiny or small.
+        seed: Seed of scenes and training.
+        num_threads: CPU threads; None for torch's own choice.
     """
     console = Console()
     start = time.perf_counter()
@@ -91,7 +119,7 @@ def demo(
         f"Try it: triptych caption {result.model('pretrain')} "
         f"{out / 'data' / 'images' / 'test'}/*7.jpg"
     )
-    return 0
+    return result
 
 
 def score_row(score: Score, scale: str) -> ScoreRow:
