@@ -19,8 +19,8 @@ def keep_finite(points: Sequence[tuple[int, float]]) -> Points:
 def smooth(points: Points) -> Points:
     """Return moving means over a window of a thirtieth of the curve, centred at each point.
 
-    At the ends the window shrinks on both sides, so the first and the last value stay as they are
-    and no value lags behind its step.
+    At the start the window shrinks on both sides, so that a steep fall is not flattened; at the
+    end it holds the points that there are, so that the last value is a mean too.
     """
     half = int(len(points) * _WINDOW_SHARE)
     sums = [0.0]
@@ -28,8 +28,8 @@ def smooth(points: Points) -> Points:
         sums.append(sums[-1] + value)
     means = []
     for index, (step, _) in enumerate(points):
-        reach = min(half, index, len(points) - 1 - index)
-        start, stop = index - reach, index + reach + 1
+        reach = min(half, index)
+        start, stop = index - reach, min(index + reach + 1, len(points))
         means.append((step, (sums[stop] - sums[start]) / (stop - start)))
     return means
 
