@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.core.outputs import ImageFeatures, Predictions, TextFeatures
@@ -31,14 +31,14 @@ class RetrievalConfig:
     alpha: float = 0.4
 
 
-class Retrieval(MPLUGPretraining):
+class Retrieval:
     """The ITC and ITM part of pre-training, on its own."""
 
     batch_keys = frozenset({"image", "token_ids", "text_mask", "image_key", "caption_key", "index"})
     objective_names = frozenset({"itc", "itm"})
 
     def __init__(self, model: MPLUG, config: RetrievalConfig) -> None:
-        super().__init__(
+        self._pretraining = MPLUGPretraining(
             model,
             MPLUGPretrainingConfig(
                 temperature=config.temperature,
@@ -47,6 +47,31 @@ class Retrieval(MPLUGPretraining):
                 alpha=config.alpha,
             ),
         )
+
+    @property
+    def modules(self) -> nn.ModuleDict:
+        """The model, the temperature, and the queue and teacher if there are any."""
+        return self._pretraining.modules
+
+    def losses(self, batch: Mapping[str, Tensor], *, active: frozenset[str]) -> dict[str, Tensor]:
+        """Return {"itc", "itm"}, as far as active."""
+        return self._pretraining.losses(batch, active=active & self.objective_names)
+
+    def after_step(self, step: int) -> None:
+        """Move the teacher, push the queue and clamp the temperature."""
+        self._pretraining.after_step(step)
+
+    def extra_state(self) -> dict[str, int]:
+        """Return what a checkpoint must hold besides tensors."""
+        return self._pretraining.extra_state()
+
+    def load_extra_state(self, state: dict[str, int]) -> None:
+        """Restore what `extra_state` returned."""
+        self._pretraining.load_extra_state(state)
+
+    def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
+        """Return the embeddings of both sides."""
+        return self._pretraining.predict(batch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +148,3 @@ def score_pairs(
         logits = model.match_logits(fused).float()
         scores[rows] = logits[:, 1] - logits[:, 0]
     return scores
-
-
-def retrieval_predictions(encoded: EncodedSet, index: list[int]) -> Predictions:
-    """Wrap the embeddings of an encoded set for the retrieval metric."""
-    return Predictions(
-        index=index,
-        embeddings={"image": encoded.image_embedding, "text": encoded.text_embedding},
-    )
