@@ -1,69 +1,102 @@
-"""What a number was measured on."""
+"""Where a run took place: the machine, and the commit of the code."""
 
 from __future__ import annotations
 
 import os
 import platform
 import subprocess
-from functools import lru_cache
 from pathlib import Path
 
 import torch
 
 import triptych
 
-
-@lru_cache(maxsize=1)
-def current_commit() -> str:
-    """Return the commit of the checkout that the package runs from, or the package's version.
-
-    Returns:
-        A full hash, with "-dirty" behind it when tracked files differ from the commit; or
-        "version X.Y.Z" where the package is no git checkout.
-    """
-    root = Path(triptych.__file__).resolve().parent.parent
-    try:
-        if Path(_git(root, "rev-parse", "--show-toplevel")).resolve() != root:
-            return f"version {triptych.__version__}"
-        dirty = "-dirty" if _git(root, "status", "--porcelain", "--untracked-files=no") else ""
-        return _git(root, "rev-parse", "HEAD") + dirty
-    except (OSError, subprocess.CalledProcessError):
-        return f"version {triptych.__version__}"
+_GIB = 2**30
+_BF16_FLAGS = ("amx_bf16", "avx512_bf16")
 
 
 def describe_machine() -> dict[str, str]:
-    """Return processor, cores, memory, GPU and versions, as text by name."""
+    """Return facts about this machine, by a readable name."""
     facts = {
-        "cpu": _cpu_model(),
-        "cores": str(os.cpu_count()),
+        "CPU": _cpu_model(_read("/proc/cpuinfo")),
+        "cores": str(_num_cores()),
         "memory": _memory(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "threads": str(torch.get_num_threads()),
+        "GPU": _gpu(),
+        "bf16": _bf16_support(_read("/proc/cpuinfo")),
+        "torch": torch.__version__,
+        "Python": platform.python_version(),
+        "system": platform.platform(terse=True),
     }
-    if torch.cuda.is_available():
-        facts["gpu"] = torch.cuda.get_device_name()
-    return facts
+    return {name: fact for name, fact in facts.items() if fact}
 
 
-def _git(root: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(root), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+def current_commit(folder: Path | None = None) -> str:
+    """Return the commit that the code stands at, or the package's version outside a checkout.
+
+    Args:
+        folder: The package's folder; this package's by default. A checkout counts only if it
+            tracks the package: a package installed below another project is not of its commit.
+
+    Returns:
+        40 hexadecimal digits, with `-dirty` if tracked files were changed; or `0.1.0`.
+    """
+    folder = folder or Path(triptych.__file__).parent
+    if _git(folder, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return triptych.__version__
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return triptych.__version__
+    changed = _git(folder, "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}-dirty" if changed else commit
 
 
-def _cpu_model() -> str:
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return platform.processor() or "unknown"
-    return next(
-        (x.split(":", 1)[1].strip() for x in lines if x.startswith("model name")), "unknown"
-    )
+        return ""
+
+
+def _cpu_model(cpuinfo: str) -> str:
+    for line in cpuinfo.splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _bf16_support(cpuinfo: str) -> str:
+    if torch.cuda.is_available():
+        return "GPU" if torch.cuda.is_bf16_supported() else "no"
+    flags = set(cpuinfo.split())
+    found = [flag for flag in _BF16_FLAGS if flag in flags]
+    return ", ".join(found) if found else "no CPU instructions for it"
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _memory() -> str:
     try:
-        return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
-    except (ValueError, OSError):
-        return "unknown"
+        size = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return ""
+    return f"{size / _GIB:.1f} GiB"
+
+
+def _gpu() -> str:
+    if not torch.cuda.is_available():
+        return "none"
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return ", ".join(names)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import triptych
-from triptych.report import machine
+from triptych.core import machine
 
 CPUINFO = "processor\t: 0\nmodel name\t: Fast CPU 9000\nflags\t\t: fpu avx2 avx512_bf16 sse\n"
 
