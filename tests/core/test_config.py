@@ -1,0 +1,104 @@
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import yaml
+
+from triptych.core.config import check, from_dict, kind_of, load_yaml, save_yaml, to_dict
+from triptych.core.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InnerConfig:
+    rate: float = 0.5
+    sizes: tuple[int, ...] = (1, 2)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OtherConfig:
+    path: Path = Path("x")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OuterConfig:
+    name: str
+    mode: Literal["a", "b"] = "a"
+    inner: InnerConfig = field(default_factory=InnerConfig)
+    task: InnerConfig | OtherConfig = field(default_factory=OtherConfig)
+    pair: tuple[float, float] | None = None
+    many: tuple[InnerConfig, ...] = ()
+    count: int = 1
+
+    def __post_init__(self) -> None:
+        check(self.count > 0, "count", self.count, "be at least 1")
+
+
+FULL = OuterConfig(
+    name="n",
+    mode="b",
+    inner=InnerConfig(rate=1e-4, sizes=(3,)),
+    task=InnerConfig(rate=2.0),
+    pair=(0.1, 1.0),
+    many=(InnerConfig(), InnerConfig(rate=0.25)),
+    count=7,
+)
+
+
+@pytest.mark.parametrize("config", [FULL, OuterConfig(name="n")])
+def test_yaml_round_trip(config, tmp_path):
+    save_yaml(config, tmp_path / "c.yaml")
+    assert load_yaml(OuterConfig, tmp_path / "c.yaml") == config
+
+
+def test_plain_form_is_what_yaml_can_hold():
+    plain = to_dict(FULL)
+    assert plain["task"] == {"kind": "inner", "rate": 2.0, "sizes": [1, 2]}
+    assert plain["inner"] == {"rate": 1e-4, "sizes": [3]}
+    assert yaml.safe_load(yaml.safe_dump(plain)) == plain
+
+
+@pytest.mark.parametrize(
+    ("plain", "message"),
+    [
+        ({"name": "n", "inner": {"raet": 1}}, "unknown field 'inner.raet'; did you mean 'rate'?"),
+        ({"nam": "n"}, "unknown field 'nam'; did you mean 'name'?"),
+        ({}, "name: a value is required"),
+        ({"name": 3}, "name = 3: must be str"),
+        ({"name": "n", "mode": "c"}, "mode = 'c': must be one of"),
+        ({"name": "n", "count": True}, "count = True: must be a whole number"),
+        ({"name": "n", "count": 1.5}, "count = 1.5: must be int"),
+        ({"name": "n", "count": 0}, "count = 0: must be at least 1"),
+        ({"name": "n", "inner": {"rate": "fast"}}, "inner.rate = 'fast': must be a number"),
+        ({"name": "n", "inner": {"sizes": 3}}, "inner.sizes = 3: must be a list"),
+        ({"name": "n", "pair": [1.0]}, "pair = [1.0]: must have 2 entries"),
+        ({"name": "n", "task": {"kind": "iner"}}, "did you mean 'inner'?"),
+        ({"name": "n", "many": [{"rate": 1}, {"size": 1}]}, "unknown field 'many[1].size'"),
+        ([], "expected a mapping"),
+    ],
+)
+def test_what_does_not_fit_is_named(plain, message):
+    with pytest.raises(ConfigError) as caught:
+        from_dict(OuterConfig, plain)
+    assert message in str(caught.value)
+
+
+def test_yaml_reads_an_exponent_without_a_point_as_a_number(tmp_path):
+    (tmp_path / "c.yaml").write_text("name: n\ninner: {rate: 1e-4}\n")
+    assert load_yaml(OuterConfig, tmp_path / "c.yaml").inner.rate == 1e-4
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"missing\.yaml"):
+        load_yaml(OuterConfig, tmp_path / "missing.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError, match=r"bad\.yaml is not valid YAML"):
+        load_yaml(OuterConfig, tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("VQAConfig", "vqa"), ("MPLUGPretrainingConfig", "mplug_pretraining"), ("Plain", "plain")],
+)
+def test_kind_of(name, expected):
+    assert kind_of(type(name, (), {})) == expected
