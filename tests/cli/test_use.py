@@ -1,0 +1,137 @@
+"""caption, answer, ground, match, models: what they print equals what the engine says."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import triptych
+from tests.serving.tiny_folder import write_tiny_folder
+from triptych.cli.ground import COLOR
+from triptych.cli.main import main
+from triptych.models.base import num_parameters
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("folders")
+    names = ("captioning", "vqa", "grounding", "retrieval")
+    return {name: str(write_tiny_folder(root / name, name)) for name in names}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    paths = [root / f"{number}.png" for number in range(2)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (40, 60, 3), np.uint8)).save(path)
+    return [str(path) for path in paths]
+
+
+def test_caption(capsys, folders, pictures):
+    expected = triptych.load(folders["captioning"]).caption(pictures)
+    assert main(["caption", folders["captioning"], pictures[0]]) == 0
+    assert capsys.readouterr().out == f"{expected[0]}\n"
+    assert main(["caption", folders["captioning"], *pictures]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"{path}\t{text}" for path, text in zip(pictures, expected, strict=True)]
+    assert main(["caption", folders["captioning"], "--json", *pictures]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["caption"] for line in found] == expected
+
+
+def test_caption_takes_beams_and_a_prompt(capsys, folders, pictures):
+    arguments = ["--num-beams", "1", "--prompt", "a small red"]
+    assert main(["caption", folders["captioning"], pictures[0], *arguments]) == 0
+    expected = triptych.load(folders["captioning"]).caption(
+        pictures[0], num_beams=1, prompt="a small red"
+    )
+    assert capsys.readouterr().out == f"{expected}\n"
+
+
+def test_answer(capsys, folders, pictures):
+    question = "what color is the star?"
+    expected = triptych.load(folders["vqa"]).answer(pictures[0], question)
+    assert main(["answer", folders["vqa"], pictures[0], question]) == 0
+    assert capsys.readouterr().out == f"{expected}\n"
+    assert main(["answer", folders["vqa"], pictures[0], question, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"image": pictures[0], "question": question, "answer": expected}
+
+
+def test_ground_prints_and_draws_the_box(capsys, folders, pictures, tmp_path):
+    box = triptych.load(folders["grounding"]).ground(pictures[0], "the star")
+    drawn = tmp_path / "box.png"
+    arguments = [folders["grounding"], pictures[0], "the star", "--draw", str(drawn)]
+    assert main(["ground", *arguments]) == 0
+    printed = [float(word) for word in capsys.readouterr().out.split()]
+    assert printed == pytest.approx(box, abs=0.051)
+    before = np.asarray(Image.open(pictures[0]))
+    after = np.asarray(Image.open(drawn))
+    changed = (before != after).any(axis=2)
+    assert changed.any() and (after[changed] == COLOR).all()
+    rows, columns = np.nonzero(changed)
+    x0, y0, x1, y1 = (round(value) for value in box)
+    inside = (columns >= x0 - 1) & (columns <= x1 + 1) & (rows >= y0 - 1) & (rows <= y1 + 1)
+    assert inside.all()
+
+
+def test_ground_as_json(capsys, folders, pictures):
+    assert main(["ground", folders["grounding"], pictures[0], "the star", "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["box_xyxy"]) == 4
+
+
+def test_a_drawing_that_cannot_be_written(capsys, folders, pictures, tmp_path):
+    arguments = [folders["grounding"], pictures[0], "a", "--draw", str(tmp_path / "box.what")]
+    assert main(["ground", *arguments]) == 2
+    assert "box.what: unknown file extension" in capsys.readouterr().err
+
+
+def test_match(capsys, folders, pictures):
+    texts = ["a red circle", "a blue square"]
+    expected = triptych.load(folders["retrieval"]).match(pictures[0], texts)
+    assert main(["match", folders["retrieval"], pictures[0], *texts]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [text for _, text in rows] == texts
+    assert [float(score) for score, _ in rows] == pytest.approx(expected, abs=1e-4)
+    assert main(["match", folders["retrieval"], pictures[0], *texts, "--json"]) == 0
+    found = [json.loads(line)["probability"] for line in capsys.readouterr().out.splitlines()]
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["caption", "nowhere", "a.jpg"], "no model folder at nowhere"),
+        (["caption", "{captioning}", "absent.jpg"], "absent.jpg: there is no such file"),
+        (["caption", "{captioning}"], "name at least one picture"),
+        (["caption", "{captioning}", "{picture}", "--num-beams", "0"], "num_beams = 0: must"),
+        (["match", "{retrieval}", "{picture}"], "name at least one text"),
+        (["match", "{retrieval}", "{picture}", ""], "text is empty"),
+        (["answer", "{vqa}", "{picture}", " "], "question is empty"),
+        (["answer", "{captioning}", "{picture}", "a?"], "triptych train mplug.vqa --data"),
+        (["ground", "{vqa}", "{picture}", "a"], "triptych train mplug.grounding --data"),
+        (["answer", "{vqa}", "{picture}"], "QUESTION"),
+        (["match", "{retrieval}", "{picture}", "a", "--jsn"], "--json"),
+        (["caption", "{captioning}", "{picture}", "--precision", "fp8"], "fp8"),
+    ],
+)
+def test_mistakes_give_code_2_and_say_what_is_wrong(capsys, folders, pictures, arguments, message):
+    filled = [word.format(**folders, picture=pictures[0]) for word in arguments]
+    assert main(filled) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and "Traceback" not in captured.err
+    assert captured.out == ""
+
+
+def test_models_counts_parameters(capsys):
+    assert main(["models", "--json"]) == 0
+    rows = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert list(rows) == triptych.list_models()
+    tiny = triptych.create_model("mplug_tiny")
+    assert rows["mplug_tiny"]["num_parameters"] == num_parameters(tiny)
+    assert rows["mplug_tiny"]["image_size"] == 64
+    assert main(["models"]) == 0
+    assert "mplug_base_patch16_256" in capsys.readouterr().out

@@ -1,0 +1,90 @@
+"""`triptych data check`: what is in a dataset, and what is bad, before training finds out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from triptych.cli.parsing import SourceGroup, SourceOptions, parse, shows_progress
+from triptych.core.errors import ConfigError
+from triptych.core.files import write_json
+from triptych.data.source import DataSourceConfig
+
+if TYPE_CHECKING:
+    from triptych.data.check import CheckReport
+
+HELP = """Read a dataset and open every picture: counts, sizes, lengths, duplicates, what is bad.
+
+Exits with 1 where more is bad than training would bear.
+
+Examples:
+  triptych data check my.jsonl
+  triptych data check annotations/captions_val2014.json --image-root val2014 --json report.json
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckOptions:
+    """What to check.
+
+    Attributes:
+        manifest: A manifest (.jsonl, .csv), an annotation file of a public dataset, a folder of
+            class folders or of .tar shards, or a shard pattern.
+        source: How it is read.
+        max_bad_share: Share of bad samples that is borne, 0 to 1 (training: data.max_bad_share).
+        json: Also write the report, as JSON, to this file.
+        skipped: Also list all that is bad, as JSON Lines, in this file.
+        num_threads: Pictures decoded at the same time.
+    """
+
+    manifest: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MANIFEST")]]
+    source: SourceGroup = field(default_factory=SourceOptions)
+    max_bad_share: float = 0.01
+    json: Path | None = None
+    skipped: Path | None = None
+    num_threads: int = 2
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Print the report; 1 where too much is bad."""
+    options = parse(CheckOptions, arguments, verb="data check", description=HELP)
+    if not 0 <= options.max_bad_share <= 1:
+        raise ConfigError(f"max_bad_share = {options.max_bad_share}: must be from 0 to 1")
+    report = _check(options.source.source(options.manifest), options.num_threads)
+    print("\n".join(report.lines()))
+    if options.json is not None:
+        write_json(options.json, report.to_dict())
+    if options.skipped is not None:
+        report.write_skipped(options.skipped)
+    if report.bad_share <= options.max_bad_share:
+        return 0
+    print(
+        f"triptych: {report.bad_share:.2%} is bad, more than the {options.max_bad_share:.2%} that "
+        "is borne: training would stop. Mend or remove what is listed, or allow more with "
+        f"--data.max-bad-share {report.bad_share:.3g}",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _check(source: DataSourceConfig, num_threads: int) -> CheckReport:
+    """Run the check under a progress bar."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from triptych.data.check import check_sources
+
+    with Progress(
+        console=Console(stderr=True), transient=True, disable=not shows_progress()
+    ) as progress:
+        bar = progress.add_task("opening pictures", total=None)
+        return check_sources(
+            [source],
+            num_threads=num_threads,
+            on_progress=lambda done, total: progress.update(bar, completed=done, total=total),
+        )

@@ -1,0 +1,99 @@
+"""`triptych data scenes`: write the built-in world as public dataset formats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from triptych.cli.parsing import SourceOptions, parse, shows_progress
+from triptych.scenes.config import SceneConfig
+from triptych.scenes.layout import FORMATS, SceneFiles
+
+HELP = """Write pictures of coloured shapes with captions, questions, phrases and boxes.
+
+The files have the formats of COCO, VQAv2, RefCOCO, NLVR2, SNLI-VE, MSRVTT and WebDataset.
+
+Examples:
+  triptych data scenes scenes --num-images 2000
+  triptych data scenes scenes --num-images 500 --image-size 128 --materials --formats captions vqa
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScenesOptions:
+    """What to write.
+
+    Attributes:
+        out: A new or empty folder.
+        num_images: Pictures of the training split.
+        num_val: Pictures of the validation split; a tenth of num_images, 8 to 500, if absent.
+        num_test: Pictures of the test split; as num_val if absent.
+        num_compositional: Pictures of the compositional split, with colour-shape pairs that
+            training never shows; as num_val if absent.
+        num_clips: Clips of the training split; needs `pip install triptych[video]`.
+        formats: Which formats to write beside the pictures.
+        captions_per_image: Captions of each picture.
+        questions_per_image: Questions on each picture.
+        phrases_per_image: Referring phrases of each picture, at most.
+        num_workers: Processes that paint.
+        world: What the pictures show.
+    """
+
+    out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
+    num_images: int
+    num_val: int | None = None
+    num_test: int | None = None
+    num_compositional: int | None = None
+    num_clips: int = 0
+    formats: tuple[str, ...] = FORMATS
+    captions_per_image: int = 2
+    questions_per_image: int = 3
+    phrases_per_image: int = 2
+    num_workers: int = 1
+    world: Annotated[SceneConfig, tyro.conf.arg(name="")] = field(default_factory=SceneConfig)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Write the scenes, and say where they are and what to do with them."""
+    options = parse(ScenesOptions, arguments, verb="data scenes", description=HELP)
+    files = _write(options)
+    print(f"wrote {options.num_images:,} training pictures and their annotations to {files.root}")
+    if "captions" in options.formats:
+        flags = SourceOptions(image_root=str(files.split_images("train"))).flags()
+        captions = files.coco_captions("train")
+        print(f"next: triptych data check {captions}{flags}")
+        print(f"      triptych train mplug.pretrain --data {captions}{flags}")
+    return 0
+
+
+def _write(options: ScenesOptions) -> SceneFiles:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from triptych.scenes.write import write_scenes
+
+    with Progress(
+        console=Console(stderr=True), transient=True, disable=not shows_progress()
+    ) as progress:
+        bar = progress.add_task("", total=None)
+        return write_scenes(
+            options.out,
+            options.num_images,
+            num_val=options.num_val,
+            num_test=options.num_test,
+            num_compositional=options.num_compositional,
+            num_clips=options.num_clips,
+            config=options.world,
+            formats=options.formats,
+            captions_per_image=options.captions_per_image,
+            questions_per_image=options.questions_per_image,
+            phrases_per_image=options.phrases_per_image,
+            num_workers=options.num_workers,
+            progress=lambda stage, done, total: progress.update(
+                bar, description=stage, completed=done, total=total
+            ),
+        )

@@ -1,0 +1,123 @@
+"""`triptych eval`: score a model on held-out data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from triptych.cli.parsing import FolderArgument, SourceGroup, SourceOptions, parse, shows_progress
+from triptych.core.errors import ConfigError
+from triptych.core.files import write_json
+from triptych.data.source import DataSourceConfig
+
+if TYPE_CHECKING:
+    from triptych.core.outputs import MetricValue
+
+HELP = """Score a model folder on held-out data; every number comes with its 95 % interval.
+
+Examples:
+  triptych eval runs/mine/model --task retrieval --data test.jsonl
+  triptych eval runs/vqa/model --task vqa --data test.jsonl --json scores.json --limit 1000
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvalOptions:
+    """What to score.
+
+    Attributes:
+        folder: A model folder, such as RUN_FOLDER/model.
+        task: What to score: caption, retrieval, vqa or grounding.
+        data: Datasets; each is scored on its own.
+        source: How they are read.
+        limit: Only the first so many records of each.
+        rerank_top_k: Retrieval: candidates of each query that ITM scores anew; 0 leaves ITM out.
+        itm_score: Retrieval: whether ITM alone ranks these, or ITM plus the similarity.
+        local_batch_size: Samples at a time.
+        max_bad_share: Share of samples that may be unreadable.
+        json: Also write the numbers to this file.
+    """
+
+    folder: FolderArgument
+    task: Literal["caption", "retrieval", "vqa", "grounding"]
+    data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH [PATH ...]")]
+    source: SourceGroup = field(default_factory=SourceOptions)
+    limit: int | None = None
+    rerank_top_k: int = 16
+    itm_score: Literal["itm", "itm+itc"] = "itm"
+    local_batch_size: int = 128
+    max_bad_share: float = 0.01
+    json: Path | None = None
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Print a table for each dataset, and write JSON where asked."""
+    options = parse(EvalOptions, arguments, verb="eval", description=HELP)
+    if not options.data:
+        raise ConfigError("name at least one dataset with --data PATH")
+    if options.limit is not None and options.limit < 1:
+        raise ConfigError(f"limit = {options.limit}: must be at least 1")
+    from triptych.core.machine import current_commit
+
+    scores: list[dict[str, Any]] = []
+    for path in options.data:
+        metrics = _evaluate(options, options.source.source(path))
+        _print_table(f"{options.task} on {path}", metrics)
+        scores.append({"data": path, "metrics": [asdict(metric) for metric in metrics]})
+    if options.json is not None:
+        content = {
+            "model": str(options.folder),
+            "task": options.task,
+            "commit": current_commit(),
+            "limit": options.limit,
+            "scores": scores,
+        }
+        write_json(options.json, content)
+        print(f"wrote {options.json}")
+    return 0
+
+
+def _evaluate(options: EvalOptions, source: DataSourceConfig) -> list[MetricValue]:
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn
+
+    from triptych.recipes.evaluate import evaluate_model
+
+    columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} samples scored"))
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not shows_progress()
+    ) as progress:
+        bar = progress.add_task("", total=None)
+        return evaluate_model(
+            options.folder,
+            options.task,
+            source,
+            limit=options.limit,
+            rerank_top_k=options.rerank_top_k,
+            itm_score=options.itm_score,
+            local_batch_size=options.local_batch_size,
+            max_bad_share=options.max_bad_share,
+            progress=lambda done: progress.update(bar, completed=done),
+        )
+
+
+def _print_table(title: str, metrics: Sequence[MetricValue]) -> None:
+    """Print the numbers as a table, and under it how each was computed."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "value", "95 % interval", "n", title=title, title_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for metric in metrics:
+        interval = f"{metric.low:.4f} to {metric.high:.4f}"
+        table.add_row(metric.name, f"{metric.value:.4f}", interval, f"{metric.num_items:,}")
+    console = Console(highlight=False)
+    console.print(table)
+    for metric in metrics:
+        console.print(f"{metric.name}: {metric.protocol}", style="dim", markup=False)

@@ -1,0 +1,82 @@
+"""`triptych ground`: find what a phrase speaks of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from triptych.cli.parsing import EngineGroup, EngineOptions, FolderArgument, ImageArgument, parse
+from triptych.core.errors import ConfigError
+
+HELP = """Find what a phrase speaks of: prints the box as x0 y0 x1 y1 in pixels of the picture.
+
+Examples:
+  triptych ground runs/grounding/model picture.jpg "the red bus"
+  triptych ground runs/grounding/model picture.jpg "the red bus" --draw found.png
+"""
+
+COLOR = (255, 0, 80)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroundOptions:
+    """What to find.
+
+    Attributes:
+        folder: A model folder that was fine-tuned with mplug.grounding.
+        image: A picture file.
+        phrase: What to look for, in quotes.
+        draw: Also write the picture with the box drawn on it to this file.
+        engine: How the model computes.
+    """
+
+    folder: FolderArgument
+    image: ImageArgument
+    phrase: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="PHRASE")]]
+    draw: Path | None = None
+    engine: EngineGroup = field(default_factory=EngineOptions)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Print the box, and draw it where asked."""
+    options = parse(GroundOptions, arguments, verb="ground", description=HELP)
+    engine = options.engine.load(options.folder)
+    found = engine.ground([options.image], options.phrase)
+    assert isinstance(found, list)
+    box = [round(value, 1) for value in found[0]]
+    if options.draw is not None:
+        draw_box(options.image, found[0], options.draw)
+    if options.engine.json:
+        print(json.dumps({"image": options.image, "phrase": options.phrase, "box_xyxy": box}))
+    else:
+        print(*box)
+    return 0
+
+
+def draw_box(image: str, box: tuple[float, float, float, float], out: Path) -> None:
+    """Write a picture with a box on it.
+
+    Args:
+        image: Picture file.
+        box: x0, y0, x1, y1 in pixels of the upright picture.
+        out: Where to; the suffix decides the format.
+
+    Raises:
+        ConfigError: No picture can be written there.
+    """
+    from PIL import Image, ImageDraw
+
+    from triptych.serving.inputs import read_image
+
+    picture = Image.fromarray(read_image(image))
+    width = max(1, round(min(picture.size) / 100))
+    ImageDraw.Draw(picture).rectangle(box, outline=COLOR, width=width)
+    try:
+        picture.save(out)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot write {out}: {error}; name a .png or .jpg file") from error

@@ -1,0 +1,128 @@
+"""The way in: find the verb, run it, and turn errors into one message and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from triptych import __version__
+from triptych.core.errors import ConfigError, TriptychError, nearest
+from triptych.train.interrupts import TrainingInterrupted
+
+USER_ERROR = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One thing the command can do.
+
+    Attributes:
+        module: Where its `run` is.
+        usage: Its arguments, shortened.
+        help: What it does, in a few words.
+    """
+
+    module: str
+    usage: str
+    help: str
+
+
+VERBS = {
+    "demo": Verb("demo", "", "train and measure a model on built-in scenes"),
+    "init": Verb("init", "MANIFEST", "write a documented config for your data"),
+    "data check": Verb("data_check", "MANIFEST", "report what is in a dataset, and what is bad"),
+    "data scenes": Verb("data_scenes", "OUT --num-images N", "write the built-in scenes"),
+    "train": Verb("train", "RECIPE|CONFIG|RUN_FOLDER", "pre-train, fine-tune, or --resume a run"),
+    "eval": Verb("eval", "MODEL_FOLDER --task T --data PATH", "score a model on held-out data"),
+    "caption": Verb("caption", "MODEL_FOLDER IMAGE...", "say what pictures show"),
+    "answer": Verb("answer", "MODEL_FOLDER IMAGE QUESTION", "answer a question about a picture"),
+    "ground": Verb("ground", "MODEL_FOLDER IMAGE PHRASE", "find what a phrase speaks of"),
+    "match": Verb("match", "MODEL_FOLDER IMAGE TEXT...", "say how well texts fit a picture"),
+    "models": Verb("models", "", "list the model sizes that can be trained"),
+}
+
+EXAMPLES = """\
+examples:
+  triptych demo                                   everything at once, on built-in data
+  triptych data check my.jsonl                    look at your data first
+  triptych train mplug.pretrain --data my.jsonl --out runs/mine
+  triptych caption runs/mine/model picture.jpg
+
+`triptych VERB --help` says more."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        argv: Arguments without the program's name; None takes the process's.
+
+    Returns:
+        0; 1 where a check failed; 2 where the user has to mend something; 130 or 143 where a
+        signal stopped a run that was saved. Errors of the program itself keep their traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(arguments)
+    except TriptychError as error:
+        print(f"triptych: error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except TrainingInterrupted as stop:
+        print(f"triptych: {stop}", file=sys.stderr)
+        return stop.exit_code
+    except KeyboardInterrupt:
+        print("triptych: interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as stop:  # the parser has said what is wrong, or shown the help
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if arguments[0] == "--version":
+        print(f"triptych {__version__}")
+        return 0
+    words = 2 if " ".join(arguments[:2]) in VERBS else 1
+    name = " ".join(arguments[:words])
+    if name not in VERBS:
+        return _not_a_verb(name, arguments)
+    module = importlib.import_module(f"triptych.cli.{VERBS[name].module}")
+    return int(module.run(arguments[words:]) or 0)
+
+
+def _not_a_verb(name: str, arguments: list[str]) -> int:
+    """Show the verbs that begin with `name`, or raise an error that names the nearest."""
+    family = [verb for verb in VERBS if verb.startswith(f"{name} ")]
+    if family and len(arguments) > 1 and arguments[1] not in ("-h", "--help"):
+        second = [verb.removeprefix(f"{name} ") for verb in family]
+        clue = nearest(arguments[1], second) or f": say one of {', '.join(second)}"
+        raise ConfigError(f"`triptych {name}` has no {arguments[1]!r}{clue}")
+    if family:
+        print(f"usage: triptych {name} VERB ...\n\n{_table(family)}")
+        return 0
+    clue = (
+        nearest(name, {verb.split()[0] for verb in VERBS}) or ": `triptych --help` lists the verbs"
+    )
+    what = "option" if name.startswith("-") else "verb"
+    raise ConfigError(f"there is no {what} {name!r}{clue}")
+
+
+def overview() -> str:
+    """Return the text of `triptych --help`."""
+    head = "Pre-train, fine-tune, evaluate and use vision-language models on your own data."
+    usage = "usage: triptych VERB ...\n       triptych --version"
+    return f"{usage}\n\n{head}\n\n{_table(VERBS)}\n\n{EXAMPLES}"
+
+
+def _table(names: Sequence[str] | dict[str, Verb]) -> str:
+    rows = [(f"{name} {VERBS[name].usage}".strip(), VERBS[name].help) for name in names]
+    width = max(len(left) for left, _ in rows)
+    return "\n".join(f"  {left:<{width}}  {right}" for left, right in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

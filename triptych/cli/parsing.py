@@ -1,0 +1,127 @@
+"""Command lines from dataclasses, through tyro, and the options that several verbs share."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from triptych.data.source import DataSourceConfig
+
+if TYPE_CHECKING:
+    from triptych.serving.engine import Engine
+
+O = TypeVar("O")  # noqa: E741 - options
+
+FolderArgument = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="MODEL_FOLDER")]]
+ImageArgument = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="IMAGE")]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineOptions:
+    """How a model computes.
+
+    Attributes:
+        device: Where; `auto` takes the GPU when there is one.
+        precision: Of the forward pass; `auto` is bf16 on a GPU and fp32 elsewhere.
+        json: Print JSON, one object a line.
+    """
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    json: bool = False
+
+    def load(self, folder: Path) -> Engine:
+        """Load a model folder with these options."""
+        from triptych.serving.engine import load
+
+        return load(folder, device=self.device, precision=self.precision)
+
+
+EngineGroup = Annotated[EngineOptions, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceOptions:
+    """How a dataset is read.
+
+    Attributes:
+        reader: The format; `auto` decides by extension and content.
+        image_root: Folder that relative picture paths start from; the manifest's own if absent.
+        split: The part to read where a file holds several.
+        annotations: VQAv2's annotations or RefCOCO's instances, if not beside the file.
+    """
+
+    reader: str = "auto"
+    image_root: str | None = None
+    split: str | None = None
+    annotations: str | None = None
+
+    def source(self, path: str) -> DataSourceConfig:
+        """Return the dataset at `path`, read with these options."""
+        return DataSourceConfig(
+            path=path,
+            reader=self.reader,
+            image_root=self.image_root,
+            split=self.split,
+            annotations=self.annotations,
+        )
+
+    def flags(self) -> str:
+        """Return the flags that say this, each with a space before it; empty for the defaults."""
+        values = {
+            "reader": None if self.reader == "auto" else self.reader,
+            "image-root": self.image_root,
+            "split": self.split,
+            "annotations": self.annotations,
+        }
+        return "".join(f" --{name} {shlex.quote(v)}" for name, v in values.items() if v is not None)
+
+
+SourceGroup = Annotated[SourceOptions, tyro.conf.arg(name="")]
+
+
+def parse(
+    options: type[O],
+    arguments: Sequence[str],
+    *,
+    verb: str,
+    description: str,
+    default: O | None = None,
+    flag_pairs: bool = False,
+) -> O:
+    """Fill a dataclass from arguments.
+
+    Args:
+        options: The dataclass; its documented fields become flags.
+        arguments: What follows the verb.
+        verb: For the usage line.
+        description: First part of the help text, examples included.
+        default: Values where no flag is given.
+        flag_pairs: Whether a bool also has a `--no-` form.
+
+    Raises:
+        SystemExit: With 0 after `--help`, with 2 after a message on what is wrong; an unknown
+            flag's message names the nearest.
+    """
+    markers: list[Any] = [tyro.conf.AvoidSubcommands]
+    if not flag_pairs:
+        markers.append(tyro.conf.FlagCreatePairsOff)
+    return tyro.cli(
+        options,
+        args=list(arguments),
+        prog=f"triptych {verb}",
+        description=description,
+        default=tyro.MISSING_NONPROP if default is None else default,
+        config=tuple(markers),
+    )
+
+
+def shows_progress() -> bool:
+    """Return whether a person watches the error stream, where progress is drawn."""
+    return sys.stderr.isatty()

@@ -1,0 +1,232 @@
+"""`triptych train`: pre-train, fine-tune, and go on with an interrupted run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, make_dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+import tyro
+
+from triptych.cli.field_help import field_help
+from triptych.cli.parsing import SourceGroup, SourceOptions, parse
+from triptych.core.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from triptych.recipes.config import RunConfig
+    from triptych.train.trainer import TrainResult
+
+HELP = """Train a model: TARGET is a recipe, a config that `triptych init` wrote, or a run folder.
+
+Recipes: {recipes}
+
+Examples:
+  triptych train mplug.pretrain --data my.jsonl --out runs/mine
+  triptych train mplug.vqa --data questions.jsonl --init-from runs/mine/model --out runs/vqa
+  triptych train run.yaml --train.max-steps 500 --optim.learning-rate 3e-4
+  triptych train runs/mine --resume
+
+Every field of the configuration is a flag; `triptych train RECIPE --help` shows its defaults.
+"""
+
+LABELS = ("recipe", "scale")
+"""Fields of a RunConfig that only say where it came from."""
+
+Scale = Literal["smoke", "tiny", "small", "base", "large"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlainOptions:
+    """What is asked for apart from fields of the configuration.
+
+    Attributes:
+        target: A recipe, a config file (.yaml), or with --resume a run folder.
+        scale: Size of a recipe: smoke (seconds), tiny (minutes; what a recipe has without this
+            flag), small (an hour, or a GPU), base, large (the paper's).
+        config: A config file to start from, in place of a recipe's own values.
+        out: The new run folder; runs/RECIPE-SCALE, or runs/ and the config file's name, if absent.
+        resume: Go on from the last checkpoint of the run folder.
+        sources: Training data, in place of data.train.
+        source: How that data is read.
+        init_from: A model folder to start from: model.init-from in short.
+    """
+
+    target: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="TARGET")]] = None
+    scale: Scale | None = None
+    config: Path | None = None
+    out: Path | None = None
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    sources: Annotated[tuple[str, ...], tyro.conf.arg(name="data", metavar="PATH [PATH ...]")] = ()
+    source: SourceGroup = field(default_factory=SourceOptions)
+    init_from: str | None = None
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Train, and say where the model is and what to do with it."""
+    plain, rest = _read_plain(arguments)
+    wants_help = "-h" in rest or "--help" in rest
+    if wants_help and plain.target is None and plain.config is None:
+        _parse(PlainOptions, arguments, None)  # shows the help and exits
+    if plain.resume and not wants_help:
+        return _resume(plain, rest)
+    config = read_config(arguments, plain)
+    out = plain.out or _default_folder(plain, config)
+    from triptych.recipes.run import train_run
+
+    return _report(train_run(config, out), out)
+
+
+def read_config(arguments: Sequence[str], plain: PlainOptions | None = None) -> RunConfig:
+    """Return the run that a command line asks for.
+
+    Args:
+        arguments: What follows `triptych train`.
+        plain: Its plain options, where they are known already.
+
+    Raises:
+        ConfigError: There is no such recipe or config, or a value is out of range.
+        SystemExit: A flag is unknown or its value cannot be read; the message names the nearest.
+    """
+    from triptych.recipes.config import RunConfig
+
+    if plain is None:
+        plain, _ = _read_plain(arguments)
+    base = _base_config(plain)
+
+    helps = field_help(RunConfig)
+    settings = [
+        (name, Annotated[hint, tyro.conf.arg(help=helps.get(name))])
+        for name, hint in get_type_hints(RunConfig).items()
+        if name not in LABELS
+    ]
+    both: Any = make_dataclass("Train", settings, bases=(PlainOptions,), frozen=True, kw_only=True)
+    values = {name: getattr(plain, name) for name in PlainOptions.__slots__}
+    values |= {name: getattr(base, name) for name, _ in settings}
+    options = _parse(both, arguments, both(**values))
+    return replace(base, **{name: getattr(options, name) for name, _ in settings})
+
+
+def _read_plain(arguments: Sequence[str]) -> tuple[PlainOptions, list[str]]:
+    """Return the plain options, and what else the command line holds."""
+    first = [arguments[0]] if arguments and not arguments[0].startswith("-") else []
+    plain, rest = tyro.cli(
+        PlainOptions,
+        args=list(arguments[len(first) :]),
+        prog="triptych train",
+        return_unknown_args=True,
+        add_help=False,
+    )
+    stray = [word for word in rest[:1] if first and not word.startswith("-")]
+    if stray:
+        raise ConfigError(f"{stray[0]!r} follows {first[0]!r}: name one target")
+    return replace(plain, target=first[0] if first else None), rest
+
+
+def _parse(options: type[Any], arguments: Sequence[str], default: Any) -> Any:
+    from triptych.recipes.registry import RECIPES
+
+    description = HELP.format(recipes=", ".join(RECIPES))
+    return parse(
+        options,
+        arguments,
+        verb="train",
+        description=description,
+        default=default,
+        flag_pairs=True,
+    )
+
+
+def _base_config(plain: PlainOptions) -> RunConfig:
+    """Return the recipe's or the file's config, with --data and --init-from applied."""
+    from triptych.core.config import load_yaml
+    from triptych.recipes.config import RunConfig
+    from triptych.recipes.registry import build_recipe
+
+    file = _config_file(plain)
+    if file is None:
+        config = build_recipe(_recipe_name(plain.target), plain.scale or "tiny")
+    else:
+        if plain.scale is not None:
+            raise ConfigError(f"--scale belongs to a recipe, but {file} says every size itself")
+        config = load_yaml(RunConfig, file)
+        _check_same_recipe(plain, config, file)
+    if plain.source.flags() and not plain.sources:
+        flag = plain.source.flags().split()[0]
+        raise ConfigError(f"{flag} tells how --data is read: give --data, or set data.train")
+    if plain.sources:
+        sources = tuple(plain.source.source(path) for path in plain.sources)
+        config = replace(config, data=replace(config.data, train=sources))
+    if plain.init_from is not None:
+        config = replace(config, model=replace(config.model, init_from=plain.init_from))
+    return config
+
+
+def _config_file(plain: PlainOptions) -> Path | None:
+    target = Path(plain.target or "")
+    if target.suffix not in (".yaml", ".yml"):
+        return plain.config
+    if plain.config is not None:
+        raise ConfigError(f"two configs: {target} and --config {plain.config}; name one")
+    return target
+
+
+def _check_same_recipe(plain: PlainOptions, config: RunConfig, file: Path) -> None:
+    if plain.config is not None and plain.target not in (None, config.recipe):
+        raise ConfigError(
+            f"{file} is a config of {config.recipe}, not of {plain.target}: "
+            f"leave {plain.target} out, or name another file"
+        )
+
+
+def _recipe_name(target: str | None) -> str:
+    """Return the target, where it is a recipe."""
+    from triptych.recipes.registry import RECIPES
+
+    known = ", ".join(RECIPES)
+    if target is None:
+        raise ConfigError(
+            f"name what to train right after `triptych train`: a recipe ({known}), a config file "
+            "that ends in .yaml, or a run folder with --resume"
+        )
+    if target not in RECIPES and Path(target).is_dir():
+        raise ConfigError(
+            f"{target} is a folder: go on with its run by `triptych train {target} --resume`"
+        )
+    if target not in RECIPES:
+        raise ConfigError(
+            f"there is no recipe {target!r}{nearest(target, RECIPES)} "
+            f"(known: {known}; a config file ends in .yaml)"
+        )
+    return target
+
+
+def _default_folder(plain: PlainOptions, config: RunConfig) -> Path:
+    file = _config_file(plain)
+    return Path("runs") / (f"{config.recipe}-{config.scale}" if file is None else file.stem)
+
+
+def _resume(plain: PlainOptions, rest: Sequence[str]) -> int:
+    """Go on with a run; its config is fixed."""
+    flags: dict[str, object] = {"scale": plain.scale, "config": plain.config, "out": plain.out}
+    flags |= {"data": plain.sources or None, "init-from": plain.init_from}
+    given = [f"--{name}" for name, value in flags.items() if value is not None]
+    given += plain.source.flags().split()[:1]
+    given += [word for word in rest if word.startswith("-")]
+    if plain.target is None:
+        raise ConfigError("name the run folder: triptych train RUN_FOLDER --resume")
+    if given:
+        raise ConfigError(
+            f"{given[0]} cannot be changed when a run goes on: --resume takes the config of "
+            f"{plain.target}; begin a new run to change it"
+        )
+    from triptych.recipes.run import resume_run
+
+    folder = Path(plain.target)
+    return _report(resume_run(folder), folder)
+
+
+def _report(result: TrainResult, folder: Path) -> int:
+    print(f"trained to step {result.step:,} in {result.elapsed_s:,.1f} s")
+    print(f"model: {folder / 'model'}")
+    return 0
