@@ -1,0 +1,93 @@
+"""eval: what is handed to the evaluator, and how its numbers are shown and stored."""
+
+import json
+
+import pytest
+
+from triptych.cli.main import main
+from triptych.core.outputs import MetricValue
+from triptych.data.source import DataSourceConfig
+
+VALUE = MetricValue(
+    name="vqa", value=0.75, low=0.5, high=0.875, num_items=1200, protocol="VQAv2 accuracy [soft]."
+)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Stand in for the evaluation; return the list of what was asked for."""
+    calls = []
+
+    def evaluate_model(folder, task, source, **options):
+        options.pop("progress")
+        calls.append((str(folder), task, source, options))
+        return [VALUE]
+
+    monkeypatch.setattr("triptych.recipes.evaluate.evaluate_model", evaluate_model)
+    return calls
+
+
+def test_the_table_shows_value_interval_number_and_protocol(capsys, asked):
+    assert main(["eval", "m", "--task", "vqa", "--data", "a.jsonl"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "vqa on a.jsonl" in lines[0]
+    row = next(line for line in lines if "0.7500" in line)
+    assert "vqa" in row and "0.5000 to 0.8750" in row and "1,200" in row
+    assert "vqa: VQAv2 accuracy [soft]." in lines
+
+
+def test_options_reach_the_evaluator(asked):
+    arguments = "m --task retrieval --data a.json b.json --image-root pics --split test --limit 9"
+    arguments += " --rerank-top-k 0 --itm-score itm+itc --local-batch-size 4 --max-bad-share 0.5"
+    assert main(["eval", *arguments.split()]) == 0
+    options = {
+        "limit": 9,
+        "rerank_top_k": 0,
+        "itm_score": "itm+itc",
+        "local_batch_size": 4,
+        "max_bad_share": 0.5,
+    }
+    sources = [
+        DataSourceConfig(path=p, image_root="pics", split="test") for p in ("a.json", "b.json")
+    ]
+    assert asked == [("m", "retrieval", source, options) for source in sources]
+
+
+def test_json_holds_every_number(asked, tmp_path):
+    path = tmp_path / "deep" / "scores.json"
+    arguments = ["m", "--task", "vqa", "--data", "a", "b", "--json", str(path), "--limit", "5"]
+    assert main(["eval", *arguments]) == 0
+    content = json.loads(path.read_text())
+    assert [score["data"] for score in content["scores"]] == ["a", "b"]
+    assert content["scores"][1]["metrics"] == [
+        {
+            "name": "vqa",
+            "value": 0.75,
+            "low": 0.5,
+            "high": 0.875,
+            "num_items": 1200,
+            "protocol": "VQAv2 accuracy [soft].",
+        }
+    ]
+    assert (content["model"], content["task"], content["limit"]) == ("m", "vqa", 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["m", "--task", "vqa"], "--data"),
+        (["m", "--data", "a"], "--task"),
+        (["m", "--task", "vqq", "--data", "a"], "vqq"),
+        (["m", "--task", "vqa", "--data", "a", "--limit", "0"], "limit = 0: must be at least 1"),
+        (["m", "--task", "vqa", "--data", "a", "--readr", "csv"], "--reader"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_loaded(capsys, asked, arguments, message):
+    assert main(["eval", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert asked == []
+
+
+def test_a_missing_model_folder_is_named(capsys):
+    assert main(["eval", "nowhere", "--task", "vqa", "--data", "a.jsonl"]) == 2
+    assert "no model folder at nowhere" in capsys.readouterr().err

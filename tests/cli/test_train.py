@@ -1,0 +1,189 @@
+"""train: every field from the command line, configs from files, resuming, and what is refused."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from triptych.cli.main import main
+from triptych.cli.train import read_config
+from triptych.core.config import save_yaml
+from triptych.data.source import DataSourceConfig
+from triptych.recipes.registry import RECIPES, build_recipe
+from triptych.train.config import ObjectiveWeight
+from triptych.train.trainer import TrainResult
+
+
+@pytest.fixture
+def trained(monkeypatch, tmp_path):
+    """Stand in for training; return the list of what was asked for."""
+    monkeypatch.chdir(tmp_path)
+    asked = []
+
+    def result():
+        return TrainResult(
+            step=12, losses={}, elapsed_s=3.0, samples_per_s=4.0, checkpoint=Path("step_12")
+        )
+
+    def train_run(config, run_folder):
+        asked.append((config, run_folder))
+        return result()
+
+    def resume_run(run_folder):
+        asked.append(("resumed", run_folder))
+        return result()
+
+    monkeypatch.setattr("triptych.recipes.run.train_run", train_run)
+    monkeypatch.setattr("triptych.recipes.run.resume_run", resume_run)
+    return asked
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_without_flags_it_is_the_recipe(recipe):
+    assert read_config([recipe]) == build_recipe(recipe, "tiny")
+    assert read_config([recipe, "--scale", "base"]) == build_recipe(recipe, "base")
+
+
+def test_flags_reach_every_room_of_the_config():
+    flags = (
+        "mplug.pretrain --scale smoke --train.max-steps 7 --optim.learning-rate 3e-4 "
+        "--optim.betas 0.8 0.9 --model.name mplug_small --image.crop-scale 0.3 0.9 "
+        "--captions.max-words 9 --lengths.question 11 --tokenizer.vocab-size 500 "
+        "--task.queue-size 64 --weights.1.weight 2.5 --train.no-tensorboard "
+        "--train.max-grad-norm None --data.num-workers 2"
+    )
+    config = read_config(flags.split())
+    base = build_recipe("mplug.pretrain", "smoke")
+    weights = (base.weights[0], replace(base.weights[1], weight=2.5), *base.weights[2:])
+    assert isinstance(weights[1], ObjectiveWeight)
+    assert config == replace(
+        base,
+        train=replace(base.train, max_steps=7, tensorboard=False, max_grad_norm=None),
+        optim=replace(base.optim, learning_rate=3e-4, betas=(0.8, 0.9)),
+        model=replace(base.model, name="mplug_small"),
+        image=replace(base.image, crop_scale=(0.3, 0.9)),
+        captions=replace(base.captions, max_words=9),
+        lengths=replace(base.lengths, question=11),
+        tokenizer=replace(base.tokenizer, vocab_size=500),
+        task=replace(base.task, queue_size=64),
+        weights=weights,
+        data=replace(base.data, num_workers=2),
+    )
+
+
+@pytest.mark.parametrize("recipe", list(RECIPES))
+def test_every_scalar_field_is_a_flag(capsys, recipe):
+    assert main(["train", recipe, "--help"]) == 0
+    out = capsys.readouterr().out
+    config = build_recipe(recipe, "tiny")
+    for name in ("model", "tokenizer", "image", "captions", "lengths", "train", "optim"):
+        for field in fields(getattr(config, name)):
+            assert f"--{name}.{field.name}".replace("_", "-") in out
+    assert "Peak learning rate of everything but the vision encoder." in " ".join(out.split())
+
+
+def test_data_and_init_from_in_short():
+    arguments = ["mplug.vqa", "--data", "a.jsonl", "b.json", "--image-root", "pics"]
+    arguments += ["--init-from", "runs/x/model", "--data.train.1.split", "train"]
+    config = read_config(arguments)
+    assert config.data.train == (
+        DataSourceConfig(path="a.jsonl", image_root="pics"),
+        DataSourceConfig(path="b.json", image_root="pics", split="train"),
+    )
+    assert config.model.init_from == "runs/x/model"
+
+
+def test_a_config_file_is_the_start(tmp_path):
+    saved = build_recipe("mplug.grounding", "smoke")
+    saved = replace(saved, train=replace(saved.train, max_steps=99))
+    path = tmp_path / "run.yaml"
+    save_yaml(saved, path)
+    assert read_config([str(path)]) == saved
+    assert read_config(["--config", str(path)]) == saved
+    assert read_config(["mplug.grounding", "--config", str(path)]) == saved
+    changed = read_config([str(path), "--task.num-bins", "17"])
+    assert changed == replace(saved, task=replace(saved.task, num_bins=17))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folder"),
+    [
+        (["mplug.vqa", "--scale", "smoke"], "runs/mplug.vqa-smoke"),
+        (["mplug.vqa"], "runs/mplug.vqa-tiny"),
+        (["mplug.vqa", "--out", "here"], "here"),
+        (["mine.yaml"], "runs/mine"),
+        (["mine.yaml", "--out", "there"], "there"),
+    ],
+)
+def test_where_the_run_goes(capsys, trained, arguments, folder):
+    save_yaml(build_recipe("mplug.vqa", "smoke"), Path("mine.yaml"))
+    assert main(["train", *arguments]) == 0
+    assert trained[0][1] == Path(folder)
+    assert f"model: {folder}/model" in capsys.readouterr().out
+
+
+def test_resume(capsys, trained):
+    assert main(["train", "runs/mine", "--resume"]) == 0
+    assert trained == [("resumed", Path("runs/mine"))]
+    assert "trained to step 12" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flag", "suggestion"),
+    [
+        ("--train.learing-rate", "--optim.learning-rate"),
+        ("--optim.learing-rate", "--optim.learning-rate"),
+        ("--tran.max-steps", "--train.max-steps"),
+        ("--train.max-step", "--train.max-steps"),
+        ("--task.num-bin", "--task.num-bins"),
+        ("--initfrom", "--init-from"),
+    ],
+)
+def test_a_wrong_field_names_the_nearest(capsys, trained, flag, suggestion):
+    assert main(["train", "mplug.grounding", flag, "4"]) == 2
+    err = capsys.readouterr().err
+    assert flag in err and suggestion in err.split("Perhaps you meant")[1]
+    assert trained == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("mplug.vga", "no recipe 'mplug.vga'; did you mean 'mplug.vqa'?"),
+        ("", "name what to train right after `triptych train`"),
+        ("--data a.jsonl", "name what to train right after `triptych train`"),
+        ("mplug.vqa second", "second"),
+        ("mplug.vqa --scale tinny", "tiny"),
+        ("mplug.vqa --train.max-steps ten", "--train.max-steps"),
+        ("mplug.vqa --train.max-steps 0", "max_steps = 0: must be at least 1"),
+        ("mplug.vqa --split val", "--split tells how --data is read: give --data"),
+        ("absent.yaml", "cannot read config absent.yaml"),
+        ("wrong.yaml", "unknown field 'trian'; did you mean 'train'?"),
+        ("saved.yaml --scale tiny", "--scale belongs to a recipe"),
+        ("saved.yaml --config saved.yaml", "two configs"),
+        ("mplug.pretrain --config saved.yaml", "a config of mplug.vqa, not of mplug.pretrain"),
+        ("folder", "go on with its run by `triptych train folder --resume`"),
+        ("--resume", "name the run folder"),
+        ("folder --resume --train.max-steps 9", "--train.max-steps cannot be changed"),
+        ("folder --resume --data a.jsonl", "--data cannot be changed"),
+        ("folder --resume --init-from m", "--init-from cannot be changed"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(capsys, trained, arguments, message):
+    save_yaml(build_recipe("mplug.vqa", "smoke"), Path("saved.yaml"))
+    Path("wrong.yaml").write_text("recipe: mplug.vqa\nscale: smoke\ntrian: {}\n")
+    Path("folder").mkdir()
+    assert main(["train", *arguments.split()]) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.out == ""
+    assert trained == []
+
+
+def test_a_folder_without_a_run_cannot_resume(capsys, tmp_path):
+    assert main(["train", str(tmp_path), "--resume"]) == 2
+    assert "holds no run to resume: config.yaml is missing" in capsys.readouterr().err
+
+
+def test_training_without_data_says_which_flag(capsys, tmp_path):
+    assert main(["train", "mplug.vqa", "--out", str(tmp_path / "run")]) == 2
+    assert "name a manifest with --data PATH" in capsys.readouterr().err
