@@ -88,6 +88,7 @@ def test_a_stopped_run_gives_the_signals_code(capsys, verb_that):
     assert main(["models"]) == 143
     err = capsys.readouterr().err
     assert "stopped after step 7; saved runs/x/checkpoints/step_7" in err
+    assert "go on with `triptych train runs/x --resume`" in err
 
 
 def test_ctrl_c_gives_130(capsys, verb_that):

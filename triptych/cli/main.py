@@ -70,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"triptych: error: {error}", file=sys.stderr)
         return USER_ERROR
     except TrainingInterrupted as stop:
+        run_folder = stop.checkpoint.parent.parent
         print(f"triptych: {stop}", file=sys.stderr)
+        print(f"triptych: go on with `triptych train {run_folder} --resume`", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         print("triptych: interrupted", file=sys.stderr)
