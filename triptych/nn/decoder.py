@@ -38,13 +38,14 @@ class DecoderMemory:
 
 
 class TextDecoder(nn.Module):
-    """Post-norm blocks of causal self-attention, cross-attention and FFN, with a tied word head."""
+    """Blocks of causal self-attention, cross-attention and FFN, with a tied word head."""
 
     def __init__(self, config: TextConfig, depth: int) -> None:
         super().__init__()
         self.config = config
         self.embedding = config.embedding()
         self.blocks = nn.ModuleList(Block(config.block(), config.embed_dim) for _ in range(depth))
+        self.final_norm = config.final_norm()
         self.head = VocabularyHead(config.embed_dim, config.vocab_size, 1e-12, tied=True)
 
     def project_memory(self, memory: Tensor, mask: Tensor | None) -> DecoderMemory:
@@ -100,7 +101,7 @@ class TextDecoder(nn.Module):
 
     def word_logits(self, x: Tensor) -> Tensor:
         """Score every word: (..., D) to (..., V)."""
-        return self.head(x, self.embedding.word.weight)  # type: ignore[no-any-return]
+        return self.head(self.final_norm(x), self.embedding.word.weight)  # type: ignore[no-any-return]
 
     def new_cache(self) -> DecoderCache:
         """Return an empty cache for `step`."""

@@ -25,6 +25,9 @@ class TextConfig:
         max_positions: Rows of the position table (512 in BERT): the longest text in tokens.
         dropout: Share dropped after embeddings and sublayers (0.1 in BERT).
         attention_dropout: Share of attention weights dropped (0.1 in BERT).
+        pre_norm: Whether LayerNorm precedes each sublayer, with a last one at the end of each
+            stack, instead of following it as in BERT. Released weights need False; True learns
+            several times faster from scratch at small sizes.
     """
 
     vocab_size: int
@@ -34,6 +37,7 @@ class TextConfig:
     max_positions: int = 512
     dropout: float = 0.1
     attention_dropout: float = 0.1
+    pre_norm: bool = False
 
     def __post_init__(self) -> None:
         """Reject an empty vocabulary or position table."""
@@ -41,14 +45,19 @@ class TextConfig:
         check(self.max_positions > 0, "max_positions", self.max_positions, "be at least 1")
 
     def block(self) -> BlockConfig:
-        """Return BERT's block: post-norm, exact GELU, eps 1e-12."""
+        """Return BERT's block: exact GELU, eps 1e-12, post-norm unless `pre_norm`."""
         return BlockConfig(
             embed_dim=self.embed_dim,
             num_heads=self.num_heads,
             mlp_ratio=self.mlp_ratio,
+            pre_norm=self.pre_norm,
             dropout=self.dropout,
             attention_dropout=self.attention_dropout,
         )
+
+    def final_norm(self) -> nn.Module:
+        """Build what ends a stack of blocks: a LayerNorm after pre-norm blocks, else nothing."""
+        return nn.LayerNorm(self.embed_dim, eps=1e-12) if self.pre_norm else nn.Identity()
 
     def embedding(self) -> TextEmbedding:
         """Build the token embedding."""
@@ -67,13 +76,14 @@ def check_text_length(token_ids: Tensor, max_positions: int) -> None:
 
 
 class TextEncoder(nn.Module):
-    """The first layers of BERT (Devlin et al. 2019): embeddings and post-norm blocks."""
+    """The first layers of BERT (Devlin et al. 2019): embeddings and blocks."""
 
     def __init__(self, config: TextConfig, depth: int) -> None:
         super().__init__()
         self.config = config
         self.embedding = config.embedding()
         self.blocks = nn.ModuleList(Block(config.block()) for _ in range(depth))
+        self.final_norm = config.final_norm()
 
     def forward(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
         """Encode token ids.
@@ -90,4 +100,4 @@ class TextEncoder(nn.Module):
         bias = key_bias(text_mask, x.dtype)
         for block in self.blocks:
             x = block(x, bias)
-        return x  # type: ignore[no-any-return]
+        return self.final_norm(x)  # type: ignore[no-any-return]

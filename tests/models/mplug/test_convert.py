@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from triptych.core.errors import CheckpointError
+from triptych.core.errors import CapabilityError, CheckpointError
 from triptych.models.mplug.convert import (
     MLM_MATRIX,
     config_for,
@@ -36,10 +36,15 @@ def _meta_model(config):
         return MPLUG(config)
 
 
+def _post_norm_config():
+    config = model_config("mplug_tiny", image_size=32, vocab_size=40)
+    return dataclasses.replace(config, text=dataclasses.replace(config.text, pre_norm=False))
+
+
 @pytest.fixture
 def tiny():
     torch.manual_seed(0)
-    config = model_config("mplug_tiny", image_size=32, vocab_size=40)
+    config = _post_norm_config()
     return MPLUG(dataclasses.replace(config, tie_mlm_head=False)).eval()
 
 
@@ -91,7 +96,7 @@ def test_export_and_import_give_back_every_bit(tiny, wrap):
 
 def test_tied_model_keeps_its_head_through_export_and_import():
     torch.manual_seed(0)
-    config = model_config("mplug_tiny", image_size=32, vocab_size=40)
+    config = _post_norm_config()
     model, other = MPLUG(config), MPLUG(config)
     assert import_state_dict(export_state_dict(model), other).is_complete
     assert torch.equal(model.mlm_head.dense.weight, other.mlm_head.dense.weight)
@@ -178,3 +183,11 @@ def test_checkpoint_without_tensors_is_refused(tiny):
 
 def test_every_model_tensor_has_a_row_in_the_table(tiny):
     assert set(key_table(tiny.config)) == set(tiny.state_dict())
+
+
+def test_a_pre_norm_model_has_no_released_layout():
+    model = MPLUG(model_config("mplug_tiny", image_size=32, vocab_size=40))
+    with pytest.raises(CapabilityError, match="pre_norm"):
+        export_state_dict(model)
+    with pytest.raises(CapabilityError, match="pre_norm"):
+        import_state_dict({"temp": torch.tensor(0.07)}, model)

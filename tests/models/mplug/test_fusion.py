@@ -12,7 +12,7 @@ from triptych.nn.init import init_weights
 
 def _fusion(**changes):
     torch.manual_seed(0)
-    config = dataclasses.replace(shrunken("mplug_tiny"), **changes)
+    config = dataclasses.replace(shrunken("mplug_base_patch16_256"), **changes)
     fusion = SkipConnectedFusion(config)
     init_weights(fusion, 0.3)
     return fusion.eval()

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from triptych.core.errors import CheckpointError
+from triptych.core.errors import CapabilityError, CheckpointError
 from triptych.models.conversion import (
     ImportReport,
     KeyTable,
@@ -54,7 +54,15 @@ def key_table(config: MPLUGConfig, num_fusion_layers: int = RELEASED_FUSION_LAYE
     Args:
         config: The model's sizes.
         num_fusion_layers: Layers in the file's fusion list.
+
+    Raises:
+        CapabilityError: The model is pre-norm, which the released layout cannot express.
     """
+    if config.text.pre_norm:
+        raise CapabilityError(
+            "text.pre_norm = True: the released layout is post-norm and has no final norms; "
+            "take a post-norm variant, such as mplug_base_patch16_256"
+        )
     table = _vision_keys(config) | _embedding_keys("text_encoder.embedding", "text_encoder")
     for layer in range(config.text_depth):
         table |= _bert_block(f"text_encoder.blocks.{layer}", f"text_encoder.encoder.layer.{layer}")

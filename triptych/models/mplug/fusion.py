@@ -31,6 +31,8 @@ class SkipConnectedFusion(nn.Module):
             Block(block, None if layer in self.connected_layers else width)
             for layer in range(config.fusion_depth)
         )
+        self.final_norm = config.text.final_norm()
+        self.image_norm = config.text.final_norm() if config.connected_layers else nn.Identity()
 
     def forward(
         self, image: Tensor, text: Tensor, text_mask: Tensor, image_index: Tensor | None = None
@@ -58,7 +60,7 @@ class SkipConnectedFusion(nn.Module):
                 if image_index is not None:
                     memory = memory.select(image_index)
                 text = block(text, text_bias, memory)
-        return image, text, image_index
+        return self.image_norm(image), self.final_norm(text), image_index
 
     def _connected(
         self, block: nn.Module, image: Tensor, text: Tensor, text_bias: Tensor

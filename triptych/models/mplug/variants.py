@@ -29,10 +29,12 @@ def mplug_tiny(*, image_size: int | None = None, vocab_size: int | None = None) 
             max_positions=64,
             dropout=0.0,
             attention_dropout=0.0,
+            pre_norm=True,
         ),
         text_depth=2,
         fusion_depth=3,
         connected_layers=(1,),
+        connected_image_residual=False,
         decoder_depth=2,
         proj_dim=128,
         init_std=0.05,
@@ -46,11 +48,16 @@ def mplug_small(*, image_size: int | None = None, vocab_size: int | None = None)
             image_size=image_size or 128, patch_size=16, embed_dim=384, depth=8, num_heads=6
         ),
         text=TextConfig(
-            vocab_size=vocab_size or 8192, embed_dim=384, num_heads=6, max_positions=128
+            vocab_size=vocab_size or 8192,
+            embed_dim=384,
+            num_heads=6,
+            max_positions=128,
+            pre_norm=True,
         ),
         text_depth=4,
         fusion_depth=4,
         connected_layers=(2,),
+        connected_image_residual=False,
         decoder_depth=4,
     )
 
