@@ -28,6 +28,7 @@ from triptych.recipes.config import RunConfig
 from triptych.recipes.evaluate import evaluate_model, evaluation_records
 from triptych.recipes.registry import build_recipe
 from triptych.recipes.run import train_run
+from triptych.recipes.side_by_side import train_side_by_side
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.scoring import compute_caption_objects
 from triptych.scenes.write import write_scenes
@@ -154,11 +155,14 @@ def run_demo(
     size = SIZES[scale]
     with _timed(result, "scenes", console, f"writing {size.num_images:,} scenes"):
         files = _write(folder / "data", size, seed)
-    for stage, config in demo_runs(folder, files, size, scale, seed, num_threads).items():
-        result.configs[stage] = config
-        steps = config.train.max_steps
-        with _timed(result, stage, console, f"{config.recipe}: {steps:,} steps"):
-            train_run(config, folder / stage, console=console)
+    runs = demo_runs(folder, files, size, scale, seed, num_threads)
+    result.configs.update(runs)
+    pretraining = runs.pop("pretrain")
+    with _timed(result, "pretrain", console, f"pre-training: {size.pretrain_steps:,} steps"):
+        train_run(pretraining, result.run("pretrain"), console=console)
+    with _timed(result, "fine-tuning", console, "fine-tuning for questions and for phrases"):
+        folders = {stage: result.run(stage) for stage in runs}
+        train_side_by_side(runs, folders, num_threads=num_threads, console=console)
     for split in DEMO_SPLITS:
         with _timed(result, f"evaluation {split}", console, f"evaluating on {split}"):
             _evaluate_split(result, files, split, size, seed)

@@ -1,0 +1,87 @@
+"""Several small runs at once, one process and an equal share of the cores each.
+
+Small models do not keep two cores busy: two runs of one thread each finish sooner than two runs of
+two threads, one after the other.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from rich.console import Console
+
+from triptych.recipes.config import RunConfig
+from triptych.recipes.run import train_run
+
+
+def train_side_by_side(
+    runs: Mapping[str, RunConfig],
+    folders: Mapping[str, Path],
+    *,
+    num_threads: int | None = None,
+    console: Console | None = None,
+) -> None:
+    """Train each run in its folder; together on a CPU with a core for each, else in turn.
+
+    Args:
+        runs: Configs by name.
+        folders: Run folders by the same names.
+        num_threads: CPU threads for all of them; None for the machine's cores.
+        console: Where runs in turn report; runs at once print plain lines that begin with the name.
+
+    Raises:
+        TriptychError: What a run raised.
+    """
+    cores = num_threads or _num_cores()
+    if torch.cuda.is_available() or len(runs) < 2 or cores < len(runs):
+        for name, config in runs.items():
+            train_run(config, folders[name], console=console)
+        return
+    share = max(1, cores // len(runs))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(len(runs), mp_context=context) as pool:
+        started = [
+            pool.submit(_train_one, name, _with_threads(config, share), folders[name])
+            for name, config in runs.items()
+        ]
+        for future in started:
+            future.result()
+
+
+def _with_threads(config: RunConfig, num_threads: int) -> RunConfig:
+    return replace(config, train=replace(config.train, num_threads=num_threads, progress="plain"))
+
+
+def _train_one(name: str, config: RunConfig, folder: Path) -> None:
+    """Train in a process of its own."""
+    lines = _Prefixed(sys.stdout, f"{name} | ")
+    train_run(config, folder, console=Console(file=lines, width=160, force_terminal=False))  # type: ignore[arg-type]
+
+
+class _Prefixed:
+    """A text file that puts a name in front of every line."""
+
+    def __init__(self, inner: TextIO, prefix: str) -> None:
+        self._inner, self._prefix = inner, prefix
+
+    def write(self, text: str) -> int:
+        lines = text.splitlines(keepends=True)
+        self._inner.write("".join(self._prefix + line for line in lines))
+        return len(text)
+
+    def flush(self) -> None:
+        self._inner.flush()
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
