@@ -1,0 +1,1 @@
+"""Recipes, end to end on small written scenes."""
