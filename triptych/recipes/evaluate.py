@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from triptych.checkpoint.model_folder import load_model_folder
-from triptych.core.config import from_dict
+from triptych.core.config import check, from_dict
 from triptych.core.errors import CapabilityError, ConfigError, DataError, nearest
 from triptych.core.outputs import MetricValue, Predictions
 from triptych.data.caption_cleaning import clean_caption
@@ -149,19 +149,23 @@ def evaluate_model(
 
     Raises:
         CapabilityError: The model was not trained for the task.
-        ConfigError: No such task.
+        ConfigError: No such task, or a limit below 1.
         DataError: The data lack what the task needs, or too much of them is bad.
     """
     if task not in CONFIGS:
         raise ConfigError(
             f"unknown task {task!r}{nearest(task, CONFIGS)} (known: {', '.join(CONFIGS)})"
         )
+    check(limit is None or limit >= 1, "limit", limit, "be at least 1, or absent for all")
     loaded = load_for_evaluation(folder)
     _check_trained(loaded, task, folder)
     found = read_records(source)
-    records = evaluation_records(found.records, task, source.path)[:limit]
-    log = SkipLog(None, len(records) + len(found.skipped), max_bad_share)
+    usable = evaluation_records(found.records, task, source.path)
+    records = usable[:limit]
+    log = SkipLog(None, len(usable) + len(found.skipped), max_bad_share)
     log.add_all(found.skipped)
+    if len(records) < len(usable):  # bad lines are judged with the whole file, pictures without it
+        log = SkipLog(None, len(records), max_bad_share)
     loader = evaluation_loader(loaded, task, records, local_batch_size, log)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded.model.to(device)
@@ -175,7 +179,7 @@ def evaluate_model(
         return evaluate(
             _Keeping(bound, keep),
             loader,
-            [_metric(task, records)],
+            [_metric(task, records, found.records)],
             device=device,
             progress=progress,
         )
@@ -251,7 +255,7 @@ class _Keeping:
         return predictions
 
 
-def _metric(task: str, records: list[Record]) -> Metric:
+def _metric(task: str, records: list[Record], all_records: list[Record]) -> Metric:
     if task == "vqa":
         return VQAMetric(
             {i: r.answers for i, r in enumerate(records)},
@@ -259,7 +263,7 @@ def _metric(task: str, records: list[Record]) -> Metric:
         )
     if task == "grounding":
         return BoxMetric({i: r.box for i, r in enumerate(records) if r.box is not None})
-    return CaptionMetric(caption_references(records, records))
+    return CaptionMetric(caption_references(records, all_records))
 
 
 def _evaluate_retrieval(
