@@ -248,8 +248,9 @@ def is_value(value: object) -> bool:
     """Say whether something can stand as a figure: a finite number or a word."""
     if isinstance(value, str):
         return value != ""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value)
 
 
 def result_table(result: Mapping[str, Any]) -> Table:
@@ -313,12 +314,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parts = collect(options.skip, machine, commit, console)
         result = assemble(demo | parts, machine, commit)
     except DataError as error:
-        console.print(f"{error}", markup=False, style="red")
+        console.print(str(error), markup=False, style="red", soft_wrap=True)
         return 1
     write_json(options.out, result)
     console.print(result_table(result))
     low = [key for key, figure in result["figures"].items() if figure["reached"] is False]
-    console.print(f"written to {options.out}; bars not reached: {', '.join(low) or 'none'}")
+    words = f"written to {options.out}; bars not reached: {', '.join(low) or 'none'}"
+    console.print(words, soft_wrap=True)
     return 0
 
 

@@ -117,7 +117,7 @@ def test_bar(key, just, not_quite):
 
 @pytest.mark.parametrize("bad", [None, float("nan"), float("inf"), "", True, [0.5]])
 def test_a_figure_without_value_is_an_error(bad):
-    with pytest.raises(DataError, match="no value for vqa, bf16_speedup$"):
+    with pytest.raises(DataError, match=r"no value for vqa, bf16_speedup$"):
         assemble(figures(GOOD, vqa=bad, bf16_speedup=bad), MACHINE, "abc")
 
 
@@ -229,7 +229,7 @@ def test_stored_parts_and_the_demo_make_the_file(stored_parts, tmp_path, capsys)
     result = load_json(tmp_path / "o.json")
     assert {key: result["figures"][key]["value"] for key in GOOD} == GOOD
     assert result["figures"]["bf16_speedup"]["commit"] == "old"
-    assert "bars not reached: none" in " ".join(capsys.readouterr().out.split())
+    assert "bars not reached: none" in capsys.readouterr().out
 
 
 def test_a_part_that_fails_leaves_the_others_stored_and_writes_no_result(
@@ -254,7 +254,7 @@ def test_a_part_that_fails_leaves_the_others_stored_and_writes_no_result(
 def test_a_part_to_skip_that_was_never_stored_is_an_error(stored_parts, tmp_path, capsys):
     (tmp_path / "results" / "precision.json").unlink()
     assert run_main(stored_parts, tmp_path, skip=[part.name for part in PARTS]) == 1
-    assert "precision.json does not exist" in " ".join(capsys.readouterr().out.split())
+    assert "precision.json does not exist" in capsys.readouterr().out
     assert not (tmp_path / "o.json").exists()
 
 
