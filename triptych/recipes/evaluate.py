@@ -83,21 +83,16 @@ class LoadedModel:
         return wanted()
 
     def captions(self) -> PretrainingTextConfig:
-        """Return the caption lengths that the model was trained with."""
-        text = self._text()
-        return PretrainingTextConfig(
-            max_text_tokens=text["max_text_tokens"], max_words=text["max_words"]
-        )
+        """Return the caption lengths that the model was trained with; the usual ones if absent."""
+        return from_dict(PretrainingTextConfig, self._text("max_text_tokens", "max_words"), "text")
 
     def lengths(self) -> TextLengths:
-        """Return the question, answer and phrase lengths that the model was trained with."""
-        text = self._text()
-        return TextLengths(question=text["question"], answer=text["answer"], phrase=text["phrase"])
+        """Return the other texts' lengths that it was trained with; the usual ones if absent."""
+        return from_dict(TextLengths, self._text("question", "answer", "phrase"), "text")
 
-    def _text(self) -> dict[str, int]:
-        text = self.config["text"]
-        assert isinstance(text, dict)
-        return text
+    def _text(self, *names: str) -> dict[str, object]:
+        text = self.config.get("text")
+        return {n: text[n] for n in names if n in text} if isinstance(text, dict) else {}
 
 
 def task_kind(task: str) -> str:
