@@ -37,7 +37,7 @@ from triptych.train.config import ObjectiveWeight
 
 from .small_runs import small_run, source_of
 
-MAX_STEPS = 10
+MAX_STEPS = 8
 QUEUE_SIZE = 13  # odd, and no multiple of the batch: the ring wraps inside a batch
 MODEL = "mplug_tiny_dropout"
 
