@@ -2,8 +2,7 @@
 
 Runs the other benchmarks and the two tests that give a figure, each in a process of its own, takes
 the rest from the demo's `results.json`, writes `benchmarks/results/foundation.json` and prints a
-table. Each part's whole output stays in `benchmarks/results/PART.json`; `--skip PART` takes it from
-there. A figure that nobody gives, or gives as no number, is an error and nothing is written. A bar
+table. Each part's whole output stays in `PART.json` beside it; `--skip PART` takes it from there. A figure that nobody gives, or gives as no number, is an error and nothing is written. A bar
 that is not reached is no error: the table and the file say so.
 
     triptych demo --out runs/demo
@@ -92,7 +91,7 @@ class Part:
     """Something to run from the root of the repository.
 
     Attributes:
-        name: Also of its file in `benchmarks/results`.
+        name: Also of its file among the results.
         arguments: What Python is given.
         keys: Figures that it yields.
         read: Makes figures and details of the exit code and the standard output.
@@ -270,8 +269,10 @@ def result_table(result: Mapping[str, Any]) -> Table:
     return table
 
 
-def collect(skip: Sequence[str], machine: dict[str, str], commit: str, console: Console) -> Figures:
-    """Run all parts but those to skip, store their outputs, and return their figures.
+def collect(
+    folder: Path, skip: Sequence[str], machine: dict[str, str], commit: str, console: Console
+) -> Figures:
+    """Run all parts but those to skip, store their outputs in a folder, and return their figures.
 
     A part that fails does not keep the others from running.
 
@@ -281,12 +282,12 @@ def collect(skip: Sequence[str], machine: dict[str, str], commit: str, console: 
     figures: Figures = {}
     problems = []
     for part in PARTS:
-        path = RESULTS / f"{part.name}.json"
+        path = folder / f"{part.name}.json"
         try:
             if part.name in skip:
-                console.print(f"{part.name}: from {path.relative_to(ROOT)}")
+                console.print(f"{part.name}: from {path}", soft_wrap=True)
             else:
-                console.print(f"{part.name}: {part.command}")
+                console.print(f"{part.name}: {part.command}", soft_wrap=True)
                 write_json(path, run_part(part, machine, commit))
             figures |= part_figures(part, load_json(path))
         except DataError as error:
@@ -311,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print("[yellow]tracked files were changed: the commit will say -dirty[/yellow]")
     try:
         demo = demo_figures(load_json(options.demo))
-        parts = collect(options.skip, machine, commit, console)
+        parts = collect(options.out.parent, options.skip, machine, commit, console)
         result = assemble(demo | parts, machine, commit)
     except DataError as error:
         console.print(str(error), markup=False, style="red", soft_wrap=True)

@@ -85,7 +85,7 @@ CASES = (
         batch_size=64,
         objectives=("itc", "prefix_lm"),
     ),
-    Case(name="small", scale="small", model="mplug_small", batch_size=16, rounds_share=0.4),
+    Case(name="small", scale="small", model="mplug_small", batch_size=16, rounds_share=0.3),
     Case(
         name="base, reduced depth",
         scale="small",

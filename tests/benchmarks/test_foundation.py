@@ -202,17 +202,13 @@ def test_own_data_without_tests_is_an_error():
 
 @pytest.fixture
 def stored_parts(tmp_path, monkeypatch):
-    """Every part's file as of an earlier run, in a folder of its own."""
-    folder = tmp_path / "results"
-    folder.mkdir()
-    monkeypatch.setattr(foundation, "ROOT", tmp_path)
-    monkeypatch.setattr(foundation, "RESULTS", folder)
+    """Every part's file as of an earlier run, beside the file to be written."""
     monkeypatch.setattr(foundation, "describe_machine", lambda: MACHINE)
     monkeypatch.setattr(foundation, "current_commit", lambda: "abc")
     for part in PARTS:
         output = {key: GOOD[key] for key in part.keys}
         content = {"machine": MACHINE, "commit": "old", "command": part.command, "output": output}
-        (folder / f"{part.name}.json").write_text(json.dumps(content))
+        (tmp_path / f"{part.name}.json").write_text(json.dumps(content))
     demo = tmp_path / "results.json"
     demo.write_text(json.dumps(demo_file()))
     return demo
@@ -247,12 +243,12 @@ def test_a_part_that_fails_leaves_the_others_stored_and_writes_no_result(
     assert run_main(stored_parts, tmp_path, skip=skip) == 1
     assert "scenes broke" in capsys.readouterr().out
     assert not (tmp_path / "o.json").exists()
-    beam = load_json(tmp_path / "results" / "beam.json")
+    beam = load_json(tmp_path / "beam.json")
     assert (beam["commit"], beam["output"]["beam_cache_speedup"]) == ("abc", 8.0)
 
 
 def test_a_part_to_skip_that_was_never_stored_is_an_error(stored_parts, tmp_path, capsys):
-    (tmp_path / "results" / "precision.json").unlink()
+    (tmp_path / "precision.json").unlink()
     assert run_main(stored_parts, tmp_path, skip=[part.name for part in PARTS]) == 1
     assert "precision.json does not exist" in capsys.readouterr().out
     assert not (tmp_path / "o.json").exists()
