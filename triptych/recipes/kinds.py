@@ -37,7 +37,7 @@ def build_task(config: TaskConfig, model: MPLUG, tokenizer: Tokenizer) -> Task:
     """Bind a model to a task.
 
     Raises:
-        ConfigError: The tokenizer has too few unused tokens for grounding.
+        DataError: The tokenizer has too few unused tokens for grounding.
     """
     ends: dict[str, Any] = {"cls_id": tokenizer.cls_id, "sep_id": tokenizer.sep_id}
     match config:

@@ -32,6 +32,8 @@ MODELS = {
     "large": "mplug_large_patch14_224",
 }
 PAPER_SCALES = ("base", "large")
+WARMUP_STEPS = {"mplug.retrieval": 100, "mplug.grounding": 2000}
+"""Where the released fine-tuning configs do not have 400: 100 times their `warmup_epochs`."""
 NO_AUGMENTATION = ImageTransformConfig(crop_scale=None, flip_probability=0.0, randaugment_num_ops=0)
 """For small scales: a crop or a flip would contradict captions that name all objects in order."""
 
@@ -148,7 +150,7 @@ def _finetune(
                 learning_rate=rate,
                 vision_learning_rate=vision_rate,
                 weight_decay=0.05,
-                warmup_steps=400,
+                warmup_steps=WARMUP_STEPS.get(recipe, 400),
             ),
             crop_scale=(0.5, 1.0),
         )
