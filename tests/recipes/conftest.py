@@ -1,6 +1,7 @@
 """Scenes and a pre-trained model that the tests of recipes share."""
 
 import pytest
+import torch
 
 from triptych.recipes.run import train_run
 from triptych.scenes.write import write_scenes
@@ -8,14 +9,23 @@ from triptych.scenes.write import write_scenes
 from .small_runs import small_run, source_of
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package", autouse=True)
+def _one_thread():
+    """Keep to one thread here, and leave other tests the number that they had."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="package")
 def scenes(tmp_path_factory):
     """Written scenes: 32 for training, 8 of each other split."""
     folder = tmp_path_factory.mktemp("scenes") / "s"
     return write_scenes(folder, 32, formats=("captions", "vqa", "refs"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def pretrained(tmp_path_factory, scenes):
     """A run folder of mplug.pretrain at scale "smoke"."""
     folder = tmp_path_factory.mktemp("pretrained") / "run"
