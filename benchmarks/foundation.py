@@ -2,8 +2,9 @@
 
 Runs the other benchmarks and the two tests that give a figure, each in a process of its own, takes
 the rest from the demo's `results.json`, writes `benchmarks/results/foundation.json` and prints a
-table. Each part's whole output stays in `PART.json` beside it; `--skip PART` takes it from there. A figure that nobody gives, or gives as no number, is an error and nothing is written. A bar
-that is not reached is no error: the table and the file say so.
+table. The whole output of each part is stored beside that file as `PART.json`; `--skip PART` takes
+it from there. A figure that nobody gives, or gives as no number, is an error and the file is not
+written. A bar that is not reached is no error: the table and the file say so.
 
     triptych demo --out runs/demo
     python benchmarks/foundation.py --demo runs/demo/results.json
