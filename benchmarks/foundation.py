@@ -188,12 +188,15 @@ def load_json(path: Path) -> dict[str, Any]:
 
 def part_figures(part: Part, stored: Mapping[str, Any]) -> Figures:
     """Return the figures of a part's file, each with what it takes to measure it again."""
+    output = stored["output"]
+    protocol = {"protocol": output["protocol"]} if "protocol" in output else {}
     return {
         key: {
-            "value": stored["output"].get(key),
+            "value": output.get(key),
             "command": stored["command"],
             "commit": stored["commit"],
             "machine": stored["machine"],
+            **protocol,
         }
         for key in part.keys
     }

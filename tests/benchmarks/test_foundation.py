@@ -160,7 +160,7 @@ def test_the_figure_of_a_part_carries_its_origin():
         "machine": MACHINE,
         "commit": "abc",
         "command": part.command,
-        "output": {"beam_cache_speedup": 7.5, "pairs": 3},
+        "output": {"beam_cache_speedup": 7.5, "pairs": 3, "protocol": "so"},
     }
     assert part_figures(part, stored) == {
         "beam_cache_speedup": {
@@ -168,6 +168,7 @@ def test_the_figure_of_a_part_carries_its_origin():
             "command": "python benchmarks/beam.py",
             "commit": "abc",
             "machine": MACHINE,
+            "protocol": "so",
         }
     }
 
