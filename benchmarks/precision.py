@@ -60,8 +60,8 @@ VARIANTS = {  # name: (precision, whether SDPA is forced)
     "fp32 rule": ("fp32", False),
 }
 PROTOCOL = (
-    "Pre-training step of the tiny demo (mplug_tiny, 64 px, batch 64, all four objectives): forward "
-    "pass, backward pass, clipping and AdamW. bf16 autocast with the attention rule, over fp32 with "
+    "Pre-training step of the demo (mplug_tiny, 64 px, batch 64, all four objectives): forward "
+    "pass, backward pass, clipping, AdamW. bf16 autocast with the attention rule, over fp32 with "
     "torch's SDPA forced everywhere; one process, same weights and batches, turn about; median of "
     "the ratios of steps of one round."
 )
