@@ -9,8 +9,10 @@ from rich.console import Console
 
 from triptych.core.config import load_yaml
 from triptych.core.errors import ConfigError
+from triptych.data.batches import record_texts
 from triptych.recipes.config import RunConfig
 from triptych.recipes.demo import DEMO_SPLITS, SIZES, run_demo
+from triptych.text import Tokenizer
 
 SIZE = SIZES["smoke"]
 STAGES = {"pretrain": SIZE.pretrain_steps, "vqa": SIZE.vqa_steps, "grounding": SIZE.grounding_steps}
@@ -93,6 +95,20 @@ def test_each_stage_leaves_its_run_and_its_model(demo, stage):
     assert stored["trained_for"] == [{"pretrain": "pretraining"}.get(stage, stage)]
     first = result.configs[stage].model.init_from
     assert first == (None if stage == "pretrain" else str(result.model("pretrain")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", DEMO_SPLITS)
+def test_every_word_of_every_task_can_be_read_and_said(demo, split):
+    """Captions alone hold no digit and no question mark, and a word that is unknown is lost."""
+    tokenizer = Tokenizer.load(demo[0].model("pretrain"))
+    for task in ("caption", "vqa", "grounding"):
+        for record in demo[0].records[task, split]:
+            for text in record_texts(record):
+                (ids,) = tokenizer.encode([text], max_tokens=100)
+                assert tokenizer.unk_id not in ids, text
+                said = text.lower().replace("?", " ?").split()
+                assert tokenizer.decode(ids).replace("?", " ?").split() == said
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ from triptych.recipes.baselines import Baseline, baselines_of
 from triptych.recipes.config import RunConfig
 from triptych.recipes.evaluate import evaluate_model, evaluation_records
 from triptych.recipes.registry import build_recipe
-from triptych.recipes.run import train_run
+from triptych.recipes.run import prepare_tokenizer, train_run
 from triptych.recipes.side_by_side import train_side_by_side
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.scoring import compute_caption_objects
@@ -136,7 +136,8 @@ def run_demo(
     """Write scenes, pre-train, fine-tune for questions and phrases, and evaluate.
 
     Args:
-        folder: Receives `data/`, one run folder a stage, and nothing else; must be new or empty.
+        folder: Receives `data/`, `tokenizer/`, one run folder a stage, and nothing else; must be
+            new or empty.
         scale: smoke, tiny or small.
         seed: Seed of scenes and training.
         num_threads: CPU threads; None leaves torch's choice.
@@ -155,6 +156,7 @@ def run_demo(
     size = SIZES[scale]
     with _timed(result, "scenes", console, f"writing {size.num_images:,} scenes"):
         files = _write(folder / "data", size, seed)
+        _train_tokenizer(folder / "tokenizer", files, scale)
     runs = demo_runs(folder, files, size, scale, seed, num_threads)
     result.configs.update(runs)
     pretraining = runs.pop("pretrain")
@@ -177,7 +179,7 @@ def demo_runs(
     seed: int,
     num_threads: int | None,
 ) -> dict[str, RunConfig]:
-    """Return the runs of the demo by stage, in order."""
+    """Return the runs of the demo by stage, in order; they read `folder / "tokenizer"`."""
     stages = (
         ("pretrain", "mplug.pretrain", "caption", size.pretrain_steps),
         ("vqa", "mplug.vqa", "vqa", size.vqa_steps),
@@ -187,11 +189,15 @@ def demo_runs(
     for stage, recipe, task, steps in stages:
         config = build_recipe(recipe, scale)
         model = config.model
-        if stage != "pretrain":
+        tokenizer = config.tokenizer
+        if stage == "pretrain":
+            tokenizer = replace(tokenizer, path=str(folder / "tokenizer"))
+        else:
             model = replace(model, init_from=str(folder / "pretrain" / "model"))
         runs[stage] = replace(
             config,
             model=model,
+            tokenizer=tokenizer,
             data=replace(config.data, train=(scene_source(files, task, "train"),), seed=seed),
             train=replace(config.train, max_steps=steps, seed=seed, num_threads=num_threads),
             weights=tuple(
@@ -234,6 +240,16 @@ def _write(folder: Path, size: DemoSize, seed: int) -> SceneFiles:
         formats=FORMATS,
         captions_per_image=1,
     )
+
+
+def _train_tokenizer(folder: Path, files: SceneFiles, scale: str) -> None:
+    """Train on the texts of all tasks: captions alone lack the words of many answers."""
+    records = [
+        record
+        for task in ("caption", "vqa", "grounding")
+        for record in read_records(scene_source(files, task, "train")).records
+    ]
+    prepare_tokenizer(build_recipe("mplug.pretrain", scale), records).save(folder)
 
 
 def _evaluate_split(
