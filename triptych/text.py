@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import string
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from triptych.core.files import write_atomic
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION = "##"
+ASCII = string.ascii_lowercase + string.digits + string.punctuation
 MAX_ALPHABET = 1000  # distinct characters kept, as BERT's vocabulary builder does
 MAX_WORD_CHARS = 100  # a longer word is [UNK] (BERT)
 
@@ -88,7 +90,8 @@ class Tokenizer:
         """Learn a vocabulary from texts; the same texts give the same vocabulary.
 
         Ids: [PAD] 0, [UNK] 1, [CLS] 2, [SEP] 3, [MASK] 4, then [unused0..num_unused-1], then
-        characters, then pieces.
+        characters, then pieces. A vocabulary that is not tiny knows every ASCII character, also
+        those that the texts lack.
 
         Args:
             texts: The captions, questions and answers of the user's data.
@@ -238,12 +241,17 @@ def _normalizer() -> normalizers.Normalizer:
 
 
 def _alphabet(texts: list[str], normalizer: normalizers.Normalizer, room: int) -> list[str]:
-    """Return the most frequent characters, in code order."""
+    """Return the most frequent characters, in code order; with room, all of ASCII as well.
+
+    Captions without a digit would otherwise make every number of a later question unknown.
+    """
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(normalizer.normalize_str(text))
     chars = [char for char in counts if not char.isspace()]
     chars.sort(key=lambda char: (-counts[char], char))
+    if chars and room >= 4 * len(ASCII):
+        chars = [*ASCII, *(char for char in chars if char not in ASCII)]
     return sorted(chars[: min(MAX_ALPHABET, room)])
 
 

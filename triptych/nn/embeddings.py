@@ -14,9 +14,12 @@ class PatchEmbedding(nn.Module):
     it is applied as one matrix product.
     """
 
-    def __init__(self, embed_dim: int, patch_size: int, *, bias: bool) -> None:
+    def __init__(
+        self, embed_dim: int, patch_size: int, *, bias: bool, init_std: float | None = None
+    ) -> None:
         super().__init__()
         self.patch_size = patch_size
+        self.init_std = init_std
         self.weight = nn.Parameter(torch.empty(embed_dim, 3, patch_size, patch_size))
         self.bias = nn.Parameter(torch.empty(embed_dim)) if bias else None
 

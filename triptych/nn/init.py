@@ -30,12 +30,13 @@ def init_weights(module: nn.Module, std: float) -> None:
             nn.init.ones_(child.weight)
             nn.init.zeros_(child.bias)
         elif isinstance(child, PatchEmbedding):
-            nn.init.normal_(child.weight, std=std)
+            nn.init.normal_(child.weight, std=child.init_std or std)
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
         elif isinstance(child, VisionTransformer):
+            position_std = child.config.position_init_std or std
             nn.init.normal_(child.class_embedding, std=std)
-            nn.init.normal_(child.position_embedding, std=std)
+            nn.init.normal_(child.position_embedding, std=position_std)
         elif isinstance(child, VocabularyHead):
             nn.init.zeros_(child.bias)
             if child.weight is not None:

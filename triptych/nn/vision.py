@@ -25,6 +25,10 @@ class VisionConfig:
         num_heads: Attention heads; CLIP uses `embed_dim` / 64.
         attention_dropout: Share of attention weights dropped in training (0.1 in released mPLUG;
             CLIP itself has none).
+        patch_init_std: Deviation of fresh patch weights; None takes the model's `init_std`.
+        position_init_std: Deviation of a fresh position table; None takes the model's `init_std`.
+            Where it is far below the deviation of the patch states, a model that starts from
+            nothing learns places very slowly.
     """
 
     image_size: int
@@ -33,6 +37,8 @@ class VisionConfig:
     depth: int
     num_heads: int
     attention_dropout: float = 0.1
+    patch_init_std: float | None = None
+    position_init_std: float | None = None
 
     def __post_init__(self) -> None:
         """Reject sizes that do not fit."""
@@ -68,7 +74,9 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         width = config.embed_dim
-        self.patch_embedding = PatchEmbedding(width, config.patch_size, bias=False)
+        self.patch_embedding = PatchEmbedding(
+            width, config.patch_size, bias=False, init_std=config.patch_init_std
+        )
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.position_embedding = nn.Parameter(torch.empty(1 + config.num_patches, width))
         self.norm_pre = nn.LayerNorm(width, eps=1e-5)

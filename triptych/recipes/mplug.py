@@ -122,7 +122,13 @@ def grounding(scale: str) -> RunConfig:
     """
     small = scale not in PAPER_SCALES
     task = (
-        GroundingConfig(num_bins=33, smoothing_bins=0.7, start_unused=0, first_bin_unused=1)
+        GroundingConfig(
+            num_bins=33,
+            smoothing_bins=0.7,
+            smooth_coordinates=True,
+            start_unused=0,
+            first_bin_unused=1,
+        )
         if small
         else GroundingConfig(length_and_overlap_weighting=True)
     )

@@ -28,6 +28,7 @@ from triptych.models.registry import build_model, model_config
 from triptych.nn.positions import resize_position_table
 from triptych.recipes.config import RunConfig
 from triptych.recipes.kinds import TRAINED_FOR, build_collator, build_task
+from triptych.tasks.finetuning.grounding import Grounding
 from triptych.text import Tokenizer
 from triptych.train.trainer import Trainer, TrainResult
 
@@ -62,6 +63,8 @@ def train_run(
     model = prepare_model(config, tokenizer)
     config = replace(config, image=replace(config.image, image_size=model.image_size))
     task = build_task(config.task, model, tokenizer)
+    if isinstance(task, Grounding) and task.config.smooth_coordinates:
+        task.init_coordinates()
     collator = build_collator(config.task, tokenizer, config.captions, config.lengths, train=True)
     transform = ImageTransform(config.image, train=True)
 

@@ -21,6 +21,8 @@ def mplug_tiny(*, image_size: int | None = None, vocab_size: int | None = None) 
             depth=4,
             num_heads=4,
             attention_dropout=0.0,
+            patch_init_std=0.02,
+            position_init_std=0.7,
         ),
         text=TextConfig(
             vocab_size=vocab_size or 512,
@@ -45,7 +47,13 @@ def mplug_small(*, image_size: int | None = None, vocab_size: int | None = None)
     """An hour of two cores, or minutes of one GPU; not in the paper."""
     return MPLUGConfig(
         vision=VisionConfig(
-            image_size=image_size or 128, patch_size=16, embed_dim=384, depth=8, num_heads=6
+            image_size=image_size or 128,
+            patch_size=16,
+            embed_dim=384,
+            depth=8,
+            num_heads=6,
+            patch_init_std=0.02,
+            position_init_std=0.7,
         ),
         text=TextConfig(
             vocab_size=vocab_size or 8192,

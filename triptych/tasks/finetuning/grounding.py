@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -29,6 +30,9 @@ class GroundingConfig:
             decoder learns; 0 learns the true bin alone, as the paper does.
         length_and_overlap_weighting: Whether a token's loss is multiplied by the predicted bin's
             distance in [0, 5] and by (1 - GIoU), as in the released code.
+        smooth_coordinates: Whether training begins with coordinate tokens whose vectors change
+            smoothly from bin to bin. Pre-training has pushed all unused tokens to one place, which
+            is slow to undo; the paper starts from there.
         start_unused: Which [unused...] token starts the decoder (released: 339).
         first_bin_unused: Which [unused...] token is bin 0; the bins follow (released: 340).
     """
@@ -36,6 +40,7 @@ class GroundingConfig:
     num_bins: int = 337
     smoothing_bins: float = 0.0
     length_and_overlap_weighting: bool = False
+    smooth_coordinates: bool = False
     start_unused: int = 339
     first_bin_unused: int = 340
 
@@ -115,6 +120,18 @@ class Grounding(ModelTask):
         size = batch["image_size_px"].cpu().float()  # (B, 2): width, height
         boxes = cxcywh_to_xyxy(self.from_bins(bins)).clamp(0, 1) * size.repeat(1, 2)
         return Predictions(index=batch["index"].tolist(), boxes_xyxy=boxes)
+
+    @torch.no_grad()
+    def init_coordinates(self) -> None:
+        """Give the bins random Fourier features of their number, at the table's own scale."""
+        table = self.model.decoder.embedding.word.weight  # (V, D), the decoder's head is tied to it
+        bins = torch.arange(self.config.num_bins, device=table.device, dtype=table.dtype)
+        half = table.shape[1] // 2
+        rates = torch.randn(half).exp() * (10 / self.config.num_bins)  # radians a bin
+        phases = torch.rand(half) * 2 * math.pi
+        angles = bins[:, None] * rates.to(table) + phases.to(table)
+        vectors = torch.cat([angles.sin(), angles.cos()], dim=1) * math.sqrt(2) * table.std()
+        table[self.first_bin_id : self.first_bin_id + len(bins), : 2 * half] = vectors
 
     def to_bins(self, box_cxcywh: Tensor) -> Tensor:
         """Return the bins (B, 4) int64 of boxes (B, 4) in [0, 1]."""
