@@ -195,3 +195,13 @@ def test_missing_file_is_named(tmp_path):
         Tokenizer.load(tmp_path)
     with pytest.raises(DataError, match="nowhere"):
         Tokenizer.load(tmp_path / "nowhere.json")
+
+
+def test_a_roomy_vocabulary_spells_what_its_texts_lack():
+    tokenizer = Tokenizer.train(["a red circle"], vocab_size=1000)
+    said = "why 1,234 boxes?"
+    (ids,) = tokenizer.encode([said], max_tokens=50)
+    assert tokenizer.unk_id not in ids
+    assert tokenizer.decode(ids).replace(" ", "") == said.replace(" ", "")
+    tight = Tokenizer.train(["a red circle"], vocab_size=200)
+    assert tight.unk_id in tight.encode([said], max_tokens=50)[0]
