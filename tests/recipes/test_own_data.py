@@ -13,6 +13,7 @@ from triptych.core.errors import DataError
 from triptych.data.check import check_sources
 from triptych.data.source import DataSourceConfig
 from triptych.recipes.run import train_run
+from triptych.tasks.pretraining.mplug import MPLUGPretraining
 from triptych.train.config import ObjectiveWeight
 
 from .own_data import BAD, KINDS, NUM_LINES, write_own_data
@@ -105,6 +106,21 @@ def test_training_reads_every_good_file_and_lists_the_bad(own, run):
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert steps[-1]["step"] == NUM_LINES // 8
     assert steps[-1]["loss/prefix_lm"] < steps[0]["loss/prefix_lm"]
+
+
+def test_training_sees_each_of_the_good_files(own, tmp_path, monkeypatch):
+    seen = Counter()
+    losses = MPLUGPretraining.losses
+
+    def counted(task, batch, *, active):
+        seen.update(batch["index"].tolist())
+        return losses(task, batch, active=active)
+
+    monkeypatch.setattr(MPLUGPretraining, "losses", counted)
+    train_run(_config(own, max_bad_share=0.02), tmp_path)
+    lines = [json.loads(line)["image"] for line in own.manifest.read_text().splitlines()]
+    assert sorted(seen) == [number for number, path in enumerate(lines) if path not in BAD]
+    assert len(seen) == NUM_GOOD and seen.total() == NUM_LINES  # others stand in for the bad
 
 
 def test_training_stops_where_more_is_bad_than_is_borne(own, tmp_path):
