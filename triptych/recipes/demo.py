@@ -63,7 +63,7 @@ SIZES = {
         num_images=48, num_test=12, pretrain_steps=4, vqa_steps=2, grounding_steps=2, rerank_top_k=4
     ),
     "tiny": DemoSize(
-        num_images=24_000, num_test=500, pretrain_steps=2400, vqa_steps=2000, grounding_steps=2200
+        num_images=24_000, num_test=500, pretrain_steps=2300, vqa_steps=2200, grounding_steps=1300
     ),
     "small": DemoSize(
         num_images=100_000,
@@ -236,9 +236,10 @@ def _write(folder: Path, size: DemoSize, seed: int) -> SceneFiles:
         num_val=8,
         num_test=size.num_test,
         num_compositional=size.num_test,
-        config=SceneConfig(seed=seed, object_count_weights=(0.25, 0.25, 0.25, 0.25)),
+        config=SceneConfig(seed=seed),
         formats=FORMATS,
         captions_per_image=1,
+        num_workers=2 if size.num_images > 1000 else 1,
     )
 
 

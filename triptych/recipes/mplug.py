@@ -46,7 +46,7 @@ def pretrain(scale: str) -> RunConfig:
     5e-5 and 5e-6 (large); 1,000 warm-up steps; queue 65,536; momentum 0.995; alpha 0.4.
 
     Small scales: ITC and PrefixLM, on which a small budget learns most, take every step; MLM joins
-    every other step after 30 % of them, and ITM after 60 %.
+    every other step after 40 % of them, and ITM after 70 %.
     """
     _check_scale(scale)
     if scale in PAPER_SCALES:
@@ -59,7 +59,7 @@ def pretrain(scale: str) -> RunConfig:
             OptimConfig(learning_rate=rate, vision_learning_rate=vision_rate),
             crop_scale=(0.2, 1.0),
         )
-    steps = {"smoke": 4, "tiny": 2400, "small": 20_000}[scale]
+    steps = {"smoke": 4, "tiny": 2300, "small": 20_000}[scale]
     rate = 1.5e-3 if scale != "small" else 5e-4
     return RunConfig(
         recipe="mplug.pretrain",
@@ -78,8 +78,8 @@ def pretrain(scale: str) -> RunConfig:
         weights=(
             ObjectiveWeight(name="itc"),
             ObjectiveWeight(name="prefix_lm"),
-            ObjectiveWeight(name="mlm", start_step=3 * steps // 10, every_steps=2),
-            ObjectiveWeight(name="itm", start_step=6 * steps // 10, every_steps=2),
+            ObjectiveWeight(name="mlm", start_step=4 * steps // 10, every_steps=2),
+            ObjectiveWeight(name="itm", start_step=7 * steps // 10, every_steps=2),
         ),
     )
 
