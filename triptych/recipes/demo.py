@@ -63,7 +63,7 @@ SIZES = {
         num_images=48, num_test=12, pretrain_steps=4, vqa_steps=2, grounding_steps=2, rerank_top_k=4
     ),
     "tiny": DemoSize(
-        num_images=24_000, num_test=500, pretrain_steps=2300, vqa_steps=2200, grounding_steps=1300
+        num_images=24_000, num_test=500, pretrain_steps=2300, vqa_steps=2200, grounding_steps=2200
     ),
     "small": DemoSize(
         num_images=100_000,
