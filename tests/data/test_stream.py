@@ -163,6 +163,29 @@ def test_evaluation_pictures_are_resized_and_normalised(records, tokenizer):
     assert torch.equal(batch["image"], normalise_batch(expected))
 
 
+class Lengths:
+    """Texts alone: each sample is the number of words, and a draw of the sample's generator."""
+
+    needs_boxes = False
+
+    def text_sample(self, record, rng):
+        return len(record.text.split()), int(rng.integers(1 << 30))
+
+    def batch(self, samples):
+        return {"num_words": torch.tensor(samples)}
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_texts_need_no_picture(tokenizer, num_workers):
+    records = [Record(record_id=str(i), text="a " * (i + 1)) for i in range(5)]
+    batches = take(loader(records, tokenizer, collator=Lengths(), num_workers=num_workers), 3)
+    assert set(batches[0]) == {"num_words", "index"}
+    for batch in batches:
+        assert batch["num_words"][:, 0].tolist() == (batch["index"] + 1).tolist()
+    draws = torch.cat([batch["num_words"][:, 1] for batch in batches])
+    assert len(draws.unique()) == 12  # each sample of each epoch has its own
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_evaluation_leaves_out_what_is_bad(bad, tokenizer, num_workers, tmp_path):
     log = SkipLog(tmp_path, num_samples=10, max_share=0.5)

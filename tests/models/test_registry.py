@@ -72,6 +72,16 @@ def test_paper_sizes_have_the_published_number_of_live_parameters(name, millions
     assert num_parameters(model) / 1e6 == pytest.approx(millions, rel=0.005)
 
 
+def test_pooled_states_have_the_promised_widths(model):
+    image, ids, mask = _batch(model)
+    picture, text = model.encode_image(image), model.encode_text(ids, mask)
+    fused = model.fuse(picture, text)
+    dims = model.feature_dims
+    widths = [tuple(features.pooled.shape) for features in (picture, text, fused)]
+    assert widths == [(2, dims.image), (2, dims.text), (2, dims.fused)]
+    assert torch.equal(fused.rows(slice(1, 2)).pooled, fused.pooled[1:2])
+
+
 def test_states_have_the_promised_shapes(model):
     image, ids, mask = _batch(model)
     image_features = model.encode_image(image)

@@ -18,9 +18,16 @@ class ImageFeatures:
 
     Attributes:
         tokens: (B, N, D) states, the [CLS] token first.
+        cls: (B, D') state of the picture as a whole, where it is not `tokens[:, 0]`.
     """
 
     tokens: Tensor
+    cls: Tensor | None = None
+
+    @property
+    def pooled(self) -> Tensor:
+        """(B, D') state of the picture as a whole: what a classifier reads."""
+        return self.tokens[:, 0] if self.cls is None else self.cls
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +37,17 @@ class TextFeatures:
     Attributes:
         tokens: (B, L, D) states, the [CLS] token first.
         mask: (B, L) bool, True = real token that may be attended.
+        cls: (B, D') state of the text as a whole, where it is not `tokens[:, 0]`.
     """
 
     tokens: Tensor
     mask: Tensor
+    cls: Tensor | None = None
+
+    @property
+    def pooled(self) -> Tensor:
+        """(B, D') state of the text as a whole: what a classifier reads."""
+        return self.tokens[:, 0] if self.cls is None else self.cls
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,29 +59,33 @@ class FusedFeatures:
         text_tokens: (M, L, D) text states after fusion.
         text_mask: (M, L) bool, True = real token.
         image_index: (M,) int64, the row of `image_tokens` that belongs to each pair, or None.
+        cls: (M, D') state of the pair, where it is not the fused text [CLS] token.
     """
 
     image_tokens: Tensor
     text_tokens: Tensor
     text_mask: Tensor
     image_index: Tensor | None = None
+    cls: Tensor | None = None
 
     @property
     def pooled(self) -> Tensor:
-        """(M, D) state of the pair: the fused text [CLS] token."""
-        return self.text_tokens[:, 0]
+        """(M, D') state of the pair: the fused text [CLS] token, unless the model has its own."""
+        return self.text_tokens[:, 0] if self.cls is None else self.cls
 
     def rows(self, rows: slice) -> FusedFeatures:
         """Return a run of the M pairs."""
+        cls = None if self.cls is None else self.cls[rows]
         if self.image_index is None:
             return FusedFeatures(
-                self.image_tokens[rows], self.text_tokens[rows], self.text_mask[rows]
+                self.image_tokens[rows], self.text_tokens[rows], self.text_mask[rows], cls=cls
             )
         return FusedFeatures(
             self.image_tokens,
             self.text_tokens[rows],
             self.text_mask[rows],
             self.image_index[rows],
+            cls,
         )
 
     def expanded_image_tokens(self) -> Tensor:

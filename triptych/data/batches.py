@@ -11,7 +11,7 @@ from torch import Tensor
 
 from triptych.core.errors import DataError
 from triptych.data.caption_cleaning import mentions_side
-from triptych.data.collate.base import Collator, SampleProblem, int_tensor
+from triptych.data.collate.base import Collator, SampleProblem, TextCollator, int_tensor
 from triptych.data.images import decode_image
 from triptych.data.records import ImageSource, Record
 from triptych.data.sample_rng import SampleRng
@@ -77,7 +77,7 @@ class BatchBuilder:
 
     Args:
         records: The dataset.
-        collator: Makes text, box and key tensors.
+        collator: Makes text, box and key tensors; a `TextCollator` needs no pictures.
         transform: Prepares the pictures.
         seed: Seed of the run.
         train: Whether what cannot be used is replaced (True) or left out.
@@ -87,13 +87,14 @@ class BatchBuilder:
     def __init__(
         self,
         records: Sequence[Record],
-        collator: Collator[Any],
+        collator: Collator[Any] | TextCollator[Any],
         transform: ImageTransform,
         seed: int,
         train: bool,
         cache_mib: int,
     ) -> None:
         self.records, self.collator, self.transform = records, collator, transform
+        self._texts = collator if isinstance(collator, TextCollator) else None
         self.seed, self.train = seed, train
         self._decode = ImageCache(cache_mib * BYTES_PER_MIB)
         self._rng = SampleRng()
@@ -109,7 +110,8 @@ class BatchBuilder:
             note: Is told the index of each sample before it is made.
 
         Returns:
-            The batch with `image` (B, 3, S, S) float32 and `index` (B,) int64 among its keys.
+            The batch with `image` (B, 3, S, S) float32, unless it is of texts alone, and `index`
+            (B,) int64 among its keys.
 
         Raises:
             DataError: A sample failed in a way that is not its data's fault; the message names it.
@@ -129,7 +131,8 @@ class BatchBuilder:
             config = self.transform.config
             built.num_samples = len(found)
             built.batch = self.collator.batch(samples)
-            built.batch["image"] = normalise_batch(pixels, config.mean, config.std)
+            if self._texts is None:
+                built.batch["image"] = normalise_batch(pixels, config.mean, config.std)
             built.batch["index"] = int_tensor(indices)
         return built
 
@@ -139,7 +142,9 @@ class BatchBuilder:
         where = "" if record.image is None else f" ({record.image})"
         return f"record {record.record_id}{where}"
 
-    def _replaceable(self, epoch: int, index: int, built: Built) -> tuple[int, Pixels, Any] | None:
+    def _replaceable(
+        self, epoch: int, index: int, built: Built
+    ) -> tuple[int, Pixels | None, Any] | None:
         """Make the sample; in training, another one where it cannot be used."""
         found = self._usable(index, self._rng.at(self.seed, epoch, index), built)
         if found is not None or not self.train:
@@ -157,7 +162,7 @@ class BatchBuilder:
 
     def _usable(
         self, index: int, rng: np.random.Generator, built: Built
-    ) -> tuple[int, Pixels, Any] | None:
+    ) -> tuple[int, Pixels | None, Any] | None:
         """Make the sample, or note why it cannot be used."""
         if index in self._bad:
             built.skipped.append(self._bad[index])
@@ -177,14 +182,17 @@ class BatchBuilder:
         built.skipped.append(skipped)
         return None
 
-    def _make(self, index: int, rng: np.random.Generator) -> tuple[Pixels, Any]:
+    def _make(self, index: int, rng: np.random.Generator) -> tuple[Pixels | None, Any]:
         record = self.records[index]
+        if self._texts is not None:
+            return None, self._texts.text_sample(record, rng)
         if record.image is None:
             message = f"record {record.record_id}: has no image"
             raise SampleProblem(SkipKind.MISSING_FIELD, message)
         allow_flip = not any(map(mentions_side, record_texts(record)))
         image = self.transform.apply(self._decode(record.image), rng, allow_flip=allow_flip)
-        return image.pixels, self.collator.sample(record, image, rng)
+        pictured: Collator[Any] = self.collator  # type: ignore[assignment]
+        return image.pixels, pictured.sample(record, image, rng)
 
 
 def record_texts(record: Record) -> list[str]:

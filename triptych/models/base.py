@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from triptych.core.outputs import FusedFeatures, ImageFeatures, TextFeatures
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureDims:
+    """Widths of the pooled states, which a classifier on top must know.
+
+    Attributes:
+        image: Of `encode_image(...).pooled`.
+        text: Of `encode_text(...).pooled`.
+        fused: Of `fuse(...).pooled`.
+    """
+
+    image: int
+    text: int
+    fused: int
 
 
 @runtime_checkable
@@ -24,6 +40,10 @@ class VisionLanguageModel(Protocol):
     @property
     def image_size(self) -> int:
         """Side of the square input in pixels."""
+
+    @property
+    def feature_dims(self) -> FeatureDims:
+        """Widths of the pooled states."""
 
     def encode_image(self, image: Tensor, *, hidden_patches: Tensor | None = None) -> ImageFeatures:
         """Encode (B, 3, height, width) float pixels to (B, N, D)."""

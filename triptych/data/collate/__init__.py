@@ -3,7 +3,13 @@
 `build_loader` adds `image` (B, 3, S, S) float32 and `index` (B,) int64 to what a collator gives.
 """
 
-from triptych.data.collate.base import Collator, SampleProblem, TextCache, stable_key
+from triptych.data.collate.base import (
+    Collator,
+    SampleProblem,
+    TextCache,
+    TextCollator,
+    stable_key,
+)
 from triptych.data.collate.captioning import CaptioningCollator
 from triptych.data.collate.grounding import GroundingCollator
 from triptych.data.collate.pretraining import PretrainingCollator, PretrainingTextConfig
@@ -19,6 +25,7 @@ __all__ = [
     "RetrievalCollator",
     "SampleProblem",
     "TextCache",
+    "TextCollator",
     "VQACollator",
     "stable_key",
 ]

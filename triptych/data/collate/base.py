@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -52,6 +52,29 @@ class Collator(Protocol[S]):
 
     def batch(self, samples: Sequence[S]) -> dict[str, Tensor]:
         """Join samples to tensors; all but the picture and the index of the samples."""
+        ...
+
+
+@runtime_checkable
+class TextCollator(Protocol[S]):
+    """Makes samples of texts alone: no picture is opened, and the batch has no `image`.
+
+    Attributes:
+        needs_boxes: False.
+    """
+
+    needs_boxes: bool
+
+    def text_sample(self, record: Record, rng: np.random.Generator) -> S:
+        """Make one sample.
+
+        Raises:
+            SampleProblem: The record lacks a field that is needed.
+        """
+        ...
+
+    def batch(self, samples: Sequence[S]) -> dict[str, Tensor]:
+        """Join samples to tensors; all but the index of the samples."""
         ...
 
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from triptych.core.errors import CapabilityError
 from triptych.core.outputs import FusedFeatures, ImageFeatures, TextFeatures
+from triptych.models.base import FeatureDims
 from triptych.models.mplug.config import MPLUGConfig
 from triptych.models.mplug.fusion import SkipConnectedFusion
 from triptych.nn.decoder import DecoderMemory, TextDecoder, cat_masks
@@ -68,6 +69,12 @@ class MPLUG(nn.Module):
     def image_size(self) -> int:
         """Side of the square input in pixels."""
         return self.config.vision.image_size
+
+    @property
+    def feature_dims(self) -> FeatureDims:
+        """Widths of the pooled states: the text encoder's, for all three."""
+        width = self.config.text.embed_dim
+        return FeatureDims(width, width, width)
 
     def encode_image(self, image: Tensor, *, hidden_patches: Tensor | None = None) -> ImageFeatures:
         """Encode pixels, at the text encoder's width.
