@@ -19,15 +19,25 @@ class ImageFeatures:
     Attributes:
         tokens: (B, N, D) states, the [CLS] token first.
         cls: (B, D') state of the picture as a whole, where it is not `tokens[:, 0]`.
+        inputs: (B, N, D) the sequence before the first block, of models whose fusion begins there.
     """
 
     tokens: Tensor
     cls: Tensor | None = None
+    inputs: Tensor | None = None
 
     @property
     def pooled(self) -> Tensor:
         """(B, D') state of the picture as a whole: what a classifier reads."""
         return self.tokens[:, 0] if self.cls is None else self.cls
+
+    def select(self, index: Tensor) -> ImageFeatures:
+        """Return the pictures at `index` (M,) int64, which may repeat."""
+        return ImageFeatures(
+            self.tokens.index_select(0, index),
+            None if self.cls is None else self.cls.index_select(0, index),
+            None if self.inputs is None else self.inputs.index_select(0, index),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +48,28 @@ class TextFeatures:
         tokens: (B, L, D) states, the [CLS] token first.
         mask: (B, L) bool, True = real token that may be attended.
         cls: (B, D') state of the text as a whole, where it is not `tokens[:, 0]`.
+        inputs: (B, L, D) the sequence before the first block, of models whose fusion begins there.
     """
 
     tokens: Tensor
     mask: Tensor
     cls: Tensor | None = None
+    inputs: Tensor | None = None
 
     @property
     def pooled(self) -> Tensor:
         """(B, D') state of the text as a whole: what a classifier reads."""
         return self.tokens[:, 0] if self.cls is None else self.cls
+
+    def select(self, index: Tensor, length: int | None = None) -> TextFeatures:
+        """Return the texts at `index` (M,) int64, which may repeat, cut to `length` tokens."""
+        inputs = self.inputs
+        return TextFeatures(
+            self.tokens.index_select(0, index)[:, :length],
+            self.mask.index_select(0, index)[:, :length],
+            None if self.cls is None else self.cls.index_select(0, index),
+            None if inputs is None else inputs.index_select(0, index)[:, :length],
+        )
 
 
 @dataclass(frozen=True, slots=True)
