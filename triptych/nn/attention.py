@@ -128,28 +128,68 @@ def merge_heads(x: Tensor) -> Tensor:
 class SelfAttention(nn.Module):
     """Multi-head self-attention with one packed projection (Vaswani et al. 2017, section 3.2).
 
-    The rows of `qkv` are the query, key and value projections in that order, as in CLIP.
+    The rows of `qkv` are the query, key and value projections in that order, as in CLIP. A bias of
+    the keys moves all scores of a query alike, so that the softmax does not see it; BEiT and VLMo
+    leave it out (`key_bias` False).
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, embed_dim: int, num_heads: int, dropout: float = 0.0, *, key_bias: bool = True
+    ) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.dropout = dropout
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=key_bias)
+        self.query_bias = None if key_bias else nn.Parameter(torch.zeros(embed_dim))
+        self.value_bias = None if key_bias else nn.Parameter(torch.zeros(embed_dim))
         self.out = nn.Linear(embed_dim, embed_dim)
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Let each token attend to all tokens that the bias leaves.
+    def forward(
+        self, x: Tensor, bias: Tensor | None = None, readers: Tensor | None = None
+    ) -> Tensor:
+        """Let tokens attend to all tokens that the bias leaves.
 
         Args:
             x: (B, S, D) float.
-            bias: Additive scores, broadcastable to (B, H, S, S).
+            bias: Additive scores, broadcastable to (B, H, S, S), or (B, H, R, S) with `readers`.
+            readers: (B, R, D) the tokens that attend, where not all outputs are needed.
 
         Returns:
-            (B, S, D).
+            (B, S, D), or (B, R, D) with `readers`.
         """
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, S, 3, H, K)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, S, K)
+        query, key, value = self._project(x, readers)  # each (B, H, S, K), or query (B, H, R, K)
+        dropout = self.dropout if self.training else 0.0
+        return self.out(merge_heads(attend(query, key, value, bias, dropout)))  # type: ignore[no-any-return]
+
+    def _project(self, x: Tensor, readers: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        width, weight, bias = x.shape[-1], self.qkv.weight, self.qkv.bias
+        if self.query_bias is not None and self.value_bias is not None:
+            bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
+        if readers is None:
+            qkv = F.linear(x, weight, bias).unflatten(-1, (3, self.num_heads, -1))
+            query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+            return query, key, value
+        query = split_heads(F.linear(readers, weight[:width], bias[:width]), self.num_heads)
+        both = F.linear(x, weight[width:], bias[width:]).unflatten(-1, (2, self.num_heads, -1))
+        key, value = both.permute(2, 0, 3, 1, 4).unbind(0)
+        return query, key, value
+
+    def read(self, queries: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Let a few of the tokens attend to all that the bias leaves.
+
+        Args:
+            queries: (B, R, D), the tokens that are read.
+            x: (B, S, D), all tokens.
+            bias: Additive scores, broadcastable to (B, H, R, S).
+
+        Returns:
+            (B, R, D): what `forward` gives at those tokens.
+        """
+        width = x.shape[-1]
+        weight, qkv_bias = self.qkv.weight, self.qkv.bias
+        query = split_heads(F.linear(queries, weight[:width], qkv_bias[:width]), self.num_heads)
+        both = F.linear(x, weight[width:], qkv_bias[width:]).unflatten(-1, (2, self.num_heads, -1))
+        key, value = both.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, S, K)
         dropout = self.dropout if self.training else 0.0
         return self.out(merge_heads(attend(query, key, value, bias, dropout)))  # type: ignore[no-any-return]
 

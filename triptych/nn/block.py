@@ -28,6 +28,7 @@ class BlockConfig:
         norm_eps: Added to the variance in LayerNorm (1e-5 in CLIP, 1e-12 in BERT).
         dropout: Share of a sublayer's output that is dropped.
         attention_dropout: Share of attention weights that are dropped.
+        key_bias: Whether the key projection has a bias (BEiT and VLMo: no).
     """
 
     embed_dim: int
@@ -38,6 +39,7 @@ class BlockConfig:
     norm_eps: float = 1e-12
     dropout: float = 0.1
     attention_dropout: float = 0.1
+    key_bias: bool = True
 
     def __post_init__(self) -> None:
         """Reject sizes that cannot be built."""
@@ -66,7 +68,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
-        hidden = int(config.embed_dim * config.mlp_ratio)
+        hidden = round(config.embed_dim * config.mlp_ratio)
         self.activation: Activation = config.activation
         self.up = nn.Linear(config.embed_dim, hidden)
         self.down = nn.Linear(hidden, config.embed_dim)
@@ -84,6 +86,11 @@ class FeedForward(nn.Module):
         return F.linear(hidden, self.down.weight / scale, self.down.bias)
 
 
+def gather_tokens(x: Tensor, positions: Tensor) -> Tensor:
+    """Return the tokens of (B, S, D) at `positions` (B, R) int64: (B, R, D)."""
+    return x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
+
+
 class Block(nn.Module):
     """Self-attention, optional cross-attention, feed-forward; each with a residual and a norm.
 
@@ -98,7 +105,9 @@ class Block(nn.Module):
         super().__init__()
         width = config.embed_dim
         self.pre_norm = config.pre_norm
-        self.attention = SelfAttention(width, config.num_heads, config.attention_dropout)
+        self.attention = SelfAttention(
+            width, config.num_heads, config.attention_dropout, key_bias=config.key_bias
+        )
         self.attention_norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.cross_attention: CrossAttention | None = None
         if memory_dim is not None:
@@ -132,6 +141,25 @@ class Block(nn.Module):
         x = x + self.dropout(self.attention(normed, bias))
         x = x if self.pre_norm else self.attention_norm(x)
         return self._after_attention(x, memory, memory_bias)
+
+    def read(self, x: Tensor, positions: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Transform only the tokens that somebody reads; all tokens are attended.
+
+        The last block of a stack whose loss reads a few states need not compute the others.
+
+        Args:
+            x: (B, S, D) float.
+            positions: (B, R) int64 places in the sequence.
+            bias: Additive self-attention scores, broadcastable to (B, H, R, S).
+
+        Returns:
+            (B, R, D): what `forward` gives at those places.
+        """
+        normed = self.attention_norm(x) if self.pre_norm else x
+        attended = self.attention.read(gather_tokens(normed, positions), normed, bias)
+        x = gather_tokens(x, positions) + self.dropout(attended)
+        x = x if self.pre_norm else self.attention_norm(x)
+        return self._after_attention(x, None, None)
 
     def step(
         self, x: Tensor, cache: LayerCache, memory: KeyValue, memory_bias: Tensor | None = None

@@ -33,25 +33,32 @@ class PatchEmbedding(nn.Module):
 
 
 class TextEmbedding(nn.Module):
-    """Word, position and type tables, a LayerNorm and dropout (Devlin et al. 2019, figure 2)."""
+    """Word, position and type tables, a LayerNorm and dropout (Devlin et al. 2019, figure 2).
+
+    Without position rows (`max_positions` 0) the order of words must come from elsewhere, such as
+    relative positions in the attention.
+    """
 
     def __init__(
         self, vocab_size: int, embed_dim: int, max_positions: int, norm_eps: float, dropout: float
     ) -> None:
         super().__init__()
         self.word = nn.Embedding(vocab_size, embed_dim)
-        self.position = nn.Embedding(max_positions, embed_dim)
+        self.position = nn.Embedding(max_positions, embed_dim) if max_positions else None
         self.token_type = nn.Embedding(2, embed_dim)
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Map (B, L) int64 ids to (B, L, D); the type is always 0."""
-        positions = self.position.weight[: token_ids.shape[1]]  # (L, D)
-        x = self.word(token_ids) + positions + self.token_type.weight[0]
-        return self.dropout(self.norm(x))  # type: ignore[no-any-return]
+        x = self.word(token_ids)
+        if self.position is not None:
+            x = x + self.position.weight[: token_ids.shape[1]]  # (L, D)
+        return self.dropout(self.norm(x + self.token_type.weight[0]))  # type: ignore[no-any-return]
 
     def step(self, token_ids: Tensor, position: int) -> Tensor:
         """Map the newest token of each beam, (B, R) int64, at `position` to (B, R, D)."""
-        x = self.word(token_ids) + self.position.weight[position] + self.token_type.weight[0]
-        return self.dropout(self.norm(x))  # type: ignore[no-any-return]
+        x = self.word(token_ids)
+        if self.position is not None:
+            x = x + self.position.weight[position]
+        return self.dropout(self.norm(x + self.token_type.weight[0]))  # type: ignore[no-any-return]
