@@ -139,3 +139,20 @@ def test_gradients_agree_with_finite_differences():
 def test_impossible_sizes_name_the_field(field, value):
     with pytest.raises(ConfigError, match=field):
         _config(**{field: value})
+
+
+@pytest.mark.parametrize("pre_norm", [True, False])
+def test_reading_a_few_tokens_equals_forward_at_their_places(pre_norm):
+    torch.manual_seed(0)
+    block = Block(_config(pre_norm=pre_norm)).eval()
+    x = torch.randn(2, 5, 8, requires_grad=True)
+    bias = key_bias(torch.tensor([[True] * 5, [True, True, True, False, False]]))
+    positions = torch.tensor([[3, 0, 3], [2, 1, 0]])
+    every, few = block(x, bias), block.read(x, positions, bias)
+    rows = torch.arange(2)[:, None]
+    torch.testing.assert_close(few, every[rows, positions], atol=1e-6, rtol=1e-5)
+    inputs = [x, *block.parameters()]
+    expected = torch.autograd.grad(every[rows, positions].square().sum(), inputs)
+    found = torch.autograd.grad(few.square().sum(), inputs)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)

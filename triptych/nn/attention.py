@@ -174,25 +174,6 @@ class SelfAttention(nn.Module):
         key, value = both.permute(2, 0, 3, 1, 4).unbind(0)
         return query, key, value
 
-    def read(self, queries: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Let a few of the tokens attend to all that the bias leaves.
-
-        Args:
-            queries: (B, R, D), the tokens that are read.
-            x: (B, S, D), all tokens.
-            bias: Additive scores, broadcastable to (B, H, R, S).
-
-        Returns:
-            (B, R, D): what `forward` gives at those tokens.
-        """
-        width = x.shape[-1]
-        weight, qkv_bias = self.qkv.weight, self.qkv.bias
-        query = split_heads(F.linear(queries, weight[:width], qkv_bias[:width]), self.num_heads)
-        both = F.linear(x, weight[width:], qkv_bias[width:]).unflatten(-1, (2, self.num_heads, -1))
-        key, value = both.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, S, K)
-        dropout = self.dropout if self.training else 0.0
-        return self.out(merge_heads(attend(query, key, value, bias, dropout)))  # type: ignore[no-any-return]
-
     def step(self, x: Tensor, cache: LayerCache) -> Tensor:
         """Attend from one new token of each beam to that beam's earlier tokens and itself.
 

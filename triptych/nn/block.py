@@ -156,7 +156,7 @@ class Block(nn.Module):
             (B, R, D): what `forward` gives at those places.
         """
         normed = self.attention_norm(x) if self.pre_norm else x
-        attended = self.attention.read(gather_tokens(normed, positions), normed, bias)
+        attended = self.attention(normed, bias, gather_tokens(normed, positions))
         x = gather_tokens(x, positions) + self.dropout(attended)
         x = x if self.pre_norm else self.attention_norm(x)
         return self._after_attention(x, None, None)
