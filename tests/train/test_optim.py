@@ -54,6 +54,21 @@ def test_decay_by_name_for_matrices(name, decays):
     assert has_weight_decay(name, nn.Parameter(torch.zeros(2, 2))) is decays
 
 
+def test_a_classifier_takes_its_own_rate():
+    named = [
+        ("head.0.weight", nn.Parameter(torch.zeros(2, 2))),
+        ("header", nn.Parameter(torch.zeros(2))),
+    ]
+    config = OptimConfig(learning_rate=3e-5, head_learning_rate_factor=20)
+    groups = {group.name: group for group in group_parameters(named, config)}
+    assert {name: [n for n, _ in group.parameters] for name, group in groups.items()} == {
+        "head_decay": ["head.0.weight"],
+        "rest_no_decay": ["header"],
+    }
+    assert groups["head_decay"].peak_lr == pytest.approx(6e-4)
+    assert groups["rest_no_decay"].peak_lr == 3e-5
+
+
 def test_a_tied_tensor_is_optimised_once():
     first, second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
     second.weight = first.weight

@@ -96,6 +96,9 @@ class OptimConfig:
     vision_learning_rate: float = 1e-5
     """Peak learning rate of the vision encoder, which usually starts from trained weights."""
 
+    head_learning_rate_factor: float = 1.0
+    """Peak learning rate of a fresh classifier over `learning_rate` (VLMo's VQA: 20)."""
+
     weight_decay: float = 0.02
     """Decoupled weight decay; norms, biases, position embeddings and temperature have none."""
 
@@ -115,13 +118,19 @@ class OptimConfig:
     """Learning rate at the end of the cosine, for every group."""
 
     def __post_init__(self) -> None:
-        for field in ("learning_rate", "vision_learning_rate", "eps"):
+        for field in (
+            "learning_rate",
+            "vision_learning_rate",
+            "head_learning_rate_factor",
+            "eps",
+        ):
             check(getattr(self, field) > 0, field, getattr(self, field), "be above 0")
         for field in ("weight_decay", "warmup_steps", "warmup_learning_rate", "min_learning_rate"):
             check(getattr(self, field) >= 0, field, getattr(self, field), "be at least 0")
         for beta in self.betas:
             check(0 <= beta < 1, "betas", self.betas, "lie in [0, 1)")
-        lowest = min(self.learning_rate, self.vision_learning_rate)
+        head_rate = self.learning_rate * self.head_learning_rate_factor
+        lowest = min(self.learning_rate, self.vision_learning_rate, head_rate)
         check(
             self.min_learning_rate <= lowest,
             "min_learning_rate",

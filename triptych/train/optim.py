@@ -1,4 +1,4 @@
-"""AdamW with groups for the vision encoder and the rest, with and without weight decay."""
+"""AdamW with groups for vision encoder, classifier and the rest, with and without weight decay."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ParameterGroup:
     """Parameters that share a learning rate and a weight decay.
 
     Attributes:
-        name: `vision` or `rest`, then `_decay` or `_no_decay`.
+        name: `vision`, `head` or `rest`, then `_decay` or `_no_decay`.
         parameters: (name, parameter) pairs.
         peak_lr: Learning rate at the end of warm-up.
         weight_decay: Decoupled weight decay.
@@ -37,6 +37,11 @@ class ParameterGroup:
 def is_vision_parameter(name: str) -> bool:
     """Return whether a parameter belongs to the vision encoder, by the name of its module."""
     return name.startswith("model.visual_encoder.")
+
+
+def is_head_parameter(name: str) -> bool:
+    """Return whether a parameter belongs to a task's classifier, by the name of its module."""
+    return name.startswith("head.")
 
 
 def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
@@ -59,19 +64,25 @@ def group_parameters(
         config: Learning rates and weight decay.
         is_vision: Whether the parameter of a name takes the vision learning rate.
     """
+    rates = {
+        "vision": config.vision_learning_rate,
+        "head": config.learning_rate * config.head_learning_rate_factor,
+        "rest": config.learning_rate,
+    }
     groups = {
-        (vision, decay): ParameterGroup(
-            name=("vision" if vision else "rest") + ("_decay" if decay else "_no_decay"),
+        (part, decay): ParameterGroup(
+            name=part + ("_decay" if decay else "_no_decay"),
             parameters=[],
-            peak_lr=config.vision_learning_rate if vision else config.learning_rate,
+            peak_lr=rate,
             weight_decay=config.weight_decay if decay else 0.0,
         )
-        for vision in (True, False)
+        for part, rate in rates.items()
         for decay in (True, False)
     }
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            key = (is_vision(name), has_weight_decay(name, parameter))
+            part = "head" if is_head_parameter(name) else "vision" if is_vision(name) else "rest"
+            key = (part, has_weight_decay(name, parameter))
             groups[key].parameters.append((name, parameter))
     return [group for group in groups.values() if group.parameters]
 
