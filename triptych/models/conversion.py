@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from triptych.core.errors import CheckpointError, ConfigError
 
 KeyTable = dict[str, tuple[str, ...]]
 """Our name to the foreign names whose tensors, joined along dim 0, it holds."""
 
 Resize = Callable[[Tensor], Tensor]
 """Bring a foreign tensor to the size that the model wants."""
+
+Allowed = Literal["missing", "reshaped", "unexpected"]
+"""What `ImportReport.require` is told to let pass."""
+
+FIRST = 3  # names that an error message shows of many
 
 
 @dataclass(slots=True)
@@ -43,12 +52,48 @@ class ImportReport:
         """Whether the model has all its values from the file and the file holds no riddle."""
         return not (self.missing or self.reinitialised or self.unexpected)
 
+    def require(
+        self,
+        what: str,
+        *,
+        optional: Sequence[str] = (),
+        allow: Iterable[Allowed] = (),
+    ) -> None:
+        """Raise unless the import is one to rely on.
+
+        Args:
+            what: The file and the model, for the message: "x.pth as mplug_base_patch16_256".
+            optional: Patterns of our names that a good file may lack, such as heads.
+            allow: Kinds of faults to let pass.
+
+        Raises:
+            CheckpointError: A tensor is missing, has another shape, or is not understood.
+        """
+        fatal = [name for name in self.missing if not _matches(name, optional)]
+        faults: list[tuple[Allowed, str, list[str]]] = [
+            ("missing", "not in the file", fatal),
+            (
+                "reshaped",
+                "of another shape",
+                [f"{name}: {why}" for name, why in self.reinitialised.items()],
+            ),
+            ("unexpected", "not understood", self.unexpected),
+        ]
+        told = [
+            f"{len(names)} tensors are {text} (such as {'; '.join(names[:FIRST])})"
+            for kind, text, names in faults
+            if names and kind not in set(allow)
+        ]
+        if told:
+            raise CheckpointError(f"cannot import {what}: {', and '.join(told)}")
+
     def summary(self) -> str:
         """Return what a person needs to judge the import, a line a group."""
         reasons: dict[str, int] = {}
         for reason in self.dropped.values():
             reasons[reason] = reasons.get(reason, 0) + 1
         lines = [f"loaded {len(self.loaded)} tensors, {len(self.resized)} of them resized"]
+        lines += [f"resized: {name}" for name in self.resized]
         lines += [f"left out {count}: {reason}" for reason, count in reasons.items()]
         lines += [f"not in the file, kept fresh: {name}" for name in self.missing]
         lines += [
@@ -83,17 +128,61 @@ def gather_tensors(
         if not names or any(name not in foreign for name in names):
             report.missing.append(ours)
             continue
-        parts = [foreign[name] for name in names]
-        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
-        if tensor.shape != mine.shape and ours in resizes:
-            tensor = resizes[ours](tensor)
-            report.resized.append(ours)
-        if tensor.shape != mine.shape:
-            report.reinitialised[ours] = f"{tuple(tensor.shape)} for {tuple(mine.shape)}"
+        tensor = _joined([foreign[name] for name in names])
+        fits = tensor is not None and tensor.shape == mine.shape
+        if tensor is not None and not fits and ours in resizes:
+            resized = _resized(tensor, resizes[ours])
+            fits = resized is not None and resized.shape == mine.shape
+            if fits:
+                tensor = resized
+                report.resized.append(ours)
+        if tensor is None or not fits:
+            shapes = " and ".join(str(tuple(foreign[name].shape)) for name in names)
+            report.reinitialised[ours] = f"{shapes} for {tuple(mine.shape)}"
             continue
         found[ours] = tensor.to(mine.dtype)
         report.loaded.append(ours)
     return found
+
+
+def explain_rest(
+    names: Iterable[str],
+    used: Iterable[str],
+    reason: Callable[[str], str | None],
+    report: ImportReport,
+) -> None:
+    """Sort the foreign names that no row of the table uses into dropped and unexpected.
+
+    Args:
+        names: All names of the file.
+        used: Those that the table uses.
+        reason: Says why a tensor has no place in the model; None when nothing explains it.
+        report: Filled with dropped and unexpected names.
+    """
+    known = set(used)
+    for name in names:
+        if name in known:
+            continue
+        why = reason(name)
+        if why is None:
+            report.unexpected.append(name)
+        else:
+            report.dropped[name] = why
+
+
+def used_names(table: KeyTable) -> set[str]:
+    """Return every foreign name that a table reads."""
+    return {name for names in table.values() for name in names}
+
+
+def first_reason(name: str, patterns: Sequence[tuple[str, str]]) -> str | None:
+    """Return the reason of the first (pattern, reason) whose pattern is the whole name."""
+    return next((why for pattern, why in patterns if re.fullmatch(pattern, name)), None)
+
+
+def without_prefix(names: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors below a prefix such as "visual.", by the rest of their names."""
+    return {k.removeprefix(prefix): t for k, t in names.items() if k.startswith(prefix)}
 
 
 def split_tensors(state: Mapping[str, Tensor], table: KeyTable) -> dict[str, Tensor]:
@@ -106,9 +195,19 @@ def split_tensors(state: Mapping[str, Tensor], table: KeyTable) -> dict[str, Ten
 
 
 def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Put tensors into a model; one on the meta device takes them over instead of copying."""
+    """Put tensors into a model; one on the meta device takes them over instead of copying.
+
+    Tensors that share memory in the file (tied there) do not share it in the model.
+    """
     on_meta = any(parameter.is_meta for parameter in model.parameters())
-    model.load_state_dict(dict(tensors), strict=False, assign=on_meta)
+    mine = dict(tensors)
+    if on_meta:
+        known: set[int] = set()
+        for name, tensor in mine.items():
+            place = 0 if tensor.is_meta else tensor.untyped_storage().data_ptr()
+            mine[name] = tensor.clone() if place in known else tensor
+            known |= {place} - {0}
+    model.load_state_dict(mine, strict=False, assign=on_meta)
 
 
 def linear_keys(ours: str, *foreign: str) -> KeyTable:
@@ -116,3 +215,84 @@ def linear_keys(ours: str, *foreign: str) -> KeyTable:
     return {
         f"{ours}.{kind}": tuple(f"{name}.{kind}" for name in foreign) for kind in ("weight", "bias")
     }
+
+
+class AdaptConfig(Protocol):
+    """Makes a variant's config fit a released file."""
+
+    def __call__(
+        self,
+        foreign: Mapping[str, Tensor],
+        config: Any,
+        *,
+        image_size: int | None,
+        trained_for: str,
+    ) -> Any:
+        """Return the config with which the file loads whole.
+
+        Args:
+            foreign: The file's tensors.
+            config: The variant that the user named.
+            image_size: Side in pixels that was asked for; None keeps the file's.
+            trained_for: What the file was trained for.
+        """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Converter:
+    """How one family of models comes from and goes to the files of its released code.
+
+    Attributes:
+        family: The `kind` of its config, such as "mplug".
+        signatures: Patterns of names that only files of this family have, for a clear message
+            when a file of another family is given.
+        adapt_config: Makes a variant's config fit a file.
+        import_state: Fills a model, which may be on the meta device, and says what became of every
+            tensor.
+        export_state: The model's tensors under the released names.
+        trained_for: What a file was trained for, by its names: "pretraining", "captioning",
+            "retrieval", "vqa" and so on.
+        optional: Patterns of our names that a good file may lack, such as heads, by what the file
+            was trained for.
+        wrapper: Key under which the released code stores its state dict; None for a bare one.
+        folder_config: `config.json` of an export that transformers reads; None if there is none.
+        mean: Mean of each channel, for values in [0, 1], that the released weights expect.
+        std: Standard deviation of each channel.
+        source: Paper and code that the layout is of, for the model card.
+    """
+
+    family: str
+    signatures: tuple[str, ...]
+    adapt_config: AdaptConfig
+    import_state: Callable[[Mapping[str, Tensor], Any], ImportReport]
+    export_state: Callable[[Any], dict[str, Tensor]]
+    trained_for: Callable[[Iterable[str]], str]
+    optional: Callable[[str], tuple[str, ...]] = lambda _: ()
+    wrapper: str | None = "model"
+    folder_config: Callable[[Any], dict[str, Any]] | None = None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    source: str
+
+    def recognises(self, names: Iterable[str]) -> bool:
+        """Say whether names are of this family's released files."""
+        return any(_matches(name, self.signatures) for name in names)
+
+
+def _joined(parts: list[Tensor]) -> Tensor | None:
+    """Join tensors along dim 0; None where their other sizes differ."""
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts) if len({part.shape[1:] for part in parts}) == 1 else None
+
+
+def _resized(tensor: Tensor, resize: Resize) -> Tensor | None:
+    """Resize; None where the tensor is of no shape that can be resized."""
+    try:
+        return resize(tensor)
+    except (ConfigError, IndexError, RuntimeError):
+        return None
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in patterns)

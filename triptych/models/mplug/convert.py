@@ -7,6 +7,7 @@ that never run and queues. `import_state_dict` names each of these in its report
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -16,12 +17,16 @@ from torch import Tensor
 
 from triptych.core.errors import CapabilityError, CheckpointError
 from triptych.models.conversion import (
+    Converter,
     ImportReport,
     KeyTable,
+    explain_rest,
+    first_reason,
     gather_tensors,
     linear_keys,
     load_tensors,
     split_tensors,
+    used_names,
 )
 from triptych.models.mplug.config import MPLUGConfig
 from triptych.models.mplug.model import MPLUG
@@ -32,6 +37,8 @@ RELEASED_FUSION_LAYERS = 12
 
 MLM_MATRIX = "fusion_encoder.cls.predictions.decoder.weight"
 TEXT_WORDS = "text_encoder.embeddings.word_embeddings.weight"
+TEXT_POSITIONS = "text_encoder.embeddings.position_embeddings.weight"
+VISION_POSITIONS = "visual_encoder.visual.positional_embedding"
 POSITIONS = "visual_encoder.position_embedding"
 
 _DEAD = [
@@ -117,10 +124,60 @@ def normalise_names(official: Mapping[str, Any]) -> dict[str, Tensor]:
     return renamed
 
 
-def config_for(official: Mapping[str, Any], config: MPLUGConfig) -> MPLUGConfig:
-    """Return the config with which the file's MLM head, if it has one, can be loaded whole."""
-    names = normalise_names(official)
-    return dataclasses.replace(config, tie_mlm_head=MLM_MATRIX not in names)
+def config_for(
+    official: Mapping[str, Any],
+    config: MPLUGConfig,
+    *,
+    image_size: int | None = None,
+    trained_for: str = "pretraining",
+) -> MPLUGConfig:
+    """Return the config with which a released file loads whole.
+
+    Vocabulary, positions and image size are the file's, and its MLM head keeps its own matrix.
+    Released captioning reads image states alone (`decoder_memory`).
+
+    Args:
+        official: A released file, wrapped or bare.
+        config: A variant of the file's depths and widths.
+        image_size: Side in pixels; None keeps the file's.
+        trained_for: What the file was trained for.
+    """
+    foreign = normalise_names(official)
+    vision, text = config.vision, config.text
+    if image_size is None and VISION_POSITIONS in foreign:
+        image_size = vision.patch_size * math.isqrt(len(foreign[VISION_POSITIONS]) - 1)
+    if image_size is not None:
+        vision = dataclasses.replace(vision, image_size=image_size)
+    if TEXT_WORDS in foreign and TEXT_POSITIONS in foreign:
+        text = dataclasses.replace(
+            text,
+            vocab_size=len(foreign[TEXT_WORDS]),
+            max_positions=len(foreign[TEXT_POSITIONS]),
+        )
+    return dataclasses.replace(
+        config,
+        vision=vision,
+        text=text,
+        tie_mlm_head=MLM_MATRIX not in foreign or _same(foreign, MLM_MATRIX, TEXT_WORDS),
+        decoder_memory="image" if trained_for == "captioning" else "fused",
+    )
+
+
+def trained_for(names: Iterable[str]) -> str:
+    """Say what a released file was trained for: its heads and teachers tell.
+
+    Pre-training files have an MLM head, retrieval files an ITM head, VQA files a teacher;
+    captioning files have none of them.
+    """
+    listed = list(names)
+    for prefix, task in (
+        ("fusion_encoder.cls.", "pretraining"),
+        ("itm_head.", "retrieval"),
+        ("text_decoder_m.", "vqa"),
+    ):
+        if any(prefix in name for name in listed):
+            return task
+    return "captioning"
 
 
 def import_state_dict(official: Mapping[str, Any], model: MPLUG) -> ImportReport:
@@ -153,7 +210,13 @@ def import_state_dict(official: Mapping[str, Any], model: MPLUG) -> ImportReport
     )
     if "temp" in foreign and not foreign["temp"].is_meta:
         report.temperature = float(foreign["temp"])
-    _explain_rest(foreign, table, model.config, report)
+    first_live = _num_fusion_layers(foreign, model.config) - model.config.fusion_depth
+    explain_rest(
+        foreign,
+        used_names(table),
+        lambda name: _reason(name, foreign, model.config, first_live),
+        report,
+    )
     load_tensors(model, tensors)
     return report
 
@@ -254,29 +317,12 @@ def _same(foreign: Mapping[str, Tensor], first: str, second: str) -> bool:
     return not one.is_meta and one.shape == other.shape and torch.equal(one, other)
 
 
-def _explain_rest(
-    foreign: Mapping[str, Tensor], table: KeyTable, config: MPLUGConfig, report: ImportReport
-) -> None:
-    """Sort the names that the table does not use into dropped and unexpected."""
-    used = {name for names in table.values() for name in names}
-    first_live = _num_fusion_layers(foreign, config) - config.fusion_depth
-    for name in foreign:
-        if name in used:
-            continue
-        reason = _reason(name, foreign, config, first_live)
-        if reason is None:
-            report.unexpected.append(name)
-        else:
-            report.dropped[name] = reason
-
-
 def _reason(
     name: str, foreign: Mapping[str, Tensor], config: MPLUGConfig, first_live: int
 ) -> str | None:
     """Say why a tensor has no place in the model; None when nothing explains it."""
-    for pattern, reason in _DEAD:
-        if re.fullmatch(pattern, name):
-            return reason
+    if (reason := first_reason(name, _DEAD)) is not None:
+        return reason
     if name == "temp":
         return "temperature, which the task keeps"
     fusion = re.match(r"fusion_encoder\.encoder\.layer\.(\d+)\.(\w+)", name)
@@ -298,3 +344,32 @@ def _reason(
             return f"second name of {TEXT_WORDS}"
         return "MLM head with its own matrix: build the model with tie_mlm_head=False"
     return None
+
+
+def optional_names(trained_for: str) -> tuple[str, ...]:
+    """Return patterns of our names that a released file of this kind lacks.
+
+    A fine-tuned file has only the heads of its own task; released retrieval has no decoder.
+    """
+    if trained_for == "pretraining":
+        return ()
+    if trained_for == "retrieval":
+        return (r"mlm_head\..*", r"decoder\..*")
+    return (r"(image_projection|text_projection|itm_head|mlm_head)\..*",)
+
+
+CONVERTER = Converter(
+    family="mplug",
+    signatures=(
+        r"(model\.|module\.)*visual_encoder\.visual\.transformer\.resblocks\..*",
+        r"(model\.|module\.)*fusion_encoder\..*crossattention\..*",
+    ),
+    adapt_config=config_for,
+    import_state=import_state_dict,
+    export_state=export_state_dict,
+    trained_for=trained_for,
+    optional=optional_names,
+    mean=(0.48145466, 0.4578275, 0.40821073),
+    std=(0.26862954, 0.26130258, 0.27577711),
+    source="Li et al. 2022 (arXiv 2205.12005), layout of X-PLUG/mPLUG",
+)

@@ -1,0 +1,261 @@
+"""Weights that other software wrote: read without running any code of the file, and written back.
+
+A file that cannot be read without unpickling objects is refused; no option changes that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from triptych.checkpoint.torchscript import is_torchscript, read_torchscript
+from triptych.core.errors import CheckpointError
+from triptych.core.files import write_json
+
+WRAPPERS = ("model", "module", "state_dict", "model_state_dict")
+"""Keys under which training code stores a state dict: plain, DeepSpeed, Lightning, tutorials."""
+
+PREFIXES = ("module.", "model.")
+"""What wrappers put before every name: data parallelism, Lightning."""
+
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+"""What a transformers folder holds, whole or as shards with `NAME.index.json` beside them."""
+
+TORCH_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".tar")
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignCheckpoint:
+    """Named tensors of a foreign file or folder.
+
+    Attributes:
+        path: Where they come from.
+        tensors: The state dict, unwrapped, on the CPU; names without a common `module.` prefix.
+        config: Content of the folder's `config.json`; empty for a single file.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    config: dict[str, Any]
+
+
+def read_foreign(path: str | Path) -> ForeignCheckpoint:
+    """Read a `.pth`, `.pt`, `.bin`, `.ckpt`, `.tar` or `.safetensors` file, or a folder.
+
+    A folder is one that transformers writes: safetensors or bin, in one file or in shards. A
+    TorchScript archive, as OpenAI publishes CLIP, gives its tensors; its program is not run.
+
+    Args:
+        path: The file or folder.
+
+    Raises:
+        CheckpointError: There is none, it is damaged, it holds no tensors, or it cannot be read
+            without running code of the file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"there is no file or folder {path}")
+    config: dict[str, Any] = {}
+    if path.is_dir():
+        tensors = _read_folder(path)
+        if (path / "config.json").is_file():
+            config = _read_json(path / "config.json")
+    else:
+        tensors = _read_file(path)
+    return ForeignCheckpoint(path, tensors, config)
+
+
+def unwrap_state(payload: Any, where: str) -> dict[str, Tensor]:
+    """Return the named tensors inside what a training script stored.
+
+    Args:
+        payload: A state dict, or mappings around one under a name of `WRAPPERS`.
+        where: The file, for messages.
+
+    Raises:
+        CheckpointError: There are no named tensors.
+    """
+    while isinstance(payload, Mapping):
+        inner = [payload[key] for key in WRAPPERS if isinstance(payload.get(key), Mapping)]
+        if not inner:
+            break
+        payload = inner[0]
+    found: dict[str, Tensor] = {}
+    if isinstance(payload, Mapping):
+        found = {k: t for k, t in payload.items() if isinstance(k, str) and isinstance(t, Tensor)}
+    if not found:
+        held = f"its keys: {', '.join(map(str, list(payload)[:5]))}" if payload else "it is empty"
+        held = held if isinstance(payload, Mapping) else f"it holds a {type(payload).__name__}"
+        raise CheckpointError(
+            f"{where} holds no state dict ({held}): expected named tensors, bare or under "
+            f"{', '.join(map(repr, WRAPPERS))}"
+        )
+    for prefix in PREFIXES * 2:
+        if all(name.startswith(prefix) for name in found):
+            found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    return found
+
+
+def write_foreign(path: Path, tensors: Mapping[str, Tensor], *, wrapper: str | None) -> None:
+    """Write a state dict for other software; the file is whole or absent.
+
+    Args:
+        path: A `.safetensors` file, or a file for `torch.load`.
+        tensors: By foreign name.
+        wrapper: Key that holds the state dict in a file for `torch.load`; None leaves it bare.
+
+    Raises:
+        CheckpointError: The disk refuses, or the name says no format.
+    """
+    if path.suffix not in (*TORCH_SUFFIXES, ".safetensors"):
+        known = ", ".join((*TORCH_SUFFIXES, ".safetensors"))
+        raise CheckpointError(f"{path}: the name must end in one of {known}")
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            save_file(_apart(tensors), temporary, {"format": "pt"})
+        else:
+            state = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+            torch.save(state if wrapper is None else {wrapper: state}, temporary)
+        temporary.replace(path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {path}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_foreign_folder(
+    folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
+) -> None:
+    """Write `model.safetensors` and `config.json` as transformers reads them.
+
+    Args:
+        folder: New; it appears whole or not at all.
+        tensors: By foreign name.
+        config: Content of `config.json`.
+
+    Raises:
+        CheckpointError: The folder exists, or the disk refuses.
+    """
+    if folder.exists():
+        raise CheckpointError(f"{folder} exists: choose another folder")
+    temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        save_file(_apart(tensors), temporary / FOLDER_FILES[0], {"format": "pt"})
+        write_json(temporary / "config.json", dict(config))
+        temporary.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"cannot write {folder}: {error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    """Read one file by its content: safetensors by its name, the others as torch finds them."""
+    if path.stat().st_size == 0:
+        raise CheckpointError(f"{path} is empty")
+    if path.suffix == ".safetensors":
+        try:
+            return unwrap_state(load_file(path), str(path))
+        except (SafetensorError, ValueError, OSError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}; copy it again") from error
+    if path.suffix not in TORCH_SUFFIXES:
+        known = ", ".join((*TORCH_SUFFIXES, ".safetensors"))
+        raise CheckpointError(f"{path}: cannot tell its format; the name must end in {known}")
+    if is_torchscript(path):
+        return unwrap_state(read_torchscript(path), str(path))
+    return unwrap_state(_torch_load(path), str(path))
+
+
+def _torch_load(path: Path) -> Any:
+    """Call `torch.load` without leave to build objects, and name what is wrong with the file."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # inert: arguments of a script
+            return torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except pickle.UnpicklingError as error:
+        detail = str(error)
+        if "GLOBAL" in detail or "Unsupported class" in detail:
+            what = next((line for line in detail.splitlines() if "GLOBAL" in line), detail)
+            raise CheckpointError(
+                f"{path} cannot be read without running code that it names, which is refused "
+                f"({what.strip()}). If you trust its author, save its state dict alone, by "
+                "torch.save(model.state_dict(), NEW), and import that"
+            ) from error
+        raise CheckpointError(f"{path} is damaged or no torch file: {detail[:200]}") from error
+    except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, ... on bad bytes
+        detail = f"{type(error).__name__}: {str(error)[:200]}"
+        raise CheckpointError(
+            f"{path} is truncated, damaged or no torch file ({detail}); copy it again"
+        ) from error
+
+
+def _read_folder(folder: Path) -> dict[str, Tensor]:
+    for name in FOLDER_FILES:
+        if (folder / name).is_file():
+            return _read_file(folder / name)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            return _read_shards(index)
+    present = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+    raise CheckpointError(
+        f"{folder} holds no weights: expected {' or '.join(FOLDER_FILES)}, or shards with "
+        f"an index.json (found {present})"
+    )
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """Read the files that an index names; each tensor must be where the index says."""
+    places = _read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{index} has no weight_map")
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(map(str, places.values()))):
+        shard = index.parent / name
+        if Path(name).name != name or name in (".", ".."):
+            raise CheckpointError(f"{index} names {name!r}, which is not a file beside it")
+        if not shard.is_file():
+            raise CheckpointError(f"{shard} is missing: {index.name} names it; copy it as well")
+        tensors |= _read_file(shard)
+    absent = sorted(set(places) - set(tensors))
+    if absent:
+        raise CheckpointError(f"{index.parent}: no shard holds {absent[0]} ({len(absent)} absent)")
+    return tensors
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object")
+    return value
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return contiguous CPU tensors none of which shares memory with another."""
+    apart: dict[str, Tensor] = {}
+    known: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        apart[name] = own.clone() if place in known else own
+        known.add(place)
+    return apart
