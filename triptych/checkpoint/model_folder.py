@@ -124,6 +124,20 @@ def load_model_folder(folder: Path) -> ModelFolder:
     )
 
 
+def stored_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the model's part of a folder's `config.json`.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    plain = config.get("model")
+    if not isinstance(plain, dict):
+        raise CheckpointError(
+            f"{folder / CONFIG}: has no `model`; it is not a Triptych model folder"
+        )
+    return plain
+
+
 def _save_weights(path: Path, state_dict: Mapping[str, Tensor]) -> None:
     """Write weights; names that share a tensor are kept in the file's metadata."""
     skeleton, tensors = split_tensors(dict(state_dict))

@@ -19,7 +19,7 @@ def describe_machine() -> dict[str, str]:
     """Return facts about this machine, by a readable name."""
     facts = {
         "CPU": _cpu_model(_read("/proc/cpuinfo")),
-        "cores": str(_num_cores()),
+        "cores": str(num_cores()),
         "memory": _memory(),
         "GPU": _gpu(),
         "bf16": _bf16_support(_read("/proc/cpuinfo")),
@@ -81,7 +81,8 @@ def _bf16_support(cpuinfo: str) -> str:
     return ", ".join(found) if found else "no CPU instructions for it"
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
+    """Return how many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -73,20 +73,28 @@ class SkipLog:
     `skipped.jsonl`, which a resumed run goes on with.
     """
 
-    def __init__(self, folder: Path | None, num_samples: int, max_share: float = 0.01) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        num_samples: int,
+        max_share: float = 0.01,
+        *,
+        file_name: str = "skipped.jsonl",
+    ) -> None:
         """Open the log.
 
         Args:
-            folder: Where `skipped.jsonl` is written; None writes no file (ranks above 0).
+            folder: Where `skipped.jsonl` is written; None writes no file.
             num_samples: Size of the dataset, bad lines included.
             max_share: Largest share of bad samples that is borne, from 0 to 1.
+            file_name: Of the list; each of several processes needs its own.
 
         Raises:
             DataError: `max_share` is not a share.
         """
         if not 0 <= max_share <= 1:
             raise DataError(f"max_bad_share = {max_share!r}: must be from 0 to 1")
-        self.path = None if folder is None else folder / "skipped.jsonl"
+        self.path = None if folder is None else folder / file_name
         self.num_samples = num_samples
         self.max_share = max_share
         self.counts: Counter[SkipKind] = Counter()

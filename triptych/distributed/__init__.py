@@ -1,1 +1,1 @@
-"""Many processes: environment, meshes, collectives, sharding. Empty while one process trains."""
+"""Many processes: how they start and meet, and what they tell each other."""

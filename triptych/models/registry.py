@@ -1,19 +1,17 @@
-"""Registered variants, and models built by name."""
+"""Registered variants of all families, and models built by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from triptych.core.registry import Registry
-from triptych.models.mplug import variants as mplug_variants
-from triptych.models.mplug.config import MPLUGConfig
-from triptych.models.mplug.model import MPLUG
+from triptych.models.families import FAMILIES, family_of
 
-ModelConfig = MPLUGConfig
-
-VARIANTS: Registry[Callable[..., ModelConfig]] = Registry("model")
-for _name, _build in mplug_variants.VARIANTS.items():
-    VARIANTS.register(_name)(_build)
+VARIANTS: Registry[Callable[..., Any]] = Registry("model")
+for _family in FAMILIES.values():
+    for _name, _build in _family.variants.items():
+        VARIANTS.register(_name)(_build)
 
 
 def list_models() -> list[str]:
@@ -21,9 +19,7 @@ def list_models() -> list[str]:
     return VARIANTS.names()
 
 
-def model_config(
-    name: str, *, image_size: int | None = None, vocab_size: int | None = None
-) -> ModelConfig:
+def model_config(name: str, *, image_size: int | None = None, vocab_size: int | None = None) -> Any:
     """Return the config of a registered variant.
 
     Args:
@@ -37,14 +33,16 @@ def model_config(
     return VARIANTS.get(name)(image_size=image_size, vocab_size=vocab_size)
 
 
-def build_model(config: ModelConfig) -> MPLUG:
-    """Build a model with fresh weights from its config."""
-    return MPLUG(config)
+def build_model(config: Any) -> Any:
+    """Build a model with fresh weights from its config.
+
+    Raises:
+        ConfigError: The config belongs to no family.
+    """
+    return family_of(config).build(config)
 
 
-def create_model(
-    name: str, *, image_size: int | None = None, vocab_size: int | None = None
-) -> MPLUG:
+def create_model(name: str, *, image_size: int | None = None, vocab_size: int | None = None) -> Any:
     """Build a registered variant with fresh weights.
 
     Args:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from triptych.distributed.collectives import mean_over_ranks
+
 
 @torch.no_grad()
 def sample_hard_negatives(sim: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,7 +31,7 @@ def sample_hard_negatives(sim: Tensor, positives: Tensor) -> tuple[Tensor, Tenso
 
 
 def itm_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy over pairs.
+    """Return the mean cross-entropy over the pairs of all processes.
 
     Args:
         logits: (M, 2), class 1 = match.
@@ -39,4 +41,4 @@ def itm_loss(logits: Tensor, labels: Tensor) -> Tensor:
         Scalar float32, ln 2 for equal logits; 0 when nothing is read.
     """
     total = F.cross_entropy(logits.float(), labels, reduction="sum")
-    return total / (labels >= 0).sum().clamp(min=1)
+    return mean_over_ranks(total, (labels >= 0).sum())

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from triptych.distributed.collectives import mean_over_ranks
 from triptych.objectives import IGNORE_INDEX
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy over the labelled tokens.
+    """Return the mean cross-entropy over the labelled tokens of all processes.
 
     Args:
         logits: (..., V).
@@ -22,7 +23,7 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     total = F.cross_entropy(
         logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
     )
-    return total / (labels != IGNORE_INDEX).sum().clamp(min=1)
+    return mean_over_ranks(total, (labels != IGNORE_INDEX).sum())
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, labels: Tensor) ->
     targets = torch.softmax(teacher_logits.float(), dim=-1)
     per_token = -(torch.log_softmax(logits.float(), dim=-1) * targets).sum(dim=-1)
     read = labels != IGNORE_INDEX
-    return (per_token * read).sum() / read.sum().clamp(min=1)
+    return mean_over_ranks((per_token * read).sum(), read.sum())
 
 
 def shift_targets(token_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

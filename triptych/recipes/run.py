@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.console import Console
 from torch import Tensor
 
 from triptych.checkpoint.model_card import build_model_card
-from triptych.checkpoint.model_folder import load_model_folder, save_model_folder
-from triptych.core.config import from_dict, load_yaml, save_yaml, to_dict
+from triptych.checkpoint.model_folder import load_model_folder, save_model_folder, stored_config
+from triptych.core.config import load_yaml, save_yaml, to_dict
 from triptych.core.errors import CheckpointError, ConfigError, DataError
-from triptych.core.machine import current_commit
+from triptych.core.machine import current_commit, num_cores
 from triptych.core.rng import seed_everything
 from triptych.data.batches import record_texts
 from triptych.data.manifest import read_records
@@ -22,10 +23,9 @@ from triptych.data.records import Record
 from triptych.data.skips import SkipLog
 from triptych.data.stream import build_loader
 from triptych.data.transforms.pipeline import ImageTransform
-from triptych.models.mplug.config import MPLUGConfig
-from triptych.models.mplug.model import MPLUG
+from triptych.distributed.env import is_main, joined, launched, rank, run_processes, world_size
+from triptych.models.families import family_of, restore_model
 from triptych.models.registry import build_model, model_config
-from triptych.nn.positions import resize_position_table
 from triptych.recipes.config import RunConfig
 from triptych.recipes.kinds import TRAINED_FOR, build_collator, build_task
 from triptych.tasks.finetuning.grounding import Grounding
@@ -57,6 +57,25 @@ def train_run(
             f"{run_folder} holds an earlier run: resume it with "
             f"`triptych train {run_folder} --resume`, or choose another folder with --out"
         )
+    if config.train.num_processes > 1 and not launched():
+        share = share_threads(config, config.train.num_processes)
+        return run_processes(_train, config.train.num_processes, share, run_folder, resume)
+    with joined():
+        return _train(config, run_folder, resume, console)
+
+
+def share_threads(config: RunConfig, num_processes: int) -> RunConfig:
+    """Return a config that gives each of several processes its part of the machine's cores."""
+    if config.train.num_threads is not None:
+        return config
+    threads = max(1, num_cores() // num_processes)
+    return replace(config, train=replace(config.train, num_threads=threads))
+
+
+def _train(
+    config: RunConfig, run_folder: Path, resume: bool, console: Console | None = None
+) -> TrainResult:
+    """Train in this process, alone or as one of several."""
     records, skip_log = _read_data(config, run_folder)
     tokenizer = prepare_tokenizer(config, records)
     seed_everything(config.train.seed)
@@ -80,6 +99,8 @@ def train_run(
             skip_log=skip_log,
             cache_mib=config.data.cache_mib,
             start_step=start,
+            rank=rank(),
+            world_size=world_size(),
         )
 
     trainer = Trainer(
@@ -91,9 +112,11 @@ def train_run(
         run_folder=run_folder,
         console=console,
     )
-    save_yaml(config, run_folder / CONFIG_FILE)
+    if is_main():
+        save_yaml(config, run_folder / CONFIG_FILE)
     result = trainer.fit(resume=resume)
-    save_model(run_folder / MODEL_FOLDER, config, model, tokenizer, len(records))
+    if is_main():
+        save_model(run_folder / MODEL_FOLDER, config, model, tokenizer, len(records))
     return result
 
 
@@ -128,7 +151,7 @@ def prepare_tokenizer(config: RunConfig, records: list[Record]) -> Tokenizer:
     return Tokenizer.train(texts, config.tokenizer.vocab_size, config.tokenizer.num_unused)
 
 
-def prepare_model(config: RunConfig, tokenizer: Tokenizer) -> MPLUG:
+def prepare_model(config: RunConfig, tokenizer: Tokenizer) -> Any:
     """Build the model with fresh weights, or load it from a model folder.
 
     Raises:
@@ -156,8 +179,8 @@ def prepare_model(config: RunConfig, tokenizer: Tokenizer) -> MPLUG:
     return model
 
 
-def load_model(folder: Path, *, image_size: int | None = None) -> MPLUG:
-    """Load the model of a model folder, on the CPU in fp32.
+def load_model(folder: Path, *, image_size: int | None = None) -> Any:
+    """Load the model of a model folder to train it, on the CPU in fp32.
 
     Args:
         folder: A model folder.
@@ -167,23 +190,12 @@ def load_model(folder: Path, *, image_size: int | None = None) -> MPLUG:
         CheckpointError: The folder is incomplete, or its weights do not fit its config.
     """
     stored = load_model_folder(folder)
-    plain = {k: v for k, v in stored.config["model"].items() if k != "kind"}
-    config = from_dict(MPLUGConfig, plain, "model")
-    state = dict(stored.state_dict)
-    if image_size is not None and image_size != config.vision.image_size:
-        config = replace(config, vision=replace(config.vision, image_size=image_size))
-        name = "visual_encoder.position_embedding"
-        state[name] = resize_position_table(state[name], config.vision.num_patches)
-    model = build_model(config)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder}: weights do not fit config.json: {error}") from error
-    return model
+    plain = stored_config(stored.config, folder)
+    return restore_model(plain, stored.state_dict, str(folder), image_size=image_size, train=True)
 
 
 def save_model(
-    folder: Path, config: RunConfig, model: MPLUG, tokenizer: Tokenizer, num_records: int
+    folder: Path, config: RunConfig, model: Any, tokenizer: Tokenizer, num_records: int
 ) -> None:
     """Write the model folder of a run, its card included."""
     trained_for = TRAINED_FOR[type(config.task)]
@@ -201,8 +213,9 @@ def save_model(
     card = build_model_card(
         title=f"{config.model.name}: {config.recipe}",
         summary=(
-            f"mPLUG with {parameters:.1f} M parameters, trained for {trained_for} for "
-            f"{config.train.max_steps} steps of {config.train.local_batch_size} samples."
+            f"{family_of(model.config).title} with {parameters:.1f} M parameters, trained for "
+            f"{trained_for} for {config.train.max_steps} steps of "
+            f"{config.train.local_batch_size * world_size()} samples."
         ),
         data={
             source.path: f"reader {source.reader}, split {source.split or 'all'}"
@@ -234,6 +247,11 @@ def _read_data(config: RunConfig, run_folder: Path) -> tuple[list[Record], SkipL
         records += found.records
         skipped += found.skipped
     run_folder.mkdir(parents=True, exist_ok=True)
-    log = SkipLog(run_folder, len(records) + len(skipped), config.data.max_bad_share)
-    log.add_all(skipped)
+    log = SkipLog(
+        run_folder,
+        len(records) + len(skipped),
+        config.data.max_bad_share,
+        file_name="skipped.jsonl" if is_main() else f"skipped.rank{rank()}.jsonl",
+    )
+    log.add_all(skipped if is_main() else [])
     return records, log

@@ -7,7 +7,6 @@ two threads, one after the other.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +17,7 @@ from typing import TextIO
 import torch
 from rich.console import Console
 
+from triptych.core.machine import num_cores
 from triptych.recipes.config import RunConfig
 from triptych.recipes.run import train_run
 
@@ -40,7 +40,7 @@ def train_side_by_side(
     Raises:
         TriptychError: What a run raised.
     """
-    cores = num_threads or _num_cores()
+    cores = num_threads or num_cores()
     if torch.cuda.is_available() or len(runs) < 2 or cores < len(runs):
         for name, config in runs.items():
             train_run(config, folders[name], console=console)
@@ -79,9 +79,3 @@ class _Prefixed:
 
     def flush(self) -> None:
         self._inner.flush()
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -7,22 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
-
-from triptych.checkpoint.model_folder import load_model_folder
+from triptych.checkpoint.model_folder import load_model_folder, stored_config
 from triptych.core.config import from_dict, kind_of
-from triptych.core.errors import CheckpointError, ConfigError, DataError, nearest
+from triptych.core.errors import CheckpointError, ConfigError, DataError
 from triptych.data.caption_cleaning import MAX_WORDS
 from triptych.data.transforms.pipeline import ImageTransformConfig
-from triptych.models.mplug.config import MPLUGConfig
-from triptych.models.mplug.model import MPLUG
-from triptych.models.registry import build_model
+from triptych.models.families import restore_model
 from triptych.text import Tokenizer
 
 C = TypeVar("C")
-
-KINDS = ("mplug",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +61,7 @@ class ServingSettings:
 class LoadedModel:
     """The content of a model folder, built."""
 
-    model: MPLUG
+    model: Any
     tokenizer: Tokenizer
     preprocess: ImageTransformConfig
     settings: ServingSettings
@@ -81,39 +74,26 @@ def read_model(folder: Path) -> LoadedModel:
         CheckpointError: A file is missing or damaged, or two of them do not fit together.
     """
     content = load_model_folder(folder)
-    where = str(folder / "config.json")
     try:
-        model_config = _model_config(content.config, where)
         preprocess = from_dict(ImageTransformConfig, content.preprocess)
         settings = _settings(content.config)
         tokenizer = Tokenizer.load(content.tokenizer_path)
     except (ConfigError, DataError) as error:
         raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
-    if tokenizer.vocab_size > model_config.text.vocab_size:
+    model = restore_model(
+        stored_config(content.config, folder), content.state_dict, str(folder)
+    ).requires_grad_(False)
+    if tokenizer.vocab_size > model.config.text.vocab_size:
         raise CheckpointError(
             f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens but the model knows "
-            f"{model_config.text.vocab_size}: the files belong to different models"
+            f"{model.config.text.vocab_size}: the files belong to different models"
         )
-    if preprocess.image_size != model_config.vision.image_size:
+    if preprocess.image_size != model.image_size:
         raise CheckpointError(
             f"{folder}: preprocess.json makes pictures of {preprocess.image_size} px but the model "
-            f"takes {model_config.vision.image_size}: the files belong to different models"
+            f"takes {model.image_size}: the files belong to different models"
         )
-    model = _build(model_config, content.state_dict, folder)
     return LoadedModel(model, tokenizer, preprocess, settings)
-
-
-def _model_config(config: Mapping[str, Any], where: str) -> MPLUGConfig:
-    plain = config.get("model")
-    if not isinstance(plain, dict):
-        raise CheckpointError(f"{where}: has no `model`; it is not a Triptych model folder")
-    kind = plain.get("kind")
-    if kind not in KINDS:
-        known = ", ".join(KINDS)
-        clue = nearest(str(kind), KINDS)
-        raise CheckpointError(f"{where}: unknown model kind {kind!r}{clue} (known: {known})")
-    sizes = {name: value for name, value in plain.items() if name != "kind"}
-    return from_dict(MPLUGConfig, sizes, "model")
 
 
 def _settings(config: Mapping[str, Any]) -> ServingSettings:
@@ -127,16 +107,3 @@ def _settings(config: Mapping[str, Any]) -> ServingSettings:
     )
     trained_for = tuple(str(task) for task in config.get("trained_for") or ())
     return ServingSettings(trained_for, config.get("task") or {}, limits)
-
-
-def _build(config: MPLUGConfig, weights: Mapping[str, Tensor], folder: Path) -> MPLUG:
-    """Build without fresh weights and take those of the file; every name must fit."""
-    with torch.device("meta"):
-        model = build_model(config)
-    try:
-        model.load_state_dict({k: v.float() for k, v in weights.items()}, assign=True)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{folder}: model.safetensors does not fit config.json: {error}"
-        ) from error
-    return model.requires_grad_(False)

@@ -45,6 +45,10 @@ class TrainConfig:
     num_threads: int | None = None
     """CPU threads for torch's kernels; None leaves torch's own choice."""
 
+    num_processes: int = 1
+    """Processes on this machine that train together, each on `local_batch_size` samples a step; a
+    launcher such as `torchrun` sets its own number."""
+
     seed: int = 0
     """Seed of dropout and of every other random choice of the training process."""
 
@@ -57,6 +61,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for field in (
             "max_steps",
+            "num_processes",
             "local_batch_size",
             "accumulate",
             "log_every_steps",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -61,6 +62,15 @@ class InterruptGuard:
             # None stands for a handler that was not installed from Python
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous.clear()
+
+    def agree(self, any_rank: Callable[[bool], bool]) -> None:
+        """Stop after the same step everywhere: a request to one process is one to all.
+
+        Args:
+            any_rank: Returns whether a flag is set on any of the processes that train together.
+        """
+        if any_rank(self.requested is not None) and self.requested is None:
+            self.requested = signal.SIGTERM
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:

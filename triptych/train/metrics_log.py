@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from triptych.core.files import write_atomic
 from triptych.train.tensorboard import EventFile
@@ -23,31 +23,46 @@ class MetricsLog:
         start_step: Steps done. Lines of later steps, which a killed run wrote after its last
             checkpoint, and a half-written last line are dropped.
         tensorboard: Whether to write event files to `folder/tensorboard`.
+        silent: Write nothing at all: for processes other than the main one.
     """
 
-    def __init__(self, folder: Path, *, start_step: int = 0, tensorboard: bool = True) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        start_step: int = 0,
+        tensorboard: bool = True,
+        silent: bool = False,
+    ) -> None:
         self.path = folder / "metrics.jsonl"
+        self._file: TextIO | None = None
+        self._events: EventFile | None = None
+        if silent:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
         _drop_lines_after(self.path, start_step)
         self._file = self.path.open("a", encoding="utf-8")
         self._events = EventFile(folder / "tensorboard", start_step) if tensorboard else None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append a line `{"step": step, **values}`; floats are written so that they read equal."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        if self._file:
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
         if self._events:
             self._events.write(step, values)
 
     def flush_to_disk(self) -> None:
         """Wait until all lines are on the disk; a checkpoint must not be ahead of its metrics."""
-        os.fsync(self._file.fileno())
+        if self._file:
+            os.fsync(self._file.fileno())
         if self._events:
             self._events.flush()
 
     def close(self) -> None:
         """Close the files."""
-        self._file.close()
+        if self._file:
+            self._file.close()
         if self._events:
             self._events.close()
 

@@ -10,18 +10,21 @@ from torch.optim import Optimizer
 
 from triptych.core.errors import CheckpointError
 from triptych.core.rng import random_state, set_random_state
+from triptych.distributed.collectives import gather_objects
+from triptych.distributed.env import rank, world_size
 from triptych.train.task import StatefulTask, Task
 
 
 def capture_state(task: Task, optimizer: Optimizer) -> dict[str, Any]:
     """Return modules, optimizer, random states and the task's own state.
 
-    The tensors are the live ones, not copies: store them before the next step.
+    The tensors are the live ones, not copies: store them before the next step. The random state is
+    a list with that of each process.
     """
     return {
         "modules": dict(task.modules.state_dict()),
         "optimizer": _optimizer_state(optimizer),
-        "random": random_state(),
+        "random": gather_objects(random_state()),
         "task": task.extra_state() if isinstance(task, StatefulTask) else {},
     }
 
@@ -36,7 +39,12 @@ def restore_state(state: dict[str, Any], task: Task, optimizer: Optimizer) -> No
     _load_optimizer(optimizer, state["optimizer"])
     if isinstance(task, StatefulTask):
         task.load_extra_state(state["task"])
-    set_random_state(state["random"])  # last: nothing that comes before may draw from it
+    if len(state["random"]) != world_size():
+        raise CheckpointError(
+            f"the checkpoint is of a run of {len(state['random'])} processes, and {world_size()} "
+            "train now: resume with the number that the run began with"
+        )
+    set_random_state(state["random"][rank()])  # last: nothing before it may draw from it
 
 
 def _load_modules(modules: nn.Module, saved: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from triptych.core.errors import ConfigError, NonFiniteError
+from triptych.distributed.collectives import all_reduce_mean
 from triptych.train.task import Task
 
 
@@ -92,10 +93,10 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -
 
 
 def read_values(micro_losses: list[dict[str, Tensor]], grad_norm: Tensor) -> StepValues:
-    """Bring losses and norm to the host: the only synchronisation of a step."""
+    """Bring losses and norm, means over processes, to the host: a step's only wait."""
     names = list(micro_losses[0])
     means = [torch.stack([losses[name] for losses in micro_losses]).mean() for name in names]
-    *values, norm = torch.stack([*means, grad_norm.float()]).tolist()
+    *values, norm = all_reduce_mean(torch.stack([*means, grad_norm.float()])).tolist()
     losses = dict(zip(names, values, strict=True))
     return StepValues(losses=losses, total=losses.pop("total"), grad_norm=norm)
 

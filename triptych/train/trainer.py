@@ -14,6 +14,14 @@ from torch import Tensor
 from triptych.checkpoint.run import list_checkpoints, load_latest, save_checkpoint
 from triptych.core.errors import ConfigError, DataError
 from triptych.core.rng import random_state, seed_everything, set_random_state
+from triptych.distributed.collectives import (
+    any_rank,
+    average_gradients,
+    barrier,
+    from_main,
+    share_state,
+)
+from triptych.distributed.env import is_main, local_rank, rank, world_size
 from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
 from triptych.train.interrupts import InterruptGuard, TrainingInterrupted
 from triptych.train.metrics_log import MetricsLog, StepMeans
@@ -35,6 +43,9 @@ from triptych.train.task import Task
 from triptych.train.weights import ObjectiveSchedules
 
 Batches = Iterator[Mapping[str, Tensor]]
+
+RANK_STRIDE = 1_000_003
+"""Apart by this are the seeds of the processes that train together."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +69,10 @@ class TrainResult:
 
 class Trainer:
     """Trains a task: fetch, losses, backward, clip, check, optimizer, schedule, after_step, log.
+
+    Where several processes train together (`triptych.distributed`), each runs a Trainer on its own
+    part of every batch; gradients and logged losses are means over them, and the process of rank 0
+    writes the files.
 
     Args:
         task: What is trained; its modules are moved to the training device here.
@@ -100,6 +115,7 @@ class Trainer:
             torch.set_num_threads(config.num_threads)
         self.device = _resolve_device(config.device)
         task.modules.to(self.device)
+        share_state(task.modules)
         self.groups = group_parameters(task.modules.named_parameters(), optim, is_vision)
         self.optimizer = build_optimizer(self.groups, optim)
         self.precision: str = config.precision
@@ -121,7 +137,7 @@ class Trainer:
             NonFiniteError: A loss or gradient is NaN or infinite.
             TrainingInterrupted: SIGINT or SIGTERM came; the run was saved.
         """
-        progress = build_progress(self.config.progress, self.console)
+        progress = build_progress(self.config.progress if is_main() else "off", self.console)
         with InterruptGuard() as guard:
             try:
                 self._begin(resume, progress)
@@ -143,19 +159,26 @@ class Trainer:
         if found:
             self._restore(*found)
         else:
-            self.precision = resolve_precision(
-                self.config.precision, self.device, self.task.modules
+            self.precision = from_main(
+                resolve_precision(self.config.precision, self.device, self.task.modules)
             )
-            seed_everything(self.config.seed)
+            seed_everything(self.config.seed + RANK_STRIDE * rank())
         apply_schedule(self.optimizer, self.step, self.optim_config, self.config.max_steps)
+        together = f"{world_size()} processes, each " if world_size() > 1 else ""
         progress.message(
-            f"training on {self.device} in {self.precision} with {torch.get_num_threads()} "
-            f"threads, from step {self.step} to {self.config.max_steps}, in {self.run_folder}"
+            f"training on {self.device} in {self.precision} with {together}"
+            f"{torch.get_num_threads()} threads, "
+            f"from step {self.step} to {self.config.max_steps}, in {self.run_folder}"
         )
 
     def _loop(self, guard: InterruptGuard, progress: Progress) -> TrainResult:
-        clock = StepClock(self.config.local_batch_size)
-        log = MetricsLog(self.run_folder, start_step=self.step, tensorboard=self.config.tensorboard)
+        clock = StepClock(self.config.local_batch_size * world_size())
+        log = MetricsLog(
+            self.run_folder,
+            start_step=self.step,
+            tensorboard=self.config.tensorboard,
+            silent=not is_main(),
+        )
         loader = self.loader_factory(self.step * self.config.accumulate)
         batches = iter(loader)
         losses: dict[str, float] = {}
@@ -166,6 +189,7 @@ class Trainer:
                 progress.update(self._report(losses, clock))
                 self._log_step(values, log, clock)
                 self._evaluate_if_due(log, progress)
+                guard.agree(any_rank)
                 self._checkpoint_if_due(log, guard, progress)
                 if guard.requested is not None:
                     assert self._last_checkpoint is not None
@@ -198,6 +222,7 @@ class Trainer:
             for _ in range(self.config.accumulate)
         ]
         parameters = [pair for group in self.groups for pair in group.parameters]
+        average_gradients([p for _, p in parameters])
         norm = clip_gradients([p for _, p in parameters], self.config.max_grad_norm)
         values = read_values(micro_losses, norm)
         check_finite(values, parameters, step=self.step + 1, last_checkpoint=self._last_checkpoint)
@@ -277,9 +302,12 @@ class Trainer:
         log.flush_to_disk()
         state = capture_state(self.task, self.optimizer)
         state |= {"precision": self.precision, "means": self._means.state()}
-        self._last_checkpoint = save_checkpoint(
-            self.checkpoint_folder, self.step, state, keep=self.config.keep_checkpoints
-        )
+        if is_main():
+            save_checkpoint(
+                self.checkpoint_folder, self.step, state, keep=self.config.keep_checkpoints
+            )
+        barrier()
+        self._last_checkpoint = self.checkpoint_folder / f"step_{self.step}"
         if last or guard.requested is not None:
             progress.message(f"saved {self._last_checkpoint}")
 
@@ -298,6 +326,8 @@ def _resolve_device(choice: str) -> torch.device:
         raise ConfigError("device = 'cuda': torch finds no CUDA device; use 'cpu' or 'auto'")
     if choice == "auto":
         choice = "cuda" if torch.cuda.is_available() else "cpu"
+    if choice == "cuda" and world_size() > 1:
+        return torch.device("cuda", local_rank() % torch.cuda.device_count())
     return torch.device(choice)
 
 

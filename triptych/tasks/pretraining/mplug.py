@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from triptych.core.config import check
 from triptych.core.outputs import FusedFeatures, ImageFeatures, Predictions, TextFeatures
+from triptych.distributed.collectives import all_gather, all_gather_with_grad
 from triptych.models.mplug.model import MPLUG
 from triptych.objectives import IGNORE_INDEX
 from triptych.objectives.contrastive import (
@@ -234,16 +235,22 @@ class MPLUGPretraining:
         teacher: _TeacherPass | None,
     ) -> Tensor:
         keys = torch.stack([batch["image_key"], batch["caption_key"]], dim=1)  # (B, 2)
-        image_m = image_embedding.detach() if teacher is None else teacher.image_embedding
-        text_m = text_embedding.detach() if teacher is None else teacher.text_embedding
-        if self.model.training:
-            self._pending.append((image_m, text_m, keys))
+        all_keys = all_gather(keys)  # (G, 2): the rows of all processes
         if teacher is None:
+            columns = all_gather_with_grad(image_embedding), all_gather_with_grad(text_embedding)
+        else:
+            columns = all_gather(teacher.image_embedding), all_gather(teacher.text_embedding)
+        image_m, text_m = columns[0].detach(), columns[1].detach()
+        if self.model.training:
+            self._pending.append((image_m, text_m, all_keys))
+        if teacher is None and len(all_keys) == len(keys):
             sim_i2t, sim_t2i = sims, sims.T
+        elif teacher is None:
+            sim_i2t = similarity(image_embedding, columns[1], self.temperature)
+            sim_t2i = similarity(text_embedding, columns[0], self.temperature)
         else:
             sim_i2t = similarity(image_embedding, text_m, self.temperature)
             sim_t2i = similarity(text_embedding, image_m, self.temperature)
-        all_keys = keys
         if "queue" in self.modules:
             queued_image, queued_text, queued_keys = cast(
                 FeatureQueue, self.modules["queue"]
@@ -254,7 +261,7 @@ class MPLUGPretraining:
             sim_t2i = torch.cat([sim_t2i, more_t2i], dim=1)
             image_m = torch.cat([image_m, queued_image])
             text_m = torch.cat([text_m, queued_text])
-            all_keys = torch.cat([keys, queued_keys])
+            all_keys = torch.cat([all_keys, queued_keys])
         positives = positive_pairs(keys, all_keys)
         if teacher is None:
             targets = soft_targets(positives, None, 0.0)

@@ -1,0 +1,201 @@
+"""The processes that train together: who this one is, and how they are started."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from triptych.core.errors import TriptychError
+
+T = TypeVar("T")
+
+
+def rank() -> int:
+    """Return the number of this process among those that train together, from 0."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Return how many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Return whether this process writes files and reports."""
+    return rank() == 0
+
+
+def local_rank() -> int:
+    """Return the number of this process on its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", rank()))
+
+
+def launched() -> bool:
+    """Return whether a launcher such as `torchrun` has started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Belong to the processes that a launcher started, while entered; else do nothing."""
+    if not launched() or world_size() > 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank())
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def run_processes(function: Callable[..., T], num_processes: int, *arguments: Any) -> T:
+    """Call `function(*arguments)` in several new processes of one group, and wait for them.
+
+    They meet through a file, so no port is needed. SIGINT and SIGTERM are passed on as SIGTERM. If
+    one fails, or this process is killed, the others end.
+
+    Args:
+        function: A function of a module; what it returns and raises must be picklable.
+        num_processes: At least 1; on a machine with GPUs, process i takes GPU i.
+        arguments: Picklable.
+
+    Returns:
+        What the function returned in the process of rank 0.
+
+    Raises:
+        Exception: What the function raised; an error of ours before those that follow from it.
+        RuntimeError: A process died.
+    """
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory(prefix="triptych_") as folder:
+        meeting = f"file://{Path(folder) / 'meeting'}"
+        processes: list[SpawnProcess] = []
+        ends: list[Connection] = []
+        for number in range(num_processes):
+            here, there = context.Pipe(duplex=False)
+            process = context.Process(
+                target=_run, args=(function, number, num_processes, meeting, there, arguments)
+            )
+            process.start()
+            there.close()
+            processes.append(process)
+            ends.append(here)
+        with _signals_passed_on(processes):
+            outcomes = _outcomes(processes, ends)
+    failures = [error for ok, error in outcomes if not ok]
+    for error in sorted(failures, key=_is_consequence):
+        raise error
+    result: T = outcomes[0][1]
+    return result
+
+
+def _run(
+    function: Callable[..., Any],
+    number: int,
+    num_processes: int,
+    meeting: str,
+    end: Connection,
+    arguments: tuple[Any, ...],
+) -> None:
+    """Be one of the processes."""
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+    os.environ["LOCAL_RANK"] = str(number)
+    if sys.platform == "linux":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    cuda = torch.cuda.is_available() and torch.cuda.device_count() >= num_processes
+    if cuda:
+        torch.cuda.set_device(number)
+    outcome: tuple[bool, Any]
+    try:
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            init_method=meeting,
+            rank=number,
+            world_size=num_processes,
+        )
+        outcome = (True, function(*arguments))
+    except (Exception, KeyboardInterrupt) as error:
+        outcome = (False, error)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()  # its peers learn of a failure by the closed connection
+    end.send(outcome)
+    end.close()
+
+
+def _die_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _outcomes(processes: list[SpawnProcess], ends: list[Connection]) -> list[tuple[bool, Any]]:
+    """Collect (succeeded, result or error) of each process; end the others after a failure."""
+    outcomes: dict[int, tuple[bool, Any]] = {}
+    while len(outcomes) < len(ends):
+        waiting = [end for number, end in enumerate(ends) if number not in outcomes]
+        for end in wait(waiting):
+            number = ends.index(end)  # type: ignore[arg-type]
+            try:
+                outcomes[number] = ends[number].recv()
+            except EOFError:
+                processes[number].join()
+                code = processes[number].exitcode
+                outcomes[number] = (False, RuntimeError(f"process {number} died (code {code})"))
+            if not outcomes[number][0] and _is_consequence(outcomes[number][1]):
+                continue
+            if not outcomes[number][0]:
+                _end_soon(processes, number)
+    for process in processes:
+        process.join()
+    return [outcomes[number] for number in range(len(ends))]
+
+
+def _end_soon(processes: list[SpawnProcess], failed: int) -> None:
+    """Give the others a moment to notice the failure by themselves, then end them."""
+    for number, process in enumerate(processes):
+        if number != failed:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.kill()
+
+
+def _is_consequence(error: BaseException) -> bool:
+    """Return whether an error may follow from another process's: a closed connection."""
+    return not isinstance(error, TriptychError) and isinstance(error, RuntimeError)
+
+
+@contextmanager
+def _signals_passed_on(processes: list[SpawnProcess]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for process in processes:
+            if process.is_alive():
+                process.terminate()
+
+    previous = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
