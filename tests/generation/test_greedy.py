@@ -40,16 +40,20 @@ def test_one_beam_that_stops_at_its_end_is_greedy():
 def test_coordinate_tokens_only():
     allowed = torch.tensor([False, False, False, True, True, False])
     found = greedy_search(
-        TableStep(5, 6), start_id=START, end_id=-1, max_tokens=4, allowed_ids=allowed
+        TableStep(5, 6), start_id=START, end_id=-1, max_tokens=4, allowed=lambda said: allowed
     )
     assert [len(text) for text in found] == [4] * 5
     assert {token for text in found for token in text} == {3, 4}
 
 
 def test_one_mask_a_step():
-    allowed = torch.eye(3, 6, dtype=torch.bool).roll(2, dims=1)
+    steps = torch.eye(3, 6, dtype=torch.bool).roll(2, dims=1)
     found = greedy_search(
-        TableStep(2, 6), start_id=START, end_id=END, max_tokens=3, allowed_ids=allowed
+        TableStep(2, 6),
+        start_id=START,
+        end_id=END,
+        max_tokens=3,
+        allowed=lambda said: steps[said.shape[2]],
     )
     assert found == [[2, 3, 4]] * 2
 
@@ -57,3 +61,17 @@ def test_one_mask_a_step():
 def test_text_longer_than_the_position_table_is_refused():
     with pytest.raises(ConfigError, match="lower max_tokens"):
         greedy_search(TableStep(1, 4), start_id=START, end_id=END, max_tokens=60)
+
+
+def test_a_prompt_is_read_and_not_returned():
+    class Echo(TableStep):
+        def scores(self, image, text):
+            logits = torch.full((9,), -20.0)
+            logits[END if len(text) >= 5 else text[-1] + 1] = 20.0
+            return logits
+
+    prompt = torch.tensor([[3, 4], [5, 6]])
+    found = greedy_search(Echo(2, 9), start_id=START, end_id=END, max_tokens=5, prompt=prompt)
+    assert found == [[5, 6], [7, 8]]
+    with pytest.raises(ConfigError, match="prompt of 2 tokens"):
+        greedy_search(Echo(2, 9), start_id=START, end_id=END, max_tokens=49, prompt=prompt)

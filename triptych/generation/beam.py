@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,11 +9,8 @@ import torch
 from torch import Tensor
 
 from triptych.core.config import check
-from triptych.generation.step import DecodeStep
+from triptych.generation.step import Allowed, DecodeStep, prompt_length, read_prompt
 from triptych.generation.stopping import best_divisor, check_length, length_divisor
-
-Allowed = Callable[[Tensor], Tensor]
-"""Map the tokens said so far (B, R, T) to a bool mask of next ones, broadcastable to (B, R, V)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,8 +80,10 @@ def beam_search(
         start_id: First token that the decoder reads.
         end_id: Token that ends a text.
         config: The search.
-        prompt: (B, T) int64 tokens after the start token, the same number for each image.
-        allowed: Which tokens may come next; the others' probability is shared by these.
+        prompt: (B, T) int64 tokens after the start token, the same number for each image. They
+            count neither as tokens of the text nor in its score.
+        allowed: Which tokens may come next. Scores stay the model's own probabilities, those of
+            the other tokens are lost: so the best of a closed list is the likeliest of it.
 
     Returns:
         For each image its hypotheses, best first: `num_beams`, or fewer where the constraint or
@@ -94,8 +92,8 @@ def beam_search(
     Raises:
         ConfigError: `max_tokens` exceeds the decoder's positions.
     """
-    check_length(step, 0 if prompt is None else prompt.shape[1], config.max_tokens)
-    logits = _read_prompt(step, start_id, prompt)
+    check_length(step, prompt_length(prompt), config.max_tokens)
+    logits = read_prompt(step, start_id, prompt)
     state = _Search(config, end_id, step.batch_size, logits.device)
     for position in range(config.max_tokens):
         if position > 0:
@@ -107,23 +105,12 @@ def beam_search(
     return state.hypotheses()
 
 
-def _read_prompt(step: DecodeStep, start_id: int, prompt: Tensor | None) -> Tensor:
-    """Feed the start token and the prompt; return (B, 1, V) logits of the first new token."""
-    logits = step.logits(torch.full((step.batch_size, 1), start_id))
-    if prompt is not None:
-        for column in prompt.unbind(1):
-            logits = step.logits(column[:, None])
-    return logits
-
-
 def _log_probs(logits: Tensor, state: _Search, allowed: Allowed | None) -> Tensor:
     """Return (B, R, V) float32 log-probabilities; -inf for what the constraint forbids."""
-    logits = logits.float()
+    log_probs = torch.log_softmax(logits.float(), dim=-1)
     if allowed is None:
-        return torch.log_softmax(logits, dim=-1)
-    forbidden = ~allowed(state.said[..., : state.length])
-    logits = logits.masked_fill(forbidden, torch.finfo(torch.float32).min)
-    return torch.log_softmax(logits, dim=-1).masked_fill(forbidden, -torch.inf)
+        return log_probs
+    return log_probs.masked_fill(~allowed(state.said[..., : state.length]), -torch.inf)
 
 
 class _Search:

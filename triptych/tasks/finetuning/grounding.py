@@ -107,14 +107,14 @@ class Grounding(ModelTask):
         Reads `image`, `token_ids`, `text_mask`, `image_size_px` and `index`.
         """
         vocab_size = self.model.config.text.vocab_size
-        allowed = torch.zeros(vocab_size, dtype=torch.bool)
-        allowed[self.first_bin_id : self.first_bin_id + self.config.num_bins] = True
+        is_bin = torch.zeros(vocab_size, dtype=torch.bool, device=batch["image"].device)
+        is_bin[self.first_bin_id : self.first_bin_id + self.config.num_bins] = True
         ids = greedy_search(
             CachedDecoder(self.model.decoder, self.memory(batch)),
             start_id=self.start_id,
             end_id=-1,
             max_tokens=4,
-            allowed_ids=allowed,
+            allowed=lambda said: is_bin,
         )
         bins = torch.tensor(ids) - self.first_bin_id
         size = batch["image_size_px"].cpu().float()  # (B, 2): width, height

@@ -1,0 +1,152 @@
+"""Sampling: texts drawn token by token, from the whole distribution or from its likely part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from triptych.core.config import check
+from triptych.generation.step import DecodeStep, prompt_length, read_prompt
+from triptych.generation.stopping import check_length
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingConfig:
+    """How texts are drawn. The defaults draw from the model's own distribution.
+
+    Attributes:
+        num_samples: Texts K drawn for each image, independently.
+        temperature: Divides the logits: below 1 prefers likely tokens.
+        top_k: Only the k likeliest tokens may come; 0 leaves the limit out.
+        top_p: Only the nucleus may come: the fewest likeliest tokens that together have at least
+            this probability (Holtzman et al. 2020), after `top_k`; 1 leaves the limit out.
+        min_tokens: Tokens before the end token may come.
+        max_tokens: Longest text, the end token included and the prompt not.
+    """
+
+    num_samples: int = 1
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_tokens: int = 1
+    max_tokens: int = 20
+
+    def __post_init__(self) -> None:
+        """Reject values out of range."""
+        check(self.num_samples > 0, "num_samples", self.num_samples, "be at least 1")
+        check(self.temperature > 0, "temperature", self.temperature, "be above 0")
+        check(self.top_k >= 0, "top_k", self.top_k, "be at least 0")
+        check(0 < self.top_p <= 1, "top_p", self.top_p, "be in (0, 1]")
+        check(self.max_tokens > 0, "max_tokens", self.max_tokens, "be at least 1")
+        check(
+            0 <= self.min_tokens < self.max_tokens,
+            "min_tokens",
+            self.min_tokens,
+            f"be in [0, {self.max_tokens}), below max_tokens",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Drawn texts.
+
+    Attributes:
+        token_ids: (B, K, T) int64 tokens, the end token included, then the end token as padding.
+        mask: (B, K, T) bool, True = drawn; the end token counts, what stands behind it does not.
+        ended: (B, K) bool, False = the text was cut at `max_tokens`.
+    """
+
+    token_ids: Tensor
+    mask: Tensor
+    ended: Tensor
+
+    def texts(self) -> list[list[tuple[int, ...]]]:
+        """Return the tokens of each image's texts, without the end token."""
+        lengths = (self.mask.sum(dim=-1) - self.ended.long()).tolist()
+        return [
+            [tuple(ids[:length]) for ids, length in zip(*image, strict=True)]
+            for image in zip(self.token_ids.tolist(), lengths, strict=True)
+        ]
+
+
+@torch.no_grad()
+def sample_texts(
+    step: DecodeStep,
+    *,
+    start_id: int,
+    end_id: int,
+    config: SamplingConfig,
+    generator: torch.Generator | None = None,
+    prompt: Tensor | None = None,
+) -> Samples:
+    """Draw texts for each image.
+
+    Args:
+        step: A decoder that has read nothing yet.
+        start_id: First token that the decoder reads.
+        end_id: Token that ends a text.
+        config: How to draw.
+        generator: Source of randomness, on any device; None takes torch's own for the model's.
+        prompt: (B, T) int64 tokens after the start token, the same number for each image.
+
+    Raises:
+        ConfigError: `max_tokens` exceeds the decoder's positions.
+    """
+    check_length(step, prompt_length(prompt), config.max_tokens)
+    batch, count = step.batch_size, config.num_samples
+    logits = read_prompt(step, start_id, prompt).expand(-1, count, -1)  # (B, K, V)
+    step.reorder(torch.arange(batch).repeat_interleave(count))
+    ended = torch.zeros(batch, count, dtype=torch.bool, device=logits.device)
+    said, masks = [], []
+    for position in range(config.max_tokens):
+        if position > 0:
+            logits = step.logits(said[-1])
+        banned = end_id if position < config.min_tokens else None
+        newest = _draw(token_log_probs(logits, config, banned), generator)
+        said.append(newest.masked_fill(ended, end_id))
+        masks.append(~ended)
+        ended = ended | (newest == end_id)
+        if bool(ended.all()):
+            break
+    return Samples(torch.stack(said, dim=-1), torch.stack(masks, dim=-1), ended)
+
+
+def token_log_probs(logits: Tensor, config: SamplingConfig, banned: int | None = None) -> Tensor:
+    """Return the log-probabilities that the next token is drawn with.
+
+    Args:
+        logits: (..., V).
+        config: Temperature, `top_k` and `top_p`.
+        banned: A token that may not come; None bans nothing.
+
+    Returns:
+        (..., V) float32, -inf for what cannot come; they add up to probability 1.
+    """
+    logits = logits.float() / config.temperature
+    if banned is not None:
+        logits = logits.index_fill(-1, torch.tensor([banned], device=logits.device), -torch.inf)
+    if 0 < config.top_k < logits.shape[-1] or config.top_p < 1:
+        logits = _likely_part(logits, config)
+    return torch.log_softmax(logits, dim=-1)
+
+
+def _likely_part(logits: Tensor, config: SamplingConfig) -> Tensor:
+    """Set all but the likely tokens to -inf."""
+    falling, order = logits.sort(dim=-1, descending=True)
+    if config.top_k > 0:
+        falling[..., config.top_k :] = -torch.inf
+    probabilities = torch.softmax(falling, dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities  # of the likelier tokens
+    falling = falling.masked_fill(before >= config.top_p, -torch.inf)
+    return torch.empty_like(logits).scatter_(-1, order, falling)
+
+
+def _draw(log_probs: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw one token from each distribution: (B, K, V) to (B, K)."""
+    rows = log_probs.exp().flatten(0, 1)
+    if generator is not None:
+        rows = rows.to(generator.device)
+    drawn = torch.multinomial(rows, 1, generator=generator)
+    return drawn.view(log_probs.shape[:2]).to(log_probs.device)
