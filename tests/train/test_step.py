@@ -94,7 +94,7 @@ def test_a_missing_loss_and_a_missing_batch_key_are_named():
             task, batch, {"itm": 1, "mlm": 1}, share=1.0, context=autocast(CPU, "fp32")
         )
     with pytest.raises(ConfigError, match=r"reads \['label'\]"):
-        check_batch_keys(task, {"image": batch["image"]})
+        check_batch_keys(task.batch_keys, {"image": batch["image"]})
 
 
 def test_values_are_means_over_micro_batches():

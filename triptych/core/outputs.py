@@ -136,6 +136,19 @@ class Predictions:
     scores: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class BatchKind:
+    """One of several kinds of batches that a task can be trained on, such as pairs or texts alone.
+
+    Attributes:
+        batch_keys: Keys that `losses` reads of such a batch.
+        objectives: Objectives that can be computed on it.
+    """
+
+    batch_keys: frozenset[str]
+    objectives: frozenset[str]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricValue:
     """One number with what is needed to read it.

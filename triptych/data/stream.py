@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import torch
@@ -76,21 +76,9 @@ def build_loader(
         ConfigError: A number is out of range, or the transform moves boxes that are needed.
         DataError: There is no record.
     """
-    for name, value, least in (
-        ("local_batch_size", local_batch_size, 1),
-        ("num_workers", num_workers, 0),
-        ("cache_mib", cache_mib, 0),
-        ("start_step", start_step, 0),
-        ("prefetch", prefetch, 1),
-    ):
-        check(value >= least, name, value, f"be at least {least}")
-    if not records:
-        raise DataError("the dataset has no record: see `triptych data check`")
-    if collator.needs_boxes and transform.train and not transform.config.keeps_boxes:
-        raise ConfigError(
-            "boxes cannot follow this transform: set crop_scale to None and "
-            "randaugment_geometric to False"
-        )
+    check(local_batch_size >= 1, "local_batch_size", local_batch_size, "be at least 1")
+    check(cache_mib >= 0, "cache_mib", cache_mib, "be at least 0")
+    check_source(records, collator, transform)
     return BatchLoader(
         order=SampleOrder(len(records), local_batch_size, seed, train, rank, world_size),
         builder=BatchBuilder(records, collator, transform, seed, train, cache_mib),
@@ -101,6 +89,53 @@ def build_loader(
     )
 
 
+def check_source(
+    records: Sequence[Record],
+    collator: Collator[Any] | TextCollator[Any],
+    transform: ImageTransform,
+) -> None:
+    """Reject a dataset that cannot give a batch.
+
+    Raises:
+        ConfigError: The transform moves boxes that are needed.
+        DataError: There is no record.
+    """
+    if not records:
+        raise DataError("the dataset has no record: see `triptych data check`")
+    if collator.needs_boxes and transform.train and not transform.config.keeps_boxes:
+        raise ConfigError(
+            "boxes cannot follow this transform: set crop_scale to None and "
+            "randaugment_geometric to False"
+        )
+
+
+class Order(Protocol):
+    """Which samples make up which batch."""
+
+    @property
+    def num_batches(self) -> int | None:
+        """How many batches there are; None for no end."""
+        ...
+
+    def batch(self, step: int, /) -> list[tuple[int, int]]:
+        """Return (epoch, index) of each sample of a batch, steps counted from 0."""
+        ...
+
+
+class Builder(Protocol):
+    """Makes batches."""
+
+    def build(
+        self, places: Sequence[tuple[int, int]], note: Callable[[int], None] | None = None
+    ) -> Built:
+        """Make the batch of some (epoch, index) places."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Return how messages call a record."""
+        ...
+
+
 @dataclass(slots=True)
 class BatchLoader:
     """An iterable of batches (dicts of tensors); `iter` begins at `start_step` each time.
@@ -108,12 +143,18 @@ class BatchLoader:
     The iterator is a generator: `close()` ends its worker processes, and so does dropping it.
     """
 
-    order: SampleOrder
-    builder: BatchBuilder
+    order: Order
+    builder: Builder
     num_workers: int = 0
     skip_log: SkipLog | None = None
     start_step: int = 0
     prefetch: int = 2
+
+    def __post_init__(self) -> None:
+        """Reject counts out of range."""
+        for name, least in (("num_workers", 0), ("start_step", 0), ("prefetch", 1)):
+            value = getattr(self, name)
+            check(value >= least, name, value, f"be at least {least}")
 
     @property
     def num_batches(self) -> int | None:
@@ -203,8 +244,8 @@ class BatchLoader:
 class _BuildTask(Dataset[Built]):
     """Maps a step to its batch, in this process or in a worker."""
 
-    order: SampleOrder
-    builder: BatchBuilder
+    order: Order
+    builder: Builder
     progress: Tensor | None = field(default=None)
 
     def __getitem__(self, step: int) -> Built:

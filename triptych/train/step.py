@@ -31,9 +31,9 @@ class StepValues:
     grad_norm: float
 
 
-def check_batch_keys(task: Task, batch: Mapping[str, Tensor]) -> None:
+def check_batch_keys(batch_keys: frozenset[str], batch: Mapping[str, Tensor]) -> None:
     """Raise a ConfigError if the loader does not yield what the task reads."""
-    missing = sorted(task.batch_keys - batch.keys())
+    missing = sorted(batch_keys - batch.keys())
     if missing:
         raise ConfigError(
             f"the task reads {missing}, which the batch lacks; it holds {sorted(batch)}: "

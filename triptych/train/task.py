@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from triptych.core.outputs import Predictions
+from triptych.core.outputs import BatchKind, Predictions
 
 
 class Task(Protocol):
@@ -56,6 +56,21 @@ class Task(Protocol):
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
         """Return predictions for a batch; reads no labels. The trainer itself never calls it."""
         ...
+
+
+@runtime_checkable
+class MixedTask(Protocol):
+    """A task that takes batches of several kinds, one kind a step, such as pairs and texts alone.
+
+    `losses` is asked for the active objectives of the batch's kind and no others, so `active` tells
+    the kind. `batch_keys` holds the keys that all kinds have.
+
+    Attributes:
+        batch_kinds: What batches of each kind hold and can be trained on, by name.
+    """
+
+    @property
+    def batch_kinds(self) -> Mapping[str, BatchKind]: ...  # noqa: D102
 
 
 @runtime_checkable

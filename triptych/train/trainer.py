@@ -29,6 +29,7 @@ from triptych.train.optim import build_optimizer, group_parameters, is_vision_pa
 from triptych.train.precision import autocast, resolve_precision
 from triptych.train.progress import Progress, StepClock, StepReport, build_progress
 from triptych.train.schedule import apply_schedule, learning_rate_at
+from triptych.train.sources import BatchSource, SourceBook
 from triptych.train.state import capture_state, restore_state
 from triptych.train.step import (
     StepValues,
@@ -86,6 +87,8 @@ class Trainer:
         evaluate: Called with the step, returns numbers to log as they are named. What it draws from
             the random state does not change the training.
         is_vision: Whether the parameter of a name takes the vision learning rate.
+        sources: What the number `source` of a batch stands for, in order; empty where batches have
+            none. A step is of one source, and of the objectives that its kind allows.
         console: Where to report; standard output if absent.
 
     Raises:
@@ -103,6 +106,7 @@ class Trainer:
         run_folder: Path,
         evaluate: Callable[[int], Mapping[str, float]] | None = None,
         is_vision: Callable[[str], bool] = is_vision_parameter,
+        sources: Sequence[BatchSource] = (),
         console: Console | None = None,
     ) -> None:
         self.task, self.config, self.optim_config = task, config, optim
@@ -110,7 +114,8 @@ class Trainer:
         self.run_folder, self.console = run_folder, console
         self.checkpoint_folder = run_folder / "checkpoints"
         self.objectives = ObjectiveSchedules(weights, task.objective_names)
-        self.objectives.check(config.max_steps)
+        self.sources = SourceBook(task, sources)
+        self.sources.check(self.objectives, config.max_steps)
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         self.device = _resolve_device(config.device)
@@ -184,10 +189,10 @@ class Trainer:
         losses: dict[str, float] = {}
         try:
             while self.step < self.config.max_steps:
-                values = self._train_step(batches, clock)
+                values, source = self._train_step(batches, clock)
                 losses = {**values.losses, "total": values.total}
                 progress.update(self._report(losses, clock))
-                self._log_step(values, log, clock)
+                self._log_step(values, source, log, clock)
                 self._evaluate_if_due(log, progress)
                 guard.agree(any_rank)
                 self._checkpoint_if_due(log, guard, progress)
@@ -207,20 +212,26 @@ class Trainer:
             checkpoint=self._last_checkpoint,
         )
 
-    def _train_step(self, batches: Batches, clock: StepClock) -> StepValues:
+    def _train_step(self, batches: Batches, clock: StepClock) -> tuple[StepValues, int | None]:
         """Do one optimizer step; the order of these lines is the order of every run."""
         clock.start_step()
         weights = self.objectives.at(self.step)
-        micro_losses = [
-            backward_micro_batch(
-                self.task,
-                self._fetch(batches, clock),
-                weights,
-                share=1 / self.config.accumulate,
-                context=autocast(self.device, self.precision),
+        micro_losses: list[dict[str, Tensor]] = []
+        source: int | None = None
+        for number in range(self.config.accumulate):
+            batch, drawn = self._fetch(batches, clock)
+            if number > 0 and drawn != source:
+                raise ConfigError(f"step {self.step + 1} mixes batches of two sources")
+            source, able = drawn, self.sources.kind(drawn).objectives
+            micro_losses.append(
+                backward_micro_batch(
+                    self.task,
+                    batch,
+                    {name: weight for name, weight in weights.items() if name in able},
+                    share=1 / self.config.accumulate,
+                    context=autocast(self.device, self.precision),
+                )
             )
-            for _ in range(self.config.accumulate)
-        ]
         parameters = [pair for group in self.groups for pair in group.parameters]
         average_gradients([p for _, p in parameters])
         norm = clip_gradients([p for _, p in parameters], self.config.max_grad_norm)
@@ -231,16 +242,18 @@ class Trainer:
         apply_schedule(self.optimizer, self.step, self.optim_config, self.config.max_steps)
         self.optimizer.zero_grad(set_to_none=True)
         self.task.after_step(self.step)
+        self.sources.count(source)
         clock.end_step()
-        return values
+        return values, source
 
-    def _fetch(self, batches: Batches, clock: StepClock) -> dict[str, Tensor]:
+    def _fetch(self, batches: Batches, clock: StepClock) -> tuple[dict[str, Tensor], int | None]:
         with clock.waiting():
             batch = next(batches, None)
         if batch is None:
             raise DataError(f"the loader ended after step {self.step}; it must be endless")
-        check_batch_keys(self.task, batch)
-        return to_device(batch, self.device)
+        own, source = self.sources.take(batch)
+        check_batch_keys(self.sources.kind(source).batch_keys, own)
+        return to_device(own, self.device), source
 
     def _report(self, losses: dict[str, float], clock: StepClock) -> StepReport:
         return StepReport(
@@ -252,11 +265,14 @@ class Trainer:
             seconds_left=clock.seconds_for(self.config.max_steps - self.step),
         )
 
-    def _log_step(self, values: StepValues, log: MetricsLog, clock: StepClock) -> None:
+    def _log_step(
+        self, values: StepValues, source: int | None, log: MetricsLog, clock: StepClock
+    ) -> None:
         """Count the step's numbers, and write a line if one is due."""
         losses = {**values.losses, "total": values.total}
         self._means.add(
             {f"loss/{name}": value for name, value in losses.items()}
+            | self.sources.curves(source, losses)
             | {"grad_norm": values.grad_norm}
         )
         if self.step % self.config.log_every_steps == 0 or self.step == self.config.max_steps:
@@ -265,7 +281,8 @@ class Trainer:
                 "data_wait_share": clock.data_wait_share,
                 "elapsed_s": clock.elapsed_s,
             }
-            log.write(self.step, {**self._means.pop(), **self._learning_rates(), **wall_clock})
+            numbers = {**self._means.pop(), **self.sources.counters(), **self._learning_rates()}
+            log.write(self.step, {**numbers, **wall_clock})
 
     def _learning_rates(self) -> dict[str, float]:
         """Return the learning rates that the last step used, as `lr/vision` and `lr/rest`."""
@@ -302,6 +319,7 @@ class Trainer:
         log.flush_to_disk()
         state = capture_state(self.task, self.optimizer)
         state |= {"precision": self.precision, "means": self._means.state()}
+        state["sources"] = self.sources.state()
         if is_main():
             save_checkpoint(
                 self.checkpoint_folder, self.step, state, keep=self.config.keep_checkpoints
@@ -315,6 +333,7 @@ class Trainer:
         """Go back to a checkpoint; the precision of an `auto` run is not measured again."""
         restore_state(state, self.task, self.optimizer)
         self._means.load_state(state["means"])
+        self.sources.load_state(state.get("sources", {}))
         chosen = self.config.precision
         self.precision = state["precision"] if chosen == "auto" else chosen
         self.step = step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 
 from triptych.core.errors import ConfigError, nearest
 from triptych.train.config import ObjectiveWeight
@@ -58,12 +58,19 @@ class ObjectiveSchedules:
         weights = {schedule.name: weight_at(schedule, step) for schedule in self.schedules}
         return {name: weight for name, weight in weights.items() if weight > 0}
 
-    def check(self, max_steps: int) -> None:
-        """Raise a ConfigError if some step of the run would have no loss at all."""
+    def check(self, max_steps: int, *, among: Set[str] | None = None, what: str = "") -> None:
+        """Raise a ConfigError if some step of the run would have no loss at all.
+
+        Args:
+            max_steps: Steps of the run.
+            among: Objectives that count; None counts all.
+            what: Words that say in the message what these are the objectives of.
+        """
+        able = [s for s in self.schedules if among is None or s.name in among]
         for step in range(max_steps):
-            if not any(weight_at(schedule, step) > 0 for schedule in self.schedules):
+            if not any(weight_at(schedule, step) > 0 for schedule in able):
+                names = [s.name for s in able] or f"one of {sorted(among or ())}"
                 raise ConfigError(
-                    f"no objective is active at step {step} (counted from 0) of {max_steps}: "
-                    "change weight, start_step, end_step or every_steps of "
-                    f"{[schedule.name for schedule in self.schedules]}"
+                    f"no objective is active at step {step} (counted from 0) of {max_steps}{what}: "
+                    f"change weight, start_step, end_step or every_steps of {names}"
                 )
