@@ -87,14 +87,24 @@ class ImportReport:
         if told:
             raise CheckpointError(f"cannot import {what}: {', and '.join(told)}")
 
-    def summary(self) -> str:
-        """Return what a person needs to judge the import, a line a group."""
+    def summary(self, *, long: bool = True) -> str:
+        """Return what a person needs to judge the import.
+
+        Args:
+            long: A line a group, and one for each name that needs a look; else one line in all.
+        """
         reasons: dict[str, int] = {}
         for reason in self.dropped.values():
             reasons[reason] = reasons.get(reason, 0) + 1
         lines = [f"loaded {len(self.loaded)} tensors, {len(self.resized)} of them resized"]
-        lines += [f"resized: {name}" for name in self.resized]
         lines += [f"left out {count}: {reason}" for reason, count in reasons.items()]
+        if not long:
+            counts = {
+                "kept fresh": len(self.missing) + len(self.reinitialised),
+                "not understood": len(self.unexpected),
+            }
+            return "; ".join(lines + [f"{n} {text}" for text, n in counts.items() if n])
+        lines += [f"resized: {name}" for name in self.resized]
         lines += [f"not in the file, kept fresh: {name}" for name in self.missing]
         lines += [
             f"another shape, kept fresh: {name} ({why})" for name, why in self.reinitialised.items()
@@ -217,6 +227,10 @@ def linear_keys(ours: str, *foreign: str) -> KeyTable:
     }
 
 
+InitPart = Callable[[Any, Mapping[str, Tensor], Mapping[str, Any]], ImportReport]
+"""Fills a part of a model from foreign tensors and their `config.json`."""
+
+
 class AdaptConfig(Protocol):
     """Makes a variant's config fit a released file."""
 
@@ -256,6 +270,9 @@ class Converter:
             was trained for.
         wrapper: Key under which the released code stores its state dict; None for a bare one.
         folder_config: `config.json` of an export that transformers reads; None if there is none.
+        init_vision: Fills a fresh model's image side from published image weights and the
+            `config.json` beside them; None if the family has no such start.
+        init_text: The same for its text side.
         mean: Mean of each channel, for values in [0, 1], that the released weights expect.
         std: Standard deviation of each channel.
         source: Paper and code that the layout is of, for the model card.
@@ -270,6 +287,8 @@ class Converter:
     optional: Callable[[str], tuple[str, ...]] = lambda _: ()
     wrapper: str | None = "model"
     folder_config: Callable[[Any], dict[str, Any]] | None = None
+    init_vision: InitPart | None = None
+    init_text: InitPart | None = None
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     source: str

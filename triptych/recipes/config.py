@@ -11,12 +11,18 @@ from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.tasks.finetuning.captioning import CaptioningConfig
 from triptych.tasks.finetuning.grounding import GroundingConfig
 from triptych.tasks.finetuning.retrieval import RetrievalConfig
+from triptych.tasks.finetuning.scst import SCSTConfig
 from triptych.tasks.finetuning.vqa import VQAConfig
 from triptych.tasks.pretraining.mplug import MPLUGPretrainingConfig
 from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
 
 TaskConfig = (
-    MPLUGPretrainingConfig | CaptioningConfig | RetrievalConfig | VQAConfig | GroundingConfig
+    MPLUGPretrainingConfig
+    | CaptioningConfig
+    | SCSTConfig
+    | RetrievalConfig
+    | VQAConfig
+    | GroundingConfig
 )
 
 
@@ -30,11 +36,24 @@ class ModelSource:
             folder's position table is resized bilinearly.
         init_from: A model folder to start from; its sizes and its tokenizer then count, and `name`
             is not read.
+        init_vision_from: Published weights that the image encoder of a fresh model starts from:
+            for mPLUG a CLIP of OpenAI's (.pt) or of transformers' (folder).
+        init_text_from: Published weights that the text side of a fresh model starts from: for
+            mPLUG a folder with BERT. Its vocabulary is then the tokenizer.
     """
 
     name: str = "mplug_tiny"
     image_size: int | None = None
     init_from: str | None = None
+    init_vision_from: str | None = None
+    init_text_from: str | None = None
+
+    def __post_init__(self) -> None:
+        """Reject two starts for the same weights."""
+        for name in ("init_vision_from", "init_text_from"):
+            alone = self.init_from is None or getattr(self, name) is None
+            must = "be absent where init_from gives a whole model"
+            check(alone, f"model.{name}", getattr(self, name), must)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

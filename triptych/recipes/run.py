@@ -27,7 +27,8 @@ from triptych.distributed.env import is_main, joined, launched, rank, run_proces
 from triptych.models.families import family_of, restore_model
 from triptych.models.registry import build_model, model_config
 from triptych.recipes.config import RunConfig
-from triptych.recipes.kinds import TRAINED_FOR, build_collator, build_task
+from triptych.recipes.kinds import TRAINED_FOR, build_collator, build_task, stored_task
+from triptych.recipes.pretrained_parts import init_parts, load_published_tokenizer
 from triptych.tasks.finetuning.grounding import Grounding
 from triptych.text import Tokenizer
 from triptych.train.trainer import Trainer, TrainResult
@@ -79,9 +80,9 @@ def _train(
     records, skip_log = _read_data(config, run_folder)
     tokenizer = prepare_tokenizer(config, records)
     seed_everything(config.train.seed)
-    model = prepare_model(config, tokenizer)
+    model = prepare_model(config, tokenizer, console)
     config = replace(config, image=replace(config.image, image_size=model.image_size))
-    task = build_task(config.task, model, tokenizer)
+    task = build_task(config.task, model, tokenizer, records)
     if isinstance(task, Grounding) and task.config.smooth_coordinates:
         task.init_coordinates()
     collator = build_collator(config.task, tokenizer, config.captions, config.lengths, train=True)
@@ -137,11 +138,13 @@ def resume_run(run_folder: Path, *, console: Console | None = None) -> TrainResu
 
 
 def prepare_tokenizer(config: RunConfig, records: list[Record]) -> Tokenizer:
-    """Return the tokenizer of the model to start from, a stored one, or one trained on the data."""
+    """Return the tokenizer of the start, a stored one, or one trained on the data."""
     if config.model.init_from is not None:
         return Tokenizer.load(load_model_folder(Path(config.model.init_from)).tokenizer_path)
     if config.tokenizer.path is not None:
         return Tokenizer.load(config.tokenizer.path)
+    if config.model.init_text_from is not None:
+        return load_published_tokenizer(Path(config.model.init_text_from))
     texts = [text for record in records for text in record_texts(record)]
     if not texts:
         raise DataError(
@@ -151,8 +154,13 @@ def prepare_tokenizer(config: RunConfig, records: list[Record]) -> Tokenizer:
     return Tokenizer.train(texts, config.tokenizer.vocab_size, config.tokenizer.num_unused)
 
 
-def prepare_model(config: RunConfig, tokenizer: Tokenizer) -> Any:
+def prepare_model(config: RunConfig, tokenizer: Tokenizer, console: Console | None = None) -> Any:
     """Build the model with fresh weights, or load it from a model folder.
+
+    Args:
+        config: Says what to build and which published weights its parts start from.
+        tokenizer: Its size is the vocabulary of a fresh model.
+        console: Where to say what the parts start from; standard output if absent.
 
     Raises:
         ConfigError: A text length exceeds the model's position table.
@@ -162,6 +170,9 @@ def prepare_model(config: RunConfig, tokenizer: Tokenizer) -> Any:
         model = build_model(
             model_config(source.name, image_size=source.image_size, vocab_size=tokenizer.vocab_size)
         )
+        for line in init_parts(model, source):
+            if is_main():
+                (console or Console()).print(line, highlight=False)
     else:
         model = load_model(Path(source.init_from), image_size=source.image_size)
     longest = max(
@@ -202,7 +213,7 @@ def save_model(
     settings = {
         "model": to_dict(model.config, tagged=True),
         "trained_for": [trained_for],
-        "task": to_dict(config.task, tagged=True),
+        "task": to_dict(stored_task(config.task), tagged=True),
         "text": {
             "max_text_tokens": config.captions.max_text_tokens,
             "max_words": config.captions.max_words,

@@ -16,6 +16,12 @@ import torch
 from torch import Tensor
 
 from triptych.core.errors import CapabilityError, CheckpointError
+from triptych.models.block_keys import (
+    bert_block_keys,
+    bert_embedding_keys,
+    bert_head_keys,
+    clip_vision_keys,
+)
 from triptych.models.conversion import (
     Converter,
     ImportReport,
@@ -29,6 +35,7 @@ from triptych.models.conversion import (
     used_names,
 )
 from triptych.models.mplug.config import MPLUGConfig
+from triptych.models.mplug.init_from import init_text, init_vision
 from triptych.models.mplug.model import MPLUG
 from triptych.nn.positions import resize_position_table
 
@@ -70,22 +77,29 @@ def key_table(config: MPLUGConfig, num_fusion_layers: int = RELEASED_FUSION_LAYE
             "text.pre_norm = True: the released layout is post-norm and has no final norms; "
             "take a post-norm variant, such as mplug_base_patch16_256"
         )
-    table = _vision_keys(config) | _embedding_keys("text_encoder.embedding", "text_encoder")
+    table = clip_vision_keys("visual_encoder", "visual_encoder.visual", config.vision.depth)
+    if config.vision.embed_dim != config.text.embed_dim:
+        table |= linear_keys("image_adapter.linear", "visn_fc")
+        table |= linear_keys("image_adapter.norm", "visn_layer_norm")
+    table |= bert_embedding_keys("text_encoder.embedding", "text_encoder")
     for layer in range(config.text_depth):
-        table |= _bert_block(f"text_encoder.blocks.{layer}", f"text_encoder.encoder.layer.{layer}")
+        table |= bert_block_keys(
+            f"text_encoder.blocks.{layer}", f"text_encoder.encoder.layer.{layer}"
+        )
     first_live = num_fusion_layers - config.fusion_depth
     for layer in range(config.fusion_depth):
-        table |= _bert_block(
+        table |= bert_block_keys(
             f"fusion.blocks.{layer}",
             f"fusion_encoder.encoder.layer.{first_live + layer}",
             cross=layer not in config.connected_layers,
         )
-    table |= _embedding_keys("decoder.embedding", "text_decoder.bert")
+    table |= bert_embedding_keys("decoder.embedding", "text_decoder.bert")
     for layer in range(config.decoder_depth):
-        table |= _bert_block(
+        table |= bert_block_keys(
             f"decoder.blocks.{layer}", f"text_decoder.bert.encoder.layer.{layer}", cross=True
         )
-    table |= _head_keys("decoder.head", "text_decoder") | _head_keys("mlm_head", "fusion_encoder")
+    table |= bert_head_keys("decoder.head", "text_decoder.cls.predictions")
+    table |= bert_head_keys("mlm_head", "fusion_encoder.cls.predictions")
     if not config.tie_mlm_head:
         table["mlm_head.weight"] = (MLM_MATRIX,)
     table |= linear_keys("image_projection", "vision_proj")
@@ -242,67 +256,6 @@ def export_state_dict(
     return foreign
 
 
-def _vision_keys(config: MPLUGConfig) -> KeyTable:
-    theirs, ours = "visual_encoder.visual", "visual_encoder"
-    table: KeyTable = {
-        f"{ours}.class_embedding": (f"{theirs}.class_embedding",),
-        POSITIONS: (f"{theirs}.positional_embedding",),
-        f"{ours}.patch_embedding.weight": (f"{theirs}.conv1.weight",),
-    }
-    table |= linear_keys(f"{ours}.norm_pre", f"{theirs}.ln_pre")
-    table |= linear_keys(f"{ours}.norm_post", f"{theirs}.ln_post")
-    for layer in range(config.vision.depth):
-        mine, block = f"{ours}.blocks.{layer}", f"{theirs}.transformer.resblocks.{layer}"
-        for kind in ("weight", "bias"):
-            table[f"{mine}.attention.qkv.{kind}"] = (f"{block}.attn.in_proj_{kind}",)
-        table |= linear_keys(f"{mine}.attention.out", f"{block}.attn.out_proj")
-        table |= linear_keys(f"{mine}.attention_norm", f"{block}.ln_1")
-        table |= linear_keys(f"{mine}.mlp.up", f"{block}.mlp.c_fc")
-        table |= linear_keys(f"{mine}.mlp.down", f"{block}.mlp.c_proj")
-        table |= linear_keys(f"{mine}.mlp_norm", f"{block}.ln_2")
-    if config.vision.embed_dim != config.text.embed_dim:
-        table |= linear_keys("image_adapter.linear", "visn_fc")
-        table |= linear_keys("image_adapter.norm", "visn_layer_norm")
-    return table
-
-
-def _embedding_keys(ours: str, theirs: str) -> KeyTable:
-    table: KeyTable = {
-        f"{ours}.{mine}.weight": (f"{theirs}.embeddings.{name}_embeddings.weight",)
-        for mine, name in (
-            ("word", "word"),
-            ("position", "position"),
-            ("token_type", "token_type"),
-        )
-    }
-    return table | linear_keys(f"{ours}.norm", f"{theirs}.embeddings.LayerNorm")
-
-
-def _bert_block(ours: str, theirs: str, *, cross: bool = False) -> KeyTable:
-    own = f"{theirs}.attention"
-    table = linear_keys(
-        f"{ours}.attention.qkv", f"{own}.self.query", f"{own}.self.key", f"{own}.self.value"
-    )
-    table |= linear_keys(f"{ours}.attention.out", f"{own}.output.dense")
-    table |= linear_keys(f"{ours}.attention_norm", f"{own}.output.LayerNorm")
-    if cross:
-        other, mine = f"{theirs}.crossattention", f"{ours}.cross_attention"
-        table |= linear_keys(f"{mine}.query", f"{other}.self.query")
-        table |= linear_keys(f"{mine}.key_value", f"{other}.self.key", f"{other}.self.value")
-        table |= linear_keys(f"{mine}.out", f"{other}.output.dense")
-        table |= linear_keys(f"{ours}.cross_norm", f"{other}.output.LayerNorm")
-    table |= linear_keys(f"{ours}.mlp.up", f"{theirs}.intermediate.dense")
-    table |= linear_keys(f"{ours}.mlp.down", f"{theirs}.output.dense")
-    return table | linear_keys(f"{ours}.mlp_norm", f"{theirs}.output.LayerNorm")
-
-
-def _head_keys(ours: str, owner: str) -> KeyTable:
-    theirs = f"{owner}.cls.predictions"
-    table: KeyTable = {f"{ours}.bias": (f"{theirs}.bias",)}
-    table |= linear_keys(f"{ours}.dense", f"{theirs}.transform.dense")
-    return table | linear_keys(f"{ours}.norm", f"{theirs}.transform.LayerNorm")
-
-
 def _num_fusion_layers(names: Iterable[str], config: MPLUGConfig) -> int:
     """Count the layers of the file's fusion list, at least as many as the model runs."""
     found = [re.match(r"fusion_encoder\.encoder\.layer\.(\d+)\.", name) for name in names]
@@ -369,6 +322,8 @@ CONVERTER = Converter(
     export_state=export_state_dict,
     trained_for=trained_for,
     optional=optional_names,
+    init_vision=init_vision,
+    init_text=init_text,
     mean=(0.48145466, 0.4578275, 0.40821073),
     std=(0.26862954, 0.26130258, 0.27577711),
     source="Li et al. 2022 (arXiv 2205.12005), layout of X-PLUG/mPLUG",
