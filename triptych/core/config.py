@@ -23,7 +23,9 @@ C = TypeVar("C")
 
 
 def kind_of(config_class: type) -> str:
-    """Return the `kind` of a config class: `CaptionTaskConfig` is `caption_task`."""
+    """Return the `kind` of a config class: its `KIND`, or else `CaptionTask` is `caption_task`."""
+    if named := getattr(config_class, "KIND", None):
+        return str(named)
     snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", config_class.__name__)
     return snake.lower().removesuffix("_config")
 

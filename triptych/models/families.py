@@ -17,6 +17,10 @@ from triptych.core.errors import CheckpointError, ConfigError, nearest
 from triptych.models.mplug import variants as mplug_variants
 from triptych.models.mplug.config import MPLUGConfig
 from triptych.models.mplug.model import MPLUG
+from triptych.models.vlmo import variants as vlmo_variants
+from triptych.models.vlmo.config import VLMoConfig
+from triptych.models.vlmo.convert import resize_model_state
+from triptych.models.vlmo.model import VLMo
 from triptych.nn.positions import resize_position_table
 
 State = dict[str, Tensor]
@@ -50,6 +54,7 @@ def _resize_mplug(state: State, config: MPLUGConfig, image_size: int) -> tuple[S
 
 FAMILIES: dict[str, Family] = {
     "mplug": Family("mPLUG", MPLUGConfig, MPLUG, mplug_variants.VARIANTS, _resize_mplug),
+    "vlmo": Family("VLMo", VLMoConfig, VLMo, vlmo_variants.VARIANTS, resize_model_state),
 }
 """By the `kind` of the config class."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,14 +12,18 @@ from torch.nn import functional as F
 from triptych.core.errors import ConfigError
 
 
-def resize_position_table(table: Tensor, num_patches: int) -> Tensor:
-    """Resize the grid part of a position table bilinearly; the [CLS] row stays.
+def resize_position_table(
+    table: Tensor, num_patches: int, *, mode: Literal["bilinear", "bicubic"] = "bilinear"
+) -> Tensor:
+    """Resize the grid part of a position table; the [CLS] row stays.
 
-    As mPLUG's loader does (bilinear, corners not aligned, no antialiasing).
+    mPLUG's loader does it bilinearly, FLAVA bicubically; corners are not aligned and nothing is
+    antialiased.
 
     Args:
         table: (1 + P, D), the [CLS] row first; P must be a square.
         num_patches: Patches of the new grid; must be a square.
+        mode: How to interpolate.
 
     Returns:
         (1 + num_patches, D).
@@ -35,6 +40,6 @@ def resize_position_table(table: Tensor, num_patches: int) -> Tensor:
     if old == new:
         return table
     grid = table[1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)  # (1, D, old, old)
-    grid = F.interpolate(grid.float(), (new, new), mode="bilinear", align_corners=False)
+    grid = F.interpolate(grid.float(), (new, new), mode=mode, align_corners=False)
     rows = grid.permute(0, 2, 3, 1).reshape(num_patches, -1).to(table.dtype)  # (P', D)
     return torch.cat([table[:1], rows])

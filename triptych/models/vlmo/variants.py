@@ -1,0 +1,101 @@
+"""Registered sizes (paper, section 4.2; the released code's table of architectures)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from triptych.models.vlmo.config import VLMoConfig
+
+BERT_VOCAB_SIZE = 30522
+
+
+def vlmo_tiny(*, image_size: int | None = None, vocab_size: int | None = None) -> VLMoConfig:
+    """Learns the built-in scenes on two CPU cores in minutes; not in the paper."""
+    return VLMoConfig(
+        image_size=image_size or 64,
+        vocab_size=vocab_size or 512,
+        max_text_tokens=64,
+        embed_dim=128,
+        depth=6,
+        num_heads=4,
+        fused_from=4,
+        drop_path=0.0,
+        text_dropout=0.0,
+        proj_dim=128,
+        fused_contrast=False,
+    )
+
+
+def vlmo_small(*, image_size: int | None = None, vocab_size: int | None = None) -> VLMoConfig:
+    """An hour of two cores, or minutes of one GPU; not in the paper."""
+    return VLMoConfig(
+        image_size=image_size or 128,
+        vocab_size=vocab_size or 8192,
+        max_text_tokens=128,
+        embed_dim=384,
+        depth=10,
+        num_heads=6,
+        fused_from=8,
+        drop_path=0.05,
+        text_dropout=0.05,
+        proj_dim=384,
+        fused_contrast=False,
+    )
+
+
+def vlmo_base_patch16(
+    *, image_size: int | None = None, vocab_size: int | None = None
+) -> VLMoConfig:
+    """VLMo-Base: 12 blocks, vision-language experts in the top two (175 M without heads)."""
+    return VLMoConfig(
+        image_size=image_size or 224,
+        vocab_size=vocab_size or BERT_VOCAB_SIZE,
+        embed_dim=768,
+        depth=12,
+        num_heads=12,
+        fused_from=10,
+    )
+
+
+def vlmo_base_plus_patch16(
+    *, image_size: int | None = None, vocab_size: int | None = None
+) -> VLMoConfig:
+    """The released code's base-plus, not in the paper: 24 narrow blocks (167 M without heads)."""
+    return VLMoConfig(
+        image_size=image_size or 224,
+        vocab_size=vocab_size or BERT_VOCAB_SIZE,
+        embed_dim=544,
+        depth=24,
+        num_heads=16,
+        fused_from=21,
+        positions="absolute",
+        layer_scale=None,
+        proj_dim=544,
+    )
+
+
+def vlmo_large_patch16(
+    *, image_size: int | None = None, vocab_size: int | None = None
+) -> VLMoConfig:
+    """VLMo-Large: 24 blocks, vision-language experts in the top three (562 M without heads)."""
+    return VLMoConfig(
+        image_size=image_size or 224,
+        vocab_size=vocab_size or BERT_VOCAB_SIZE,
+        embed_dim=1024,
+        depth=24,
+        num_heads=16,
+        fused_from=21,
+        proj_dim=1024,
+    )
+
+
+VARIANTS: dict[str, Callable[..., VLMoConfig]] = {
+    build.__name__: build
+    for build in (
+        vlmo_tiny,
+        vlmo_small,
+        vlmo_base_patch16,
+        vlmo_base_plus_patch16,
+        vlmo_large_patch16,
+    )
+}
