@@ -199,8 +199,11 @@ def split_tensors(state: Mapping[str, Tensor], table: KeyTable) -> dict[str, Ten
     """Return our tensors under their foreign names: the reverse of `gather_tensors`."""
     foreign: dict[str, Tensor] = {}
     for ours, names in table.items():
+        if len(names) == 1:
+            foreign[names[0]] = state[ours]
+            continue
         for name, part in zip(names, state[ours].chunk(len(names)), strict=True):
-            foreign[name] = part.clone() if len(names) > 1 else part
+            foreign[name] = part.clone()
     return foreign
 
 
