@@ -14,7 +14,7 @@ from triptych.data.skips import SkipKind, Skipped
 FIELDS = (
     *("id", "image", "image_id", "images", "caption", "question", "answers", "question_type"),
     *("answer_type", "phrase", "box", "statement", "premise", "hypothesis", "label", "text"),
-    *("video", "split"),
+    *("video", "split", "ocr_words", "object_words"),
 )
 # Names that other projects use. Only a clue where a field is missing: they may mean other things.
 SYNONYMS = {
@@ -163,6 +163,19 @@ def parse_text(name: str, value: Any) -> str:
     return value.strip()
 
 
+def parse_words(name: str, value: Any) -> tuple[str, ...]:
+    """Return words given as one string or as a list of strings; a list's items stay whole.
+
+    Raises:
+        EntryError: Another type, or an item that is no text. An empty list is none.
+    """
+    if value is None or value in ("", []):
+        return ()
+    if isinstance(value, list):
+        return tuple(parse_text(f"{name}[{i}]", item) for i, item in enumerate(value))
+    return tuple(parse_text(name, value).split())
+
+
 def parse_truth(value: Any) -> bool:
     """Return a truth value given as a bool, 0 or 1, or `true` or `False`.
 
@@ -208,6 +221,8 @@ def _common_fields(
     if "video" in fields:
         fields["video"] = locate(fields["video"]).path
     fields["answers"] = parse_answers(entry.get("answers"))
+    for name in ("ocr_words", "object_words"):
+        fields[name] = parse_words(name, entry.get(name))
     if entry.get("box") is not None:
         fields["box"] = parse_box(entry["box"])
     if entry.get("label") is not None:

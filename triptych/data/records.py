@@ -65,6 +65,8 @@ class Record:
         answers: Human answers, 10 in VQAv2; repeated answers are kept. Empty for test questions.
         question_type: For example `color`, or VQAv2's `what is the`.
         answer_type: VQAv2's `yes/no`, `number` or `other`.
+        ocr_words: Words that were read in the picture, in order.
+        object_words: Names of the things that were detected in the picture.
         phrase: A phrase that refers to the thing in `box`.
         box: x, y, width, height in pixels of the picture as it looks upright.
         statement: A sentence about `images` that is true or false.
@@ -85,6 +87,8 @@ class Record:
     answers: tuple[str, ...] = ()
     question_type: str | None = None
     answer_type: str | None = None
+    ocr_words: tuple[str, ...] = ()
+    object_words: tuple[str, ...] = ()
     phrase: str | None = None
     box: tuple[float, float, float, float] | None = None
     statement: str | None = None

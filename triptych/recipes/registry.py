@@ -9,7 +9,14 @@ from triptych.recipes import mplug
 from triptych.recipes.config import RunConfig
 
 RECIPES: Registry[Callable[[str], RunConfig]] = Registry("recipe")
-for _build in (mplug.pretrain, mplug.caption, mplug.retrieval, mplug.vqa, mplug.grounding):
+for _build in (
+    mplug.pretrain,
+    mplug.caption,
+    mplug.scst,
+    mplug.retrieval,
+    mplug.vqa,
+    mplug.grounding,
+):
     RECIPES.register(f"mplug.{_build.__name__}")(_build)
 
 

@@ -6,19 +6,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from triptych.core.config import check
 from triptych.core.errors import CapabilityError, DataError
 from triptych.core.outputs import ImageFeatures
 from triptych.data.caption_cleaning import clean_caption
+from triptych.data.collate.base import TextCache
+from triptych.data.collate.vqa import append_words
 from triptych.data.transforms.pipeline import ImageTransform, ImageTransformConfig, normalise_batch
-from triptych.generation.beam import beam_search
-from triptych.generation.cached import CachedDecoder
+from triptych.generation.sampling import SamplingConfig
 from triptych.models.mplug.model import MPLUG
 from triptych.serving.inputs import ImageInput, as_list, broadcast, check_texts, read_image
 from triptych.serving.loading import ServingSettings, read_model
@@ -85,41 +87,71 @@ class Engine:
         *,
         prompt: str | None = None,
         num_beams: int | None = None,
+        sampling: SamplingConfig | None = None,
+        seed: int = 0,
     ) -> str | list[str]:
         """Say what pictures show.
 
         Args:
             images: One picture or many.
-            prompt: Words that each caption must begin with, such as "a photo of".
+            prompt: Words that each caption must begin with, such as "a photo of". None is the
+                model folder's own prompt, if it has one, which is not part of the captions.
             num_beams: Width of the beam search; None is the model folder's own, 5 unless set.
+            sampling: Draws the captions, one for each picture, in place of the search.
+            seed: Seed of the draws; equal calls give equal captions.
 
         Raises:
             CapabilityError: The model was trained neither for captioning nor with PrefixLM.
+            ConfigError: A number is out of range.
             DataError: A picture cannot be read, or the prompt is not usable.
         """
         self._require("caption")
         given, single = as_list(images)
-        ids = [] if prompt is None else self._prompt_ids(prompt)
-        task = self._captioning(num_beams, len(ids))
+        ids = None if prompt is None else self._prompt_ids(prompt)
+        task = self._captioning(num_beams, ids)
+        draw = None
+        if sampling is not None:
+            check(sampling.num_samples == 1, "num_samples", sampling.num_samples, "be 1 here")
+            draw = sampling, torch.Generator().manual_seed(seed)
         texts: list[str] = []
         with torch.inference_mode(), self._autocast():
             for chunk in self._image_chunks(given):
-                texts += self._caption_chunk(task, chunk, ids)
+                said = self._caption_chunk(task, chunk, draw)
+                texts += [self.tokenizer.decode([*(ids or ()), *text]) for text in said]
         return texts[0] if single else texts
 
     def answer(
-        self, images: ImageInput | Sequence[ImageInput], questions: str | Sequence[str]
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        questions: str | Sequence[str],
+        *,
+        choices: Sequence[str] | None = None,
+        ocr_words: str | Sequence[str] | None = None,
+        object_words: str | Sequence[str] | None = None,
     ) -> str | list[str]:
         """Answer questions about pictures.
 
+        Args:
+            images: One picture or many.
+            questions: One question or many.
+            choices: The answers to choose from; None is the model folder's own list, if it has
+                one, and free words otherwise.
+            ocr_words: Words that were read in the picture, one text a question, or one for all.
+            object_words: Names of what the picture holds, likewise.
+
         Raises:
             CapabilityError: The model was not fine-tuned for answering.
-            DataError: A picture cannot be read, or a question is empty.
+            DataError: A picture cannot be read, or a question or a choice is empty.
         """
         self._require("answer")
         given, asked, single = broadcast(images, questions, "question")
         ids = self._encode(asked, "question", self.settings.limits.question)
-        task = VQA(self.model, self.settings.task_config(VQAConfig), **self._words())
+        if ocr_words is not None or object_words is not None:
+            ids = self._with_words(ids, ocr_words, object_words)
+        config = self.settings.task_config(VQAConfig)
+        if choices is not None:
+            config = replace(config, answer_list=tuple(check_texts(list(choices), "choice")))
+        task = VQA(self.model, config, self.tokenizer)
         texts: list[str] = []
         with torch.inference_mode(), self._autocast():
             for rows in _chunks(len(given), IMAGES_PER_PASS):
@@ -219,22 +251,44 @@ class Engine:
         enabled = self.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def _words(self) -> dict[str, Any]:
-        """Return what a generating task must know of the tokenizer."""
-        words = self.tokenizer
-        return {"cls_id": words.cls_id, "sep_id": words.sep_id, "decode": words.decode}
-
-    def _captioning(self, num_beams: int | None, prompt_length: int) -> Captioning:
+    def _captioning(self, num_beams: int | None, prompt_ids: list[int] | None) -> Captioning:
         """Return the task with a search that fits the decoder's positions."""
-        beam = self.settings.task_config(CaptioningConfig).beam
-        room = self.model.config.text.max_positions - prompt_length
+        config = self.settings.task_config(CaptioningConfig)
+        if prompt_ids is not None:
+            config = replace(config, prompt="", prompt_to="decoder")
+        task = Captioning(self.model, config, self.tokenizer)
+        task.speaker.prompt_ids += prompt_ids or []
+        length = len(task.speaker.prompt_ids)
+        room = self.model.config.text.max_positions - length
         if room < 2:
-            raise DataError(f"prompt has {prompt_length} tokens and leaves no room: shorten it")
-        longest = min(beam.max_tokens, room)
-        beam = replace(beam, max_tokens=longest, min_tokens=min(beam.min_tokens, longest - 1))
+            raise DataError(f"prompt has {length} tokens and leaves no room: shorten it")
+        longest = min(config.beam.max_tokens, room)
+        least = min(config.beam.min_tokens, longest - 1)
+        beam = replace(config.beam, max_tokens=longest, min_tokens=least)
         if num_beams is not None:
             beam = replace(beam, num_beams=num_beams)
-        return Captioning(self.model, CaptioningConfig(beam=beam), **self._words())
+        task.config = replace(config, beam=beam)
+        return task
+
+    def _with_words(
+        self,
+        ids: list[list[int]],
+        ocr_words: str | Sequence[str] | None,
+        object_words: str | Sequence[str] | None,
+    ) -> list[list[int]]:
+        """Append what OCR and a detector found to questions, as training does."""
+        limit = self.settings.limits.question
+        encode = TextCache(self.tokenizer, limit)
+        columns = []
+        for name, words in (("ocr_words", ocr_words), ("object_words", object_words)):
+            column = [words or ""] * len(ids) if words is None or isinstance(words, str) else words
+            if len(column) != len(ids):
+                raise DataError(f"{len(ids)} questions and {len(column)} {name}: give one for each")
+            columns.append(column)
+        return [
+            append_words(encode, np.array(question), words, limit).tolist()
+            for question, *words in zip(ids, *columns, strict=True)
+        ]
 
     def _grounding(self) -> Grounding:
         config = self.settings.task_config(GroundingConfig)
@@ -245,16 +299,14 @@ class Engine:
             first_bin_id=self.tokenizer.unused_id(config.first_bin_unused),
         )
 
-    def _caption_chunk(self, task: Captioning, image: Tensor, prompt_ids: list[int]) -> list[str]:
-        start = torch.tensor([prompt_ids], device=self.device).expand(len(image), -1)
-        found = beam_search(
-            CachedDecoder(self.model.decoder, task.memory({"image": image})),
-            start_id=self.tokenizer.cls_id,
-            end_id=self.tokenizer.sep_id,
-            config=task.config.beam,
-            prompt=start if prompt_ids else None,
-        )
-        return [self.tokenizer.decode([*prompt_ids, *texts[0].token_ids]) for texts in found]
+    def _caption_chunk(
+        self, task: Captioning, image: Tensor, draw: tuple[SamplingConfig, torch.Generator] | None
+    ) -> list[tuple[int, ...]]:
+        """Return the tokens of each picture's caption."""
+        if draw is None:
+            return [texts[0].token_ids for texts in task.search({"image": image})]
+        samples = task.speaker.sample(task.memory({"image": image}), *draw)
+        return [texts[0] for texts in samples.texts()]
 
     def _match_chunk(self, images: list[ImageInput], ids: list[list[int]]) -> list[float]:
         """Score pairs; a picture that several texts share is encoded once."""

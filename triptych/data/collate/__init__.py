@@ -10,7 +10,7 @@ from triptych.data.collate.base import (
     TextCollator,
     stable_key,
 )
-from triptych.data.collate.captioning import CaptioningCollator
+from triptych.data.collate.captioning import CaptioningCollator, PictureKeyCollator
 from triptych.data.collate.grounding import GroundingCollator
 from triptych.data.collate.pretraining import PretrainingCollator, PretrainingTextConfig
 from triptych.data.collate.retrieval import RetrievalCollator
@@ -20,6 +20,7 @@ __all__ = [
     "CaptioningCollator",
     "Collator",
     "GroundingCollator",
+    "PictureKeyCollator",
     "PretrainingCollator",
     "PretrainingTextConfig",
     "RetrievalCollator",

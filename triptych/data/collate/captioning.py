@@ -1,4 +1,4 @@
-"""Batches for captioning: the decoder's target."""
+"""Batches for captioning: the decoder's target, or the picture whose captions give a reward."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from triptych.data.collate.base import IdArray, TextCache, needed_text
+from triptych.data.collate.base import (
+    IdArray,
+    TextCache,
+    image_key,
+    int_tensor,
+    needed_text,
+)
 from triptych.data.records import Record
 from triptych.data.transforms.pipeline import TransformedImage
 from triptych.text import Tokenizer
@@ -61,3 +67,20 @@ class CaptioningCollator:
             return {}
         token_ids, mask = self.tokenizer.pad(targets)
         return {"target_token_ids": token_ids, "target_mask": mask}
+
+
+class PictureKeyCollator:
+    """Name pictures by their keys: what training by reward knows of a sample.
+
+    A picture with several captions is several records, so an epoch meets it as often.
+    """
+
+    needs_boxes = False
+
+    def sample(self, record: Record, image: TransformedImage, rng: np.random.Generator) -> int:
+        """Return the key of the record's picture."""
+        return image_key(record)
+
+    def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
+        """Join samples: `image_key` (B,) int64."""
+        return {"image_key": int_tensor(samples)}

@@ -1,4 +1,4 @@
-"""Batches for visual question answering by generation (paper, section 5.2.1; spec 5.1)."""
+"""Batches for visual question answering by generation (paper, section 5.2.1)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ from triptych.data.skips import SkipKind
 from triptych.data.transforms.pipeline import TransformedImage
 from triptych.text import Tokenizer
 
+MAX_OCR_WORDS = 30
+"""Words of a picture that are kept (released)."""
+
 
 @dataclass(frozen=True, slots=True)
 class VQASample:
     """One question and its distinct answers.
 
     Attributes:
-        question_ids: `[CLS] question [SEP]`.
+        question_ids: `[CLS] question [SEP]`, then `OCR words [SEP] object names [SEP]` if any.
         answer_ids: For each distinct answer `[CLS] answer [SEP]`.
         answer_weights: For each distinct answer its share of the human answers.
     """
@@ -45,6 +48,8 @@ class VQACollator:
         tokenizer: Gives the ids.
         max_question_tokens: Longest question, [CLS] and [SEP] counted (released, without OCR: 25).
         max_answer_tokens: Longest answer, [CLS] and [SEP] counted.
+        append_words: Whether OCR words and object names follow the question (released:
+            `question [SEP] OCR words [SEP] object names`, at most 80 tokens in all).
         train: Whether a record without answers is a problem.
     """
 
@@ -56,9 +61,11 @@ class VQACollator:
         *,
         max_question_tokens: int = 25,
         max_answer_tokens: int = 12,
+        append_words: bool = True,
         train: bool = True,
     ) -> None:
-        self.tokenizer, self.train = tokenizer, train
+        self.tokenizer, self.train, self.append_words = tokenizer, train, append_words
+        self.max_question_tokens = max_question_tokens
         self._questions = TextCache(tokenizer, max_question_tokens)
         self._answers = TextCache(tokenizer, max_answer_tokens)
 
@@ -79,10 +86,16 @@ class VQACollator:
         counts = Counter(answer.key for answer in encoded)
         distinct = {answer.key: answer.ids for answer in encoded}
         return VQASample(
-            question_ids=question.ids,
+            question_ids=self._with_words(question.ids, record),
             answer_ids=tuple(distinct.values()),
             answer_weights=tuple(counts[key] / len(encoded) for key in distinct),
         )
+
+    def _with_words(self, question: IdArray, record: Record) -> IdArray:
+        if not self.append_words:
+            return question
+        words = [" ".join(record.ocr_words), " ".join(record.object_words)]
+        return append_words(self._questions, question, words, self.max_question_tokens)
 
     def batch(self, samples: Sequence[VQASample]) -> dict[str, Tensor]:
         """Join samples.
@@ -101,3 +114,27 @@ class VQACollator:
             batch["answer_weight"] = torch.tensor(weights, dtype=torch.float32)
             batch["answer_row"] = int_tensor(i for i, s in enumerate(samples) for _ in s.answer_ids)
         return batch
+
+
+def append_words(
+    encode: TextCache, question: IdArray, words: Sequence[str], max_tokens: int
+) -> IdArray:
+    """Append OCR words and object names to a question.
+
+    Args:
+        encode: Encodes a text as `[CLS] pieces [SEP]`.
+        question: `[CLS] question [SEP]`.
+        words: The OCR words, of which the first 30 count, and the object names, as two texts; an
+            empty one adds nothing.
+        max_tokens: Longest result; what is too long is cut off, [SEP] stays at the end.
+
+    Returns:
+        `[CLS] question [SEP] OCR words [SEP] object names [SEP]`.
+    """
+    ocr, objects = words
+    kept = (" ".join(ocr.split()[:MAX_OCR_WORDS]), objects)
+    parts = [encode(text).ids[1:] for text in kept if text.strip()]
+    joined = np.concatenate([question, *(part for part in parts if len(part) > 1)])
+    if len(joined) > max_tokens:
+        joined = np.append(joined[: max_tokens - 1], question[-1])
+    return joined

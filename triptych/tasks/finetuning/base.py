@@ -7,9 +7,12 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from triptych.models.mplug.model import MPLUG
+from triptych.nn.decoder import DecoderMemory, TextDecoder
 from triptych.objectives import IGNORE_INDEX
+from triptych.objectives.mlm import shift_targets
 
 
 class ModelTask:
@@ -36,13 +39,39 @@ class ModelTask:
         del state
 
 
-def empty_texts(batch: Mapping[str, Tensor], cls_id: int) -> tuple[Tensor, Tensor]:
-    """Return ids (B, 1) and mask (B, 1) of texts that hold only [CLS]."""
-    size, device = len(batch["image"]), batch["image"].device
-    ids = torch.full((size, 1), cls_id, dtype=torch.int64, device=device)
-    return ids, torch.ones_like(ids, dtype=torch.bool)
+def constant_texts(batch: Mapping[str, Tensor], ids: list[int]) -> tuple[Tensor, Tensor]:
+    """Return ids (B, L) and mask (B, L) of the same text for each picture."""
+    row = torch.tensor([ids], dtype=torch.int64, device=batch["image"].device)
+    token_ids = row.expand(len(batch["image"]), -1)
+    return token_ids, torch.ones_like(token_ids, dtype=torch.bool)
 
 
-def read_positions(labels: Tensor) -> Tensor:
-    """Return a bool mask of the positions that a token loss reads."""
-    return labels != IGNORE_INDEX
+def fused_memory(
+    model: MPLUG, image: Tensor, token_ids: Tensor, text_mask: Tensor
+) -> DecoderMemory:
+    """Fuse pictures (B, 3, H, W) with texts (B, L) to what the decoder reads."""
+    pictures = model.encode_image(image)
+    return model.decoder_memory(
+        pictures, model.fuse(pictures, model.encode_text(token_ids, text_mask))
+    )
+
+
+def target_log_probs(
+    decoder: TextDecoder, token_ids: Tensor, mask: Tensor, memory: DecoderMemory
+) -> Tensor:
+    """Return how likely the decoder is to say given texts; only real tokens are scored.
+
+    Args:
+        decoder: With its dropout as it is set.
+        token_ids: (B, L) int64, `[CLS] word ... [SEP]`, padded on the right.
+        mask: (B, L) bool, True = real token.
+        memory: Of the same B rows.
+
+    Returns:
+        (B, L - 1) float32 log-probabilities of the tokens from the second on; 0 at padding.
+    """
+    inputs, labels = shift_targets(token_ids, mask)
+    read = labels != IGNORE_INDEX
+    logits = decoder.word_logits(decoder(inputs, memory)[read]).float()  # (real tokens, V)
+    said = -F.cross_entropy(logits, labels[read], reduction="none")
+    return torch.zeros(labels.shape, device=said.device).masked_scatter(read, said)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from triptych.core.config import check
 from triptych.core.outputs import Predictions
-from triptych.generation.beam import BeamConfig, Hypothesis, beam_search
-from triptych.generation.cached import CachedDecoder
+from triptych.generation.beam import BeamConfig, Hypothesis
 from triptych.models.mplug.model import MPLUG
 from triptych.nn.decoder import DecoderMemory
+from triptych.objectives import IGNORE_INDEX
 from triptych.objectives.mlm import shift_targets, token_loss
-from triptych.tasks.finetuning.base import ModelTask, empty_texts, read_positions
-
-Decode = Callable[[Sequence[int]], str]
+from triptych.tasks.finetuning.base import ModelTask, constant_texts, fused_memory
+from triptych.tasks.finetuning.speaker import Speaker
+from triptych.text import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,55 +27,92 @@ class CaptioningConfig:
 
     Attributes:
         beam: The search (released: 5 beams, 8 to 25 tokens; paper: 10 beams, at most 20).
+        memory: What the decoder reads: "fused" is the fusion of the picture with an empty text
+            (paper), "image" the image states alone, so that text encoder and fusion network are
+            left out (released code), "model" what the model's own config says.
+        prompt: Words that stand before each caption and are not learned, such as "a picture of"
+            (released: none); captions are returned without them.
+        prompt_to: Who reads the prompt: the "decoder", as the beginning of what it says (released
+            zero-shot code), or the "encoder", as the text that is fused with the picture (paper,
+            section 4.1), which needs fused memory.
     """
 
     beam: BeamConfig = field(
         default_factory=lambda: BeamConfig(num_beams=5, min_tokens=1, max_tokens=30)
     )
+    memory: Literal["model", "fused", "image"] = "model"
+    prompt: str = ""
+    prompt_to: Literal["decoder", "encoder"] = "decoder"
 
 
 class Captioning(ModelTask):
     """Cross-entropy on the caption, given the picture.
 
     The decoder reads the fusion of the picture with an empty text, as PrefixLM does with an empty
-    prefix, or image states alone where the model's config says `decoder_memory = "image"`.
+    prefix, or image states alone.
+
+    Args:
+        model: The model to train.
+        config: Memory, prompt and search.
+        tokenizer: Its words.
+
+    Raises:
+        ConfigError: The model's decoder cannot read what `memory` or `prompt_to` ask for.
     """
 
     batch_keys = frozenset({"image", "target_token_ids", "target_mask", "index"})
     objective_names = frozenset({"caption"})
 
-    def __init__(
-        self, model: MPLUG, config: CaptioningConfig, *, cls_id: int, sep_id: int, decode: Decode
-    ) -> None:
+    def __init__(self, model: MPLUG, config: CaptioningConfig, tokenizer: Tokenizer) -> None:
         super().__init__(model)
         self.config = config
-        self.cls_id, self.sep_id, self.decode = cls_id, sep_id, decode
+        own = model.config.decoder_memory
+        self.reads_image = (own if config.memory == "model" else config.memory) == "image"
+        check(
+            own == "fused" or self.reads_image,
+            "memory",
+            config.memory,
+            "be 'model' or 'image': this model's decoder_memory is 'image'",
+        )
+        to_encoder = config.prompt_to == "encoder"
+        check(
+            not (to_encoder and self.reads_image),
+            "prompt_to",
+            config.prompt_to,
+            "be 'decoder': the decoder reads image states alone, no text is encoded",
+        )
+        self.speaker = Speaker(model.decoder, tokenizer, "" if to_encoder else config.prompt)
+        encoded = self.speaker.ids(config.prompt) if to_encoder else []
+        self._text_ids = [tokenizer.cls_id, *encoded]
 
     def memory(self, batch: Mapping[str, Tensor]) -> DecoderMemory:
         """Encode `image` (B, 3, H, W) to what the decoder reads."""
-        image = self.model.encode_image(batch["image"])
-        if self.model.config.decoder_memory == "image":
-            return self.model.decoder_memory(image)
-        text = self.model.encode_text(*empty_texts(batch, self.cls_id))
-        return self.model.decoder_memory(image, self.model.fuse(image, text))
+        if self.reads_image:
+            image = self.model.encode_image(batch["image"])
+            return self.model.decoder.project_memory(image.tokens, None)
+        return fused_memory(self.model, batch["image"], *constant_texts(batch, self._text_ids))
 
     def losses(self, batch: Mapping[str, Tensor], *, active: frozenset[str]) -> dict[str, Tensor]:
-        """Return {"caption": mean cross-entropy over target tokens}."""
+        """Return {"caption": mean cross-entropy over target tokens, the prompt's left out}."""
         del active
-        inputs, labels = shift_targets(batch["target_token_ids"], batch["target_mask"])
+        token_ids, mask = batch["target_token_ids"], batch["target_mask"]
+        prompt = self.speaker.prompt(len(token_ids), token_ids.device)
+        token_ids = torch.cat([token_ids[:, :1], prompt, token_ids[:, 1:]], dim=1)
+        forced = torch.ones_like(prompt, dtype=torch.bool)
+        inputs, labels = shift_targets(
+            token_ids, torch.cat([mask[:, :1], forced, mask[:, 1:]], dim=1)
+        )
+        labels[:, : prompt.shape[1]] = IGNORE_INDEX
         states = self.model.decode(inputs, self.memory(batch))
-        read = read_positions(labels)
+        read = labels != IGNORE_INDEX
         return {"caption": token_loss(self.model.decoder.word_logits(states[read]), labels[read])}
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
         """Generate a caption for each picture; reads `image` and `index`."""
-        found = self.search(batch)
-        return Predictions(
-            index=batch["index"].tolist(), texts=[self.decode(h[0].token_ids) for h in found]
-        )
+        texts = [self.speaker.text(found[0].token_ids) for found in self.search(batch)]
+        return Predictions(index=batch["index"].tolist(), texts=texts)
 
     def search(self, batch: Mapping[str, Tensor]) -> list[list[Hypothesis]]:
         """Return the n-best captions of each picture, best first."""
-        step = CachedDecoder(self.model.decoder, self.memory(batch))
-        return beam_search(step, start_id=self.cls_id, end_id=self.sep_id, config=self.config.beam)
+        return self.speaker.search(self.memory(batch), self.config.beam)

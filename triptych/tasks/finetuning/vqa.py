@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from triptych.core.config import check
 from triptych.core.outputs import Predictions
-from triptych.generation.beam import BeamConfig, beam_search
-from triptych.generation.cached import CachedDecoder
+from triptych.generation.beam import BeamConfig
 from triptych.models.mplug.model import MPLUG
 from triptych.nn.decoder import DecoderMemory
-from triptych.objectives import IGNORE_INDEX
-from triptych.objectives.mlm import shift_targets
-from triptych.tasks.finetuning.base import ModelTask, read_positions
-from triptych.tasks.finetuning.captioning import Decode
+from triptych.tasks.finetuning.base import ModelTask, fused_memory, target_log_probs
+from triptych.tasks.finetuning.speaker import Speaker
+from triptych.text import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,15 +25,39 @@ class VQAConfig:
 
     Attributes:
         beam: The search (released: 5 beams, 1 to 10 tokens).
+        append_words: Whether the words that OCR read in a picture and the names of its objects,
+            where a record has them, follow its question (paper and released code: yes).
+        answer_list: Answers to choose from; empty lets the decoder say any words (paper).
+        list_search: How one of the list is chosen: "rank" scores every answer (ALBEF, BLIP),
+            "beam" searches with `beam.num_beams` beams in the tree of the answers.
+        rank_top_k: Answers that "rank" scores whole, those with the likeliest first tokens
+            (released video question answering: 128); at least the list's length is exact.
     """
 
     beam: BeamConfig = field(
         default_factory=lambda: BeamConfig(num_beams=5, min_tokens=1, max_tokens=10)
     )
+    append_words: bool = True
+    answer_list: tuple[str, ...] = ()
+    list_search: Literal["rank", "beam"] = "rank"
+    rank_top_k: int = 128
+
+    def __post_init__(self) -> None:
+        """Reject an empty ranking."""
+        check(self.rank_top_k >= 1, "rank_top_k", self.rank_top_k, "be at least 1")
 
 
 class VQA(ModelTask):
-    """Generate the answer; the words are free, no closed answer list."""
+    """Generate the answer; the words are free unless the config names a list of answers.
+
+    Args:
+        model: The model to train.
+        config: The search.
+        tokenizer: The model's words.
+
+    Raises:
+        DataError: An answer of the list has no token.
+    """
 
     batch_keys = frozenset(
         {
@@ -50,42 +73,38 @@ class VQA(ModelTask):
     )
     objective_names = frozenset({"vqa"})
 
-    def __init__(
-        self, model: MPLUG, config: VQAConfig, *, cls_id: int, sep_id: int, decode: Decode
-    ) -> None:
+    def __init__(self, model: MPLUG, config: VQAConfig, tokenizer: Tokenizer) -> None:
         super().__init__(model)
         self.config = config
-        self.cls_id, self.sep_id, self.decode = cls_id, sep_id, decode
+        self.speaker = Speaker(model.decoder, tokenizer)
+        self._answer_ids = self.speaker.answer_ids(config.answer_list)
 
     def memory(self, batch: Mapping[str, Tensor]) -> DecoderMemory:
         """Fuse picture and question to what the decoder reads."""
-        image = self.model.encode_image(batch["image"])
-        question = self.model.encode_text(batch["token_ids"], batch["text_mask"])
-        return self.model.decoder_memory(image, self.model.fuse(image, question))
+        return fused_memory(self.model, batch["image"], batch["token_ids"], batch["text_mask"])
 
     def losses(self, batch: Mapping[str, Tensor], *, active: frozenset[str]) -> dict[str, Tensor]:
         """Return {"vqa": Σ weight · cross-entropy summed over the answer / pictures}."""
         del active
         memory = self.memory(batch).select(batch["answer_row"])
-        inputs, labels = shift_targets(batch["answer_token_ids"], batch["answer_mask"])
-        states = self.model.decode(inputs, memory)
-        read = read_positions(labels)
-        logits = self.model.decoder.word_logits(states[read]).float()
-        per_token = F.cross_entropy(
-            logits, labels[read], ignore_index=IGNORE_INDEX, reduction="none"
+        said = target_log_probs(
+            self.model.decoder, batch["answer_token_ids"], batch["answer_mask"], memory
         )
-        weight = batch["answer_weight"][:, None].expand_as(labels)[read]
-        return {"vqa": (weight * per_token).sum() / len(batch["image"])}
+        return {"vqa": -(batch["answer_weight"] * said.sum(dim=1)).sum() / len(batch["image"])}
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
         """Answer each question; reads `image`, `token_ids`, `text_mask` and `index`."""
-        found = beam_search(
-            CachedDecoder(self.model.decoder, self.memory(batch)),
-            start_id=self.cls_id,
-            end_id=self.sep_id,
-            config=self.config.beam,
-        )
-        return Predictions(
-            index=batch["index"].tolist(), texts=[self.decode(h[0].token_ids) for h in found]
-        )
+        return Predictions(index=batch["index"].tolist(), texts=self._say(self.memory(batch)))
+
+    def _say(self, memory: DecoderMemory) -> list[str]:
+        answers = self.config.answer_list
+        if not answers:
+            found = self.speaker.search(memory, self.config.beam)
+            return [self.speaker.text(texts[0].token_ids) for texts in found]
+        if self.config.list_search == "beam":
+            beams = self.config.beam.num_beams
+            places = self.speaker.search_list(memory, self._answer_ids, beams)
+        else:
+            places = self.speaker.rank(memory, self._answer_ids, self.config.rank_top_k)
+        return [answers[place] for place in places]
