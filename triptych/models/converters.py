@@ -6,11 +6,12 @@ from collections.abc import Iterable
 
 from triptych.core.registry import Registry
 from triptych.models.conversion import Converter
+from triptych.models.flava.convert import CONVERTER as FLAVA_CONVERTER
 from triptych.models.mplug.convert import CONVERTER as MPLUG_CONVERTER
 from triptych.models.vlmo.convert import CONVERTER as VLMO_CONVERTER
 
 CONVERTERS: Registry[Converter] = Registry("model family")
-for _converter in (MPLUG_CONVERTER, VLMO_CONVERTER):
+for _converter in (MPLUG_CONVERTER, VLMO_CONVERTER, FLAVA_CONVERTER):
     CONVERTERS.register(_converter.family)(_converter)
 
 

@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 from triptych.core.config import from_dict
 from triptych.core.errors import CheckpointError, ConfigError, nearest
+from triptych.models.flava import variants as flava_variants
+from triptych.models.flava.config import FLAVAConfig
+from triptych.models.flava.model import FLAVA
+from triptych.models.flava.model import resize_model_state as resize_flava
 from triptych.models.mplug import variants as mplug_variants
 from triptych.models.mplug.config import MPLUGConfig
 from triptych.models.mplug.model import MPLUG
@@ -54,6 +58,7 @@ def _resize_mplug(state: State, config: MPLUGConfig, image_size: int) -> tuple[S
 
 FAMILIES: dict[str, Family] = {
     "mplug": Family("mPLUG", MPLUGConfig, MPLUG, mplug_variants.VARIANTS, _resize_mplug),
+    "flava": Family("FLAVA", FLAVAConfig, FLAVA, flava_variants.VARIANTS, resize_flava),
     "vlmo": Family("VLMo", VLMoConfig, VLMo, vlmo_variants.VARIANTS, resize_model_state),
 }
 """By the `kind` of the config class."""

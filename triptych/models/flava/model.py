@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from triptych.core.errors import CapabilityError
 from triptych.core.outputs import FusedFeatures, ImageFeatures, TextFeatures
 from triptych.models.base import FeatureDims
+from triptych.models.dvae.config import codebook_image_size
 from triptych.models.dvae.model import DVAEEncoder
 from triptych.models.flava.config import NORM_EPS, FLAVAConfig
 from triptych.models.flava.encoders import (
@@ -25,6 +26,7 @@ from triptych.models.flava.heads import MatchingHead
 from triptych.nn.attention import key_bias
 from triptych.nn.heads import VocabularyHead
 from triptych.nn.init import init_weights
+from triptych.nn.positions import resize_position_table
 
 START_TEMPERATURE = 0.07
 """Of the contrastive loss, as in CLIP."""
@@ -255,3 +257,25 @@ class FLAVA(nn.Module):
 def first_token(x: Tensor) -> Tensor:
     """Return the place of the first token of (B, S, D): (B, 1) zeros."""
     return torch.zeros(len(x), 1, dtype=torch.int64, device=x.device)
+
+
+def resize_model_state(
+    state: dict[str, Tensor], config: FLAVAConfig, image_size: int
+) -> tuple[dict[str, Tensor], FLAVAConfig]:
+    """Return a stored state and its config for pictures of another size.
+
+    The position table is resized bicubically, as transformers does for larger pictures; the
+    codebook sees a larger view, so that there is still one code a patch.
+
+    Args:
+        state: The model's state dict.
+        config: Its config.
+        image_size: The new side in pixels.
+    """
+    vision, codebook = replace(config.vision, image_size=image_size), config.codebook
+    if codebook is not None:
+        side = codebook_image_size(image_size, vision.patch_size)
+        codebook = replace(codebook, image_size=side)
+    name = "visual_encoder.position_embedding"
+    table = resize_position_table(state[name], vision.num_patches, mode="bicubic")
+    return {**state, name: table}, replace(config, vision=vision, codebook=codebook)
