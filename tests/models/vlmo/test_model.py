@@ -1,0 +1,206 @@
+"""The ways of images, texts and pairs through the trunk."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from triptych.core.errors import CapabilityError, ConfigError, DataError
+from triptych.core.outputs import ImageFeatures
+from triptych.models.base import num_parameters
+from triptych.models.registry import create_model, model_config
+from triptych.models.vlmo.config import VLMoConfig
+from triptych.models.vlmo.model import VLMo, first_places
+from triptych.models.vlmo.multiway import drop_path, gather_scores
+from triptych.models.vlmo.trunk import TokenSequence
+
+
+def small(**changes):
+    sizes = {"vocab_size": 30, "embed_dim": 16, "depth": 3, "num_heads": 2, "fused_from": 2}
+    sizes |= {"image_size": 32, "max_text_tokens": 12, "proj_dim": 8}
+    return VLMoConfig(**(sizes | changes))
+
+
+def build(config):
+    torch.manual_seed(0)
+    model = VLMo(config).eval()
+    for parameter in model.parameters():  # no zeros that hide a wrong way
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+@pytest.fixture(params=["relative", "absolute", "shared", "no_fused"])
+def model(request):
+    changes = {
+        "relative": {},
+        "absolute": {"positions": "absolute", "layer_scale": None},
+        "shared": {"experts": "shared"},
+        "no_fused": {"fused_from": 3, "fused_contrast": False},
+    }[request.param]
+    return build(small(**changes))
+
+
+def batch():
+    torch.manual_seed(1)
+    image = torch.randn(3, 3, 32, 32)
+    ids = torch.randint(3, 30, (3, 6))
+    mask = torch.arange(6) < torch.tensor([6, 4, 2])[:, None]
+    return image, ids, mask
+
+
+def pairs(model):
+    image, ids, mask = batch()
+    return TokenSequence.pairs(model.text_inputs(ids), mask, model.image_inputs(image))
+
+
+@torch.no_grad()
+def test_reading_some_places_equals_computing_all(model):
+    sequence = pairs(model)
+    everything = model.trunk(sequence)
+    places = torch.tensor([[0, 3], [2, 1], [1, 1]])
+    found = model.trunk(sequence, places)
+    expected = torch.stack([everything[row, places[row]] for row in range(3)])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_groups_of_rows_read_their_own_places(model):
+    sequence = pairs(model)
+    everything = model.trunk(sequence)
+    places = torch.tensor([[4], [0]])
+    whole, some = model.trunk.read(sequence, [(slice(0, 1), None), (slice(1, 3), places)])
+    torch.testing.assert_close(whole, everything[:1], atol=1e-5, rtol=1e-5)
+    expected = everything[[1, 2], [4, 0]][:, None]
+    torch.testing.assert_close(some, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_embedding_alone_equals_embedding_the_encoded_states(model):
+    image, ids, mask = batch()
+    texts = TokenSequence.text(model.text_inputs(ids), mask)
+    images = TokenSequence(model.image_inputs(image))
+    own_text, own_image = (model.embed_both_ways(s, fused=False)[0] for s in (texts, images))
+    torch.testing.assert_close(own_text, model.embed_text(model.encode_text(ids, mask)))
+    torch.testing.assert_close(own_image, model.embed_image(model.encode_image(image)))
+
+
+def _experts_with_gradient(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {
+        (layer, name)
+        for layer, block in enumerate(model.trunk.blocks)
+        for name, expert in block.experts.items()
+        if expert.mlp.up.weight.grad is not None
+    }
+
+
+def test_each_modality_goes_through_its_own_experts():
+    model = build(small())
+    image, ids, mask = batch()
+    images, texts = model.encode_image(image), model.encode_text(ids, mask)
+    assert _experts_with_gradient(model, images.tokens.sum()) == {(i, "image") for i in range(3)}
+    assert _experts_with_gradient(model, texts.tokens.sum()) == {(i, "text") for i in range(3)}
+    images, texts = model.encode_image(image), model.encode_text(ids, mask)
+    below = {(i, name) for i in range(2) for name in ("text", "image")}
+    fused = model.fuse(images, texts)
+    assert _experts_with_gradient(model, fused.pooled.sum()) == below | {(2, "fused")}
+    _, other = model.embed_both_ways(TokenSequence(model.image_inputs(image)))
+    found = _experts_with_gradient(model, other.sum())
+    assert found == {(0, "image"), (1, "image"), (2, "fused")}
+
+
+def test_one_shared_expert_reads_everything():
+    model = build(small(experts="shared"))
+    image, ids, mask = batch()
+    loss = model.fuse(model.encode_image(image), model.encode_text(ids, mask)).pooled.sum()
+    assert _experts_with_gradient(model, loss) == {(i, "shared") for i in range(3)}
+
+
+@torch.no_grad()
+def test_the_second_picture_has_a_type_of_its_own():
+    model = build(small(num_image_types=2))
+    image, _, _ = batch()
+    types = model.modality_embedding.weight
+    first, second = (model.image_inputs(image, image_type=t) for t in (0, 1))
+    torch.testing.assert_close(second - first, (types[2] - types[1]).expand_as(first))
+
+
+@pytest.mark.parametrize(
+    ("name", "released", "position_rows"),
+    [
+        ("vlmo_base_patch16", 202_445_470, -40),
+        ("vlmo_base_plus_patch16", 184_980_734, 196 - 40),
+        ("vlmo_large_patch16", 599_127_102, -40),
+    ],
+)
+def test_parameters_are_those_of_the_released_constructors(name, released, position_rows):
+    # theirs have 40 rows of text positions, read or not, and two temperatures; ours a mask token
+    with torch.device("meta"):
+        model = create_model(name)
+    width = model.config.embed_dim
+    assert num_parameters(model) == released + position_rows * width - 2 + width
+
+
+def test_what_does_not_fit_is_refused():
+    model = build(small())
+    image, ids, mask = batch()
+    with pytest.raises(DataError, match="48, 48"):
+        model.encode_image(torch.zeros(1, 3, 48, 48))
+    with pytest.raises(DataError, match="13 tokens"):
+        model.encode_text(torch.zeros(1, 13, dtype=torch.int64), torch.ones(1, 13).bool())
+    features = ImageFeatures(model.encode_image(image).tokens)
+    with pytest.raises(CapabilityError, match="inputs"):
+        model.fuse(features, model.encode_text(ids, mask))
+    without = build(small(mask_token=False))
+    assert "mim" not in without.capabilities
+    with pytest.raises(CapabilityError, match="mask_token"):
+        without.encode_image(image, hidden_patches=torch.zeros(3, 4, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("fused_from", 4), ("image_size", 40), ("drop_path", 1.0)]
+)
+def test_configs_that_cannot_be_built_are_refused(field, value):
+    with pytest.raises(ConfigError, match=field):
+        small(**{field: value})
+
+
+def test_fused_projections_need_fused_experts():
+    with pytest.raises(ConfigError, match="fused_contrast"):
+        small(fused_from=3)
+
+
+def test_skipped_branches_keep_the_mean():
+    torch.manual_seed(0)
+    dropped = drop_path(torch.ones(20_000, 1, 1), 0.25)
+    assert sorted(dropped.unique().tolist()) == pytest.approx([0.0, 1 / 0.75])
+    assert float(dropped.mean()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_later_blocks_are_skipped_more_often():
+    model = VLMo(small(drop_path=0.2))
+    rates = [block.drop_path for block in model.trunk.blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2])
+
+
+def test_scores_of_chosen_queries():
+    places = torch.tensor([[2, 0], [1, 1]])
+    one, many = torch.randn(1, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    for bias in (one, many):
+        found = gather_scores(bias, places)
+        for row in range(2):
+            source = bias[min(row, len(bias) - 1)]
+            assert torch.equal(found[row], source[:, places[row]])
+    keys_only = torch.randn(2, 1, 1, 4)
+    assert gather_scores(keys_only, places) is keys_only
+
+
+def test_first_places_are_those_of_cls():
+    assert first_places(torch.zeros(2, 5, 3)).tolist() == [[0], [0]]
+
+
+def test_image_size_of_a_variant_can_be_chosen():
+    config = model_config("vlmo_tiny", image_size=96)
+    assert (config.image_size, config.grid_size) == (96, 6)
+    assert dataclasses.replace(config, image_size=64).num_patches == 16
