@@ -9,6 +9,8 @@ import torch
 from triptych.nn import attention
 from triptych.nn.attention import (
     CrossAttention,
+    KeyValue,
+    MemoryStates,
     SelfAttention,
     attend,
     causal_bias,
@@ -16,6 +18,7 @@ from triptych.nn.attention import (
     use_sdpa,
 )
 from triptych.nn.kv_cache import LayerCache
+from triptych.nn.shortcuts import without_shortcuts
 
 
 def _loop_attention(query, key, value, bias):
@@ -34,7 +37,7 @@ def _loop_attention(query, key, value, bias):
 @pytest.mark.parametrize("sdpa", [True, False])
 def test_attend_equals_a_loop_with_either_kernel(monkeypatch, sdpa):
     torch.manual_seed(0)
-    monkeypatch.setattr(attention, "use_sdpa", lambda query, key: sdpa)
+    monkeypatch.setattr(attention, "use_sdpa", lambda *_: sdpa)
     query, key, value = torch.randn(2, 3, 4, 5), torch.randn(2, 3, 6, 5), torch.randn(2, 3, 6, 5)
     mask = torch.tensor([[True] * 6, [True, True, False, True, False, False]])
     expected = _loop_attention(
@@ -57,7 +60,8 @@ def test_kernel_rule_follows_the_measurement():
     assert not use_sdpa(short, short)
     assert use_sdpa(short, long)
     assert not use_sdpa(short.bfloat16(), long.bfloat16())
-    assert use_sdpa(short.to("meta"), short.to("meta"))
+    assert not use_sdpa(short, long, dropout=0.1)
+    assert use_sdpa(short.to("meta"), short.to("meta"), dropout=0.1)
 
 
 def test_biases_on_paper():
@@ -106,6 +110,47 @@ def test_cross_attention_equals_torch_and_projects_once():
     halves = mine.project(memory[:, :2]).cat(mine.project(memory[:, 2:]))
     torch.testing.assert_close(halves.key, projected.key)
     torch.testing.assert_close(halves.value, projected.value)
+
+
+def _cross(dropout=0.0):
+    torch.manual_seed(0)
+    module = CrossAttention(12, 3, memory_dim=7, dropout=dropout)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return module
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("masked", [False, True])
+def test_states_read_unprojected_give_the_same(masked, dropout):
+    module = _cross(dropout)
+    x, memory = torch.randn(2, 4, 12), torch.randn(2, 6, 7, requires_grad=True)
+    mask = torch.tensor([[True] * 6, [True, True, False, False, True, False]])
+    bias = key_bias(mask) if masked else None
+    results = []
+    for ready in (MemoryStates(memory), module.project(memory)):
+        torch.manual_seed(3)  # the same weights are dropped
+        out = module(x, ready, bias)
+        results.append((out, torch.autograd.grad(out.sum(), [memory, *module.parameters()])))
+    torch.testing.assert_close(results[0][0], results[1][0], atol=1e-5, rtol=1e-5)
+    for one, other in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_the_cheaper_way_to_read_a_memory_is_counted():
+    # Width 12, 3 heads, 7 wide memory of 100 tokens: projecting costs 100·12·(7 + L), reading the
+    # states L·7·(12 + 300): equal at L = 8400 / 984 = 8.5.
+    module, memory = _cross(), torch.randn(2, 100, 7)
+    assert isinstance(module.prepare(memory, 8), MemoryStates)
+    assert isinstance(module.prepare(memory, 9), KeyValue)
+    with without_shortcuts():
+        assert isinstance(module.prepare(memory, 8), KeyValue)
+    assert isinstance(module.to("meta").prepare(memory.to("meta"), 8), KeyValue)
+
+
+def test_memory_states_select_rows():
+    states = torch.arange(6.0).reshape(2, 3, 1)
+    assert MemoryStates(states).select(torch.tensor([1, 1])).states[:, 0, 0].tolist() == [3, 3]
 
 
 def test_steps_with_a_cache_equal_the_causal_forward():

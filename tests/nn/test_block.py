@@ -9,6 +9,7 @@ from triptych.nn.attention import key_bias
 from triptych.nn.block import Block, BlockConfig, FeedForward
 from triptych.nn.init import init_weights
 from triptych.nn.kv_cache import LayerCache
+from triptych.nn.packing import TokenGrid
 
 
 def _config(**changes):
@@ -156,3 +157,38 @@ def test_reading_a_few_tokens_equals_forward_at_their_places(pre_norm):
     found = torch.autograd.grad(few.square().sum(), inputs)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_recomputed_activations_give_the_same_bits(dropout):
+    torch.manual_seed(0)
+    block = Block(_config(dropout=dropout, attention_dropout=dropout), memory_dim=8)
+    x, memory = torch.randn(2, 5, 8, requires_grad=True), torch.randn(2, 7, 8)
+    grid = TokenGrid(2, 5)
+    results = []
+    for recompute in (False, True):
+        block.activation_checkpointing = recompute
+        torch.manual_seed(1)
+        projected = block.cross_attention.project(memory)
+        y = block(x, memory=projected)
+        image, text = block.joint(y, y.flatten(0, 1), torch.zeros(2, 1, 1, 10), grid)
+        loss = image.square().sum() + text.square().sum()
+        inputs = [x, *block.parameters()]
+        results.append([loss, *torch.autograd.grad(loss, inputs)])
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_recomputing_saves_less():
+    block = Block(_config())
+    x, saved = torch.randn(2, 5, 8, requires_grad=True), []
+
+    def keep(tensor):
+        saved[-1] += tensor.numel()
+        return tensor
+
+    for recompute in (False, True):
+        block.activation_checkpointing = recompute
+        saved.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            block(x)
+    assert saved[1] == x.numel() < saved[0] / 5  # the input alone

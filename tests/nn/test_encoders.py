@@ -96,6 +96,25 @@ def test_decoder_sees_no_later_token_and_steps_agree():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("num_memory", [3, 200])
+def test_reading_once_equals_the_forward_at_the_wanted_places(num_memory):
+    torch.manual_seed(0)
+    decoder = _ready(TextDecoder(TEXT, depth=2))
+    states, mask = torch.randn(2, num_memory, 8), torch.ones(2, num_memory, dtype=torch.bool)
+    mask[0, -1] = False
+    ids = torch.tensor([[2, 5, 6, 7], [2, 8, 0, 0]])
+    wanted = torch.tensor([[True, True, True, True], [True, True, False, False]])
+    every = decoder(ids, decoder.project_memory(states, mask))
+    found = decoder.read_once(ids, wanted, states, mask)
+    torch.testing.assert_close(found[wanted], every[wanted], atol=1e-5, rtol=1e-5)
+    again = decoder(ids, decoder.project_memory(states, mask), wanted)
+    torch.testing.assert_close(again[wanted], every[wanted], atol=1e-5, rtol=1e-5)
+    states[0, -1] = 50.0
+    changed = decoder.read_once(ids, wanted, states, mask)
+    torch.testing.assert_close(changed[wanted], every[wanted], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_memory_rows_can_be_selected_again_and_again():
     torch.manual_seed(0)
     decoder = _ready(TextDecoder(TEXT, depth=1))

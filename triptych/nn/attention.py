@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych.nn import shortcuts
+from triptych.nn.dropout import dropout as drop
 from triptych.nn.kv_cache import LayerCache
+from triptych.nn.packing import TokenGrid
 
 MASKED = -1e4
 """Added to the score of a masked key; exp(-1e4) is exactly 0 in fp32 and bf16."""
@@ -18,19 +21,23 @@ SDPA_MIN_KEYS_CPU_FP32 = 256
 """From this many keys on, torch's CPU kernel is the faster one (benchmarks/attention.py)."""
 
 
-def use_sdpa(query: Tensor, key: Tensor) -> bool:
+def use_sdpa(query: Tensor, key: Tensor, dropout: float = 0.0) -> bool:
     """Say whether torch's scaled-dot-product kernel is the faster one for these tensors.
 
     The rule is measured: on CUDA always; on a CPU in bf16 never (the kernel is 2-3x slower than
-    matmul and softmax there); on a CPU in fp32 from 256 keys on.
+    matmul and softmax there), nor with dropout (there is no kernel for it); on a CPU in fp32 from
+    256 keys on.
 
     Args:
         query: (B, H, L, K).
         key: (B, H, S, K).
+        dropout: Share of attention weights that are dropped.
     """
     if query.device.type != "cpu":
         return True
-    return query.dtype == torch.float32 and key.shape[-2] >= SDPA_MIN_KEYS_CPU_FP32
+    if query.dtype != torch.float32 or dropout > 0.0:
+        return False
+    return key.shape[-2] >= SDPA_MIN_KEYS_CPU_FP32
 
 
 def key_bias(mask: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -70,26 +77,28 @@ def attend(
     Returns:
         (B, H, L, K).
     """
-    if use_sdpa(query, key):
+    if use_sdpa(query, key, dropout):
         mask = None if bias is None else bias.to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, mask, dropout)
     weights = torch.softmax(_scores(query, key, bias), dim=-1)
-    if dropout > 0.0:
-        weights = F.dropout(weights, dropout)
-    return weights.to(value.dtype) @ value
+    return drop(weights.to(value.dtype), dropout) @ value
 
 
 def _scores(query: Tensor, key: Tensor, bias: Tensor | None) -> Tensor:
     """Return Q Kᵀ / √K + bias (B, H, L, S), the scale and the sum being part of the product."""
     batch, heads, _, width = query.shape
     flat_query, flat_key = query.flatten(0, 1), key.flatten(0, 1).transpose(1, 2)
-    scale = 1 / math.sqrt(width)
-    if bias is None:
-        flat = torch.baddbmm(flat_query.new_zeros(()), flat_query, flat_key, beta=0, alpha=scale)
-    else:
-        bias = bias.to(query.dtype).expand(batch, heads, -1, -1).flatten(0, 1)  # (B·H, L | 1, S)
-        flat = torch.baddbmm(bias, flat_query, flat_key, alpha=scale)
+    if bias is not None:
+        bias = bias.expand(batch, heads, -1, -1).flatten(0, 1)  # (B·H, L | 1, S)
+    flat = _scaled_product(flat_query, flat_key, bias, 1 / math.sqrt(width))
     return flat.unflatten(0, (batch, heads))  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _scaled_product(first: Tensor, second: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Return scale · first second + bias of batches of matrices."""
+    if bias is None:
+        return torch.baddbmm(first.new_zeros(()), first, second, beta=0, alpha=scale)
+    return torch.baddbmm(bias.to(first.dtype), first, second, alpha=scale)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +122,25 @@ class KeyValue:
         return KeyValue(
             torch.cat([self.key, other.key], dim=2), torch.cat([self.value, other.value], dim=2)
         )
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryStates:
+    """A memory as it is: so few queries read it that projecting it would cost more than them.
+
+    Attributes:
+        states: (B, S, D).
+    """
+
+    states: Tensor
+
+    def select(self, index: Tensor) -> MemoryStates:
+        """Return the rows at `index` (M,): (M, S, D)."""
+        return MemoryStates(self.states.index_select(0, index))
+
+
+Memory = KeyValue | MemoryStates
+"""What a cross-attention reads."""
 
 
 def split_heads(x: Tensor, num_heads: int) -> Tensor:
@@ -145,32 +173,75 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(embed_dim, embed_dim)
 
     def forward(
-        self, x: Tensor, bias: Tensor | None = None, readers: Tensor | None = None
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        readers: Tensor | None = None,
+        grid: TokenGrid | None = None,
     ) -> Tensor:
         """Let tokens attend to all tokens that the bias leaves.
 
         Args:
-            x: (B, S, D) float.
+            x: (B, S, D) float, or packed (T, D) with `grid`.
             bias: Additive scores, broadcastable to (B, H, S, S), or (B, H, R, S) with `readers`.
             readers: (B, R, D) the tokens that attend, where not all outputs are needed.
+            grid: Rows of packed tokens; goes without `readers`.
 
         Returns:
-            (B, S, D), or (B, R, D) with `readers`.
+            (B, S, D), or (B, R, D) with `readers`, or (T, D) with `grid`.
         """
-        query, key, value = self._project(x, readers)  # each (B, H, S, K), or query (B, H, R, K)
+        query, key, value = self._project(x, readers, grid)  # each (B, H, S, K); query of readers
         dropout = self.dropout if self.training else 0.0
-        return self.out(merge_heads(attend(query, key, value, bias, dropout)))  # type: ignore[no-any-return]
+        attended = merge_heads(attend(query, key, value, bias, dropout))
+        return self.out(attended if grid is None else grid.pack(attended))  # type: ignore[no-any-return]
 
-    def _project(self, x: Tensor, readers: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        width, weight, bias = x.shape[-1], self.qkv.weight, self.qkv.bias
+    def joint(
+        self,
+        image: Tensor,
+        text: Tensor,
+        bias: Tensor,
+        grid: TokenGrid,
+        image_index: Tensor | None = None,
+    ) -> Tensor:
+        """Attend over image and text as one sequence [image; text].
+
+        Args:
+            image: (B, N, D) float; projected once however many texts it goes with.
+            text: (T, D) packed tokens of M texts.
+            bias: Additive scores, broadcastable to (M, H, N + L, N + L).
+            grid: Rows of the text.
+            image_index: (M,) int64, the image of each text; None means M = B, in order.
+
+        Returns:
+            (M·N + T, D): the image tokens of all rows, then the packed text tokens.
+        """
+        parts = self._project(image, None, None)  # each (B, H, N, K)
+        if image_index is not None:
+            parts = tuple(part.index_select(0, image_index) for part in parts)  # type: ignore[assignment]
+        words = self._project(text, None, grid)  # each (M, H, L, K)
+        query, key, value = (torch.cat(pair, dim=2) for pair in zip(parts, words, strict=True))
+        dropout = self.dropout if self.training else 0.0
+        attended = merge_heads(attend(query, key, value, bias, dropout))  # (M, N + L, D)
+        num_image = image.shape[1]
+        flat_image = attended[:, :num_image].flatten(0, 1)
+        return self.out(torch.cat([flat_image, grid.pack(attended[:, num_image:])]))  # type: ignore[no-any-return]
+
+    def _project(
+        self, x: Tensor, readers: Tensor | None, grid: TokenGrid | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        width, weight = x.shape[-1], self.qkv.weight
+        bias: Tensor = self.qkv.bias
         if self.query_bias is not None and self.value_bias is not None:
             bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
         if readers is None:
-            qkv = F.linear(x, weight, bias).unflatten(-1, (3, self.num_heads, -1))
+            qkv = F.linear(x, weight, bias)
+            qkv = qkv if grid is None else grid.pad(qkv)
+            qkv = qkv.view(*qkv.shape[:2], 3, self.num_heads, -1)  # (B, S, 3, H, K)
             query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
             return query, key, value
         query = split_heads(F.linear(readers, weight[:width], bias[:width]), self.num_heads)
-        both = F.linear(x, weight[width:], bias[width:]).unflatten(-1, (2, self.num_heads, -1))
+        both = F.linear(x, weight[width:], bias[width:])
+        both = both.view(*both.shape[:2], 2, self.num_heads, -1)  # (B, S, 2, H, K)
         key, value = both.permute(2, 0, 3, 1, 4).unbind(0)
         return query, key, value
 
@@ -214,17 +285,80 @@ class CrossAttention(nn.Module):
         key, value = both.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, S, K)
         return KeyValue(key, value)
 
-    def forward(self, x: Tensor, memory: KeyValue, bias: Tensor | None = None) -> Tensor:
+    def prepare(self, memory: Tensor, num_queries: int) -> Memory:
+        """Make a memory (B, S, D) ready in the cheaper of two equal ways.
+
+        Scores are qᵀ(W x): either the memory is projected, W x, or the queries are, Wᵀq, and the
+        same for the values. The second way multiplies each query with the whole width of the
+        memory in each head; on a CPU it is the faster one for the texts of few tokens that the
+        first way would project hundreds of image tokens for.
+
+        Args:
+            memory: (B, S, D).
+            num_queries: Queries that each row of the memory will serve.
+        """
+        may_read = memory.device.type == "cpu" and shortcuts.are_taken()
+        if may_read and self._reads_states(memory.shape[1], num_queries):
+            return MemoryStates(memory)
+        return self.project(memory)
+
+    def _reads_states(self, num_memory: int, num_queries: int) -> bool:
+        """Count the multiplications of both ways."""
+        width, memory_dim = self.query.out_features, self.key_value.in_features
+        projected = num_memory * width * (memory_dim + num_queries)
+        unprojected = num_queries * memory_dim * (width + num_memory * self.num_heads)
+        return unprojected < projected
+
+    def forward(
+        self,
+        x: Tensor,
+        memory: Memory,
+        bias: Tensor | None = None,
+        grid: TokenGrid | None = None,
+    ) -> Tensor:
         """Let each query token attend to the memory.
 
         Args:
-            x: (B, L, D) queries; L may count beams instead of positions.
-            memory: Projected keys and values, (B, H, S, K) each.
-            bias: Additive scores, broadcastable to (B, H, L, S).
+            x: (B, L, D) queries; L may count beams instead of positions. Packed (T, D) with
+                `grid`.
+            memory: Of B rows; what `project` or `prepare` returned.
+            bias: (B, 1, 1, S) additive scores.
+            grid: Row of the memory that each packed query reads.
 
         Returns:
-            (B, L, D).
+            (B, L, D), or (T, D) with `grid`.
         """
-        query = split_heads(self.query(x), self.num_heads)
+        query = self.query(x)
+        query = query if grid is None else grid.pad(query)  # (B, L, D)
         dropout = self.dropout if self.training else 0.0
-        return self.out(merge_heads(attend(query, memory.key, memory.value, bias, dropout)))  # type: ignore[no-any-return]
+        if isinstance(memory, KeyValue):
+            heads = split_heads(query, self.num_heads)
+            attended = merge_heads(attend(heads, memory.key, memory.value, bias, dropout))
+        else:
+            attended = self._read_states(query, memory.states, bias, dropout)
+        return self.out(attended if grid is None else grid.pack(attended))  # type: ignore[no-any-return]
+
+    def _read_states(
+        self, query: Tensor, states: Tensor, bias: Tensor | None, dropout: float
+    ) -> Tensor:
+        """Attend to states (B, S, C) without projecting them: (B, L, D) queries to (B, L, D)."""
+        batch, length, width = query.shape
+        heads, num_states, memory_dim = self.num_heads, *states.shape[1:]
+        to_key, to_value = self.key_value.weight.view(2, heads, -1, memory_dim).unbind(0)
+        folded = query.reshape(batch * length, heads, -1).transpose(0, 1) @ to_key  # (H, B·L, C)
+        folded = folded.view(heads, batch, length, memory_dim).transpose(0, 1)
+        folded = folded.reshape(batch, heads * length, memory_dim)
+        states = states.to(folded.dtype)
+        bias = None if bias is None else bias[:, 0]  # (B, 1, S)
+        scale = 1 / math.sqrt(width // heads)
+        scores = _scaled_product(folded, states.transpose(1, 2), bias, scale)
+        weights = drop(torch.softmax(scores, dim=-1).to(states.dtype), dropout)  # (B, H·L, S)
+        read = (weights @ states).view(batch, heads, length, memory_dim).transpose(0, 1)
+        read = read.reshape(heads, batch * length, memory_dim)
+        value = read @ to_value.transpose(1, 2)  # (H, B·L, K)
+        value = value.transpose(0, 1).reshape(batch, length, width)
+        value_bias = self.key_value.bias[width:]
+        if dropout == 0.0:  # the weights of a query sum to 1
+            return value + value_bias.to(value.dtype)
+        total = weights.view(batch, heads, length, num_states).sum(-1).transpose(1, 2)  # (B, L, H)
+        return value + (total[..., None] * value_bias.view(heads, -1)).flatten(2).to(value.dtype)

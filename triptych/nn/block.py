@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from triptych.core.config import check
-from triptych.nn.attention import CrossAttention, KeyValue, SelfAttention
+from triptych.nn.attention import CrossAttention, Memory, SelfAttention
+from triptych.nn.dropout import Dropout
 from triptych.nn.kv_cache import LayerCache
+from triptych.nn.packing import TokenGrid
 
 Activation = Literal["gelu", "quick_gelu"]
 
@@ -117,30 +121,97 @@ class Block(nn.Module):
             self.cross_norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.mlp = FeedForward(config)
         self.mlp_norm = nn.LayerNorm(width, eps=config.norm_eps)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
+        self.activation_checkpointing = False
 
     def forward(
         self,
         x: Tensor,
         bias: Tensor | None = None,
-        memory: KeyValue | None = None,
+        memory: Memory | None = None,
         memory_bias: Tensor | None = None,
+        grid: TokenGrid | None = None,
+        memory_grid: TokenGrid | None = None,
     ) -> Tensor:
-        """Transform a sequence.
+        """Transform sequences.
 
         Args:
-            x: (B, S, D) float.
+            x: (B, S, D) float, or packed tokens (T, D) with `grid`.
             bias: Additive self-attention scores, broadcastable to (B, H, S, S).
-            memory: Projected memory for the cross-attention.
-            memory_bias: Additive cross-attention scores, broadcastable to (B, H, S, memory).
+            memory: Memory for the cross-attention.
+            memory_bias: (M, 1, 1, memory) additive cross-attention scores.
+            grid: Rows of packed tokens.
+            memory_grid: Row of the memory that each packed token reads; `grid` if absent.
 
         Returns:
-            (B, S, D).
+            Of the shape of `x`.
         """
+        run = self._checkpointed if self._recomputes() else self._transform
+        return run(x, bias, memory, memory_bias, grid, memory_grid or grid)
+
+    def joint(
+        self,
+        image: Tensor,
+        text: Tensor,
+        bias: Tensor,
+        grid: TokenGrid,
+        image_index: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Transform [image; text] as one sequence.
+
+        Args:
+            image: (B, N, D) float.
+            text: (T, D) packed tokens of M texts.
+            bias: Additive scores, broadcastable to (M, H, N + L, N + L).
+            grid: Rows of the text.
+            image_index: (M,) int64, the image of each text; None means M = B, in order.
+
+        Returns:
+            Image (M, N, D) and text (T, D).
+        """
+        if self._recomputes():
+            return checkpoint(  # type: ignore[no-any-return]
+                self._transform_joint, image, text, bias, grid, image_index, use_reentrant=False
+            )
+        return self._transform_joint(image, text, bias, grid, image_index)
+
+    def _recomputes(self) -> bool:
+        return self.activation_checkpointing and torch.is_grad_enabled()
+
+    def _checkpointed(self, *inputs: Tensor | Memory | TokenGrid | None) -> Tensor:
+        return checkpoint(self._transform, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
+
+    def _transform(
+        self,
+        x: Tensor,
+        bias: Tensor | None,
+        memory: Memory | None,
+        memory_bias: Tensor | None,
+        grid: TokenGrid | None,
+        memory_grid: TokenGrid | None,
+    ) -> Tensor:
         normed = self.attention_norm(x) if self.pre_norm else x
-        x = x + self.dropout(self.attention(normed, bias))
+        x = x + self.dropout(self.attention(normed, bias, None, grid))
         x = x if self.pre_norm else self.attention_norm(x)
-        return self._after_attention(x, memory, memory_bias)
+        return self._after_attention(x, memory, memory_bias, memory_grid)
+
+    def _transform_joint(
+        self,
+        image: Tensor,
+        text: Tensor,
+        bias: Tensor,
+        grid: TokenGrid,
+        image_index: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        normed = [self.attention_norm(x) if self.pre_norm else x for x in (image, text)]
+        attended = self.attention.joint(normed[0], normed[1], bias, grid, image_index)
+        image = image if image_index is None else image.index_select(0, image_index)
+        x = torch.cat([image.flatten(0, 1), text.to(image.dtype)])  # (M·N + T, D)
+        x = x + self.dropout(attended)
+        x = x if self.pre_norm else self.attention_norm(x)
+        x = self._after_attention(x, None, None)
+        num_image = len(x) - len(text)
+        return x[:num_image].view(image.shape), x[num_image:]
 
     def read(self, x: Tensor, positions: Tensor, bias: Tensor | None = None) -> Tensor:
         """Transform only the tokens that somebody reads; all tokens are attended.
@@ -162,7 +233,7 @@ class Block(nn.Module):
         return self._after_attention(x, None, None)
 
     def step(
-        self, x: Tensor, cache: LayerCache, memory: KeyValue, memory_bias: Tensor | None = None
+        self, x: Tensor, cache: LayerCache, memory: Memory, memory_bias: Tensor | None = None
     ) -> Tensor:
         """Transform the newest token of each beam, (B, R, D); earlier tokens are in the cache."""
         normed = self.attention_norm(x) if self.pre_norm else x
@@ -171,11 +242,15 @@ class Block(nn.Module):
         return self._after_attention(x, memory, memory_bias)
 
     def _after_attention(
-        self, x: Tensor, memory: KeyValue | None, memory_bias: Tensor | None
+        self,
+        x: Tensor,
+        memory: Memory | None,
+        memory_bias: Tensor | None,
+        memory_grid: TokenGrid | None = None,
     ) -> Tensor:
         if self.cross_attention is not None and memory is not None:
             normed = self.cross_norm(x) if self.pre_norm else x
-            x = x + self.dropout(self.cross_attention(normed, memory, memory_bias))
+            x = x + self.dropout(self.cross_attention(normed, memory, memory_bias, memory_grid))
             x = x if self.pre_norm else self.cross_norm(x)
         normed = self.mlp_norm(x) if self.pre_norm else x
         x = x + self.dropout(self.mlp(normed))

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from triptych.nn.attention import KeyValue, causal_bias, key_bias
+from triptych.nn.attention import KeyValue, Memory, causal_bias, key_bias
 from triptych.nn.block import Block
 from triptych.nn.encoder import TextConfig, check_text_length
 from triptych.nn.heads import VocabularyHead
 from triptych.nn.kv_cache import DecoderCache
+from triptych.nn.packing import TokenGrid
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,9 @@ class TextDecoder(nn.Module):
         layers = tuple(block.cross_attention.project(memory) for block in self._blocks())  # type: ignore[union-attr]
         return DecoderMemory(layers, None if mask is None else key_bias(mask, memory.dtype))
 
-    def forward(self, token_ids: Tensor, memory: DecoderMemory) -> Tensor:
+    def forward(
+        self, token_ids: Tensor, memory: DecoderMemory, text_mask: Tensor | None = None
+    ) -> Tensor:
         """Read a whole sequence at once, each token seeing itself and earlier ones.
 
         Padding must be on the right: no real token then attends to it.
@@ -66,16 +70,52 @@ class TextDecoder(nn.Module):
         Args:
             token_ids: (B, L) int64, starting with [CLS].
             memory: Projected memory of the same batch.
+            text_mask: (B, L) bool, True = a state is wanted; the others need not be computed and
+                are meaningless. None wants all.
 
         Returns:
             (B, L, D) states; `word_logits` turns them into scores of the next word.
         """
+        return self._read(token_ids, text_mask, memory.layers, memory.bias)
+
+    def read_once(
+        self, token_ids: Tensor, text_mask: Tensor | None, states: Tensor, mask: Tensor | None
+    ) -> Tensor:
+        """Do what `forward` does with a memory that nothing else will read.
+
+        For one short text it can be cheaper not to project the memory (`CrossAttention.prepare`).
+
+        Args:
+            token_ids: (B, L) int64, as in `forward`.
+            text_mask: (B, L) bool, as in `forward`.
+            states: (B, S, D) memory.
+            mask: (B, S) bool, True = may be read; None when all may.
+
+        Returns:
+            (B, L, D) states.
+        """
+        layers = [
+            block.cross_attention.prepare(states, token_ids.shape[1])  # type: ignore[union-attr]
+            for block in self._blocks()
+        ]
+        bias = None if mask is None else key_bias(mask, states.dtype)
+        return self._read(token_ids, text_mask, layers, bias)
+
+    def _read(
+        self,
+        token_ids: Tensor,
+        text_mask: Tensor | None,
+        layers: Sequence[Memory],
+        memory_bias: Tensor | None,
+    ) -> Tensor:
         check_text_length(token_ids, self.config.max_positions)
-        x = self.embedding(token_ids)
-        bias = causal_bias(token_ids.shape[1], x.device, x.dtype)
-        for block, layer in zip(self.blocks, memory.layers, strict=True):
-            x = block(x, bias, layer, memory.bias)
-        return x  # type: ignore[no-any-return]
+        batch, length = token_ids.shape
+        grid = TokenGrid(batch, length) if text_mask is None else TokenGrid.of(text_mask)
+        x = grid.pack(self.embedding(token_ids))  # (T, D)
+        bias = causal_bias(length, x.device, x.dtype)
+        for block, layer in zip(self.blocks, layers, strict=True):
+            x = block(x, bias, layer, memory_bias, grid)
+        return grid.pad(x)
 
     def step(self, token_ids: Tensor, memory: DecoderMemory, cache: DecoderCache) -> Tensor:
         """Read the newest token of each beam and score the next word.

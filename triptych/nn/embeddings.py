@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych.nn.dropout import Dropout
+
 
 class PatchEmbedding(nn.Module):
     """Cut an image into square patches and project each (Dosovitskiy et al. 2021, eq. 1).
@@ -47,7 +49,7 @@ class TextEmbedding(nn.Module):
         self.position = nn.Embedding(max_positions, embed_dim) if max_positions else None
         self.token_type = nn.Embedding(2, embed_dim)
         self.norm = nn.LayerNorm(embed_dim, eps=norm_eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, token_ids: Tensor) -> Tensor:
         """Map (B, L) int64 ids to (B, L, D); the type is always 0."""

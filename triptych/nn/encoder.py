@@ -11,6 +11,7 @@ from triptych.core.errors import DataError
 from triptych.nn.attention import key_bias
 from triptych.nn.block import Block, BlockConfig
 from triptych.nn.embeddings import TextEmbedding
+from triptych.nn.packing import TokenGrid
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,8 +97,9 @@ class TextEncoder(nn.Module):
             (B, L, D). Values at padding are meaningless.
         """
         check_text_length(token_ids, self.config.max_positions)
-        x = self.embedding(token_ids)
+        grid = TokenGrid.of(text_mask)
+        x = grid.pack(self.embedding(token_ids))  # (T, D)
         bias = key_bias(text_mask, x.dtype)
         for block in self.blocks:
-            x = block(x, bias)
-        return self.final_norm(x)  # type: ignore[no-any-return]
+            x = block(x, bias, grid=grid)
+        return grid.pad(self.final_norm(x))

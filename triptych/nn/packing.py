@@ -1,0 +1,69 @@
+"""Texts without their padding: what each layer need not compute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from triptych.nn import shortcuts
+
+
+@dataclass(frozen=True, slots=True)
+class TokenGrid:
+    """Where packed tokens (T, D) stand in a padded grid (R, W, D).
+
+    Linear layers, norms and residuals read a token at a time and run on the packed tokens; only
+    attention needs rows. The same tokens can stand in several grids: a row a text for the
+    self-attention, a row an image for the cross-attention.
+
+    Attributes:
+        num_rows: Rows R.
+        width: Places W of a row.
+        slots: (T,) int64, distinct: row · W + place of each token; None when the grid is full.
+    """
+
+    num_rows: int
+    width: int
+    slots: Tensor | None = None
+
+    @classmethod
+    def of(cls, mask: Tensor) -> TokenGrid:
+        """Return the grid of the True places of a mask (R, W) bool, in row-major order."""
+        num_rows, width = mask.shape
+        if not shortcuts.are_taken():
+            return cls(num_rows, width)
+        slots = mask.flatten().nonzero()[:, 0]
+        return cls(num_rows, width, None if len(slots) == num_rows * width else slots)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """Take the tokens of a grid (R, W, ...): (T, ...)."""
+        flat = x.flatten(0, 1)
+        return flat if self.slots is None else flat.index_select(0, self.slots)
+
+    def pad(self, x: Tensor) -> Tensor:
+        """Put packed tokens (T, ...) in their places: (R, W, ...), zeros where none stands."""
+        if self.slots is not None:
+            empty = x.new_zeros(self.num_rows * self.width, *x.shape[1:])
+            x = empty.index_copy(0, self.slots, x)
+        return x.view(self.num_rows, self.width, *x.shape[1:])
+
+    def group_rows(self, index: Tensor, num_groups: int) -> TokenGrid:
+        """Return the grid in which all rows of a group share one row.
+
+        Args:
+            index: (R,) int64, the group of each row.
+            num_groups: Groups, that is rows of the new grid.
+        """
+        if self.slots is None:
+            group = index.repeat_interleave(self.width)  # (T,)
+        else:
+            group = index.index_select(0, self.slots // self.width)
+        order = torch.argsort(group, stable=True)
+        counts = torch.bincount(group, minlength=num_groups)
+        starts = counts.cumsum(0) - counts
+        place = torch.empty_like(group)
+        place[order] = torch.arange(len(group), device=group.device) - starts[group[order]]
+        width = int(counts.max())
+        return TokenGrid(num_groups, width, group * width + place)
