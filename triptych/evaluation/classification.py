@@ -1,4 +1,4 @@
-"""Accuracy of class labels, for each class too, and the majority baseline."""
+"""Scores of class labels: accuracy, F1, Matthews, AUROC; and the majority baseline."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import TypeVar
 
-from triptych.core.errors import DataError
+import numpy as np
+import numpy.typing as npt
 
+from triptych.core.errors import DataError
+from triptych.evaluation.correlation import average_ranks
+
+Floats = npt.NDArray[np.float64]
 Label = TypeVar("Label", bound=Hashable)
 
 
@@ -64,3 +69,80 @@ def compute_majority_accuracy(
     """
     guess = majority_label(training_labels)
     return compute_accuracy([guess] * len(labels), labels)
+
+
+def confusion(predicted: npt.ArrayLike, labels: npt.ArrayLike) -> Floats:
+    """Return (N, 4) float64: for each item which cell of the confusion matrix it falls into.
+
+    The columns are true positive, false positive, false negative and true negative; F1 and Matthews
+    are functions of their sums.
+
+    Args:
+        predicted: (N,) bool.
+        labels: (N,) bool.
+
+    Raises:
+        DataError: The lengths differ or there is no item.
+    """
+    guess, right = np.asarray(predicted, dtype=bool), np.asarray(labels, dtype=bool)
+    _check(list(guess), list(right))
+    columns = (guess & right, guess & ~right, ~guess & right, ~guess & ~right)
+    return np.stack(columns, axis=1).astype(np.float64)
+
+
+def f1_from_counts(counts: Floats) -> Floats:
+    """Return 2·TP / (2·TP + FP + FN) of (..., 4) counts, 0 where nothing is positive."""
+    tp, fp, fn, _ = np.moveaxis(counts, -1, 0)
+    total = 2 * tp + fp + fn
+    return np.divide(2 * tp, total, out=np.zeros_like(total), where=total > 0)
+
+
+def matthews_from_counts(counts: Floats) -> Floats:
+    """Return Matthews' correlation in [-1, 1] of (..., 4) counts.
+
+    0 where the guesses or the labels are all the same.
+    """
+    tp, fp, fn, tn = np.moveaxis(counts, -1, 0)
+    scale = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
+    return np.divide(tp * tn - fp * fn, scale, out=np.zeros_like(scale), where=scale > 0)
+
+
+def compute_f1(predicted: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Return the F1 of (N,) bool guesses; see `f1_from_counts`.
+
+    Raises:
+        DataError: The lengths differ or there is no item.
+    """
+    return float(f1_from_counts(confusion(predicted, labels).sum(0)))
+
+
+def compute_matthews(predicted: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Return Matthews' correlation of (N,) bool guesses; see `matthews_from_counts`.
+
+    Raises:
+        DataError: The lengths differ or there is no item.
+    """
+    return float(matthews_from_counts(confusion(predicted, labels).sum(0)))
+
+
+def compute_auroc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Return the area under the ROC curve: how often a positive outscores a negative.
+
+    A pair with equal scores counts one half (the trapezoid rule), so equal scores give 0.5.
+
+    Args:
+        scores: (N,) float, higher is more likely positive.
+        labels: (N,) bool, True = positive.
+
+    Raises:
+        DataError: The lengths differ, a score is NaN, or one of the classes is absent.
+    """
+    values, right = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
+    _check(list(values), list(right))
+    if np.isnan(values).any():
+        raise DataError("a score is NaN; the model has diverged")
+    num_positive, num_negative = int(right.sum()), int((~right).sum())
+    if num_positive == 0 or num_negative == 0:
+        raise DataError("AUROC compares positives with negatives, and the data has only one kind")
+    ahead = average_ranks(values)[right].sum() - num_positive * (num_positive + 1) / 2
+    return float(ahead / (num_positive * num_negative))

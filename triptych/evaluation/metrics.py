@@ -42,7 +42,7 @@ class Metric(Protocol):
         ...
 
 
-class _ByIndex(Generic[Value]):
+class ByIndex(Generic[Value]):
     """Predictions by dataset position, each at most once, in the order of the positions."""
 
     def __init__(self, metric: str, expected: int) -> None:
@@ -82,7 +82,7 @@ class _ByIndex(Generic[Value]):
         return f" {count} of {self._expected} samples left out (unreadable)." if count > 0 else ""
 
 
-def _reference(references: Mapping[int, Value], position: int, metric: str) -> Value:
+def reference_of(references: Mapping[int, Value], position: int, metric: str) -> Value:
     """Return the reference of a sample, or say that it has none."""
     if position not in references:
         raise DataError(f"{metric}: sample {position} has no reference; evaluate labelled data")
@@ -109,7 +109,7 @@ class VQAMetric:
         """Take the human answers and, if the data has them, the question types, by position."""
         self._references = references
         self._types = question_types or {}
-        self._answers: _ByIndex[str] = _ByIndex(self.name, len(references))
+        self._answers: ByIndex[str] = ByIndex(self.name, len(references))
 
     def update(self, predictions: Predictions) -> None:
         """Take in the generated answers of one batch."""
@@ -124,7 +124,7 @@ class VQAMetric:
         by_type: dict[str, list[float]] = {}
         scores = []
         for position, text in self._answers.items().items():
-            expected = _reference(self._references, position, self.name)
+            expected = reference_of(self._references, position, self.name)
             scores.append(vqa_accuracy(text, expected))
             kind = self._types.get(position)
             if kind is not None:
@@ -143,7 +143,7 @@ class CaptionMetric:
     def __init__(self, references: Mapping[int, Sequence[str]]) -> None:
         """Take the reference captions by position, as people wrote them."""
         self._references = references
-        self._captions: _ByIndex[str] = _ByIndex(self.name, len(references))
+        self._captions: ByIndex[str] = ByIndex(self.name, len(references))
 
     def update(self, predictions: Predictions) -> None:
         """Take in the generated captions of one batch."""
@@ -154,7 +154,7 @@ class CaptionMetric:
         generated = self._captions.items()
         candidates = [ptb.tokenize(text) for text in generated.values()]
         references = [
-            [ptb.tokenize(text) for text in _reference(self._references, position, self.name)]
+            [ptb.tokenize(text) for text in reference_of(self._references, position, self.name)]
             for position in generated
         ]
         tail = f"as pycocoevalcap 1.2, PTB tokens.{self._captions.missing()}"
@@ -207,7 +207,7 @@ class BoxMetric:
         """Take the right boxes, in pixels of the original picture, by position."""
         self._references = boxes_xywh
         self._threshold = threshold
-        self._boxes: _ByIndex[Tensor] = _ByIndex(self.name, len(boxes_xywh))
+        self._boxes: ByIndex[Tensor] = ByIndex(self.name, len(boxes_xywh))
 
     def update(self, predictions: Predictions) -> None:
         """Take in the predicted boxes of one batch."""
@@ -219,7 +219,7 @@ class BoxMetric:
         """Return the accuracy and the mean overlap."""
         boxes = self._boxes.items()
         target = torch.tensor(
-            [_reference(self._references, position, self.name) for position in boxes],
+            [reference_of(self._references, position, self.name) for position in boxes],
             dtype=torch.float64,
         )
         overlap = iou_xyxy(torch.stack(list(boxes.values())), xywh_to_xyxy(target)).numpy()
@@ -239,7 +239,7 @@ class ClassificationMetric:
         """Take the right labels by position; `name` is the key of the number."""
         self.name = name
         self._references = labels
-        self._labels: _ByIndex[Hashable] = _ByIndex(name, len(labels))
+        self._labels: ByIndex[Hashable] = ByIndex(name, len(labels))
 
     def update(self, predictions: Predictions) -> None:
         """Take in `predictions.scores["label"]`, one label a sample."""
@@ -254,7 +254,7 @@ class ClassificationMetric:
         by_class: dict[str, list[float]] = {}
         hits = []
         for position, guess in self._labels.items().items():
-            right = _reference(self._references, position, self.name)
+            right = reference_of(self._references, position, self.name)
             hits.append(float(guess == right))
             by_class.setdefault(str(right), []).append(hits[-1])
         protocol = f"Share of labels that are right.{self._labels.missing()}"
@@ -306,7 +306,7 @@ class RetrievalMetric:
         self._image_keys = image_keys
         self._caption_keys = caption_keys
         self._second_stage = second_stage
-        self._embeddings: _ByIndex[tuple[Tensor, Tensor]] = _ByIndex(self.name, len(image_keys))
+        self._embeddings: ByIndex[tuple[Tensor, Tensor]] = ByIndex(self.name, len(image_keys))
 
     def update(self, predictions: Predictions) -> None:
         """Take in the "image" and "text" embeddings of one batch."""

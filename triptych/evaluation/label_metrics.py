@@ -1,0 +1,143 @@
+"""Metrics of classifiers and regressors beside plain accuracy, with intervals and protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from triptych.core.errors import CapabilityError, DataError
+from triptych.core.outputs import MetricValue, Predictions
+from triptych.evaluation import classification, correlation
+from triptych.evaluation.bootstrap import NUM_RESAMPLES, bootstrap_sums, interval_text
+from triptych.evaluation.metrics import ByIndex, reference_of
+
+Floats = npt.NDArray[np.float64]
+
+
+class _OfPairs:
+    """Gathers one predicted value a sample beside its reference."""
+
+    def __init__(self, name: str, references: Mapping[int, Any], score: str) -> None:
+        self.name, self._references, self._score = name, references, score
+        self._found: ByIndex[Any] = ByIndex(name, len(references))
+
+    def update(self, predictions: Predictions) -> None:
+        """Take in one value of each sample of a batch."""
+        if self._score not in predictions.scores:
+            raise CapabilityError(f"{self.name}: the task predicts no {self._score}")
+        values = predictions.scores[self._score]
+        self._found.add(
+            predictions.index, values.tolist() if isinstance(values, Tensor) else list(values)
+        )
+
+    def pairs(self) -> tuple[list[Any], list[Any]]:
+        """Return predictions and references, in the order of the samples."""
+        found = self._found.items()
+        return list(found.values()), [
+            reference_of(self._references, position, self.name) for position in found
+        ]
+
+    def value(
+        self, name: str, sums: Floats, statistic: Callable[[Floats], Floats], protocol: str
+    ) -> MetricValue:
+        """Return a statistic of sums over items, with its interval."""
+        low, high = bootstrap_sums(sums, statistic)
+        return MetricValue(
+            name=name,
+            value=float(statistic(sums.sum(0))),
+            low=low,
+            high=high,
+            num_items=len(sums),
+            protocol=f"{protocol}{self._found.missing()} {interval_text()}",
+        )
+
+
+class BinaryMetric(_OfPairs):
+    """F1 or Matthews' correlation of a positive class, as "f1" or "matthews"."""
+
+    def __init__(
+        self, labels: Mapping[int, Hashable], *, positive: Hashable, kind: str = "f1"
+    ) -> None:
+        """Take the right labels by position, and which of them is the positive one."""
+        super().__init__(kind, labels, "label")
+        self._positive = positive
+        self._statistic, self._words = {
+            "f1": (classification.f1_from_counts, "F1 of class"),
+            "matthews": (classification.matthews_from_counts, "Matthews' correlation of class"),
+        }[kind]
+
+    def compute(self) -> list[MetricValue]:
+        """Return the number."""
+        predicted, labels = self.pairs()
+        counts = classification.confusion(
+            [label == self._positive for label in predicted],
+            [label == self._positive for label in labels],
+        )
+        return [self.value(self.name, counts, self._statistic, f"{self._words} {self._positive}.")]
+
+
+class AUROCMetric(_OfPairs):
+    """Area under the ROC curve of a positive class, as "auroc"."""
+
+    def __init__(self, labels: Mapping[int, Hashable], *, positive: Hashable) -> None:
+        """Take the right labels by position, and which of them is the positive one."""
+        super().__init__("auroc", labels, "positive")
+        self._positive = positive
+
+    def compute(self) -> list[MetricValue]:
+        """Return the area; resamples without both classes are passed over for the interval."""
+        predicted, labels = self.pairs()
+        scores = np.asarray(predicted, dtype=np.float64)
+        right = np.array([label == self._positive for label in labels])
+        area = classification.compute_auroc(scores, right)
+        low, high = _bootstrap_auroc(scores, right)
+        return [
+            MetricValue(
+                name=self.name,
+                value=area,
+                low=low,
+                high=high,
+                num_items=len(right),
+                protocol=(
+                    f"Area under the ROC curve of class {self._positive}, ties count one half."
+                    f"{self._found.missing()} {interval_text()}"
+                ),
+            )
+        ]
+
+
+class CorrelationMetric(_OfPairs):
+    """Pearson's and Spearman's correlation, as "pearson" and "spearman"."""
+
+    def __init__(self, values: Mapping[int, float]) -> None:
+        """Take the true numbers by position."""
+        super().__init__("correlation", values, "value")
+
+    def compute(self) -> list[MetricValue]:
+        """Return both; the bootstrap of Spearman's keeps the ranks of the whole set."""
+        predicted, values = (np.asarray(side, dtype=np.float64) for side in self.pairs())
+        ranks = [correlation.average_ranks(side) for side in (predicted, values)]
+        of_values = correlation.moments(predicted, values)
+        of_ranks = correlation.moments(*ranks)
+        pearson = correlation.pearson_from_sums
+        return [
+            self.value("pearson", of_values, pearson, "Pearson's correlation."),
+            self.value("spearman", of_ranks, pearson, "Spearman's correlation, ties share ranks."),
+        ]
+
+
+def _bootstrap_auroc(scores: Floats, right: npt.NDArray[np.bool_]) -> tuple[float, float]:
+    generator = np.random.default_rng(0)
+    areas = []
+    for _ in range(NUM_RESAMPLES):
+        drawn = generator.integers(len(scores), size=len(scores))
+        if right[drawn].any() and not right[drawn].all():
+            areas.append(classification.compute_auroc(scores[drawn], right[drawn]))
+    if not areas:
+        raise DataError("too few samples for an interval of AUROC")
+    low, high = np.percentile(areas, [2.5, 97.5])
+    return float(low), float(high)
