@@ -1,23 +1,17 @@
 """Stages of the model against the outputs of the released code, run on the same small weights."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from triptych.core.outputs import ImageFeatures, TextFeatures
-from triptych.generation.beam import BeamConfig, beam_search
+from triptych.generation.beam import beam_search
 from triptych.generation.cached import CachedDecoder
-from triptych.models.mplug.config import MPLUGConfig
 from triptych.models.mplug.convert import import_state_dict
 from triptych.models.mplug.model import MPLUG
-from triptych.nn.encoder import TextConfig
-from triptych.nn.vision import VisionConfig
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden"
+from .mplug_golden import NAMES, GoldenFile
+
 STATES = {"atol": 1e-5, "rtol": 1e-6}
 LOGITS = {"atol": 1e-4, "rtol": 0.0}
 
@@ -26,42 +20,11 @@ class Golden:
     """One golden file, and our model with its weights."""
 
     def __init__(self, name: str) -> None:
-        self.tensors = load_file(GOLDEN / f"{name}.safetensors")
-        facts = json.loads((GOLDEN / f"{name}.json").read_text())
-        prefix = "state_dict/"
-        state = {k.removeprefix(prefix): t for k, t in self.tensors.items() if k.startswith(prefix)}
-        width, text_width = facts["cfg/vision_width"], facts["bert/hidden_size"]
-        stride, depth = facts["bert/stride_layer"], facts["bert/fusion_layers"]
-        blocks = "visual_encoder.visual.transformer.resblocks."
-        self.model = MPLUG(
-            MPLUGConfig(
-                vision=VisionConfig(
-                    image_size=facts["cfg/image_res"],
-                    patch_size=state["visual_encoder.visual.conv1.weight"].shape[-1],
-                    embed_dim=width,
-                    depth=len({k.split(".")[4] for k in state if k.startswith(blocks)}),
-                    num_heads=width // 64,
-                ),
-                text=TextConfig(
-                    vocab_size=facts["bert/vocab_size"],
-                    embed_dim=text_width,
-                    num_heads=facts["bert/num_attention_heads"],
-                    mlp_ratio=facts["bert/intermediate_size"] / text_width,
-                ),
-                text_depth=facts["bert/text_encoder_layers"],
-                fusion_depth=depth,
-                connected_layers=tuple(j for j in range(1, depth) if j % stride == 0),
-                decoder_depth=facts["bert/text_decode_layers"],
-                proj_dim=facts["cfg/embed_dim"],
-            )
-        ).eval()
-        self.report = import_state_dict(state, self.model)
-        self.answers_per_image = torch.tensor(facts["k"])
-        self.beam = BeamConfig(
-            num_beams=facts["cfg/beam_size"],
-            min_tokens=facts["cfg/min_length"],
-            max_tokens=facts["cfg/max_length"],
-        )
+        file = GoldenFile(name)
+        self.tensors, self.beam = file.tensors, file.beam
+        self.model = MPLUG(file.config).eval()
+        self.report = import_state_dict(file.state, self.model)
+        self.answers_per_image = torch.tensor(file.facts["k"])
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self.tensors[name]
@@ -71,7 +34,7 @@ class Golden:
         return self["q_mask"].bool()
 
 
-@pytest.fixture(scope="module", params=["mplug_base_like", "mplug_large_like"])
+@pytest.fixture(scope="module", params=NAMES)
 def golden(request):
     return Golden(request.param)
 

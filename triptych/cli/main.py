@@ -40,6 +40,14 @@ VERBS = {
     "answer": Verb("answer", "MODEL_FOLDER IMAGE QUESTION", "answer a question about a picture"),
     "ground": Verb("ground", "MODEL_FOLDER IMAGE PHRASE", "find what a phrase speaks of"),
     "match": Verb("match", "MODEL_FOLDER IMAGE TEXT...", "say how well texts fit a picture"),
+    "import": Verb(
+        "import_checkpoint",
+        "FAMILY SOURCE OUT --variant V",
+        "make a model folder of released weights",
+    ),
+    "export": Verb(
+        "export_checkpoint", "FAMILY MODEL_FOLDER OUT", "write a model for the released code"
+    ),
     "models": Verb("models", "", "list the model sizes that can be trained"),
 }
 

@@ -241,6 +241,7 @@ class AdaptConfig(Protocol):
         self,
         foreign: Mapping[str, Tensor],
         config: Any,
+        /,
         *,
         image_size: int | None,
         trained_for: str,
@@ -273,6 +274,9 @@ class Converter:
             was trained for.
         wrapper: Key under which the released code stores its state dict; None for a bare one.
         folder_config: `config.json` of an export that transformers reads; None if there is none.
+        config_from_folder: From a folder's `config.json` and a variant, the variant with what only
+            that file says, such as the number of heads; None where there are no such folders.
+        max_text_tokens: Longest text that the released code gives the model.
         init_vision: Fills a fresh model's image side from published image weights and the
             `config.json` beside them; None if the family has no such start.
         init_text: The same for its text side.
@@ -290,6 +294,8 @@ class Converter:
     optional: Callable[[str], tuple[str, ...]] = lambda _: ()
     wrapper: str | None = "model"
     folder_config: Callable[[Any], dict[str, Any]] | None = None
+    config_from_folder: Callable[[Mapping[str, Any], Any], Any] | None = None
+    max_text_tokens: int = 40
     init_vision: InitPart | None = None
     init_text: InitPart | None = None
     mean: tuple[float, float, float]

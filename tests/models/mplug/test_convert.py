@@ -116,8 +116,8 @@ def test_queries_keys_and_values_are_packed_in_order(tiny):
     own = "text_encoder.encoder.layer.0.attention.self"
     packed = torch.cat([exported[f"{own}.{part}.weight"] for part in ("query", "key", "value")])
     assert torch.equal(packed, tiny.text_encoder.blocks[0].attention.qkv.weight)
-    # fusion layer 0 of 3 is layer 9 of the 12 stored; it is asymmetric
-    cross = "fusion_encoder.encoder.layer.9.crossattention.self"
+    # fusion layer 0 of 3 is layer 2 of the 5 that text encoder and fusion have; it is asymmetric
+    cross = "fusion_encoder.encoder.layer.2.crossattention.self"
     packed = torch.cat([exported[f"{cross}.{part}.bias"] for part in ("key", "value")])
     assert torch.equal(packed, tiny.fusion.blocks[0].cross_attention.key_value.bias)
 

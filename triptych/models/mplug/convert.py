@@ -39,9 +39,6 @@ from triptych.models.mplug.init_from import init_text, init_vision
 from triptych.models.mplug.model import MPLUG
 from triptych.nn.positions import resize_position_table
 
-RELEASED_FUSION_LAYERS = 12
-"""Layers in the released files' fusion list; only the last `fusion_depth` run."""
-
 MLM_MATRIX = "fusion_encoder.cls.predictions.decoder.weight"
 TEXT_WORDS = "text_encoder.embeddings.word_embeddings.weight"
 TEXT_POSITIONS = "text_encoder.embeddings.position_embeddings.weight"
@@ -62,12 +59,15 @@ _DEAD = [
 ]
 
 
-def key_table(config: MPLUGConfig, num_fusion_layers: int = RELEASED_FUSION_LAYERS) -> KeyTable:
+def key_table(config: MPLUGConfig, num_fusion_layers: int | None = None) -> KeyTable:
     """Return which released tensors make which of ours.
+
+    The released fusion network is a whole BERT of which only the last `fusion_depth` layers run.
 
     Args:
         config: The model's sizes.
-        num_fusion_layers: Layers in the file's fusion list.
+        num_fusion_layers: Layers in the file's fusion list; None takes BERT's, which are those of
+            text encoder and fusion network together (12 in the released files).
 
     Raises:
         CapabilityError: The model is pre-norm, which the released layout cannot express.
@@ -86,7 +86,9 @@ def key_table(config: MPLUGConfig, num_fusion_layers: int = RELEASED_FUSION_LAYE
         table |= bert_block_keys(
             f"text_encoder.blocks.{layer}", f"text_encoder.encoder.layer.{layer}"
         )
-    first_live = num_fusion_layers - config.fusion_depth
+    first_live = config.text_depth
+    if num_fusion_layers is not None:
+        first_live = num_fusion_layers - config.fusion_depth
     for layer in range(config.fusion_depth):
         table |= bert_block_keys(
             f"fusion.blocks.{layer}",
@@ -148,7 +150,7 @@ def config_for(
     """Return the config with which a released file loads whole.
 
     Vocabulary, positions and image size are the file's, and its MLM head keeps its own matrix.
-    Released captioning reads image states alone (`decoder_memory`).
+    Released captioning, whose files have no ITM head, reads image states alone (`decoder_memory`).
 
     Args:
         official: A released file, wrapped or bare.
@@ -168,12 +170,13 @@ def config_for(
             vocab_size=len(foreign[TEXT_WORDS]),
             max_positions=len(foreign[TEXT_POSITIONS]),
         )
+    image_alone = trained_for == "captioning" and "itm_head.weight" not in foreign
     return dataclasses.replace(
         config,
         vision=vision,
         text=text,
         tie_mlm_head=MLM_MATRIX not in foreign or _same(foreign, MLM_MATRIX, TEXT_WORDS),
-        decoder_memory="image" if trained_for == "captioning" else "fused",
+        decoder_memory="image" if image_alone else config.decoder_memory,
     )
 
 
@@ -235,16 +238,14 @@ def import_state_dict(official: Mapping[str, Any], model: MPLUG) -> ImportReport
     return report
 
 
-def export_state_dict(
-    model: MPLUG, num_fusion_layers: int = RELEASED_FUSION_LAYERS
-) -> dict[str, Tensor]:
+def export_state_dict(model: MPLUG, num_fusion_layers: int | None = None) -> dict[str, Tensor]:
     """Return the model under the released names, for the released code's non-strict loader.
 
     Tensors that never run are left out. Tied matrices appear under both of their names.
 
     Args:
         model: Read only.
-        num_fusion_layers: Layers in the released fusion list.
+        num_fusion_layers: Layers in the fusion list; None takes BERT's (see `key_table`).
     """
     foreign = split_tensors(model.state_dict(), key_table(model.config, num_fusion_layers))
     words = foreign["text_decoder.bert.embeddings.word_embeddings.weight"]

@@ -1,0 +1,119 @@
+"""`triptych import`: a model folder from a released checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from triptych.cli.parsing import parse
+from triptych.core.files import write_json
+
+if TYPE_CHECKING:
+    from triptych.models.conversion import ImportReport
+
+HELP = """Turn a released checkpoint into a model folder, and say what became of every tensor.
+
+SOURCE is a .pth, .pt, .bin, .ckpt or .safetensors file, or a folder of transformers. No code of the
+file is ever run: a file that needs it is refused.
+
+Examples:
+  triptych import mplug mplug_base.pth models/mplug_base \\
+    --variant mplug_base_patch16_256 --tokenizer vocab.txt
+  triptych import mplug caption.pth models/caption --variant mplug_large_patch14_224 \\
+    --tokenizer vocab.txt --image-size 336
+"""
+
+SHOWN = 8
+"""Names of a group that the table shows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportOptions:
+    """What to import.
+
+    Attributes:
+        family: Whose released layout: mplug, vlmo or flava.
+        source: The checkpoint.
+        out: The new model folder.
+        variant: The model's sizes: a name that `triptych models` lists, or a .yaml or .json file
+            with the fields of a model config.
+        tokenizer: Its vocab.txt, tokenizer.json or a folder with one; a folder's own if absent.
+        image_size: Side of the input in pixels, to which position tables are resized; the file's
+            own if absent.
+        trained_for: What it was trained for, such as captioning or vqa; told by its names if
+            absent.
+        allow: Faults to report instead of refusing: tensors that are missing, reshaped (of another
+            shape) or unexpected (not understood).
+        json: Also write the whole report to this file.
+    """
+
+    family: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FAMILY")]]
+    source: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="SOURCE")]]
+    out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
+    variant: str
+    tokenizer: Path | None = None
+    image_size: int | None = None
+    trained_for: str | None = None
+    allow: tuple[Literal["missing", "reshaped", "unexpected"], ...] = ()
+    json: Path | None = None
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Import, print the report, and say what to do next."""
+    options = parse(ImportOptions, arguments, verb="import", description=HELP)
+    from triptych.recipes.importing import ImportSettings, import_checkpoint
+
+    settings = ImportSettings(
+        variant=options.variant,
+        tokenizer=options.tokenizer,
+        image_size=options.image_size,
+        trained_for=options.trained_for,
+        allow=options.allow,
+    )
+    report = import_checkpoint(options.family, options.source, options.out, settings)
+    print_report(str(options.source), report)
+    if options.json is not None:
+        write_json(options.json, asdict(report))
+    print(f"model: {options.out}")
+    return 0
+
+
+def print_report(title: str, report: ImportReport) -> None:
+    """Print what became of the tensors as a table, a row a group."""
+    from rich.console import Console
+    from rich.table import Table
+
+    print(f"{title}:")
+    table = Table("tensors", "what became of them", "names")
+    table.columns[0].justify = "right"
+    for number, text, names in report_rows(report):
+        table.add_row(f"{number:,}", text, names)
+    Console(highlight=False).print(table)
+
+
+def report_rows(report: ImportReport) -> list[tuple[int, str, str]]:
+    """Return count, meaning and some names of each group that is not empty."""
+    dropped: dict[str, list[str]] = {}
+    for name, reason in report.dropped.items():
+        dropped.setdefault(reason, []).append(name)
+    reshaped = [f"{name}: {why}" for name, why in report.reinitialised.items()]
+    groups = [
+        ("loaded", report.loaded, False),
+        ("of these, resized", report.resized, True),
+        *((f"left out: {reason}", names, False) for reason, names in dropped.items()),
+        ("not in the file, drawn afresh", report.missing, True),
+        ("of another shape, drawn afresh", reshaped, True),
+        ("not understood", report.unexpected, True),
+    ]
+    return [
+        (len(names), text, _some(names) if show else "") for text, names, show in groups if names
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f"\nand {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return "\n".join(names[:SHOWN]) + more
