@@ -10,6 +10,8 @@ from triptych.core.errors import DataError
 from triptych.data.lines import cannot_read, load_json, parse_json_line, read_lines
 from triptych.data.readers.coco import is_coco, is_karpathy, read_coco, read_karpathy
 from triptych.data.readers.csv_table import read_csv
+from triptych.data.readers.glue import is_glue, read_glue
+from triptych.data.readers.hateful_memes import is_hateful_memes, read_hateful_memes
 from triptych.data.readers.image_folder import is_image_folder, read_image_folder
 from triptych.data.readers.jsonl import read_jsonl
 from triptych.data.readers.msrvtt import is_msrvtt, read_msrvtt
@@ -33,6 +35,8 @@ READERS: Mapping[str, Callable[[DataSourceConfig], RecordList]] = {
     "csv": read_csv,
     "nlvr2": read_nlvr2,
     "snli_ve": read_snli_ve,
+    "hateful_memes": read_hateful_memes,
+    "glue": read_glue,
     "image_folder": read_image_folder,
     "text": read_text_file,
     "webdataset": read_webdataset,
@@ -58,7 +62,7 @@ def read_records(source: DataSourceConfig) -> RecordList:
 
     Args:
         source: What to read. `reader="auto"` goes by a `.tar`, a folder's content, the suffix
-            (`.jsonl`, `.csv`, `.tsv`, `.txt`), and for JSON by the content.
+            (`.jsonl`, `.csv`, `.tsv`, `.txt`), and for JSON and GLUE's `.tsv` by the content.
 
     Returns:
         The usable records in the order of the file, and what was skipped.
@@ -100,6 +104,8 @@ def _recognise(source: DataSourceConfig) -> tuple[str, Any]:
     suffix = path.suffix.lower()
     if suffix in LINE_SUFFIXES:
         return _recognise_lines(path), None
+    if suffix == ".tsv" and is_glue(path):
+        return "glue", None
     if suffix in SUFFIX_READERS:
         return SUFFIX_READERS[suffix], None
     if suffix == ".json":
@@ -122,6 +128,8 @@ def _recognise_lines(path: Path) -> str:
         if isinstance(value, dict):
             if is_nlvr2(value):
                 return "nlvr2"
+            if is_hateful_memes(value):
+                return "hateful_memes"
             return "snli_ve" if is_snli_ve(value) else "jsonl"
     return "jsonl"
 

@@ -73,7 +73,7 @@ class Record:
         premise: The sentence that entailment is judged against, beside the picture.
         hypothesis: The sentence whose entailment is judged.
         label: A class name or number; for `statement` a bool; for `hypothesis` one of entailment,
-            neutral, contradiction. None for test data.
+            neutral, contradiction; a float is a value to predict. None for test data.
         text: A text without a picture.
         video: Path of a clip.
     """
@@ -94,7 +94,7 @@ class Record:
     statement: str | None = None
     premise: str | None = None
     hypothesis: str | None = None
-    label: str | int | bool | None = None
+    label: str | int | float | bool | None = None
     text: str | None = None
     video: str | None = None
 

@@ -22,6 +22,8 @@ READER_NAMES = (
     "refcoco",
     "nlvr2",
     "snli_ve",
+    "hateful_memes",
+    "glue",
     "msrvtt",
     "image_folder",
     "text",
