@@ -16,12 +16,15 @@ from triptych.models.mplug.convert import (
     import_state_dict,
     key_table,
     normalise_names,
+    optional_names,
+    trained_for,
 )
 from triptych.models.mplug.model import MPLUG
 from triptych.models.registry import model_config
 from triptych.nn.positions import resize_position_table
 
 KEYS = Path(__file__).parents[2] / "data" / "keys"
+HEADS = {"image_projection", "text_projection", "itm_head", "mlm_head"}
 VARIANTS = {"base": "mplug_base_patch16_256", "large": "mplug_large_patch14_224"}
 
 
@@ -49,26 +52,56 @@ def tiny():
 
 
 @pytest.mark.parametrize("size", ["base", "large"])
-def test_released_pretraining_file_fills_the_whole_model(size):
-    released = _released(f"mplug_pretrain_{size}")
-    model = _meta_model(config_for(released, model_config(VARIANTS[size])))
+@pytest.mark.parametrize(
+    ("kind", "task", "lacks"),
+    [
+        ("pretrain", "pretraining", set()),
+        ("caption", "captioning", HEADS),
+        ("vqa", "vqa", HEADS),
+        ("retrieval", "retrieval", {"mlm_head", "decoder"}),
+    ],
+)
+def test_every_kind_of_released_file_is_explained_at_full_size(kind, task, lacks, size):
+    released = _released(f"mplug_{kind}_{size}")
+    if kind == "pretrain":  # the key list is of a derived model without queues
+        shapes = {"image_queue": (256, 65536), "text_queue": (256, 65536), "queue_ptr": (1,)}
+        released |= {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    assert trained_for(released) == task
+    config = config_for(released, model_config(VARIANTS[size]), trained_for=task)
+    model = _meta_model(config)
     report = import_state_dict(released, model)
-    assert report.is_complete
-    assert set(report.loaded) == set(model.state_dict())
+    report.require("x", optional=optional_names(task))
+    assert report.resized == []
+    assert {name.split(".")[0] for name in report.missing} == lacks
+    assert set(report.loaded) | set(report.missing) == set(model.state_dict())
+    foreign = set(normalise_names(released))
+    used = {name for ours in report.loaded for name in key_table(config)[ours]}
+    assert set(report.dropped) == foreign - used
+    assert (config.decoder_memory == "image") == (kind == "caption")
     reasons = set(report.dropped.values())
-    assert "fusion layer that never runs" in reasons
-    assert "CLIP's text tower, never run" in reasons
+    assert {"fusion layer that never runs", "CLIP's text tower, never run"} <= reasons
     assert ("cross-attention of a connected layer, never run" in reasons) == (size == "base")
 
 
 @pytest.mark.parametrize("size", ["base", "large"])
-def test_released_captioning_file_lacks_the_matching_heads_only(size):
-    model = _meta_model(model_config(VARIANTS[size]))
-    report = import_state_dict(_released(f"mplug_caption_{size}"), model)
-    heads = {"image_projection", "text_projection", "itm_head", "mlm_head"}
-    assert {name.split(".")[0] for name in report.missing} == heads
-    assert report.unexpected == []
-    assert report.reinitialised == {}
+def test_export_has_the_names_and_shapes_of_the_released_file(size):
+    released = normalise_names(_released(f"mplug_pretrain_{size}"))
+    model = _meta_model(config_for(released, model_config(VARIANTS[size])))
+    exported = export_state_dict(model)
+    assert {k: v.shape for k, v in exported.items()} == {k: released[k].shape for k in exported}
+    report = import_state_dict(released, model)
+    never_run = set(report.dropped) - set(exported)
+    assert set(exported) == set(released) - never_run
+    reasons = {report.dropped[name] for name in never_run}
+    assert not any("second name" in reason or "MLM" in reason for reason in reasons)
+
+
+def test_a_kind_of_file_that_lacks_too_much_is_refused():
+    released = _released("mplug_vqa_base")
+    model = _meta_model(model_config(VARIANTS["base"]))
+    report = import_state_dict(released, model)
+    with pytest.raises(CheckpointError, match=r"11 tensors are not in the file \(such as image_pr"):
+        report.require("x", optional=optional_names("pretraining"))
 
 
 def test_live_parameters_of_the_base_model_match_the_published_count():
@@ -129,6 +162,8 @@ def test_loaders_renaming_rule():
         "fusion_encoder.bert.embeddings.x",
         "text_decoder.bert.encoder.x",
         "module.vision_proj.bias",
+        "fusion_encoder_m.bert.encoder.x",
+        "model.module.text_decoder_m.bert.cls.x",
     )
     assert list(normalise_names({name: torch.zeros(1) for name in names})) == [
         "text_encoder.encoder.x",
@@ -136,6 +171,8 @@ def test_loaders_renaming_rule():
         "fusion_encoder.embeddings.x",
         "text_decoder.bert.encoder.x",
         "vision_proj.bias",
+        "fusion_encoder_m.encoder.x",
+        "text_decoder_m.bert.cls.x",
     ]
 
 
