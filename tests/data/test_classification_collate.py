@@ -5,7 +5,11 @@ import pytest
 import torch
 
 from triptych.data.collate import SampleProblem
-from triptych.data.collate.classification import AnswerClassCollator, ImageTextClassCollator
+from triptych.data.collate.classification import (
+    AnswerClassCollator,
+    ImageTextClassCollator,
+    TextClassCollator,
+)
 from triptych.data.records import Record
 from triptych.data.skips import SkipKind
 from triptych.data.transforms.pipeline import TransformedImage
@@ -69,3 +73,47 @@ def test_a_label_is_needed_in_training_only(tokenizer, label):
         ImageTextClassCollator(tokenizer, ("no", "yes"), **settings).sample(record, IMAGE, RNG)
     collator = ImageTextClassCollator(tokenizer, ("no", "yes"), train=False, **settings)
     assert collator.batch([collator.sample(record, IMAGE, RNG)])["label"].tolist() == [-100]
+
+
+def encode(tokenizer, **fields):
+    collator = TextClassCollator(tokenizer, None, max_text_tokens=8, train=False)
+    (row,) = collator.batch([collator.text_sample(Record(record_id="0", **fields), RNG)])[
+        "token_ids"
+    ].tolist()
+    names = {tokenizer.cls_id: "[CLS]", tokenizer.sep_id: "[SEP]"}
+    return " ".join(names.get(token) or tokenizer.decode([token]) for token in row)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"text": "A dog"}, "[CLS] a dog [SEP]"),
+        ({"hypothesis": "it runs"}, "[CLS] it runs [SEP]"),
+        ({"premise": "is it", "hypothesis": "a dog"}, "[CLS] is it [SEP] a dog [SEP]"),
+        # 9 and 10 tokens in 8: the longer text is cut, of equal ones the second
+        (
+            {"premise": "is it red or", "hypothesis": "a dog"},
+            "[CLS] is it red [SEP] a dog [SEP]",
+        ),
+        (
+            {"premise": "is it red", "hypothesis": "a dog runs or"},
+            "[CLS] is it red [SEP] a dog [SEP]",
+        ),
+    ],
+)
+def test_one_text_or_two(tokenizer, fields, expected):
+    assert encode(tokenizer, **fields) == expected
+
+
+def test_texts_with_classes_and_with_numbers(tokenizer):
+    classes = TextClassCollator(tokenizer, ("0", "1"), max_text_tokens=8)
+    records = [Record(record_id=str(n), text="a dog", label=label) for n, label in enumerate("101")]
+    batch = classes.batch([classes.text_sample(record, RNG) for record in records])
+    assert batch["label"].tolist() == [1, 0, 1]
+    numbers = TextClassCollator(tokenizer, None, max_text_tokens=8)
+    record = Record(record_id="5", premise="a dog", hypothesis="a dog", label=2.5)
+    assert numbers.batch([numbers.text_sample(record, RNG)])["value"].tolist() == [2.5]
+    with pytest.raises(SampleProblem, match="record 1: label '0' is no number"):
+        numbers.text_sample(records[1], RNG)
+    with pytest.raises(SampleProblem, match="has no text"):
+        numbers.text_sample(Record(record_id="6", label=1.0), RNG)

@@ -152,6 +152,88 @@ class AnswerClassCollator:
         return {"token_ids": token_ids, "text_mask": text_mask, "answer_scores": scores}
 
 
+@dataclass(frozen=True, slots=True)
+class LabelledText:
+    """A text or a pair of texts, with its class, IGNORE_INDEX for none, or its value."""
+
+    ids: IdArray
+    label: int = IGNORE_INDEX
+    value: float = 0.0
+
+
+class TextClassCollator:
+    """Encode `[CLS] text [SEP]`, or `[CLS] premise [SEP] hypothesis [SEP]`, without pictures.
+
+    Of a pair that is too long, the longer text loses its last tokens first.
+
+    Args:
+        tokenizer: Gives the ids.
+        labels: The classes, in the order of the scores; None for a number to predict.
+        max_text_tokens: Longest result, [CLS] and every [SEP] counted.
+        train: Whether a record without a known label is a problem.
+    """
+
+    needs_boxes = False
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        labels: Sequence[str] | None,
+        *,
+        max_text_tokens: int,
+        train: bool = True,
+    ) -> None:
+        self.tokenizer, self.train, self.max_text_tokens = tokenizer, train, max_text_tokens
+        self._numbers = (
+            None if labels is None else {label: number for number, label in enumerate(labels)}
+        )
+        self._texts = TextCache(tokenizer, max_text_tokens)
+
+    def text_sample(self, record: Record, rng: np.random.Generator) -> LabelledText:
+        """Encode one text or pair.
+
+        Raises:
+            SampleProblem: There is no text, or, in training, no label that can be learned.
+        """
+        ids = self._ids(record)
+        if self._numbers is not None:
+            return LabelledText(ids, label=label_number(record, self._numbers, self.train))
+        usable = isinstance(record.label, (int, float)) and not isinstance(record.label, bool)
+        if self.train and not usable:
+            message = f"record {record.record_id}: label {record.label!r} is no number"
+            raise SampleProblem(SkipKind.BAD_LABEL, message)
+        return LabelledText(ids, value=float(record.label) if usable else 0.0)  # type: ignore[arg-type]
+
+    def batch(self, samples: Sequence[LabelledText]) -> dict[str, Tensor]:
+        """Join samples.
+
+        Returns:
+            `token_ids`, `text_mask` (B, L); `label` (B,) int64, IGNORE_INDEX for none, or `value`
+            (B,) float32.
+        """
+        token_ids, text_mask = self.tokenizer.pad([s.ids for s in samples])
+        batch = {"token_ids": token_ids, "text_mask": text_mask}
+        if self._numbers is None:
+            batch["value"] = torch.tensor([s.value for s in samples], dtype=torch.float32)
+        else:
+            batch["label"] = int_tensor(s.label for s in samples)
+        return batch
+
+    def _ids(self, record: Record) -> IdArray:
+        if record.hypothesis is None or record.premise is None:
+            text = record.hypothesis if record.text is None else record.text
+            return needed_text(text, "text", record, self._texts).ids
+        first = needed_text(record.premise, "premise", record, self._texts).ids
+        second = needed_text(record.hypothesis, "hypothesis", record, self._texts).ids[1:]
+        too_long = len(first) + len(second) - self.max_text_tokens
+        for _ in range(max(too_long, 0)):
+            if len(first) - 1 > len(second):  # [CLS] counts for the first
+                first = np.delete(first, -2)  # the last entry is [SEP]
+            else:
+                second = np.delete(second, -2)
+        return np.concatenate([first, second])
+
+
 def label_number(record: Record, numbers: Mapping[str, int], train: bool) -> int:
     """Return the number of a record's label, IGNORE_INDEX for none.
 

@@ -150,10 +150,15 @@ def answer_loss(scores: Tensor, targets: Tensor) -> Tensor:
 def class_predictions(
     batch: Mapping[str, Tensor], scores: Tensor, names: tuple[str, ...]
 ) -> Predictions:
-    """Return the name of the best class of each row, and all classes' probabilities."""
+    """Return the name of the best class of each row.
+
+    Its `scores` also have the `probabilities` (B, C) of all classes, and `positive` (B,), that of
+    the last one.
+    """
     best = [names[number] for number in scores.argmax(dim=1).tolist()]
+    shares = torch.softmax(scores, dim=1).cpu()
     return Predictions(
         index=batch["index"].tolist(),
         texts=best,
-        scores={"label": best, "probabilities": torch.softmax(scores, dim=1).cpu()},
+        scores={"label": best, "probabilities": shares, "positive": shares[:, -1]},
     )

@@ -1,0 +1,86 @@
+"""Classifiers of texts alone, and regression: GLUE (FLAVA, section 4; RoBERTa's way of tuning)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from triptych.core.config import check
+from triptych.core.outputs import Predictions
+from triptych.models.base import VisionLanguageModel
+from triptych.tasks.finetuning.heads import FLAVA_HEAD, HeadConfig, HeadTask
+from triptych.tasks.finetuning.image_text_classification import class_loss, class_predictions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TextClassificationConfig:
+    """Settings of a classifier of one text or of two.
+
+    Attributes:
+        labels: The classes, in the order of the scores; empty takes those of the training data.
+        target: "class", or "number" for a value such as STS-B's similarity. Training data whose
+            labels are floats make it "number".
+        max_text_tokens: Longest text or pair of texts, [CLS] and both [SEP] counted.
+        head: The classifier (FLAVA: dense D, ReLU, dropout 0.5, dense).
+    """
+
+    labels: tuple[str, ...] = ()
+    target: Literal["class", "number"] = "class"
+    max_text_tokens: int = 128
+    head: HeadConfig = field(default_factory=lambda: FLAVA_HEAD)
+
+    def __post_init__(self) -> None:
+        """Reject lengths out of range."""
+        check(self.max_text_tokens >= 3, "max_text_tokens", self.max_text_tokens, "be at least 3")
+
+
+class TextClassification(HeadTask):
+    """One class of several by cross-entropy, or one number by its squared error.
+
+    It reads the text encoder's pooled state; the image encoder is not touched.
+
+    Args:
+        model: Any model with a text encoder.
+        config: Its `labels` must not be empty, unless a number is predicted.
+    """
+
+    objective_names = frozenset({"classification"})
+
+    def __init__(self, model: VisionLanguageModel, config: TextClassificationConfig) -> None:
+        self.is_number = config.target == "number"
+        if not self.is_number:
+            check(len(config.labels) > 1, "labels", config.labels, "name two classes or more")
+        outputs = 1 if self.is_number else len(config.labels)
+        super().__init__(model, config.head.build(model.feature_dims.text, outputs))
+        self.config = config
+
+    @property
+    def batch_keys(self) -> frozenset[str]:
+        """Keys that `losses` reads."""
+        return frozenset({"token_ids", "text_mask", "value" if self.is_number else "label"})
+
+    def text_scores(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return (B, C) float32 scores, or (B, 1) values; reads `token_ids` and `text_mask`."""
+        text = self.model.encode_text(batch["token_ids"], batch["text_mask"])
+        return self.scores(text.pooled)
+
+    def losses(self, batch: Mapping[str, Tensor], *, active: frozenset[str]) -> dict[str, Tensor]:
+        """Return {"classification": mean cross-entropy, or mean squared error}."""
+        del active
+        scores = self.text_scores(batch)
+        if self.is_number:
+            return {"classification": (scores[:, 0] - batch["value"]).square().mean()}
+        return {"classification": class_loss(scores, batch["label"])}
+
+    @torch.no_grad()
+    def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
+        """Return the class, or the value, of each text; reads no `label` and no `value`."""
+        scores = self.text_scores(batch)
+        if self.is_number:
+            values = scores[:, 0].cpu()
+            return Predictions(index=batch["index"].tolist(), scores={"value": values})
+        return class_predictions(batch, scores, self.config.labels)
