@@ -32,6 +32,7 @@ from triptych.models.conversion import (
 )
 from triptych.models.dvae import convert as dvae_convert
 from triptych.models.dvae.config import codebook_image_size
+from triptych.models.dvae.model import DVAE
 from triptych.models.flava.config import FLAVAConfig
 from triptych.models.flava.model import FLAVA
 from triptych.nn.positions import resize_position_table
@@ -199,7 +200,7 @@ def import_codebook(official: Mapping[str, Any], model: FLAVA) -> ImportReport:
         raise CapabilityError("the model is built without a codebook: set config.codebook")
     found = dvae_convert.config_for(official, image_size=model.config.codebook.image_size)
     with torch.device("meta"):
-        tokenizer = dvae_convert.DVAE(found)
+        tokenizer = DVAE(found)
     report = dvae_convert.import_encoder(official, tokenizer)
     try:
         model.codebook.load_state_dict(tokenizer.encoder.state_dict())
@@ -209,7 +210,7 @@ def import_codebook(official: Mapping[str, Any], model: FLAVA) -> ImportReport:
 
 
 def config_for(
-    official: Mapping[str, Any],
+    foreign: Mapping[str, Any],
     config: FLAVAConfig,
     *,
     image_size: int | None = None,
@@ -220,44 +221,44 @@ def config_for(
     Sizes are the file's; the number of heads is taken from the variant as the width of a head.
 
     Args:
-        official: The state dict.
+        foreign: The state dict.
         config: A variant; flava_full for released weights.
         image_size: Side in pixels; None keeps the file's.
         trained_for: Not read: FLAVA has one kind of file.
     """
     del trained_for
-    foreign = normalise_names(official)
-    patch = foreign[f"{IMAGE}.embeddings.patch_embeddings.projection.weight"].shape[-1]
+    tensors = normalise_names(foreign)
+    patch = tensors[f"{IMAGE}.embeddings.patch_embeddings.projection.weight"].shape[-1]
     if image_size is None:
-        grid = math.isqrt(len(foreign[f"{IMAGE}.embeddings.position_embeddings"]) - 1)
+        grid = math.isqrt(len(tensors[f"{IMAGE}.embeddings.position_embeddings"]) - 1)
         image_size = patch * grid
-    vocab_size = len(foreign[WORDS])
+    vocab_size = len(tensors[WORDS])
     codebook = None
-    if f"{CODEBOOK}blocks.input.weight" in foreign:
+    if f"{CODEBOOK}blocks.input.weight" in tensors:
         side = codebook_image_size(image_size, patch)
-        only = {name: foreign[name] for name in foreign if name.startswith(CODEBOOK)}
+        only = {name: tensors[name] for name in tensors if name.startswith(CODEBOOK)}
         codebook = dvae_convert.config_for(only, image_size=side)
-    heads = foreign.get("mim_head.decoder.weight")
+    heads = tensors.get("mim_head.decoder.weight")
     return dataclasses.replace(
         config,
         vision=dataclasses.replace(
             config.vision,
             image_size=image_size,
             patch_size=patch,
-            **_stack_sizes(foreign, IMAGE, config.vision),
+            **_stack_sizes(tensors, IMAGE, config.vision),
         ),
         text=dataclasses.replace(
             config.text,
             vocab_size=vocab_size,
-            max_positions=len(foreign[f"{TEXT}.embeddings.position_embeddings.weight"]),
-            **_stack_sizes(foreign, TEXT, config.text, with_depth=False),
+            max_positions=len(tensors[f"{TEXT}.embeddings.position_embeddings.weight"]),
+            **_stack_sizes(tensors, TEXT, config.text, with_depth=False),
         ),
-        text_depth=_depth(foreign, TEXT),
-        fusion=dataclasses.replace(config.fusion, **_stack_sizes(foreign, FUSION, config.fusion)),
-        proj_dim=len(foreign["flava.image_projection.weight"]),
+        text_depth=_depth(tensors, TEXT),
+        fusion=dataclasses.replace(config.fusion, **_stack_sizes(tensors, FUSION, config.fusion)),
+        proj_dim=len(tensors["flava.image_projection.weight"]),
         num_codes=config.num_codes if heads is None else len(heads),
         codebook=codebook,
-        released_poolers=f"{TEXT}.pooler.dense.weight" in foreign,
+        released_poolers=f"{TEXT}.pooler.dense.weight" in tensors,
     )
 
 
@@ -276,7 +277,7 @@ def config_from_folder(folder_config: Mapping[str, Any], config: FLAVAConfig) ->
                 given = f"{part}.{name} = {stored[name]!r}"
                 raise CheckpointError(f"config.json: {given} is not supported, only {only!r}")
 
-    def sizes(part: str) -> dict[str, int]:
+    def sizes(part: str) -> dict[str, Any]:
         stored = folder_config.get(f"{part}_config") or {}
         return {
             "embed_dim": int(stored.get("hidden_size", 768)),

@@ -25,6 +25,11 @@ PAD_ID = 0
 """Of [PAD], in BERT's vocabulary and in those that `triptych.text` trains."""
 
 
+def first_token(x: Tensor) -> Tensor:
+    """Return the place of the first token of (B, S, ...): (B, 1) zeros."""
+    return torch.zeros(len(x), 1, dtype=torch.int64, device=x.device)
+
+
 class Stack(nn.ModuleList):
     """Blocks that run one after the other.
 
@@ -128,6 +133,11 @@ class FLAVAImageEncoder(nn.Module):
         """
         return self.blocks.run(self.embed(image, (hidden_patches,)))
 
+    def class_state(self, image: Tensor) -> Tensor:
+        """Encode pixels for their class token alone: (B, D), after `final_norm`."""
+        x = self.blocks.run(self.embed(image), but_last=True)
+        return self.final_norm(self.blocks.last(x, None, first_token(x))[:, 0])  # type: ignore[no-any-return]
+
     def read(self, image: Tensor, hidden_patches: Tensor, positions: Tensor) -> Tensor:
         """Encode as `forward` does, for the tokens at `positions` (B, R) alone: (B, R, D)."""
         x = self.blocks.run(self.embed(image, (hidden_patches,)), but_last=True)
@@ -176,6 +186,11 @@ class FLAVATextEncoder(nn.Module):
         """
         x = self.embed(token_ids)
         return self.blocks.run(x, key_bias(text_mask, x.dtype))
+
+    def class_state(self, token_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Encode token ids for their class token alone: (B, D), after `final_norm`."""
+        states = self.read(token_ids, text_mask, first_token(token_ids))
+        return self.final_norm(states[:, 0])  # type: ignore[no-any-return]
 
     def read(self, token_ids: Tensor, text_mask: Tensor, positions: Tensor) -> Tensor:
         """Encode token ids as `forward` does, for the tokens at `positions` (B, R) alone."""

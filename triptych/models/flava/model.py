@@ -21,6 +21,7 @@ from triptych.models.flava.encoders import (
     FLAVAImageEncoder,
     FLAVATextEncoder,
     Stack,
+    first_token,
 )
 from triptych.models.flava.heads import MatchingHead
 from triptych.nn.attention import key_bias
@@ -252,11 +253,6 @@ class FLAVA(nn.Module):
         clean, masked = x.chunk(2)
         cls = encoder.blocks.last(clean, bias, first_token(clean))[:, 0]
         return CleanAndMasked(encoder.final_norm(cls), encoder.blocks.last(masked, bias))
-
-
-def first_token(x: Tensor) -> Tensor:
-    """Return the place of the first token of (B, S, D): (B, 1) zeros."""
-    return torch.zeros(len(x), 1, dtype=torch.int64, device=x.device)
 
 
 def resize_model_state(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from torch.nn import functional as F
 
 from triptych.core.config import check
 from triptych.core.errors import DataError
-from triptych.core.outputs import Predictions
+from triptych.core.outputs import BatchKind, Predictions
+from triptych.distributed.collectives import mean_over_ranks
 from triptych.models.flava.model import FLAVA
 from triptych.objectives import IGNORE_INDEX
 from triptych.objectives.global_contrastive import (
@@ -20,28 +21,27 @@ from triptych.objectives.global_contrastive import (
     PairKeys,
     global_contrastive_loss,
 )
-from triptych.objectives.matching import itm_loss
+from triptych.objectives.gradient_cache import encode_in_chunks
 from triptych.objectives.mlm import token_loss
 
-BatchKind = Literal["pair", "image", "text"]
+Kind = Literal["pair", "image", "text"]
 
-OBJECTIVES_OF: dict[BatchKind, frozenset[str]] = {
-    "pair": frozenset({"gc", "itm", "mmm_image", "mmm_text"}),
-    "image": frozenset({"mim"}),
-    "text": frozenset({"mlm"}),
-}
-"""Which losses a batch has; all weights are 1 in the released code."""
-
-OBJECTIVES = frozenset[str]().union(*OBJECTIVES_OF.values())
-
-_KEYS: dict[BatchKind, frozenset[str]] = {
-    "pair": frozenset(
-        {"image", "hidden_patches", "token_ids", "mlm_token_ids", "mlm_labels", "text_mask"}
-        | {"itm_labels"}
+BATCH_KINDS: dict[Kind, BatchKind] = {
+    "pair": BatchKind(
+        frozenset(
+            {"image", "hidden_patches", "token_ids", "mlm_token_ids", "mlm_labels", "text_mask"}
+            | {"itm_labels", "index"}
+        ),
+        frozenset({"gc", "itm", "mmm_image", "mmm_text"}),
     ),
-    "image": frozenset({"image", "hidden_patches"}),
-    "text": frozenset({"mlm_token_ids", "mlm_labels", "text_mask"}),
+    "image": BatchKind(frozenset({"image", "hidden_patches", "index"}), frozenset({"mim"})),
+    "text": BatchKind(
+        frozenset({"mlm_token_ids", "mlm_labels", "text_mask", "index"}), frozenset({"mlm"})
+    ),
 }
+"""What batches hold, and which losses they have; all weights are 1 in the released code."""
+
+OBJECTIVES = frozenset[str]().union(*(kind.objectives for kind in BATCH_KINDS.values()))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,17 +52,23 @@ class FLAVAPretrainingConfig:
         contrastive: "global" sends the contrastive gradient to every process (paper, 3.2);
             "local" takes the embeddings of other processes as constants.
         max_logit_scale: Upper clamp of log(1/τ) (4.6052: τ is at least 0.01); the lower one is 0.
+        chunk_size: Pairs whose activations are kept at a time. The rest of a batch is computed
+            again in the backward pass: a contrastive batch of any size on one device, the same
+            losses and gradients. None keeps the whole batch.
         recompute: Whether the backward pass computes the inside of the blocks again: less memory,
             a third more work, the same gradients.
     """
 
     contrastive: ContrastiveScope = "global"
     max_logit_scale: float = 4.6052
+    chunk_size: int | None = None
     recompute: bool = False
 
     def __post_init__(self) -> None:
         """Reject an empty range of the scale."""
         check(self.max_logit_scale > 0, "max_logit_scale", self.max_logit_scale, "be above 0")
+        chunk = self.chunk_size
+        check(chunk is None or chunk >= 1, "chunk_size", chunk, "be at least 1, or absent")
 
 
 class FLAVAPretraining:
@@ -80,6 +86,7 @@ class FLAVAPretraining:
     """
 
     batch_keys = frozenset({"index"})
+    batch_kinds = BATCH_KINDS
     objective_names = OBJECTIVES
 
     def __init__(self, model: FLAVA, config: FLAVAPretrainingConfig) -> None:
@@ -91,10 +98,6 @@ class FLAVAPretraining:
     def model(self) -> FLAVA:
         """The model that is trained."""
         return cast(FLAVA, self.modules["model"])
-
-    def objectives_of(self, batch: Mapping[str, Tensor]) -> frozenset[str]:
-        """Return the objectives that a batch of this kind has."""
-        return OBJECTIVES_OF[batch_kind(batch)]
 
     def losses(
         self, batch: Mapping[str, Tensor], *, active: frozenset[str] = OBJECTIVES
@@ -114,15 +117,16 @@ class FLAVAPretraining:
         Raises:
             DataError: The batch lacks a key of its kind.
         """
-        kind = batch_kind(batch)
-        if missing := sorted(_KEYS[kind] - batch.keys()):
+        kind = kind_of_batch(batch)
+        missing = sorted(BATCH_KINDS[kind].batch_keys - {"index"} - batch.keys())
+        if missing:
             raise DataError(f"a batch of kind {kind!r} lacks {missing}; it holds {sorted(batch)}")
-        active = active & OBJECTIVES_OF[kind]
+        wanted = active & BATCH_KINDS[kind].objectives
+        if not wanted:
+            return {}
         batch = trimmed(batch)
         if kind == "pair":
-            return self._pair_losses(batch, active)
-        if not active:
-            return {}
+            return self._pair_losses(batch, wanted)
         return {"mim": self._mim(batch)} if kind == "image" else {"mlm": self._mlm(batch)}
 
     def after_step(self, step: int) -> None:
@@ -169,34 +173,105 @@ class FLAVAPretraining:
         self, batch: Mapping[str, Tensor], active: frozenset[str]
     ) -> dict[str, Tensor]:
         """Return the losses of pairs, swapped captions among them."""
-        model = self.model
         itm_labels = batch["itm_labels"].flatten()
-        matched = itm_labels != 0
+        matched = itm_labels == 1
+        codes = none = torch.full_like(_hidden(batch), IGNORE_INDEX, dtype=torch.int64)
+        if "mmm_image" in active:
+            codes = self._code_labels(batch, matched)
+        words = batch["mlm_labels"].masked_fill(~matched[:, None], IGNORE_INDEX)
+        words = words if "mmm_text" in active else none[:, :1].expand_as(words)
+        rows = _Pairs(
+            batch["image"],
+            _hidden(batch),
+            batch["token_ids"],
+            batch["mlm_token_ids"],
+            batch["text_mask"],
+            codes,
+            words,
+            itm_labels,
+        )
+
+        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+            return self._pair_pass(_Pairs(*tensors), active)
+
+        size = self.config.chunk_size
+        found = run(*rows) if size is None else encode_in_chunks(run, *rows, chunk_size=size)
+        image, text, itm, mmm_image, mmm_text = found
+        counts = {"itm": itm_labels >= 0, "mmm_image": codes >= 0, "mmm_text": words >= 0}
+        sums = {"itm": itm, "mmm_image": mmm_image, "mmm_text": mmm_text}
+        losses = {"gc": self._gc(image, text, batch, matched)} if "gc" in active else {}
+        return losses | {
+            name: mean_over_ranks(total.sum(), counts[name].sum())
+            for name, total in sums.items()
+            if name in active
+        }
+
+    def _pair_pass(self, rows: _Pairs, active: frozenset[str]) -> tuple[Tensor, ...]:
+        """Run the encoders on some rows of a batch.
+
+        Returns:
+            Image and text embeddings (b, E), or (b, 0) if GC is not active; and the sums of the
+            cross-entropies of ITM, MMM-image and MMM-text, (1,) each, 0 where not active.
+        """
+        model = self.model
         is_joint = bool(active - {"gc"})
-        if not is_joint:
-            if not active:
-                return {}
-            image = model.encode_image(batch["image"])
-            text = model.encode_text(batch["token_ids"], batch["text_mask"])
-            embeddings = model.embed_image(image), model.embed_text(text)
-            return {"gc": self._gc(*embeddings, batch, matched)}
-        ids, mask = model.padded(batch["token_ids"], batch["text_mask"])
-        masked_ids, _ = model.padded(batch["mlm_token_ids"], batch["text_mask"])
-        losses: dict[str, Tensor] = {}
-        if "gc" in active:
-            pictures = model.image_passes(batch["image"], _hidden(batch))
+        ids, mask = model.padded(rows.token_ids, rows.text_mask)
+        image_cls = text_cls = None
+        if "gc" in active and is_joint:
+            masked_ids, _ = model.padded(rows.masked_ids, rows.text_mask)
+            pictures = model.image_passes(rows.image, rows.hidden)
             texts = model.text_passes(ids, masked_ids, mask)
-            image_states, text_states = pictures.masked, texts.masked
-            embeddings = (
-                model.project_image(pictures.clean_cls),
-                model.project_text(texts.clean_cls),
-            )
-            losses["gc"] = self._gc(*embeddings, batch, matched)
+            image_cls, text_cls = pictures.clean_cls, texts.clean_cls
+            image, text = pictures.masked, texts.masked
+        elif is_joint:
+            masked_ids, _ = model.padded(rows.masked_ids, rows.text_mask)
+            image = model.visual_encoder(rows.image, rows.hidden)
+            text = model.text_encoder(masked_ids, mask)
         else:
-            image_states = model.visual_encoder(batch["image"], _hidden(batch))
-            text_states = model.text_encoder(masked_ids, mask)
-        return losses | self._fused_losses(
-            batch, image_states, text_states, mask, itm_labels, active
+            image_cls = model.visual_encoder.class_state(rows.image)
+            text_cls = model.text_encoder.class_state(rows.token_ids, rows.text_mask)
+        none = rows.image.new_zeros(len(rows.image), 0)
+        sums = (
+            self._fused_sums(rows, image, text, mask)
+            if is_joint
+            else (rows.image.new_zeros(1),) * 3
+        )
+        return (
+            none if image_cls is None else model.project_image(image_cls),
+            none if text_cls is None else model.project_text(text_cls),
+            *sums,
+        )
+
+    def _fused_sums(
+        self, rows: _Pairs, image: Tensor, text: Tensor, text_mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Fuse masked pictures with masked texts and read each loss's own tokens.
+
+        Args:
+            rows: Gives the labels.
+            image: (b, N, W) states of masked pictures.
+            text: (b, L, T) states of masked texts.
+            text_mask: (b, L) bool.
+
+        Returns:
+            Sums of the cross-entropies of ITM, MMM-image and MMM-text, (1,) each.
+        """
+        model = self.model
+        no_target = torch.full_like(rows.codes[:, :1], IGNORE_INDEX)
+        words = F.pad(rows.words, (0, text.shape[1] - rows.words.shape[1]), value=IGNORE_INDEX)
+        labels = torch.cat([no_target, no_target, rows.codes, words], dim=1)  # (b, 1 + N + L)
+        read = labels != IGNORE_INDEX
+        read[:, 0] = True  # the class token, for ITM
+        positions, valid = places(read)
+        states = model.fusion(image, text, text_mask, positions=positions)
+        states = model.fusion.final_norm(states)  # (b, R, D)
+        labels = labels.gather(1, positions).masked_fill(~valid, IGNORE_INDEX)  # (b, R)
+        has_target, is_text = labels != IGNORE_INDEX, positions > image.shape[1]
+        in_image, in_text = has_target & ~is_text, has_target & is_text
+        return (
+            _sum_loss(model.itm_head(states[:, 0]), rows.itm_labels),
+            _sum_loss(model.mmm_image_head(states[in_image]), labels[in_image]),
+            _sum_loss(model.mmm_text_head(states[in_text]), labels[in_text]),
         )
 
     def _gc(
@@ -214,63 +289,6 @@ class FLAVAPretraining:
             scope=self.config.contrastive,
         )
 
-    def _fused_losses(
-        self,
-        batch: Mapping[str, Tensor],
-        image: Tensor,
-        text: Tensor,
-        text_mask: Tensor,
-        itm_labels: Tensor,
-        active: frozenset[str],
-    ) -> dict[str, Tensor]:
-        """Fuse masked pictures with masked texts and read each loss's own tokens.
-
-        Args:
-            batch: Gives the labels.
-            image: (B, N, W) states of masked pictures.
-            text: (B, L, T) states of masked texts.
-            text_mask: (B, L) bool.
-            itm_labels: (B,) int64.
-            active: Losses to compute.
-        """
-        model, matched = self.model, itm_labels != 0
-        labels = self._fused_labels(batch, image.shape[1], text.shape[1], matched, active)
-        read = labels != IGNORE_INDEX
-        read[:, 0] = True  # the class token, for ITM
-        positions, valid = places(read)
-        states = model.fusion(image, text, text_mask, positions=positions)
-        states = model.fusion.final_norm(states)  # (B, R, D)
-        labels = labels.gather(1, positions).masked_fill(~valid, IGNORE_INDEX)  # (B, R)
-        is_text = positions > image.shape[1]
-        losses = {"itm": itm_loss(model.itm_head(states[:, 0]), itm_labels)}
-        for name, head, here in (
-            ("mmm_image", model.mmm_image_head, ~is_text),
-            ("mmm_text", model.mmm_text_head, is_text),
-        ):
-            if name in active:
-                chosen = here & (labels != IGNORE_INDEX)
-                losses[name] = token_loss(head(states[chosen]), labels[chosen])
-        return {name: losses[name] for name in ("itm", "mmm_image", "mmm_text") if name in active}
-
-    def _fused_labels(
-        self,
-        batch: Mapping[str, Tensor],
-        num_image: int,
-        num_text: int,
-        matched: Tensor,
-        active: frozenset[str],
-    ) -> Tensor:
-        """Return the target of each fused token, (B, 1 + N + L), of matched pairs only."""
-        none = torch.full_like(batch["mlm_labels"][:, :1], IGNORE_INDEX)
-        codes = none.expand(-1, num_image - 1)
-        if "mmm_image" in active:
-            codes = self._code_labels(batch, matched)
-        words = none.expand(-1, num_text)
-        if "mmm_text" in active:
-            words = batch["mlm_labels"].masked_fill(~matched[:, None], IGNORE_INDEX)
-            words = F.pad(words, (0, num_text - words.shape[1]), value=IGNORE_INDEX)
-        return torch.cat([none, none, codes, words], dim=1)
-
     def _code_labels(self, batch: Mapping[str, Tensor], matched: Tensor | None) -> Tensor:
         """Return the code of each hidden patch (B, P), IGNORE_INDEX elsewhere.
 
@@ -284,13 +302,32 @@ class FLAVAPretraining:
         if "codebook_image" not in batch:
             raise DataError("a batch with pictures needs `image_codes` or `codebook_image`")
         labels = torch.full_like(hidden, IGNORE_INDEX, dtype=torch.int64)
-        rows = hidden.any(dim=1)
-        if bool(rows.any()):
-            labels[rows] = self.model.image_codes(batch["codebook_image"][rows])
+        rows = hidden.any(dim=1).nonzero()[:, 0]
+        for some in torch.split(rows, self.config.chunk_size or max(1, len(rows))):  # type: ignore[no-untyped-call]
+            if len(some):
+                labels[some] = self.model.image_codes(batch["codebook_image"][some])
         return labels.masked_fill_(~hidden, IGNORE_INDEX)
 
 
-def batch_kind(batch: Mapping[str, Tensor]) -> BatchKind:
+class _Pairs(NamedTuple):
+    """Some rows of a batch of pairs, and what their losses predict."""
+
+    image: Tensor
+    hidden: Tensor
+    token_ids: Tensor
+    masked_ids: Tensor
+    text_mask: Tensor
+    codes: Tensor
+    words: Tensor
+    itm_labels: Tensor
+
+
+def _sum_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the sum of the cross-entropies of (n, V) logits, (1,); 0 with its graph for none."""
+    return F.cross_entropy(logits.float(), labels, reduction="sum")[None]
+
+
+def kind_of_batch(batch: Mapping[str, Tensor]) -> Kind:
     """Say of what kind a batch is.
 
     Raises:
