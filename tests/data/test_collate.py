@@ -8,6 +8,7 @@ from triptych.core.errors import ConfigError
 from triptych.data.collate import (
     CaptioningCollator,
     GroundingCollator,
+    PictureKeyCollator,
     PretrainingCollator,
     PretrainingTextConfig,
     RetrievalCollator,
@@ -208,6 +209,33 @@ def test_vqa_weights_distinct_answers(tokenizer):
     assert batch["answer_mask"].sum(dim=1).tolist() == [3, 3, 4, 3]
     torch.testing.assert_close(batch["answer_weight"], torch.tensor([0.7, 0.2, 0.1, 1.0]))
     assert batch["answer_row"].tolist() == [0, 0, 0, 1]
+
+
+SEEN = {"ocr_words": ("two", "runs"), "object_words": ("red dog", "shirt")}
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "expected"),
+    [
+        (SEEN, {}, "[CLS] is it ? [SEP] two runs [SEP] red dog shirt [SEP]"),
+        ({"ocr_words": ("two",)}, {}, "[CLS] is it ? [SEP] two [SEP]"),
+        ({"object_words": ("dog",)}, {}, "[CLS] is it ? [SEP] dog [SEP]"),
+        (SEEN, {"append_words": False}, "[CLS] is it ? [SEP]"),
+        (SEEN, {"max_question_tokens": 7}, "[CLS] is it ? [SEP] two [SEP]"),
+        ({"ocr_words": ("a",) * 40}, {"max_question_tokens": 80}, "[CLS] is it ? [SEP]"
+         + " a" * 30 + " [SEP]"),
+    ],
+)  # fmt: skip
+def test_what_ocr_and_a_detector_found_follows_the_question(tokenizer, fields, options, expected):
+    record = Record(record_id="q", question="is it?", answers=("no",), **fields)
+    batch = make(VQACollator(tokenizer, **options), record)
+    assert batch["token_ids"].tolist() == [ids(expected)]
+
+
+def test_pictures_that_give_a_reward_are_named_by_their_keys():
+    same = [caption("x", "1", image_id="p"), caption("y", "2", image_id="p")]
+    keys = make(PictureKeyCollator(), *same, caption("x", "3", image_id="q"))["image_key"].tolist()
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_vqa_without_answers(tokenizer):

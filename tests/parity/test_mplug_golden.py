@@ -9,6 +9,7 @@ from triptych.generation.beam import beam_search
 from triptych.generation.cached import CachedDecoder
 from triptych.models.mplug.convert import import_state_dict
 from triptych.models.mplug.model import MPLUG
+from triptych.tasks.finetuning.vqa import VQA, VQAConfig
 
 from .mplug_golden import NAMES, GoldenFile
 
@@ -90,6 +91,31 @@ def test_decoder_logits_and_vqa_loss(golden):
     per_answer = F.cross_entropy(logits[:, :-1].transpose(1, 2), labels, reduction="none").sum(1)
     loss = (golden["weights"] * per_answer).sum() / len(golden["image"])
     torch.testing.assert_close(loss, golden["vqa_loss"], **LOGITS)
+
+
+class _Words:
+    """The ids that the released code begins and ends texts with."""
+
+    cls_id, sep_id = 101, 102
+
+    def encode(self, texts, **options):
+        return [[self.cls_id] for _ in texts]
+
+
+@torch.no_grad()
+def test_the_task_computes_the_released_loss(golden):
+    rows = torch.arange(len(golden.answers_per_image)).repeat_interleave(golden.answers_per_image)
+    batch = {
+        "image": golden["image"],
+        "token_ids": golden["q_ids"],
+        "text_mask": golden.mask,
+        "answer_token_ids": golden["a_ids"],
+        "answer_mask": golden["a_mask"].bool(),
+        "answer_weight": golden["weights"],
+        "answer_row": rows,
+    }
+    found = VQA(golden.model, VQAConfig(), _Words()).losses(batch, active=frozenset({"vqa"}))
+    torch.testing.assert_close(found["vqa"], golden["vqa_loss"], **LOGITS)
 
 
 @torch.no_grad()

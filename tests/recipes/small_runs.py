@@ -8,7 +8,7 @@ from triptych.recipes.demo import scene_source
 from triptych.recipes.registry import build_recipe
 from triptych.scenes.layout import SceneFiles
 
-SOURCES = {"pretrain": "caption", "retrieval": "caption"}
+SOURCES = {"pretrain": "caption", "retrieval": "caption", "scst": "caption"}
 """Which of `scene_source`'s tasks a recipe reads, where the names differ."""
 
 

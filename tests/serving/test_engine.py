@@ -1,6 +1,7 @@
 """The engine against direct calls of the model, lists against single calls, and its refusals."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from safetensors.torch import load_file, save_file
 import triptych
 from tests.serving.tiny_folder import IMAGE_SIZE, write_tiny_folder
 from triptych.core.config import from_dict
-from triptych.core.errors import CapabilityError, CheckpointError, DataError
+from triptych.core.errors import CapabilityError, CheckpointError, ConfigError, DataError
 from triptych.core.outputs import ImageFeatures
+from triptych.generation.sampling import SamplingConfig
 from triptych.models.mplug.config import MPLUGConfig
 from triptych.models.mplug.model import MPLUG
+from triptych.serving.engine import Engine
 from triptych.serving.inputs import read_image
 from triptych.text import Tokenizer
 
@@ -159,6 +162,66 @@ def test_a_prompt_begins_the_caption(engines, pictures):
     caption = engines["captioning"].caption(pictures[0], prompt="A small Red")
     assert caption.startswith("a small red")
     assert len(engines["captioning"].caption(pictures, prompt="a")) == 3
+
+
+def _with_setting(folder, copy, **task):
+    """Return an engine of a copy of a folder with other settings of its task."""
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    config["task"] |= task
+    (copy / "config.json").write_text(json.dumps(config))
+    return triptych.load(copy)
+
+
+def test_the_folders_own_prompt_is_read_and_not_shown(engines, folders, pictures, tmp_path):
+    own = _with_setting(folders["captioning"], tmp_path / "own", prompt="a small")
+    asked = engines["captioning"].caption(pictures, prompt="a small")
+    joined = [f"a small {text}".replace(" ", "") for text in own.caption(pictures)]
+    assert joined == [text.replace(" ", "") for text in asked]  # "##ing" may follow the prompt
+    assert own.caption(pictures, prompt="the star")[0].startswith("the star")
+
+
+def test_drawn_captions_depend_on_the_seed_alone(engines, pictures):
+    engine, draw = engines["captioning"], SamplingConfig(max_tokens=6)
+    many = pictures * 4
+    first, same, other = (engine.caption(many, sampling=draw, seed=s) for s in (1, 1, 2))
+    assert first == same != other
+    likeliest = SamplingConfig(top_k=1, min_tokens=1, max_tokens=6)
+    assert engine.caption(pictures, sampling=likeliest) == engine.caption(pictures, num_beams=1)
+    text = engine.caption(pictures[0], sampling=draw, prompt="a star")
+    assert text.startswith("a star")
+    with pytest.raises(ConfigError, match="num_samples = 2: must be 1 here"):
+        engine.caption(pictures, sampling=SamplingConfig(num_samples=2))
+
+
+def test_an_answer_out_of_choices(engines, folders, pictures, tmp_path):
+    choices = ["a red circle", "no", "the square"]
+    question = "what color is the star?"
+    found = engines["vqa"].answer(pictures, question, choices=choices)
+    assert set(found) <= set(choices)
+    own = _with_setting(folders["vqa"], tmp_path / "own", answer_list=choices)
+    assert own.answer(pictures, question) == found
+    searched = _with_setting(
+        folders["vqa"], tmp_path / "beam", answer_list=choices, list_search="beam"
+    )
+    assert set(searched.answer(pictures, question)) <= set(choices)
+    with pytest.raises(DataError, match="choice 1 is empty"):
+        own.answer(pictures[0], question, choices=["a", " "])
+
+
+def test_words_seen_in_the_picture_follow_the_question(engines, pictures, monkeypatch):
+    seen = []
+    plain = Engine._padded
+    monkeypatch.setattr(
+        Engine, "_padded", lambda self, ids: (seen.append(ids), plain(self, ids))[1]
+    )
+    engine, words = engines["vqa"], engines["vqa"].tokenizer
+    engine.answer(pictures[:2], "the star", ocr_words=["a", ""], object_words="red circle")
+    star, red = (words.encode([text], max_tokens=9)[0] for text in ("the star", "red circle"))
+    a = words.encode(["a"], max_tokens=9)[0]
+    assert seen == [[[*star, *a[1:], *red[1:]], [*star, *red[1:]]]]
+    with pytest.raises(DataError, match="2 questions and 1 ocr_words"):
+        engine.answer(pictures[:2], "the star", ocr_words=["a"])
 
 
 def test_boxes_lie_in_the_original_picture(engines, pictures):

@@ -99,7 +99,8 @@ def sample_texts(
     logits = read_prompt(step, start_id, prompt).expand(-1, count, -1)  # (B, K, V)
     step.reorder(torch.arange(batch).repeat_interleave(count))
     ended = torch.zeros(batch, count, dtype=torch.bool, device=logits.device)
-    said, masks = [], []
+    said: list[Tensor] = []
+    masks: list[Tensor] = []
     for position in range(config.max_tokens):
         if position > 0:
             logits = step.logits(said[-1])

@@ -107,7 +107,7 @@ def scst(scale: str) -> RunConfig:
     """
     task = SCSTConfig(captioning=CaptioningConfig(beam=PAPER_CAPTION_BEAM))
     if scale not in PAPER_SCALES:
-        steps = {"smoke": 2, "tiny": 400, "small": 2000}
+        steps = {"smoke": 4, "tiny": 400, "small": 2000}
         return _small_run("mplug.scst", scale, task, steps, 1e-4 if scale != "small" else 2e-5)
     optim = OptimConfig(
         learning_rate=8e-7,

@@ -86,6 +86,7 @@ def test_misnamed_fields_stop_at_the_first_line(tmp_path, fields, message):
 
 def test_own_fields_are_left_alone(tmp_path):
     line = {"image": "a", "caption": "x", "url": "u", "file_name": "f", "description": "d"}
+    line |= {"object": 3, "objects": [], "words": 7, "ocr": "x", "ocr_text": "x"}
     assert len(read(tmp_path, json.dumps(line)).records) == 1
 
 

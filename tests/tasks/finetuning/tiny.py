@@ -1,0 +1,68 @@
+"""A small model with its words, and plain loops that the tasks are compared with."""
+
+from dataclasses import replace
+
+import torch
+
+from triptych.models.mplug.model import MPLUG
+from triptych.models.registry import model_config
+from triptych.text import Tokenizer
+
+WORDS = ["red blue star circle", "a red star", "is it a picture of what ?"]
+IMAGE_SIZE = 16
+
+
+def tiny_tokenizer():
+    return Tokenizer.train(WORDS, vocab_size=90, num_unused=2)
+
+
+def tiny_model(tokenizer, *, seed=1, dropout=0.0, memory="fused", width=16):
+    config = model_config("mplug_tiny", image_size=IMAGE_SIZE, vocab_size=tokenizer.vocab_size)
+    config = replace(
+        config,
+        vision=replace(
+            config.vision, embed_dim=width, depth=1, num_heads=2, attention_dropout=dropout
+        ),
+        text=replace(
+            config.text,
+            embed_dim=width,
+            num_heads=2,
+            max_positions=16,
+            dropout=dropout,
+            attention_dropout=dropout,
+        ),
+        text_depth=1,
+        fusion_depth=2,
+        decoder_depth=1,
+        proj_dim=8,
+        init_std=0.3,
+        decoder_memory=memory,
+    )
+    torch.manual_seed(seed)
+    return MPLUG(config).eval()
+
+
+def images(count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(count, 3, IMAGE_SIZE, IMAGE_SIZE, generator=generator)
+
+
+@torch.no_grad()
+def plain_memory(model, image, ids):
+    """Fuse one picture (1, 3, S, S) with the text of these ids."""
+    token_ids = torch.tensor([ids])
+    text = model.encode_text(token_ids, torch.ones_like(token_ids, dtype=torch.bool))
+    encoded = model.encode_image(image)
+    return model.decoder_memory(encoded, model.fuse(encoded, text))
+
+
+@torch.no_grad()
+def plain_log_probs(model, memory, read, said):
+    """Return log p of each token of `said` after `read`, reading the whole text at each step."""
+    found, read = [], list(read)
+    for token in said:
+        states = model.decode(torch.tensor([read]), memory)
+        logits = model.decoder.word_logits(states)[0, -1]
+        found.append(float(torch.log_softmax(logits, 0)[token]))
+        read.append(token)
+    return found
