@@ -1,67 +1,222 @@
-"""Connected and asymmetric layers, written out with the block's parts."""
+"""The five fusion networks against torch's own layers, run text by text without padding."""
 
 import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
 from tests.models.test_registry import shrunken
-from triptych.models.mplug.fusion import SkipConnectedFusion
+from triptych.core.config import from_dict, to_dict
+from triptych.core.errors import CapabilityError, ConfigError
+from triptych.core.outputs import ImageFeatures, TextFeatures
+from triptych.models.mplug.config import MPLUGConfig, strided_layers
+from triptych.models.mplug.fusion import SkipConnectedFusion, build_fusion
+from triptych.models.mplug.model import MPLUG
 from triptych.nn.init import init_weights
+from triptych.nn.shortcuts import without_shortcuts
+
+NAMES = (
+    "skip_connected",
+    "connected_attention",
+    "co_attention",
+    "asymmetric_co_attention",
+    "none",
+)
+MASK = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
+IMAGE_INDEX = torch.tensor([1, 0, 1])
+CLOSE = {"atol": 1e-5, "rtol": 1e-5}
+
+
+def _config(**changes):
+    config = dataclasses.replace(shrunken("mplug_base_patch16_256"), **changes)
+    return dataclasses.replace(
+        config, text=dataclasses.replace(config.text, dropout=0.0, attention_dropout=0.0)
+    )
 
 
 def _fusion(**changes):
     torch.manual_seed(0)
-    config = dataclasses.replace(shrunken("mplug_base_patch16_256"), **changes)
-    fusion = SkipConnectedFusion(config)
+    fusion = build_fusion(_config(**changes))
     init_weights(fusion, 0.3)
+    for name, parameter in fusion.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.3)
     return fusion.eval()
 
 
-def _states():
+def _states(num_images=3):
     torch.manual_seed(1)
-    mask = torch.tensor([[True, True, True], [True, True, False]])
-    return torch.randn(2, 5, 16), torch.randn(2, 3, 16), mask
+    return torch.randn(num_images, 5, 16), torch.randn(3, 3, 16)
+
+
+PAIRS = {
+    "attention.qkv": "self_attn.in_proj_",
+    "attention.out": "self_attn.out_proj.",
+    "attention_norm": "norm1.",
+    "mlp.up": "linear1.",
+    "mlp.down": "linear2.",
+}
+
+
+def _torch_layer(block):
+    """Return torch's post-norm layer with the weights of a block."""
+    kind = (
+        nn.TransformerEncoderLayer if block.cross_attention is None else nn.TransformerDecoderLayer
+    )
+    layer = kind(16, 2, 64, 0.0, "gelu", 1e-12, batch_first=True).eval()
+    pairs = PAIRS | {"mlp_norm": "norm2." if block.cross_attention is None else "norm3."}
+    if block.cross_attention is not None:
+        pairs |= {"cross_norm": "norm2.", "cross_attention.out": "multihead_attn.out_proj."}
+    state = block.state_dict()
+    loaded = {t + k: state[f"{n}.{k}"] for n, t in pairs.items() for k in ("weight", "bias")}
+    if block.cross_attention is not None:
+        for kind in ("weight", "bias"):
+            parts = [state[f"cross_attention.{n}.{kind}"] for n in ("query", "key_value")]
+            loaded[f"multihead_attn.in_proj_{kind}"] = torch.cat(parts)
+    layer.load_state_dict(loaded)
+    return layer
+
+
+def _expected(fusion, config, image, text):
+    """Fuse one image (1, N, D) with one text (1, L, D) by the papers' descriptions."""
+    if config.fusion == "none":
+        return image, text
+    for layer, block in enumerate(fusion.blocks):
+        theirs = _torch_layer(block)
+        is_connected = config.fusion == "connected_attention" or (
+            config.fusion == "skip_connected" and layer in config.connected_layers
+        )
+        if is_connected:
+            both = theirs(torch.cat([image, text], dim=1))
+            new_image, text = both[:, : image.shape[1]], both[:, image.shape[1] :]
+            adds = config.fusion == "skip_connected" and config.connected_image_residual
+            image = image + new_image if adds else new_image
+        elif config.fusion == "co_attention":
+            other = _torch_layer(fusion.image_blocks[layer])
+            text, image = theirs(text, image), other(image, text)
+        else:
+            text = theirs(text, image)
+    return image, text
+
+
+SETTINGS = [{"fusion": name} for name in NAMES]
+SETTINGS += [
+    {"connected_layers": (2, 5)},
+    {"connected_layers": (0, 3), "connected_image_residual": False},
+]
+NAMED = pytest.mark.parametrize("changes", SETTINGS, ids=str)
 
 
 @torch.no_grad()
-def test_no_connected_layer_leaves_the_image_alone():
-    image, text, mask = _states()
-    image_out, text_out, _ = _fusion(connected_layers=())(image, text, mask)
-    assert torch.equal(image_out, image)
-    assert not torch.allclose(text_out, text, atol=1e-2)
+@pytest.mark.parametrize("indexed", [False, True])
+@NAMED
+def test_networks_equal_torchs_layers_run_text_by_text(changes, indexed):
+    config, fusion = _config(**changes), _fusion(**changes)
+    image, text = _states(2 if indexed else 3)
+    index = IMAGE_INDEX if indexed else None
+    image_out, text_out, left = fusion(image, text, MASK, index)
+    for row in range(3):
+        own = int(IMAGE_INDEX[row]) if indexed else row
+        length = int(MASK[row].sum())
+        expected = _expected(fusion, config, image[own][None], text[row, :length][None])
+        found = image_out[row if left is None else int(left[row])]
+        torch.testing.assert_close(found, expected[0][0], **CLOSE)
+        torch.testing.assert_close(text_out[row, :length], expected[1][0], **CLOSE)
 
 
-@pytest.mark.parametrize("residual", [True, False])
+def _run(fusion, image, text, mask, index):
+    """Return outputs at real tokens, one image row a text, and their gradients."""
+    image, text = (x.clone().requires_grad_() for x in (image, text))
+    image_out, text_out, left = fusion(image, text, mask, index)
+    image_out = image_out if left is None else image_out[left]
+    outputs = [image_out, text_out[:, :3][MASK]]
+    weights = [torch.linspace(-1, 1, out.numel()).view(out.shape) for out in outputs]
+    loss = sum((out * weight).sum() for out, weight in zip(outputs, weights, strict=True))
+    image_grad, text_grad, *grads = torch.autograd.grad(
+        loss, [image, text, *fusion.parameters()], allow_unused=True
+    )
+    return [*outputs, image_grad, text_grad[:, :3][MASK], *grads]
+
+
+@pytest.mark.parametrize("pre_norm", [False, True])
+@NAMED
+def test_padding_changes_no_output_and_no_gradient(changes, pre_norm):
+    text_config = dataclasses.replace(shrunken("mplug_base_patch16_256").text, pre_norm=pre_norm)
+    fusion = _fusion(**changes, text=text_config)
+    image, text = _states(2)
+    noisy = text.masked_fill(~MASK[..., None], 40.0)
+    wide = nn.functional.pad(noisy, (0, 0, 0, 2), value=-30.0)
+    results = [
+        _run(fusion, image, text, MASK, IMAGE_INDEX),
+        _run(fusion, image, noisy, MASK, IMAGE_INDEX),
+        _run(fusion, image, wide, nn.functional.pad(MASK, (0, 2)), IMAGE_INDEX),
+    ]
+    with without_shortcuts():
+        results.append(_run(fusion, image, noisy, MASK, IMAGE_INDEX))
+    for result in results[1:]:
+        torch.testing.assert_close(result, results[0], atol=2e-4, rtol=1e-4)
+
+
 @torch.no_grad()
-def test_connected_layer_is_one_block_over_image_and_text(residual):
-    fusion = _fusion(fusion_depth=1, connected_layers=(0,), connected_image_residual=residual)
-    image, text, mask = _states()
-    image_out, text_out, _ = fusion(image, text, mask)
-    for row in range(2):
-        real = int(mask[row].sum())
-        joint = torch.cat([image[row], text[row, :real]])[None]
-        expected = fusion.blocks[0](joint)[0]
-        image_expected = expected[:5] + image[row] if residual else expected[:5]
-        torch.testing.assert_close(image_out[row], image_expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(text_out[row, :real], expected[5:], atol=1e-5, rtol=1e-5)
-
-
-@torch.no_grad()
-def test_text_reads_the_image_updated_by_the_connected_layer():
-    fusion = _fusion(fusion_depth=2, connected_layers=(0,))
-    image, text, mask = _states()
-    image_out, text_out, _ = fusion(image, text, mask)
-    one = _fusion(fusion_depth=1, connected_layers=(0,))
-    one.blocks[0].load_state_dict(fusion.blocks[0].state_dict())
-    image_mid, text_mid, _ = one(image, text, mask)
-    assert torch.equal(image_mid, image_out)
-    cross = fusion.blocks[1].cross_attention.project(image_mid)
-    real = text_mid[0, :3][None]
-    expected = fusion.blocks[1](real, None, cross.select(torch.tensor([0])))
-    torch.testing.assert_close(text_out[:1], expected, atol=1e-5, rtol=1e-5)
+def test_only_layers_that_update_the_image_update_it():
+    image, text = _states()
+    for name in ("asymmetric_co_attention", "none"):
+        image_out, _, _ = _fusion(fusion=name)(image, text, MASK)
+        assert torch.equal(image_out, image)
+    image_out, text_out, _ = _fusion(fusion="none")(image, text, MASK)
+    assert torch.equal(text_out, text)
 
 
 def test_connected_layers_have_no_cross_attention():
     fusion = _fusion(fusion_depth=3, connected_layers=(1,))
     assert [block.cross_attention is None for block in fusion.blocks] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("depth", "stride", "layout", "expected"),
+    [
+        (6, 1, "released", (1, 2, 3, 4, 5)),
+        (6, 2, "released", (2, 4)),
+        (6, 3, "released", (3,)),
+        (6, 6, "released", ()),
+        (6, 1, "paper", (1, 3, 5)),
+        (6, 2, "paper", (2, 5)),
+        (6, 3, "paper", (3,)),
+        (6, 6, "paper", ()),
+        (8, 3, "paper", (3, 7)),
+    ],
+)
+def test_connected_layers_of_a_stride(depth, stride, layout, expected):
+    # Released rows: the layers that ran in a trace of the released code (specified strides).
+    assert strided_layers(depth, stride, layout) == expected
+
+
+def test_a_stride_below_one_is_refused():
+    with pytest.raises(ConfigError, match="stride = 0"):
+        strided_layers(6, 0)
+
+
+def test_configs_stored_before_there_was_a_choice_still_load():
+    plain = to_dict(shrunken("mplug_tiny"))
+    del plain["fusion"]
+    config = from_dict(MPLUGConfig, plain)
+    assert config == shrunken("mplug_tiny")
+    assert isinstance(build_fusion(config), SkipConnectedFusion)
+
+
+def test_an_unknown_network_is_refused():
+    with pytest.raises(ConfigError, match="skip_connected"):
+        from_dict(MPLUGConfig, to_dict(shrunken("mplug_tiny")) | {"fusion": "skipped"})
+
+
+@torch.no_grad()
+def test_without_fusion_nothing_can_be_matched():
+    torch.manual_seed(0)
+    model = MPLUG(_config(fusion="none")).eval()
+    image, text = _states()
+    fused = model.fuse(ImageFeatures(image), TextFeatures(text, MASK))
+    assert model.capabilities == {"itc", "mlm", "decode"}
+    with pytest.raises(CapabilityError, match="leave itm out"):
+        model.match_logits(fused)
+    assert "itm" in MPLUG(_config()).capabilities

@@ -9,6 +9,36 @@ from triptych.core.config import check
 from triptych.nn.encoder import TextConfig
 from triptych.nn.vision import VisionConfig
 
+FusionName = Literal[
+    "skip_connected",
+    "connected_attention",
+    "co_attention",
+    "asymmetric_co_attention",
+    "none",
+]
+
+
+def strided_layers(
+    depth: int, stride: int, layout: Literal["released", "paper"] = "released"
+) -> tuple[int, ...]:
+    """Return which layers of a skip-connected network are connected.
+
+    Args:
+        depth: Layers of the network.
+        stride: S in the paper.
+        layout: "released" is the rule of the released code, layer j is connected if j != 0 and j
+            is a multiple of S: with 6 layers and S = 6 none is. "paper" is S asymmetric layers,
+            then a connected one, repeated (section 3.2).
+
+    Raises:
+        ConfigError: `depth` or `stride` is below 1.
+    """
+    check(depth > 0, "depth", depth, "be at least 1")
+    check(stride > 0, "stride", stride, "be at least 1")
+    if layout == "released":
+        return tuple(range(stride, depth, stride))
+    return tuple(range(stride, depth, stride + 1))
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MPLUGConfig:
@@ -19,10 +49,15 @@ class MPLUGConfig:
         text: Sizes shared by text encoder, fusion network and decoder; mPLUG takes BERT-base's.
         text_depth: Layers of the text encoder (paper: 6).
         fusion_depth: Layers of the fusion network (paper: 6).
-        connected_layers: Which fusion layers, from 0, are connected-attention; the others are
-            asymmetric co-attention. Released base: (3,). Released large: ().
-        connected_image_residual: Whether a connected layer's image output is added to its input,
-            as the released code does and the paper does not say.
+        fusion: Which network lets image and text meet; `fusion.py` lists them. Released models
+            are "skip_connected"; the others are the rivals of the paper's figure 4.
+        connected_layers: Which layers of a skip-connected network, from 0, are
+            connected-attention; the others are asymmetric co-attention. `strided_layers` gives
+            them for a stride. Released base: (3,). Released large: (). Other networks have no
+            such choice and do not read it.
+        connected_image_residual: Whether a connected layer of a skip-connected network adds its
+            image output to its image input, as the released code does (so released weights need
+            True) and the paper does not say.
         decoder_depth: Layers of the decoder (paper: 12).
         decoder_memory: What the decoder reads: "fused" is the image and text output of the fusion
             network (paper); "image" is the image encoder's output alone (released captioning).
@@ -37,6 +72,7 @@ class MPLUGConfig:
     text: TextConfig
     text_depth: int = 6
     fusion_depth: int = 6
+    fusion: FusionName = "skip_connected"
     connected_layers: tuple[int, ...] = (3,)
     connected_image_residual: bool = True
     decoder_depth: int = 12

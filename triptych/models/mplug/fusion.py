@@ -1,42 +1,78 @@
-"""The cross-modal skip-connected network (paper, section 3.2)."""
+"""Five ways to let image and text meet, behind one interface (paper, section 3.2 and figure 4).
+
+| `MPLUGConfig.fusion` | network | image states |
+|---|---|---|
+| `skip_connected` | asymmetric layers, connected ones between them (mPLUG) | updated by these |
+| `connected_attention` | all layers attend over [image; text] (one stream) | updated by all |
+| `co_attention` | a stream for each side, each reads the other (two streams) | updated by all |
+| `asymmetric_co_attention` | text reads the image (ALBEF, BLIP) | as they came |
+| `none` | both encoders' states side by side (late interaction) | as they came |
+
+All take M texts over B images. What depends on the image alone is computed once an image, and text
+padding is not computed at all.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, nn
 
 from triptych.models.mplug.config import MPLUGConfig
-from triptych.nn.attention import key_bias
+from triptych.nn.attention import Memory, key_bias
 from triptych.nn.block import Block
+from triptych.nn.packing import TokenGrid
+
+Fused = tuple[Tensor, Tensor, Tensor | None]
+"""What every network returns: image states, text states, and the image index that still applies.
+
+Image states are (B, N, D) with the index that was given, or (M, N, D), one row a text, with None.
+"""
 
 
 class SkipConnectedFusion(nn.Module):
     """Asymmetric co-attention layers with connected-attention layers between them.
 
     Asymmetric layer: text self-attention, text-to-image cross-attention, FFN; the image stays as
-    it is, so its keys and values are projected once an image and gathered for every text.
+    it is, so all texts of an image are the queries of one attention.
     Connected layer: self-attention and FFN over [image; text]; this skips the cost of updating
-    the image in all other layers.
+    the image in all other layers. Without connected layers this is ALBEF's asymmetric network,
+    with nothing else it is the connected-attention network.
 
     Deviation from the paper, as in the released code: which layers are connected is given one by
-    one, and a connected layer adds its image output to its image input.
+    one, and a connected layer can add its image output to its image input.
+
+    Args:
+        config: Depth and sizes.
+        connected_layers: Which layers, from 0, are connected; None takes the config's.
+        image_residual: Whether a connected layer adds; None takes the config's.
     """
 
-    def __init__(self, config: MPLUGConfig) -> None:
+    def __init__(
+        self,
+        config: MPLUGConfig,
+        connected_layers: Collection[int] | None = None,
+        *,
+        image_residual: bool | None = None,
+    ) -> None:
         super().__init__()
         block, width = config.text.block(), config.text.embed_dim
-        self.connected_layers = frozenset(config.connected_layers)
-        self.image_residual = config.connected_image_residual
+        given = config.connected_layers if connected_layers is None else connected_layers
+        self.connected_layers = frozenset(given)
+        self.image_residual = (
+            config.connected_image_residual if image_residual is None else image_residual
+        )
         self.blocks = nn.ModuleList(
             Block(block, None if layer in self.connected_layers else width)
             for layer in range(config.fusion_depth)
         )
         self.final_norm = config.text.final_norm()
-        self.image_norm = config.text.final_norm() if config.connected_layers else nn.Identity()
+        self.image_norm = config.text.final_norm() if self.connected_layers else nn.Identity()
 
     def forward(
         self, image: Tensor, text: Tensor, text_mask: Tensor, image_index: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    ) -> Fused:
         """Fuse each text with its image.
 
         Args:
@@ -46,28 +82,106 @@ class SkipConnectedFusion(nn.Module):
             image_index: (M,) int64, the image of each text; None means M = B, in order.
 
         Returns:
-            Image states; text states (M, L, D); and the image index that still applies: None when
-            the image states are (M, N, D), one row a text.
+            Image states; text states (M, L, D), meaningless at padding; and the image index that
+            still applies: None when the image states are (M, N, D), one row a text.
         """
-        text_bias = key_bias(text_mask, text.dtype)
-        for layer, block in enumerate(self.blocks):
+        rows = TokenGrid.of(text_mask)
+        readers = _readers(rows, image, image_index)
+        x = rows.pack(text)  # (T, D)
+        bias = key_bias(text_mask, text.dtype)
+        joint_bias = torch.cat([bias.new_zeros(len(bias), 1, 1, image.shape[1]), bias], dim=-1)
+        for layer, block in enumerate(_blocks(self.blocks)):
             if layer in self.connected_layers:
-                if image_index is not None:
-                    image, image_index = image.index_select(0, image_index), None
-                image, text = self._connected(block, image, text, text_bias)
+                updated, x = block.joint(image, x, joint_bias, rows, image_index)
+                image = updated + _each(image, image_index) if self.image_residual else updated
+                image_index, readers = None, rows
             else:
-                memory = block.cross_attention.project(image)  # type: ignore[union-attr, operator]
-                if image_index is not None:
-                    memory = memory.select(image_index)
-                text = block(text, text_bias, memory)
-        return self.image_norm(image), self.final_norm(text), image_index
+                memory = _memory(block, image, readers.width)
+                x = block(x, bias, memory, None, rows, readers)
+        return self.image_norm(image), rows.pad(self.final_norm(x)), image_index
 
-    def _connected(
-        self, block: nn.Module, image: Tensor, text: Tensor, text_bias: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        num_image = image.shape[1]
-        joint = torch.cat([image, text.to(image.dtype)], dim=1)  # (M, N + L, D)
-        image_bias = text_bias.new_zeros(len(text_bias), 1, 1, num_image)
-        joint = block(joint, torch.cat([image_bias, text_bias], dim=-1))
-        image_out, text_out = joint.split([num_image, joint.shape[1] - num_image], dim=1)
-        return image + image_out if self.image_residual else image_out, text_out
+
+class CoAttentionFusion(nn.Module):
+    """Two streams of equal layers (ViLBERT; METER, Dou et al. 2022, section 2.2).
+
+    Each layer of a stream: self-attention, cross-attention to the other stream's states before
+    that layer, FFN. `blocks` are the text's and `image_blocks` the image's. In pre-norm the other
+    stream's states are normalised as for its own self-attention.
+    """
+
+    def __init__(self, config: MPLUGConfig) -> None:
+        super().__init__()
+        block, width = config.text.block(), config.text.embed_dim
+        self.blocks, self.image_blocks = (
+            nn.ModuleList(Block(block, width) for _ in range(config.fusion_depth)) for _ in range(2)
+        )
+        self.final_norm = config.text.final_norm()
+        self.image_norm = config.text.final_norm()
+
+    def forward(
+        self, image: Tensor, text: Tensor, text_mask: Tensor, image_index: Tensor | None = None
+    ) -> Fused:
+        """Fuse each text with its image; see `SkipConnectedFusion.forward`.
+
+        The image states differ from text to text after the first layer, so the index is None.
+        """
+        rows = TokenGrid.of(text_mask)
+        readers = _readers(rows, image, image_index)
+        x = rows.pack(text)  # (T, D)
+        bias = key_bias(text_mask, text.dtype)
+        pairs = zip(_blocks(self.blocks), _blocks(self.image_blocks), strict=True)
+        for text_block, image_block in pairs:
+            image_memory = _memory(text_block, _normed(image_block, image), readers.width)
+            words = rows.pad(_normed(text_block, x))  # (M, L, D)
+            text_memory = _memory(image_block, words, image.shape[1])
+            x = text_block(x, bias, image_memory, None, rows, readers)
+            image = image_block(_each(image, image_index), None, text_memory, bias)
+            image_index, readers = None, rows
+        return self.image_norm(image), rows.pad(self.final_norm(x)), None
+
+
+class LateFusion(nn.Module):
+    """No network: text and image do not see each other before the decoder or the similarity."""
+
+    def forward(
+        self, image: Tensor, text: Tensor, text_mask: Tensor, image_index: Tensor | None = None
+    ) -> Fused:
+        """Return the states as they came; see `SkipConnectedFusion.forward`."""
+        del text_mask
+        return image, text, image_index
+
+
+def build_fusion(config: MPLUGConfig) -> nn.Module:
+    """Build the network that the config names."""
+    if config.fusion == "none":
+        return LateFusion()
+    if config.fusion == "co_attention":
+        return CoAttentionFusion(config)
+    if config.fusion == "asymmetric_co_attention":
+        return SkipConnectedFusion(config, ())
+    if config.fusion == "connected_attention":
+        return SkipConnectedFusion(config, range(config.fusion_depth), image_residual=False)
+    return SkipConnectedFusion(config)
+
+
+def _readers(rows: TokenGrid, image: Tensor, image_index: Tensor | None) -> TokenGrid:
+    """Return the grid in which all tokens that read an image share its row."""
+    return rows if image_index is None else rows.group_rows(image_index, len(image))
+
+
+def _each(image: Tensor, image_index: Tensor | None) -> Tensor:
+    """Return one image row a text."""
+    return image if image_index is None else image.index_select(0, image_index)
+
+
+def _normed(block: Block, x: Tensor) -> Tensor:
+    return block.attention_norm(x) if block.pre_norm else x  # type: ignore[no-any-return]
+
+
+def _memory(block: Block, states: Tensor, num_queries: int) -> Memory:
+    assert block.cross_attention is not None
+    return block.cross_attention.prepare(states, num_queries)
+
+
+def _blocks(blocks: nn.ModuleList) -> list[Block]:
+    return [block for block in blocks if isinstance(block, Block)]

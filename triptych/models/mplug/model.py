@@ -1,4 +1,4 @@
-"""mPLUG: two encoders, a skip-connected fusion network and a decoder (paper, figure 2)."""
+"""mPLUG: two encoders, a fusion network and a decoder (paper, figure 2)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from triptych.core.errors import CapabilityError
 from triptych.core.outputs import FusedFeatures, ImageFeatures, TextFeatures
 from triptych.models.base import FeatureDims
 from triptych.models.mplug.config import MPLUGConfig
-from triptych.models.mplug.fusion import SkipConnectedFusion
+from triptych.models.mplug.fusion import build_fusion
 from triptych.nn.decoder import DecoderMemory, TextDecoder, cat_masks
+from triptych.nn.dropout import Dropout
 from triptych.nn.encoder import TextEncoder
 from triptych.nn.heads import VocabularyHead
 from triptych.nn.init import init_weights
@@ -28,7 +29,7 @@ class ImageAdapter(nn.Module):
         super().__init__()
         self.linear = nn.Linear(vision_dim, text_dim)
         self.norm = nn.LayerNorm(text_dim, eps=1e-12)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, N, W) to (B, N, D)."""
@@ -39,14 +40,15 @@ class MPLUG(nn.Module):
     """The whole model of the paper, section 3.
 
     Heads: `image_projection` and `text_projection` for ITC, `itm_head` (class 1 = match) and
-    `mlm_head` on fused text states, the decoder's own word head.
+    `mlm_head` on fused text states, the decoder's own word head. Without a fusion network
+    (`fusion` "none") no state knows both sides, so there is no "itm".
     """
-
-    capabilities = frozenset({"itc", "itm", "mlm", "decode"})
 
     def __init__(self, config: MPLUGConfig) -> None:
         super().__init__()
         self.config = config
+        known = {"itc", "mlm", "decode"}
+        self.capabilities = frozenset(known if config.fusion == "none" else known | {"itm"})
         width = config.text.embed_dim
         self.visual_encoder = VisionTransformer(config.vision)
         self.image_adapter: nn.Module = (
@@ -55,7 +57,7 @@ class MPLUG(nn.Module):
             else ImageAdapter(config.vision.embed_dim, width, config.text.dropout)
         )
         self.text_encoder = TextEncoder(config.text, config.text_depth)
-        self.fusion = SkipConnectedFusion(config)
+        self.fusion = build_fusion(config)
         self.decoder = TextDecoder(config.text, config.decoder_depth)
         self.image_projection = nn.Linear(width, config.proj_dim)
         self.text_projection = nn.Linear(width, config.proj_dim)
@@ -119,7 +121,16 @@ class MPLUG(nn.Module):
         return FusedFeatures(tokens, states, text.mask, index)
 
     def match_logits(self, fused: FusedFeatures) -> Tensor:
-        """Score each pair: (M, 2) logits, class 1 = the text describes the image."""
+        """Score each pair: (M, 2) logits, class 1 = the text describes the image.
+
+        Raises:
+            CapabilityError: The model has no fusion network.
+        """
+        if "itm" not in self.capabilities:
+            raise CapabilityError(
+                "fusion 'none' lets no text see its image, so that nothing can be matched: leave "
+                "itm out, or choose another fusion"
+            )
         return self.itm_head(fused.pooled)  # type: ignore[no-any-return]
 
     def word_logits(self, states: Tensor) -> Tensor:
@@ -139,15 +150,23 @@ class MPLUG(nn.Module):
         Raises:
             CapabilityError: `fused` is missing though the config asks for it.
         """
+        return self.decoder.project_memory(*self.memory_states(image, fused))
+
+    def memory_states(
+        self, image: ImageFeatures, fused: FusedFeatures | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return what the decoder reads, not yet projected; see `decoder_memory`.
+
+        Returns:
+            (M, S, D) states and their mask (M, S) bool, True = may be read, or None for all.
+        """
         if self.config.decoder_memory == "image":
-            return self.decoder.project_memory(image.tokens, None)
+            return image.tokens, None
         if fused is None:
             raise CapabilityError("this model's decoder reads fused states: call fuse() first")
         tokens = fused.expanded_image_tokens()
         memory = torch.cat([tokens, fused.text_tokens.to(tokens.dtype)], dim=1)  # (M, N + L, D)
-        return self.decoder.project_memory(
-            memory, cat_masks(None, fused.text_mask, tokens.shape[1])
-        )
+        return memory, cat_masks(None, fused.text_mask, tokens.shape[1])
 
     def decode(self, token_ids: Tensor, memory: DecoderMemory) -> Tensor:
         """Read a target sequence (B, L) int64 at once: (B, L, D) decoder states."""
