@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +57,17 @@ def _check(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> No
     for position, captions in enumerate(references):
         if not captions:
             raise DataError(f"candidate {position} has no reference caption; leave it out")
+
+
+def _score_each(
+    candidates: Sequence[str],
+    references: Sequence[Sequence[str]],
+    score: Callable[[str, Sequence[str]], float],
+) -> CaptionScores:
+    """Score each caption against its references; the corpus's number is the mean."""
+    _check(candidates, references)
+    items = np.array([score(c, r) for c, r in zip(candidates, references, strict=True)])
+    return CaptionScores(float(items.mean()), items)
 
 
 def count_bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Array:
@@ -175,9 +186,7 @@ def compute_rouge_l(
     Raises:
         DataError: A candidate has no references.
     """
-    _check(candidates, references)
-    items = np.array([rouge_l(c, r) for c, r in zip(candidates, references, strict=True)])
-    return CaptionScores(float(items.mean()), items)
+    return _score_each(candidates, references, rouge_l)
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,19 +274,8 @@ class CiderScorer:
     def score_each(
         self, candidates: Sequence[str], references: Sequence[Sequence[str]]
     ) -> CaptionScores:
-        """Score one caption for each of N images.
-
-        Args:
-            candidates: N tokenised captions.
-            references: For each candidate its tokenised references.
-
-        Raises:
-            DataError: A candidate has no references.
-        """
-        _check(candidates, references)
-        pairs = zip(candidates, references, strict=True)
-        items = np.array([self.score([c], r)[0] for c, r in pairs])
-        return CaptionScores(float(items.mean()), items)
+        """Score one caption for each of N images, like `compute_cider`."""
+        return _score_each(candidates, references, lambda c, r: float(self.score([c], r)[0]))
 
     def _vector(self, caption: str) -> _Vector:
         """Weigh the n-grams of a caption; an unknown n-gram counts as one of one document."""
