@@ -154,7 +154,7 @@ class MPLUGPretraining:
             Scalars by name, in the order itc, itm, mlm, prefix_lm.
         """
         image = self.model.encode_image(batch["image"])
-        texts = self._encode_texts(batch, active)
+        texts = _encode_texts(self.model, batch, _student_texts(active))
         with torch.no_grad():
             teacher = self._teacher_pass(batch, active)
         losses: dict[str, Tensor] = {}
@@ -200,31 +200,6 @@ class MPLUGPretraining:
                 "text": self.model.embed_text(text),
             },
         )
-
-    def _encode_texts(
-        self, batch: Mapping[str, Tensor], active: frozenset[str]
-    ) -> dict[str, TextFeatures]:
-        """Encode captions and masked captions, which are equally long, and prefixes."""
-        ids, masks, names = [], [], []
-        if active & {"itc", "itm"}:
-            names.append("caption")
-            ids.append(batch["token_ids"])
-        if "mlm" in active:
-            names.append("mlm")
-            ids.append(batch["mlm_token_ids"])
-        masks = [batch["text_mask"]] * len(ids)
-        texts: dict[str, TextFeatures] = {}
-        if ids:
-            encoded = self.model.encode_text(torch.cat(ids), torch.cat(masks))
-            size = len(batch["image"])
-            for row, name in enumerate(names):
-                own = slice(row * size, (row + 1) * size)
-                texts[name] = TextFeatures(encoded.tokens[own], encoded.mask[own])
-        if "prefix_lm" in active:
-            texts["prefix_lm"] = self.model.encode_text(
-                batch["prefix_token_ids"], batch["prefix_mask"]
-            )
-        return texts
 
     def _itc(
         self,
@@ -378,8 +353,9 @@ class MPLUGPretraining:
     ) -> Tensor:
         """Say the rest of the caption, given the picture and the prefix."""
         inputs, labels = shift_targets(batch["target_token_ids"], batch["target_mask"])
-        states = self.model.decode(inputs, self.model.decoder_memory(image, fused))
         read = labels != IGNORE_INDEX
+        memory = self.model.memory_states(image, fused)
+        states = self.model.decoder.read_once(inputs, read, *memory)
         logits = self.model.decoder.word_logits(states[read])  # (target tokens, V)
         loss = token_loss(logits, labels[read])
         if teacher is None or teacher.prefix_states is None:
@@ -400,18 +376,31 @@ class MPLUGPretraining:
             return None
         model = cast(MPLUG, cast(MomentumEncoder, self.modules["teacher"]).module)
         image = model.encode_image(batch["image"])
-        text = model.encode_text(batch["token_ids"], batch["text_mask"])
-        mlm_states = prefix_states = None
-        if self.config.distill_mlm and "mlm" in active:
-            masked = model.encode_text(batch["mlm_token_ids"], batch["text_mask"])
-            mlm_states = model.fuse(image, masked).text_tokens
-        if self.config.distill_prefix_lm and "prefix_lm" in active:
-            prefix = model.encode_text(batch["prefix_token_ids"], batch["prefix_mask"])
-            memory = model.decoder_memory(image, model.fuse(image, prefix))
-            inputs, _ = shift_targets(batch["target_token_ids"], batch["target_mask"])
-            prefix_states = model.decode(inputs, memory)
+        taught = [
+            name
+            for name in ("mlm", "prefix_lm")
+            if name in active and getattr(self.config, f"distill_{name}")
+        ]
+        texts = _encode_texts(model, batch, ["caption", *taught])
+        states: dict[str, Tensor] = {}
+        if taught:
+            own = torch.arange(len(batch["image"]), device=batch["image"].device)
+            rows, index = _cat_texts([texts[name] for name in taught]), own.repeat(len(taught))
+            fused = model.fuse(image, rows, image_index=index)
+            parts = {name: fused.rows(_run_of(row, own)) for row, name in enumerate(taught)}
+            if "mlm" in parts:
+                states["mlm"] = parts["mlm"].text_tokens[:, : batch["mlm_labels"].shape[1]]
+            if "prefix_lm" in parts:
+                inputs, labels = shift_targets(batch["target_token_ids"], batch["target_mask"])
+                memory = model.memory_states(image, parts["prefix_lm"])
+                read = labels != IGNORE_INDEX
+                states["prefix_lm"] = model.decoder.read_once(inputs, read, *memory)
         return _TeacherPass(
-            model, model.embed_image(image), model.embed_text(text), mlm_states, prefix_states
+            model,
+            model.embed_image(image),
+            model.embed_text(texts["caption"]),
+            states.get("mlm"),
+            states.get("prefix_lm"),
         )
 
 
@@ -424,6 +413,44 @@ class _TeacherPass:
     text_embedding: Tensor
     mlm_states: Tensor | None
     prefix_states: Tensor | None
+
+
+_TEXT_KEYS = {
+    "caption": ("token_ids", "text_mask"),
+    "mlm": ("mlm_token_ids", "text_mask"),
+    "prefix_lm": ("prefix_token_ids", "prefix_mask"),
+}
+
+
+def _student_texts(active: frozenset[str]) -> list[str]:
+    """Return which texts the active objectives read."""
+    names = ["caption"] if active & {"itc", "itm"} else []
+    return names + [name for name in ("mlm", "prefix_lm") if name in active]
+
+
+def _encode_texts(
+    model: MPLUG, batch: Mapping[str, Tensor], names: list[str]
+) -> dict[str, TextFeatures]:
+    """Encode captions, masked captions and prefixes in one pass."""
+    if not names:
+        return {}
+    pairs = [tuple(batch[key] for key in _TEXT_KEYS[name]) for name in names]
+    width = max(ids.shape[1] for ids, _ in pairs)
+    ids, mask = (
+        torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+        for parts in zip(*pairs, strict=True)
+    )
+    encoded = model.encode_text(ids, mask)
+    runs = (_run_of(row, batch["image"]) for row in range(len(names)))
+    return {
+        name: TextFeatures(encoded.tokens[own], encoded.mask[own])
+        for name, own in zip(names, runs, strict=True)
+    }
+
+
+def _run_of(row: int, batch: Tensor) -> slice:
+    """Return the rows of one of several batches that are joined along dim 0."""
+    return slice(row * len(batch), (row + 1) * len(batch))
 
 
 def _cat_texts(texts: list[TextFeatures]) -> TextFeatures:
