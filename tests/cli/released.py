@@ -5,21 +5,8 @@ import json
 
 import torch
 
-from tests.parity.mplug_golden import GoldenFile
+from tests.parity.mplug_golden import VOCABULARY, GoldenFile
 from triptych.core.config import to_dict
-
-VOCABULARY = [
-    "[PAD]",
-    *(f"[unused{i}]" for i in range(99)),
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    *"abcdefghijklmnopqrstuvwxyz",
-    *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"),
-    *(f"word{i}" for i in range(1000 - 156)),
-]
-"""A thousand tokens with the special ones where bert-base-uncased has them."""
 
 
 def write_released(folder, name="mplug_base_like", wrapper="model", **changes):

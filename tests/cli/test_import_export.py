@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import triptych
+from tests.parity.mplug_golden import VOCABULARY
 from tests.serving.tiny_folder import write_tiny_folder
 from triptych.checkpoint.model_folder import save_model_folder
 from triptych.cli.main import main
@@ -19,7 +20,7 @@ from triptych.models.mplug.model import MPLUG
 from triptych.models.registry import VARIANTS
 from triptych.text import Tokenizer
 
-from .released import VOCABULARY, write_released
+from .released import write_released
 
 
 def arguments(checkpoint, out, sizes, words, *more):

@@ -14,6 +14,20 @@ GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 NAMES = ("mplug_base_like", "mplug_large_like")
 
 
+VOCABULARY = [
+    "[PAD]",
+    *(f"[unused{i}]" for i in range(99)),
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    *"abcdefghijklmnopqrstuvwxyz",
+    *(f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"),
+    *(f"word{i}" for i in range(1000 - 156)),
+]
+"""A thousand tokens with the special ones where bert-base-uncased has them."""
+
+
 class GoldenFile:
     """One golden file: tensors by name, the released state dict, and the config that fits it."""
 
