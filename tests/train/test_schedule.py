@@ -58,3 +58,21 @@ def test_each_group_goes_to_its_own_peak_and_to_the_common_ends():
 def test_a_floor_above_a_peak_is_refused():
     with pytest.raises(ConfigError, match=r"min_learning_rate = 0.001: .* 1e-05"):
         OptimConfig(min_learning_rate=1e-3)
+
+
+def test_linear_decay_ends_at_zero():
+    config = OptimConfig(
+        learning_rate=2e-4,
+        warmup_steps=10,
+        warmup_learning_rate=0.0,
+        min_learning_rate=0.0,
+        decay="linear",
+    )
+    rates = [learning_rate_at(s, peak=2e-4, config=config, max_steps=110) for s in (5, 10, 35, 110)]
+    assert rates == pytest.approx([1e-4, 2e-4, 1.5e-4, 0.0])
+
+
+def test_a_peak_below_the_common_end_stays():
+    config = OptimConfig(learning_rate=1e-4, min_learning_rate=1e-6, warmup_steps=0)
+    rates = [learning_rate_at(s, peak=1e-7, config=config, max_steps=10) for s in (0, 5, 10)]
+    assert rates == pytest.approx([1e-7] * 3)

@@ -93,7 +93,7 @@ class TrainConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimConfig:
-    """AdamW and its learning-rate schedule; defaults are mPLUG base's (arXiv:2205.12005)."""
+    """The optimizer and its learning-rate schedule; defaults: mPLUG base (arXiv:2205.12005)."""
 
     learning_rate: float = 1e-4
     """Peak learning rate of everything but the vision encoder."""
@@ -104,8 +104,18 @@ class OptimConfig:
     head_learning_rate_factor: float = 1.0
     """Peak learning rate of a fresh classifier over `learning_rate` (VLMo's VQA: 20)."""
 
+    layer_decay: float = 1.0
+    """Learning rate of a block over that of the block above it; 1 gives all blocks the same."""
+
     weight_decay: float = 0.02
     """Decoupled weight decay; norms, biases, position embeddings and temperature have none."""
+
+    muon_learning_rate: float | None = None
+    """Peak learning rate of Muon, which then trains the matrices inside blocks in place of AdamW;
+    None trains everything by AdamW, as the papers do."""
+
+    muon_momentum: float = 0.95
+    """Decay rate of Muon's momentum (Jordan et al. 2024)."""
 
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW's first and second moment; torch's defaults, as the released code."""
@@ -120,7 +130,10 @@ class OptimConfig:
     """Learning rate of the first step, for every group."""
 
     min_learning_rate: float = 1e-6
-    """Learning rate at the end of the cosine, for every group."""
+    """Learning rate at the end of the decay, for every group."""
+
+    decay: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls after warm-up (VLMo: linear)."""
 
     def __post_init__(self) -> None:
         for field in (
@@ -132,6 +145,10 @@ class OptimConfig:
             check(getattr(self, field) > 0, field, getattr(self, field), "be above 0")
         for field in ("weight_decay", "warmup_steps", "warmup_learning_rate", "min_learning_rate"):
             check(getattr(self, field) >= 0, field, getattr(self, field), "be at least 0")
+        rate = self.muon_learning_rate
+        check(rate is None or rate > 0, "muon_learning_rate", rate, "be above 0, or absent")
+        check(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "be in (0, 1]")
+        check(0 <= self.muon_momentum < 1, "muon_momentum", self.muon_momentum, "lie in [0, 1)")
         for beta in self.betas:
             check(0 <= beta < 1, "betas", self.betas, "lie in [0, 1)")
         head_rate = self.learning_rate * self.head_learning_rate_factor

@@ -1,0 +1,62 @@
+"""Learning rates of lower blocks, against BEiT's rule worked by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+from triptych.core.errors import ConfigError
+from triptych.models.registry import model_config
+from triptych.models.vlmo.model import VLMo
+from triptych.train.config import OptimConfig
+from triptych.train.layer_decay import layer_factors
+from triptych.train.optim import group_parameters, has_weight_decay
+
+
+def test_factors_of_a_stack_of_two():
+    names = [
+        "model.patch_embedding.weight",
+        "model.mask_token",
+        "model.trunk.blocks.0.attention.qkv.weight",
+        "model.trunk.blocks.1.experts.text.mlp.up.bias",
+        "model.trunk.norm.weight",
+        "model.trunk.relative_positions.table",
+        "head.0.weight",
+    ]
+    # BEiT: 0.5 ** (2 + 1 - layer), embeddings being layer 0, block i layer i + 1, the rest 3
+    expected = [0.125, 0.125, 0.25, 0.5, 1.0, 1.0, 1.0]
+    assert list(layer_factors(names, 0.5).values()) == expected
+
+
+def test_groups_keep_every_parameter_and_take_their_factors():
+    with torch.device("meta"):
+        model = nn.ModuleDict({"model": VLMo(model_config("vlmo_tiny"))})
+    named = dict(model.named_parameters())
+    plain = group_parameters(named.items(), OptimConfig())
+    config = OptimConfig(learning_rate=1e-3, layer_decay=0.9)
+    groups = group_parameters(named.items(), config)
+    rates = {name: group.peak_lr for group in groups for name, _ in group.parameters}
+    assert rates.keys() == named.keys()
+    assert sum(len(group.parameters) for group in groups) == len(named)
+    assert len({group.name for group in groups}) == len(groups) > len(plain)
+    assert rates["model.trunk.blocks.5.attention.qkv.weight"] == pytest.approx(0.9e-3)
+    assert rates["model.trunk.blocks.0.attention.qkv.weight"] == pytest.approx(1e-3 * 0.9**6)
+    assert rates["model.text_embedding.word.weight"] == pytest.approx(1e-3 * 0.9**7)
+    assert rates["model.mlm_head.weight"] == pytest.approx(1e-3)
+    decays = {name for group in groups if group.weight_decay for name, _ in group.parameters}
+    assert decays == {n for group in plain if group.weight_decay for n, _ in group.parameters}
+
+
+def test_a_factor_above_one_is_refused():
+    with pytest.raises(ConfigError, match="layer_decay"):
+        OptimConfig(layer_decay=1.1)
+
+
+def test_what_the_released_code_decays_by_mistake_does_not_decay():
+    with torch.device("meta"):
+        model = VLMo(model_config("vlmo_base_patch16"))
+    leaks = ("norm", "_scale", "class_embedding", "relative_positions", "modality_embedding")
+    for name, parameter in model.named_parameters():
+        leaking = any(leak in name for leak in leaks) or name.endswith("bias")
+        assert has_weight_decay(f"model.{name}", parameter) == (
+            not leaking and name not in ("mask_token", "modality_embedding.weight")
+        ), name

@@ -1,0 +1,334 @@
+"""VLMo's third stage: ITC, ITM and MLM on pairs (paper, section 3.3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from triptych.core.config import check
+from triptych.core.outputs import Predictions
+from triptych.distributed.collectives import all_gather
+from triptych.distributed.env import rank
+from triptych.distributed.exchange import all_gather_padded, fetch_rows, first_rows
+from triptych.models.vlmo.model import VLMo
+from triptych.models.vlmo.trunk import TokenSequence
+from triptych.objectives import IGNORE_INDEX
+from triptych.objectives.contrastive import positive_pairs, similarity
+from triptych.objectives.global_contrastive import PairKeys, global_contrastive_loss
+from triptych.objectives.matching import itm_loss, sample_hard_negatives
+from triptych.objectives.mlm import token_loss
+from triptych.tasks.pretraining.flava import places, trimmed
+
+OBJECTIVES = frozenset({"itc", "itm", "mlm"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VLMoPretrainingConfig:
+    """Settings of the objectives on pairs.
+
+    Attributes:
+        temperature: Start value of τ (0.07 in the released code); log(1/τ) is learned.
+        min_temperature: Lower clamp of τ (0.01 in CLIP; the released code has none).
+        max_temperature: Upper clamp of τ.
+        fused_itc: Whether ITC is also computed on the vision-language experts' embeddings, with a
+            temperature of its own, and the mean of both is the loss (released code: yes, paper:
+            no). Needs a model with `fused_contrast`.
+        negatives: Where ITM's hard negatives come from: "global" draws from the batches of all
+            processes, "local" from this process's.
+    """
+
+    KIND: ClassVar[str] = "vlmo_pretraining"
+
+    temperature: float = 0.07
+    min_temperature: float = 0.01
+    max_temperature: float = 1.0
+    fused_itc: bool = False
+    negatives: Literal["global", "local"] = "global"
+
+    def __post_init__(self) -> None:
+        """Reject a temperature outside its bounds."""
+        check(
+            0 < self.min_temperature <= self.temperature <= self.max_temperature,
+            "temperature",
+            self.temperature,
+            f"be in [{self.min_temperature}, {self.max_temperature}]",
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Embeddings of a batch of pairs, one entry a branch: own experts, then fused ones.
+
+    Attributes:
+        image: (B, E) each, L2-normalised.
+        text: (B, E) each, L2-normalised.
+        logit_scale: log(1/τ) of each.
+    """
+
+    image: tuple[Tensor, ...]
+    text: tuple[Tensor, ...]
+    logit_scale: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HardNegatives:
+    """A wrong image for each text and a wrong text for each image.
+
+    Attributes:
+        images: (M, 3, S, S) pixels that came from other processes.
+        image_index: (B,) int64 rows of [own images; `images`].
+        has_image: (B,) bool, False where a text has no wrong image.
+        token_ids: (B, L') int64, the wrong text of each image.
+        text_mask: (B, L') bool.
+        has_text: (B,) bool, False where an image has no wrong text.
+    """
+
+    images: Tensor
+    image_index: Tensor
+    has_image: Tensor
+    token_ids: Tensor
+    text_mask: Tensor
+    has_text: Tensor
+
+
+class VLMoPretraining:
+    """The Task of the third stage; everything but the mask token is trained.
+
+    One image and one text pass through the dual encoder, whose last block computes [CLS] alone,
+    and one pass through the fusion encoder over all rows that need one: pairs, texts with wrong
+    images, images with wrong texts, and masked texts with their images. Its last block computes
+    [CLS] or the masked words alone. Losses and gradients equal those of separate, whole passes.
+
+    Differences from the released code, each with a test: contrastive gradients are those of the
+    joined batch (there they are divided by the number of processes); pairs that share an image or
+    a caption are positives in ITC and never negatives in ITM; a batch of one, or large scores,
+    cannot make the drawing of negatives fail; of other processes' images only the chosen ones are
+    moved; τ is clamped; MLM's weight (0.25 there) is the recipe's.
+    """
+
+    batch_keys = frozenset(
+        {
+            "image",
+            "token_ids",
+            "text_mask",
+            "mlm_token_ids",
+            "mlm_labels",
+            "image_key",
+            "caption_key",
+            "index",
+        }
+    )
+    objective_names = OBJECTIVES
+
+    def __init__(self, model: VLMo, config: VLMoPretrainingConfig) -> None:
+        check(
+            model.config.fused_contrast or not config.fused_itc,
+            "fused_itc",
+            True,
+            "be off for a model without fused_contrast",
+        )
+        self.config = config
+        model.requires_grad_(True)
+        unread = [model.mask_token]
+        if not config.fused_itc:
+            heads = (model.fused_image_projection, model.fused_text_projection)
+            unread += [head.weight for head in heads if head is not None]
+        for parameter in unread:
+            if parameter is not None:
+                parameter.requires_grad_(False)
+        state = nn.Module()
+        start = -math.log(config.temperature)
+        for name in ("logit_scale", "fused_logit_scale")[: 1 + config.fused_itc]:
+            state.register_parameter(name, nn.Parameter(torch.tensor(start)))
+        self.modules = nn.ModuleDict({"model": model, "state": state})
+
+    @property
+    def model(self) -> VLMo:
+        """The model that is trained."""
+        return cast(VLMo, self.modules["model"])
+
+    @property
+    def logit_scales(self) -> tuple[Tensor, ...]:
+        """log(1/τ) of each branch, scalars."""
+        return tuple(self.modules["state"].parameters())
+
+    def losses(
+        self, batch: Mapping[str, Tensor], *, active: frozenset[str] = OBJECTIVES
+    ) -> dict[str, Tensor]:
+        """Return the unweighted losses of the active objectives.
+
+        Args:
+            batch: Tensors named by `batch_keys`.
+            active: Objectives to compute.
+
+        Returns:
+            Scalars by name, in the order itc, itm, mlm.
+        """
+        batch = trimmed(batch)
+        image = self.model.image_inputs(batch["image"])
+        losses: dict[str, Tensor] = {}
+        text = negatives = None
+        if active & {"itc", "itm"}:
+            text = self.model.text_inputs(batch["token_ids"])
+            with nullcontext() if "itc" in active else torch.no_grad():
+                embedded = self.embed(image, text, batch["text_mask"])
+            if "itc" in active:
+                losses["itc"] = self.itc(batch, embedded)
+            if "itm" in active:
+                negatives = self.hard_negatives(batch, embedded)
+        if active & {"itm", "mlm"}:
+            losses |= self._fused_losses(batch, image, text, negatives, active)
+        return losses
+
+    def after_step(self, step: int) -> None:
+        """Clamp the temperatures."""
+        del step
+        low, high = -math.log(self.config.max_temperature), -math.log(self.config.min_temperature)
+        with torch.no_grad():
+            for scale in self.logit_scales:
+                scale.clamp_(low, high)
+
+    @torch.no_grad()
+    def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
+        """Return the embeddings of both sides, for retrieval.
+
+        Args:
+            batch: `image`, `token_ids`, `text_mask`, `index`.
+        """
+        embedded = self.embed(
+            self.model.image_inputs(batch["image"]),
+            self.model.text_inputs(batch["token_ids"]),
+            batch["text_mask"],
+            fused=False,
+        )
+        return Predictions(
+            index=batch["index"].tolist(),
+            embeddings={"image": embedded.image[0], "text": embedded.text[0]},
+        )
+
+    def embed(
+        self, image: Tensor, text: Tensor, text_mask: Tensor, *, fused: bool | None = None
+    ) -> Embedded:
+        """Run the dual encoder.
+
+        Args:
+            image: (B, N, D) inputs.
+            text: (B, L, D) inputs.
+            text_mask: (B, L) bool.
+            fused: Whether to embed through the fused experts too; None does what ITC needs.
+        """
+        fused = self.config.fused_itc if fused is None else fused
+        images = self.model.embed_both_ways(TokenSequence(image), fused=fused)
+        texts = self.model.embed_both_ways(TokenSequence.text(text, text_mask), fused=fused)
+        return Embedded(
+            tuple(e for e in images if e is not None),
+            tuple(e for e in texts if e is not None),
+            self.logit_scales,
+        )
+
+    def itc(self, batch: Mapping[str, Tensor], embedded: Embedded) -> Tensor:
+        """Return the contrastive loss over the batches of all processes; the mean of branches."""
+        keys = PairKeys(batch["image_key"], batch["caption_key"])
+        terms = [
+            global_contrastive_loss(image, text, scale, keys=keys)
+            for image, text, scale in zip(
+                embedded.image, embedded.text, embedded.logit_scale, strict=True
+            )
+        ]
+        return torch.stack(terms).mean()
+
+    @torch.no_grad()
+    def hard_negatives(self, batch: Mapping[str, Tensor], embedded: Embedded) -> HardNegatives:
+        """Draw a wrong text for each image and a wrong image for each text.
+
+        A candidate's chance is the softmax of its similarity, through the own experts. Of texts all
+        ids are known everywhere; of images only the chosen ones are fetched.
+        """
+        own = torch.stack([batch["image_key"], batch["caption_key"]], dim=1)  # (B, 2)
+        image, text, keys = embedded.image[0], embedded.text[0], own
+        ids, mask = batch["token_ids"], batch["text_mask"]
+        first = 0
+        is_global = self.config.negatives == "global"
+        if is_global:
+            image, text, keys = all_gather(image), all_gather(text), all_gather(keys)
+            ids, mask = all_gather_padded(ids), all_gather_padded(mask)
+            first = int(first_rows(own)[rank()])
+        positives = positive_pairs(own, keys)
+        temperature = torch.exp(-embedded.logit_scale[0])
+        sim_i2t = similarity(embedded.image[0], text, temperature)
+        sim_t2i = similarity(embedded.text[0], image, temperature)
+        wrong_text, has_text = sample_hard_negatives(sim_i2t, positives)
+        wrong_image, has_image = sample_hard_negatives(sim_t2i, positives)
+
+        size = len(own)
+        image_index = wrong_image - first
+        remote = (image_index < 0) | (image_index >= size)
+        image_index = torch.where(remote, size + remote.cumsum(0) - 1, image_index)
+        images = batch["image"][:0]
+        if is_global:
+            images = fetch_rows(batch["image"], wrong_image[remote])
+        return HardNegatives(
+            images, image_index, has_image, ids[wrong_text], mask[wrong_text], has_text
+        )
+
+    def _fused_losses(
+        self,
+        batch: Mapping[str, Tensor],
+        image: Tensor,
+        text: Tensor | None,
+        negatives: HardNegatives | None,
+        active: frozenset[str],
+    ) -> dict[str, Tensor]:
+        """Fuse all rows at once and read each objective's own tokens."""
+        size, mask = len(image), batch["text_mask"]
+        own = torch.arange(size, device=image.device)
+        texts, masks, index, reads = [], [], [], []
+        valid = None
+        if negatives is not None:
+            assert text is not None
+            wrong = self.model.text_inputs(negatives.token_ids)
+            texts, masks = [text, text, wrong], [mask, mask, negatives.text_mask]
+            index = [own, negatives.image_index, own]
+            image = torch.cat([image, self.model.image_inputs(negatives.images)])
+            reads.append((slice(0, 3 * size), own.new_zeros(3 * size, 1)))
+        if "mlm" in active:
+            positions, valid = places(batch["mlm_labels"] != IGNORE_INDEX)
+            reads.append((slice(len(index) * size, None), positions))
+            texts.append(self.model.text_inputs(batch["mlm_token_ids"]))
+            masks.append(mask)
+            index.append(own)
+        rows = TokenSequence.pairs(*_cat_padded(texts, masks), image, torch.cat(index))
+        states = self.model.trunk.read(rows, reads)
+        losses: dict[str, Tensor] = {}
+        if negatives is not None:
+            logits = self.model.itm_head(self.model.pool(states[0][:, 0]))
+            losses["itm"] = itm_loss(logits, itm_labels(negatives))
+        if valid is not None:
+            labels = batch["mlm_labels"]
+            logits = self.model.word_logits(states[-1][valid])
+            losses["mlm"] = token_loss(logits, labels[labels != IGNORE_INDEX])
+        return losses
+
+
+def itm_labels(negatives: HardNegatives) -> Tensor:
+    """Return (3·B,) int64 labels of [pairs; texts with wrong images; images with wrong texts]."""
+    size, pairs = len(negatives.has_text), torch.zeros_like(negatives.has_text)
+    none = torch.cat([pairs, ~negatives.has_image, ~negatives.has_text])
+    labels = (torch.arange(3 * size, device=none.device) < size).long()
+    return labels.masked_fill(none, IGNORE_INDEX)
+
+
+def _cat_padded(texts: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Join rows of texts (B, L, D) and of their masks, padded on the right to the longest."""
+    width = max(mask.shape[1] for mask in masks)
+    return (
+        torch.cat([F.pad(t, (0, 0, 0, width - t.shape[1])) for t in texts]),
+        torch.cat([F.pad(m, (0, width - m.shape[1])) for m in masks]),
+    )

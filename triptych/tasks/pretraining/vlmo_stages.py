@@ -1,0 +1,198 @@
+"""VLMo's first two stages: pictures alone, then texts alone (paper, section 3.3)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from triptych.core.errors import CapabilityError, ConfigError
+from triptych.core.outputs import Predictions
+from triptych.models.dvae.config import codebook_image_size
+from triptych.models.dvae.model import DVAE
+from triptych.models.vlmo.model import VLMo
+from triptych.models.vlmo.trunk import TokenSequence
+from triptych.objectives import IGNORE_INDEX
+from triptych.objectives.mim import code_labels, mim_loss
+from triptych.objectives.mlm import token_loss
+from triptych.tasks.pretraining.flava import places, trimmed
+
+VISION_PARTS = (
+    r"(patch|class|position)_embedding.*",
+    r"mask_token",
+    r"modality_embedding\..*",
+    r"trunk\.(norm|relative_positions)\..*",
+    r"trunk\.blocks\.\d+\.(attention|mlp)_scale",
+    r"trunk\.blocks\.\d+\.attention(_norm)?\..*",
+    r"trunk\.blocks\.\d+\.experts\.(image|shared)\..*",
+)
+"""What the first stage trains: all that an image goes through."""
+
+LANGUAGE_PARTS = (
+    r"text_embedding\..*",
+    r"modality_embedding\..*",
+    r"mlm_head\..*",
+    r"trunk\.(norm|relative_positions)\..*",
+    r"trunk\.blocks\.\d+\.experts\.(text|shared)\..*",
+)
+"""What the second stage trains, as the released code does.
+
+Frozen: the attention with its norm and layer scales, and everything of pictures. Of the position
+table and the type table, the rows of pictures get no gradient and no decay, so they stay too. (The
+paper says that attention and vision experts are frozen; the last norm and the table train.)
+"""
+
+
+def train_only(model: nn.Module, parts: Sequence[str]) -> None:
+    """Freeze every parameter whose name matches none of the patterns, and free the others."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(any(re.fullmatch(pattern, name) for pattern in parts))
+
+
+class _StageTask:
+    """A Task of a VLMo that changes nothing after a step."""
+
+    def __init__(self, model: VLMo) -> None:
+        self.modules = nn.ModuleDict({"model": model})
+
+    @property
+    def model(self) -> VLMo:
+        """The model that is trained."""
+        return cast(VLMo, self.modules["model"])
+
+    def after_step(self, step: int) -> None:
+        """Do nothing: there is no teacher, no queue and no temperature."""
+        del step
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VLMoVisionConfig:
+    """Settings of the first stage, masked image modelling.
+
+    Attributes:
+        image_tokenizer: A model folder with a dVAE, which names the patches.
+    """
+
+    KIND: ClassVar[str] = "vlmo_vision"
+
+    image_tokenizer: str = ""
+
+
+class VLMoVision(_StageTask):
+    """Stage 1: name the codes of hidden patches (BEiT, section 2.3), pictures alone.
+
+    Args:
+        model: With a mask token.
+        config: Settings.
+        image_tokenizer: Its codes are the targets; it is frozen.
+
+    Raises:
+        CapabilityError: The model has no mask token.
+        ConfigError: The tokenizer's grid is not that of the patches.
+    """
+
+    batch_keys = frozenset({"hidden_patches", "codebook_image", "image", "index"})
+    objective_names = frozenset({"mim"})
+
+    def __init__(self, model: VLMo, config: VLMoVisionConfig, image_tokenizer: DVAE) -> None:
+        if model.mask_token is None:
+            raise CapabilityError("masked image modelling needs a model with mask_token = True")
+        wanted = codebook_image_size(model.config.image_size, model.config.patch_size)
+        if image_tokenizer.image_size != wanted:
+            raise ConfigError(
+                f"the image tokenizer reads {image_tokenizer.image_size} px, but a model of "
+                f"{model.config.image_size} px with patches of {model.config.patch_size} px has "
+                f"one code a patch at {wanted} px: train one with --model.image-size {wanted}"
+            )
+        super().__init__(model)
+        self.config = config
+        train_only(model, VISION_PARTS)
+        head = nn.Linear(model.config.embed_dim, image_tokenizer.config.num_codes)
+        nn.init.normal_(head.weight, std=model.config.init_std)
+        nn.init.zeros_(head.bias)
+        self.modules["mim_head"] = head
+        self.modules["image_tokenizer"] = image_tokenizer.requires_grad_(False).eval()
+
+    def losses(self, batch: Mapping[str, Tensor], *, active: frozenset[str]) -> dict[str, Tensor]:
+        """Return {"mim": mean cross-entropy of the codes of hidden patches}.
+
+        Only hidden patches go through the last block and the head.
+
+        Args:
+            batch: `image` (B, 3, S, S), `hidden_patches` (B, P) or (B, grid, grid) bool, and
+                `codebook_image` (B, 3, S', S') in [0.1, 0.9].
+            active: Not read: there is one objective.
+        """
+        del active
+        logits, labels = self.code_logits(batch)
+        return {"mim": mim_loss(logits, labels)}
+
+    def code_logits(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return (M, V) scores of the codes of the M hidden patches, and their (M,) codes."""
+        tokenizer = cast(DVAE, self.modules["image_tokenizer"]).eval()
+        hidden = batch["hidden_patches"].flatten(1)
+        labels = code_labels(tokenizer.codes(batch["codebook_image"]), hidden)  # (B, P)
+        inputs = self.model.image_inputs(batch["image"], hidden)
+        positions, valid = places(F.pad(hidden, (1, 0)))
+        states = self.model.trunk(TokenSequence(inputs), positions)[valid]
+        return self.modules["mim_head"](states), labels[labels != IGNORE_INDEX]
+
+    @torch.no_grad()
+    def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
+        """Return the (B, D) [CLS] state of each picture, for a linear probe."""
+        states = self.model.encode_image(batch["image"])
+        return Predictions(index=batch["index"].tolist(), embeddings={"image": states.pooled})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VLMoLanguageConfig:
+    """Settings of the second stage: there are none beside those of the texts."""
+
+    KIND: ClassVar[str] = "vlmo_language"
+
+
+class VLMoLanguage(_StageTask):
+    """Stage 2: masked language modelling on texts alone, through the language experts.
+
+    Args:
+        model: Usually from the first stage, or from BEiT.
+        config: Settings.
+    """
+
+    batch_keys = frozenset({"mlm_token_ids", "mlm_labels", "text_mask", "index"})
+    objective_names = frozenset({"mlm"})
+
+    def __init__(self, model: VLMo, config: VLMoLanguageConfig) -> None:
+        super().__init__(model)
+        self.config = config
+        train_only(model, LANGUAGE_PARTS)
+
+    def losses(self, batch: Mapping[str, Tensor], *, active: frozenset[str]) -> dict[str, Tensor]:
+        """Return {"mlm": mean cross-entropy of the hidden words}.
+
+        Only hidden words go through the last block and the head.
+
+        Args:
+            batch: `mlm_token_ids`, `mlm_labels` (B, L) int64, `text_mask` (B, L) bool.
+            active: Not read: there is one objective.
+        """
+        del active
+        batch = trimmed(batch)
+        labels = batch["mlm_labels"]
+        inputs = self.model.text_inputs(batch["mlm_token_ids"])
+        positions, valid = places(labels != IGNORE_INDEX)
+        sequence = TokenSequence.text(inputs, batch["text_mask"])
+        states = self.model.trunk(sequence, positions)[valid]
+        logits = self.model.word_logits(states)
+        return {"mlm": token_loss(logits, labels[labels != IGNORE_INDEX])}
+
+    @torch.no_grad()
+    def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
+        """Return the (B, D) [CLS] state of each text; reads `token_ids` and `text_mask`."""
+        states = self.model.encode_text(batch["token_ids"], batch["text_mask"])
+        return Predictions(index=batch["index"].tolist(), embeddings={"text": states.pooled})
