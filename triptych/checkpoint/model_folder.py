@@ -1,7 +1,7 @@
 """Model folders: what `load`, `serve` and `eval` take, and what a run leaves behind.
 
-`config.json`, `model.safetensors`, `tokenizer.json`, `preprocess.json` and `README.md` (the model
-card). Nothing is pickled.
+`config.json`, `model.safetensors`, `tokenizer.json`, `preprocess.json`, `README.md` (the model
+card), and `head.safetensors` where a task put a classifier on the model. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from triptych.core.errors import CheckpointError
 from triptych.core.files import write_atomic, write_json
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
-PREPROCESS, CARD = "preprocess.json", "README.md"
-_FILES = frozenset({CONFIG, WEIGHTS, TOKENIZER, PREPROCESS, CARD})
+PREPROCESS, CARD, HEAD = "preprocess.json", "README.md", "head.safetensors"
+_NEEDED = frozenset({CONFIG, WEIGHTS, TOKENIZER, PREPROCESS})
+_FILES = _NEEDED | {CARD, HEAD}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,7 @@ class ModelFolder:
         tokenizer_path: The folder's `tokenizer.json`.
         preprocess: Plain values of the image transform, such as size, mean and deviation.
         card: Markdown text of the model card; empty if there is none.
+        head: Weights of the task's classifier, on the CPU; empty if there is none.
     """
 
     config: dict[str, Any]
@@ -44,6 +46,7 @@ class ModelFolder:
     tokenizer_path: Path
     preprocess: dict[str, Any]
     card: str
+    head: dict[str, Tensor] = field(default_factory=dict)
 
 
 def save_model_folder(
@@ -54,6 +57,7 @@ def save_model_folder(
     tokenizer_json: str,
     preprocess: dict[str, Any],
     card: str,
+    head: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write a model folder; an older model folder of that name is replaced as a whole.
 
@@ -64,6 +68,7 @@ def save_model_folder(
         tokenizer_json: Content of `tokenizer.json`.
         preprocess: JSON values of the image transform.
         card: Markdown text, as `build_model_card` returns it.
+        head: Weights of the task's classifier, if it has one.
 
     Returns:
         `folder`.
@@ -82,6 +87,8 @@ def save_model_folder(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         _save_weights(temporary / WEIGHTS, state_dict)
+        if head is not None:
+            _save_weights(temporary / HEAD, head)
         write_atomic(temporary / TOKENIZER, tokenizer_json)
         write_json(temporary / PREPROCESS, preprocess)
         write_atomic(temporary / CARD, card)
@@ -108,19 +115,20 @@ def load_model_folder(folder: Path) -> ModelFolder:
         raise CheckpointError(
             f"no model folder at {folder}; `triptych train` and `export` write one"
         )
-    missing = sorted(name for name in _FILES - {CARD} if not (folder / name).is_file())
+    missing = sorted(name for name in _NEEDED if not (folder / name).is_file())
     if missing:
         raise CheckpointError(
             f"{folder} is not a model folder: {', '.join(missing)} is missing; "
             "name the folder that holds config.json, such as RUN_FOLDER/model"
         )
-    card = folder / CARD
+    card, head = folder / CARD, folder / HEAD
     return ModelFolder(
         config=_read_json(folder / CONFIG),
         state_dict=_load_weights(folder / WEIGHTS),
         tokenizer_path=folder / TOKENIZER,
         preprocess=_read_json(folder / PREPROCESS),
         card=card.read_text(encoding="utf-8") if card.is_file() else "",
+        head=_load_weights(head) if head.is_file() else {},
     )
 
 

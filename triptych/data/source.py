@@ -46,6 +46,12 @@ class DataSourceConfig:
             column); None reads all parts.
         annotations: A second file that some formats have: VQAv2's annotations, RefCOCO's
             instances. None looks for it beside the first under its official name.
+        kind: What its batches are, where a task takes several kinds: "pair", "image" or "text" in
+            pre-training. None goes by the first record.
+        ratio: How often a step draws it, over the sum of all sources' ratios. None for all joins
+            the sources to one dataset; where one has a ratio, or the task takes several kinds,
+            None is 1.
+        name: What curves and counters call it where sources are drawn; None is the file's name.
     """
 
     path: str
@@ -53,11 +59,16 @@ class DataSourceConfig:
     image_root: str | None = None
     split: str | None = None
     annotations: str | None = None
+    kind: str | None = None
+    ratio: float | None = None
+    name: str | None = None
 
     def __post_init__(self) -> None:
         check(bool(self.path), "path", self.path, "name a file or folder")
         known = f"be one of {', '.join(READER_NAMES)}{nearest(self.reader, READER_NAMES)}"
         check(self.reader in READER_NAMES, "reader", self.reader, known)
+        usable = self.ratio is None or 0 <= self.ratio < float("inf")
+        check(usable, "ratio", self.ratio, "be a number of at least 0, or absent")
 
     @property
     def root(self) -> Path:

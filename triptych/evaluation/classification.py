@@ -94,7 +94,8 @@ def f1_from_counts(counts: Floats) -> Floats:
     """Return 2·TP / (2·TP + FP + FN) of (..., 4) counts, 0 where nothing is positive."""
     tp, fp, fn, _ = np.moveaxis(counts, -1, 0)
     total = 2 * tp + fp + fn
-    return np.divide(2 * tp, total, out=np.zeros_like(total), where=total > 0)
+    found: Floats = np.divide(2 * tp, total, out=np.zeros_like(total), where=total > 0)
+    return found
 
 
 def matthews_from_counts(counts: Floats) -> Floats:
@@ -104,7 +105,8 @@ def matthews_from_counts(counts: Floats) -> Floats:
     """
     tp, fp, fn, tn = np.moveaxis(counts, -1, 0)
     scale = np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-    return np.divide(tp * tn - fp * fn, scale, out=np.zeros_like(scale), where=scale > 0)
+    found: Floats = np.divide(tp * tn - fp * fn, scale, out=np.zeros_like(scale), where=scale > 0)
+    return found
 
 
 def compute_f1(predicted: npt.ArrayLike, labels: npt.ArrayLike) -> float:

@@ -44,7 +44,8 @@ def encode_in_chunks(
         What `encode` returns, joined along the rows.
     """
     check(chunk_size >= 1, "chunk_size", chunk_size, "be at least 1")
-    parts = [_encode(encode, *rows) for rows in zip(*(t.split(chunk_size) for t in tensors))]
+    chunks = [torch.split(tensor, chunk_size) for tensor in tensors]  # type: ignore[no-untyped-call]
+    parts = [_encode(encode, *rows) for rows in zip(*chunks, strict=True)]
     if isinstance(parts[0], Tensor):
         return torch.cat(cast(list[Tensor], parts))
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))

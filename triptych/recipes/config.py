@@ -10,8 +10,13 @@ from triptych.data.source import DataSourceConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.tasks.finetuning.captioning import CaptioningConfig
 from triptych.tasks.finetuning.grounding import GroundingConfig
+from triptych.tasks.finetuning.image_text_classification import (
+    AnswerClassificationConfig,
+    ImageTextClassificationConfig,
+)
 from triptych.tasks.finetuning.retrieval import RetrievalConfig
 from triptych.tasks.finetuning.scst import SCSTConfig
+from triptych.tasks.finetuning.text_classification import TextClassificationConfig
 from triptych.tasks.finetuning.vqa import VQAConfig
 from triptych.tasks.pretraining.mplug import MPLUGPretrainingConfig
 from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
@@ -23,6 +28,9 @@ TaskConfig = (
     | RetrievalConfig
     | VQAConfig
     | GroundingConfig
+    | AnswerClassificationConfig
+    | ImageTextClassificationConfig
+    | TextClassificationConfig
 )
 
 
@@ -77,7 +85,7 @@ class DataConfig:
     """What to train on.
 
     Attributes:
-        train: Sources, joined in this order.
+        train: Sources, joined in this order; or drawn by their ratios, see `DataSourceConfig`.
         max_bad_share: Share of samples that may be unreadable before the run stops.
         num_workers: Processes that prepare batches; 0 prepares them between steps.
         cache_mib: Memory for decoded pictures in each of these processes, in MiB.

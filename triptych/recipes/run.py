@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
-from torch import Tensor
+from torch import nn
 
 from triptych.checkpoint.model_card import build_model_card
 from triptych.checkpoint.model_folder import load_model_folder, save_model_folder, stored_config
@@ -18,17 +17,20 @@ from triptych.core.errors import CheckpointError, ConfigError, DataError
 from triptych.core.machine import current_commit, num_cores
 from triptych.core.rng import seed_everything
 from triptych.data.batches import record_texts
-from triptych.data.manifest import read_records
 from triptych.data.records import Record
-from triptych.data.skips import SkipLog
-from triptych.data.stream import build_loader
-from triptych.data.transforms.pipeline import ImageTransform
-from triptych.distributed.env import is_main, joined, launched, rank, run_processes, world_size
+from triptych.distributed.env import is_main, joined, launched, run_processes, world_size
 from triptych.models.families import family_of, restore_model
 from triptych.models.registry import build_model, model_config
 from triptych.recipes.config import RunConfig
-from triptych.recipes.kinds import TRAINED_FOR, build_collator, build_task, stored_task
+from triptych.recipes.kinds import (
+    TRAINED_FOR,
+    build_collator,
+    build_task,
+    complete_task,
+    stored_task,
+)
 from triptych.recipes.pretrained_parts import init_parts, load_published_tokenizer
+from triptych.recipes.sources import AnyCollator, read_training_data, training_loader
 from triptych.tasks.finetuning.grounding import Grounding
 from triptych.text import Tokenizer
 from triptych.train.trainer import Trainer, TrainResult
@@ -77,7 +79,9 @@ def _train(
     config: RunConfig, run_folder: Path, resume: bool, console: Console | None = None
 ) -> TrainResult:
     """Train in this process, alone or as one of several."""
-    records, skip_log = _read_data(config, run_folder)
+    data = read_training_data(config, run_folder)
+    records = data.records
+    config = replace(config, task=complete_task(config.task, records))
     tokenizer = prepare_tokenizer(config, records)
     seed_everything(config.train.seed)
     model = prepare_model(config, tokenizer, console)
@@ -85,39 +89,29 @@ def _train(
     task = build_task(config.task, model, tokenizer, records)
     if isinstance(task, Grounding) and task.config.smooth_coordinates:
         task.init_coordinates()
-    collator = build_collator(config.task, tokenizer, config.captions, config.lengths, train=True)
-    transform = ImageTransform(config.image, train=True)
+    sources = data.batch_sources(task)
 
-    def loader(start: int) -> Iterable[Mapping[str, Tensor]]:
-        return build_loader(
-            records,
-            collator,
-            transform,
-            seed=config.data.seed,
-            local_batch_size=config.train.micro_batch_size,
-            train=True,
-            num_workers=config.data.num_workers,
-            skip_log=skip_log,
-            cache_mib=config.data.cache_mib,
-            start_step=start,
-            rank=rank(),
-            world_size=world_size(),
+    def collator_of(kind: str | None) -> AnyCollator:
+        return build_collator(
+            config.task, tokenizer, config.captions, config.lengths, train=True, kind=kind
         )
 
     trainer = Trainer(
         task,
-        loader,
+        lambda start: training_loader(config, data, sources, collator_of, start),
         config=config.train,
         optim=config.optim,
         weights=config.weights,
         run_folder=run_folder,
+        sources=sources,
         console=console,
     )
     if is_main():
         save_yaml(config, run_folder / CONFIG_FILE)
     result = trainer.fit(resume=resume)
     if is_main():
-        save_model(run_folder / MODEL_FOLDER, config, model, tokenizer, len(records))
+        head = task.modules["head"] if "head" in task.modules else None  # noqa: SIM401
+        save_model(run_folder / MODEL_FOLDER, config, model, tokenizer, len(records), head)
     return result
 
 
@@ -180,12 +174,14 @@ def prepare_model(config: RunConfig, tokenizer: Tokenizer, console: Console | No
         config.lengths.question,
         config.lengths.answer,
         config.lengths.phrase,
+        getattr(config.task, "max_text_tokens", 0),
     )
     positions = model.config.text.max_positions
     if longest > positions:
         raise ConfigError(
             f"a text may have {longest} tokens but the model reads {positions}: lower "
-            "captions.max_text_tokens or lengths.*, or take a model with more positions"
+            "captions.max_text_tokens, task.max_text_tokens or lengths.*, "
+            "or take a model with more positions"
         )
     return model
 
@@ -206,9 +202,14 @@ def load_model(folder: Path, *, image_size: int | None = None) -> Any:
 
 
 def save_model(
-    folder: Path, config: RunConfig, model: Any, tokenizer: Tokenizer, num_records: int
+    folder: Path,
+    config: RunConfig,
+    model: Any,
+    tokenizer: Tokenizer,
+    num_records: int,
+    head: nn.Module | None = None,
 ) -> None:
-    """Write the model folder of a run, its card included."""
+    """Write the model folder of a run, its card and the task's classifier included."""
     trained_for = TRAINED_FOR[type(config.task)]
     settings = {
         "model": to_dict(model.config, tagged=True),
@@ -244,25 +245,5 @@ def save_model(
         tokenizer_json=tokenizer.to_json(),
         preprocess=to_dict(config.image),
         card=card,
+        head=None if head is None else head.state_dict(),
     )
-
-
-def _read_data(config: RunConfig, run_folder: Path) -> tuple[list[Record], SkipLog]:
-    """Read all sources; what they skip counts towards the bad share."""
-    if not config.data.train:
-        raise ConfigError("data.train is empty: name a manifest with --data PATH")
-    records: list[Record] = []
-    skipped = []
-    for source in config.data.train:
-        found = read_records(source)
-        records += found.records
-        skipped += found.skipped
-    run_folder.mkdir(parents=True, exist_ok=True)
-    log = SkipLog(
-        run_folder,
-        len(records) + len(skipped),
-        config.data.max_bad_share,
-        file_name="skipped.jsonl" if is_main() else f"skipped.rank{rank()}.jsonl",
-    )
-    log.add_all(skipped if is_main() else [])
-    return records, log
