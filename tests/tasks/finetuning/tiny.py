@@ -1,11 +1,11 @@
 """A small model with its words, and plain loops that the tasks are compared with."""
 
-from dataclasses import replace
-
 import torch
 
+from triptych.models.mplug.config import MPLUGConfig
 from triptych.models.mplug.model import MPLUG
-from triptych.models.registry import model_config
+from triptych.nn.encoder import TextConfig
+from triptych.nn.vision import VisionConfig
 from triptych.text import Tokenizer
 
 WORDS = ["red blue star circle", "a red star", "is it a picture of what ?"]
@@ -16,30 +16,39 @@ def tiny_tokenizer():
     return Tokenizer.train(WORDS, vocab_size=90, num_unused=2)
 
 
-def tiny_model(tokenizer, *, seed=1, dropout=0.0, memory="fused", width=16):
-    config = model_config("mplug_tiny", image_size=IMAGE_SIZE, vocab_size=tokenizer.vocab_size)
-    config = replace(
-        config,
-        vision=replace(
-            config.vision, embed_dim=width, depth=1, num_heads=2, attention_dropout=dropout
+def tiny_config(vocab_size, *, dropout=0.0, memory="fused", width=16, connected=(1,), **text):
+    return MPLUGConfig(
+        vision=VisionConfig(
+            image_size=IMAGE_SIZE,
+            patch_size=8,
+            embed_dim=width,
+            depth=1,
+            num_heads=2,
+            attention_dropout=dropout,
+            position_init_std=0.7,
         ),
-        text=replace(
-            config.text,
+        text=TextConfig(
+            vocab_size=vocab_size,
             embed_dim=width,
             num_heads=2,
             max_positions=16,
             dropout=dropout,
             attention_dropout=dropout,
+            **{"pre_norm": True, **text},
         ),
         text_depth=1,
         fusion_depth=2,
+        connected_layers=connected,
         decoder_depth=1,
         proj_dim=8,
         init_std=0.3,
         decoder_memory=memory,
     )
+
+
+def tiny_model(tokenizer, *, seed=1, **sizes):
     torch.manual_seed(seed)
-    return MPLUG(config).eval()
+    return MPLUG(tiny_config(tokenizer.vocab_size, **sizes)).eval()
 
 
 def images(count, seed=0):
