@@ -94,7 +94,9 @@ def test_import_then_export_gives_the_authors_tensors_back(released, tmp_path, c
     new = set(written["model"]) - set(golden.state)
     heads = ("vision_proj.", "text_proj.", "itm_head.", "fusion_encoder.cls.")
     assert all(name.startswith(heads) for name in new)
-    assert f"wrote {len(written['model'])} tensors" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"wrote {len(written['model'])} tensors" in said
+    assert "stride_layer = 3" in said
 
 
 def test_a_model_that_was_trained_here_is_exported_bit_by_bit(tmp_path, released):

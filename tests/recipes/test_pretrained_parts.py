@@ -11,7 +11,10 @@ from safetensors.torch import load_file
 
 from triptych.checkpoint.model_folder import load_model_folder
 from triptych.core.errors import CapabilityError, CheckpointError, ConfigError, DataError
-from triptych.models.registry import VARIANTS, model_config
+from triptych.models.mplug.config import MPLUGConfig
+from triptych.models.registry import VARIANTS
+from triptych.nn.encoder import TextConfig
+from triptych.nn.vision import VisionConfig
 from triptych.recipes.config import ModelSource
 from triptych.recipes.pretrained_parts import load_published_tokenizer
 from triptych.recipes.run import prepare_model, prepare_tokenizer, train_run
@@ -51,11 +54,21 @@ def clip(tmp_path_factory):
 
 @pytest.fixture
 def post_norm(monkeypatch):
-    """Register mplug_tiny with BERT's order of norms."""
+    """Register a small model with the norms of BERT and the tower of CLIP."""
 
     def build(*, image_size=None, vocab_size=None):
-        config = model_config("mplug_tiny", image_size=image_size, vocab_size=vocab_size)
-        return dataclasses.replace(config, text=dataclasses.replace(config.text, pre_norm=False))
+        size = image_size or 64
+        return MPLUGConfig(
+            vision=VisionConfig(
+                image_size=size, patch_size=16, embed_dim=128, depth=4, num_heads=4
+            ),
+            text=TextConfig(vocab_size=vocab_size, embed_dim=128, num_heads=4, max_positions=64),
+            text_depth=2,
+            fusion_depth=3,
+            connected_layers=(1,),
+            decoder_depth=2,
+            proj_dim=32,
+        )
 
     monkeypatch.setitem(VARIANTS._entries, "mplug_post_norm", build)
 

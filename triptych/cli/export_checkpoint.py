@@ -41,6 +41,8 @@ def run(arguments: Sequence[str]) -> int:
     options = parse(ExportOptions, arguments, verb="export", description=HELP)
     from triptych.recipes.importing import export_checkpoint
 
-    number = export_checkpoint(options.family, options.folder, options.out)
+    number, note = export_checkpoint(options.family, options.folder, options.out)
     print(f"wrote {number:,} tensors to {options.out}")
+    if note:
+        print(f"note: {note}")
     return 0

@@ -274,6 +274,7 @@ class Converter:
             was trained for.
         wrapper: Key under which the released code stores its state dict; None for a bare one.
         folder_config: `config.json` of an export that transformers reads; None if there is none.
+        export_note: What to tell who exports a model; None for nothing.
         config_from_folder: From a folder's `config.json` and a variant, the variant with what only
             that file says, such as the number of heads; None where there are no such folders.
         max_text_tokens: Longest text that the released code gives the model.
@@ -294,6 +295,7 @@ class Converter:
     optional: Callable[[str], tuple[str, ...]] = lambda _: ()
     wrapper: str | None = "model"
     folder_config: Callable[[Any], dict[str, Any]] | None = None
+    export_note: Callable[[Any], str] | None = None
     config_from_folder: Callable[[Mapping[str, Any], Any], Any] | None = None
     max_text_tokens: int = 40
     init_vision: InitPart | None = None

@@ -102,7 +102,7 @@ def import_checkpoint(
     return report
 
 
-def export_checkpoint(family: str, folder: Path, out: Path) -> int:
+def export_checkpoint(family: str, folder: Path, out: Path) -> tuple[int, str]:
     """Write a model folder in the layout of its family's released code.
 
     Args:
@@ -112,7 +112,7 @@ def export_checkpoint(family: str, folder: Path, out: Path) -> int:
             knows also a new folder, which gets its `config.json` and `tokenizer.json`.
 
     Returns:
-        How many tensors were written.
+        How many tensors were written, and what the user of the file must know.
 
     Raises:
         CheckpointError: The folder cannot be read or is of another family, or `out` exists.
@@ -127,16 +127,17 @@ def export_checkpoint(family: str, folder: Path, out: Path) -> int:
         raise CheckpointError(f"{folder} holds a model of {stored.get('kind')}, not of {family}")
     model = restore_model(stored, content.state_dict, str(folder))
     tensors = converter.export_state(model)
+    note = "" if converter.export_note is None else converter.export_note(model)
     if out.suffix:
         write_foreign(out, tensors, wrapper=converter.wrapper)
-        return len(tensors)
+        return len(tensors), note
     if converter.folder_config is None:
         raise CapabilityError(
             f"{out}: {FAMILIES[family].title} is exported to a file: let the name end in .pth"
         )
     write_foreign_folder(out, tensors, converter.folder_config(model))
     shutil.copyfile(content.tokenizer_path, out / content.tokenizer_path.name)
-    return len(tensors)
+    return len(tensors), note
 
 
 def _task(asked: str | None, converter: Converter, foreign: ForeignCheckpoint) -> str:

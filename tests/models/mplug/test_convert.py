@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from triptych.core.errors import CapabilityError, CheckpointError
+from triptych.models.mplug.config import MPLUGConfig
 from triptych.models.mplug.convert import (
     MLM_MATRIX,
     config_for,
@@ -17,11 +18,14 @@ from triptych.models.mplug.convert import (
     key_table,
     normalise_names,
     optional_names,
+    released_stride,
     trained_for,
 )
 from triptych.models.mplug.model import MPLUG
 from triptych.models.registry import model_config
+from triptych.nn.encoder import TextConfig
 from triptych.nn.positions import resize_position_table
+from triptych.nn.vision import VisionConfig
 
 KEYS = Path(__file__).parents[2] / "data" / "keys"
 HEADS = {"image_projection", "text_projection", "itm_head", "mlm_head"}
@@ -40,8 +44,15 @@ def _meta_model(config):
 
 
 def _post_norm_config():
-    config = model_config("mplug_tiny", image_size=32, vocab_size=40)
-    return dataclasses.replace(config, text=dataclasses.replace(config.text, pre_norm=False))
+    return MPLUGConfig(
+        vision=VisionConfig(image_size=32, patch_size=16, embed_dim=128, depth=2, num_heads=2),
+        text=TextConfig(vocab_size=40, embed_dim=128, num_heads=4, max_positions=64),
+        text_depth=2,
+        fusion_depth=3,
+        connected_layers=(1,),
+        decoder_depth=2,
+        proj_dim=32,
+    )
 
 
 @pytest.fixture
@@ -220,6 +231,46 @@ def test_checkpoint_without_tensors_is_refused(tiny):
 
 def test_every_model_tensor_has_a_row_in_the_table(tiny):
     assert set(key_table(tiny.config)) == set(tiny.state_dict())
+
+
+@pytest.mark.parametrize("fusion", ["connected_attention", "co_attention", "none"])
+def test_other_fusion_networks_have_no_released_layout(tiny, fusion):
+    model = MPLUG(dataclasses.replace(tiny.config, fusion=fusion))
+    with pytest.raises(CapabilityError, match=f"fusion = '{fusion}'"):
+        export_state_dict(model)
+
+
+def test_asymmetric_co_attention_is_the_released_layout_without_connected_layers(tiny):
+    model = MPLUG(dataclasses.replace(tiny.config, fusion="asymmetric_co_attention"))
+    exported = export_state_dict(model)
+    assert "fusion_encoder.encoder.layer.3.crossattention.self.key.weight" in exported
+    other = MPLUG(dataclasses.replace(tiny.config, connected_layers=()))
+    assert import_state_dict(exported, other).is_complete
+
+
+@pytest.mark.parametrize(
+    ("depth", "connected", "residual", "stride"),
+    [
+        (6, (3,), True, 3),
+        (6, (), True, 6),
+        (6, (2, 4), True, 2),
+        (6, (1, 2, 3, 4, 5), True, 1),
+        (6, (5,), True, 5),
+        (6, (2, 5), True, None),  # the paper's layout with S = 2
+        (6, (3,), False, None),
+        (6, (0, 3), True, None),
+    ],
+)
+def test_which_stride_of_the_released_code_computes_a_model(
+    tiny, depth, connected, residual, stride
+):
+    config = dataclasses.replace(
+        tiny.config,
+        fusion_depth=depth,
+        connected_layers=connected,
+        connected_image_residual=residual,
+    )
+    assert released_stride(config) == stride
 
 
 def test_a_pre_norm_model_has_no_released_layout():

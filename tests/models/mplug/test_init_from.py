@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+from typing import get_args
 
 import pytest
 import torch
 
 from triptych.core.errors import CapabilityError, CheckpointError
-from triptych.models.mplug.config import MPLUGConfig
+from triptych.models.mplug.config import FusionName, MPLUGConfig
 from triptych.models.mplug.init_from import init_text, init_vision
 from triptych.models.mplug.model import MPLUG
 from triptych.nn.attention import key_bias
@@ -250,6 +251,21 @@ def test_a_connected_layer_takes_berts_layer_too(bert):
     init_text(model, bert.state_dict(), {})
     dense = bert.bert.encoder.layer[3].intermediate.dense.weight
     assert torch.equal(model.fusion.blocks[1].mlp.up.weight, dense)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fusion", get_args(FusionName))
+def test_every_fusion_network_takes_berts_last_layers(bert, fusion):
+    model = build(fusion=fusion)
+    report = init_text(model, bert.state_dict(), {})
+    assert report.unexpected == []
+    last = bert.bert.encoder.layer[3].output.dense.weight
+    stacks = {"co_attention": ("blocks", "image_blocks"), "none": ()}.get(fusion, ("blocks",))
+    for stack in stacks:
+        assert torch.equal(getattr(model.fusion, stack)[1].mlp.down.weight, last)
+    fresh = {name for name in report.missing if name.startswith("fusion.")}
+    assert all("cross_" in name for name in fresh)
+    assert bool(fresh) == (fusion not in ("none", "connected_attention"))
 
 
 @pytest.mark.parametrize("kind", ["BertModel", "BertForPreTraining", "old names"])

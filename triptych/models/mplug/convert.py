@@ -34,7 +34,7 @@ from triptych.models.conversion import (
     split_tensors,
     used_names,
 )
-from triptych.models.mplug.config import MPLUGConfig
+from triptych.models.mplug.config import MPLUGConfig, strided_layers
 from triptych.models.mplug.init_from import init_text, init_vision
 from triptych.models.mplug.model import MPLUG
 from triptych.nn.positions import resize_position_table
@@ -70,8 +70,13 @@ def key_table(config: MPLUGConfig, num_fusion_layers: int | None = None) -> KeyT
             text encoder and fusion network together (12 in the released files).
 
     Raises:
-        CapabilityError: The model is pre-norm, which the released layout cannot express.
+        CapabilityError: The model is pre-norm, or its fusion network has other layers than
+            asymmetric and connected ones: the released layout cannot express it.
     """
+    if config.fusion not in ("skip_connected", "asymmetric_co_attention"):
+        raise CapabilityError(
+            f"fusion = {config.fusion!r}: the released layout is of skip-connected networks"
+        )
     if config.text.pre_norm:
         raise CapabilityError(
             "text.pre_norm = True: the released layout is post-norm and has no final norms; "
@@ -93,7 +98,7 @@ def key_table(config: MPLUGConfig, num_fusion_layers: int | None = None) -> KeyT
         table |= bert_block_keys(
             f"fusion.blocks.{layer}",
             f"fusion_encoder.encoder.layer.{first_live + layer}",
-            cross=layer not in config.connected_layers,
+            cross=layer not in _connected_layers(config),
         )
     table |= bert_embedding_keys("decoder.embedding", "text_decoder.bert")
     for layer in range(config.decoder_depth):
@@ -107,6 +112,36 @@ def key_table(config: MPLUGConfig, num_fusion_layers: int | None = None) -> KeyT
     table |= linear_keys("image_projection", "vision_proj")
     table |= linear_keys("text_projection", "text_proj")
     return table | linear_keys("itm_head", "itm_head")
+
+
+def _connected_layers(config: MPLUGConfig) -> tuple[int, ...]:
+    return config.connected_layers if config.fusion == "skip_connected" else ()
+
+
+def released_stride(config: MPLUGConfig) -> int | None:
+    """Return the `stride_layer` with which the released code computes the same; None if none does.
+
+    That code connects layer j if j != 0 and j is a multiple of the stride, and adds a connected
+    layer's image output to its image input.
+    """
+    connected, depth = _connected_layers(config), config.fusion_depth
+    if connected and not config.connected_image_residual:
+        return None
+    strides = range(1, depth + 1)
+    return next((s for s in strides if strided_layers(depth, s) == tuple(sorted(connected))), None)
+
+
+def export_note(model: MPLUG) -> str:
+    """Say how the released code runs an exported model."""
+    stride = released_stride(model.config)
+    if stride is not None:
+        return f"the released code runs it with stride_layer = {stride}"
+    return (
+        "the released code has no setting that computes this model (connected layers "
+        f"{_connected_layers(model.config)}, image residual "
+        f"{model.config.connected_image_residual}): its tensors are in the released layout, but "
+        "other code must run them"
+    )
 
 
 def normalise_names(official: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -323,6 +358,7 @@ CONVERTER = Converter(
     export_state=export_state_dict,
     trained_for=trained_for,
     optional=optional_names,
+    export_note=export_note,
     init_vision=init_vision,
     init_text=init_text,
     mean=(0.48145466, 0.4578275, 0.40821073),

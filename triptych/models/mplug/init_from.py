@@ -3,6 +3,8 @@
 BERT fills three parts: its first `text_depth` layers are the text encoder and its last
 `fusion_depth` layers the fusion network (paper), its first `decoder_depth` layers the decoder,
 whose word head is BERT's (released code). Cross-attention is not in BERT: it keeps fresh weights.
+A co-attention network's image stream takes the layers that its text stream takes, as a connected
+layer uses one set of weights for both sides.
 
 Deviation from the released code: CLIP's position table is resized and kept. There it is stored in
 an attribute that nothing reads, and pre-training starts from a table of zeros.
@@ -167,33 +169,38 @@ _HEADS = {True: (), False: (r"(mlm_head|decoder\.head)\..*",)}
 
 def _bert_table(model: MPLUG, num_layers: int) -> KeyTable:
     """Say which layer of BERT goes where."""
-    config = model.config
-    if num_layers < max(config.text_depth, config.fusion_depth, config.decoder_depth):
+    config, fusion_depth = model.config, _fusion_depth(model)
+    if num_layers < max(config.text_depth, fusion_depth, config.decoder_depth):
         raise CheckpointError(
             f"BERT has {num_layers} layers, but the model's text encoder has "
-            f"{config.text_depth}, its fusion network {config.fusion_depth} and its decoder "
+            f"{config.text_depth}, its fusion network {fusion_depth} and its decoder "
             f"{config.decoder_depth}"
         )
     table: KeyTable = {}
-    for part, depth, first in (
-        ("text_encoder", config.text_depth, 0),
-        ("fusion", config.fusion_depth, num_layers - config.fusion_depth),
-        ("decoder", config.decoder_depth, 0),
-    ):
+    stacks = [
+        ("text_encoder.blocks", config.text_depth, 0),
+        ("fusion.blocks", fusion_depth, num_layers - fusion_depth),
+        ("decoder.blocks", config.decoder_depth, 0),
+    ]
+    if config.fusion == "co_attention":
+        stacks.append(("fusion.image_blocks", fusion_depth, num_layers - fusion_depth))
+    for stack, depth, first in stacks:
         for layer in range(depth):
-            table |= bert_block_keys(
-                f"{part}.blocks.{layer}", f"bert.encoder.layer.{first + layer}"
-            )
+            table |= bert_block_keys(f"{stack}.{layer}", f"bert.encoder.layer.{first + layer}")
     for part in ("text_encoder", "decoder"):
         table |= bert_embedding_keys(f"{part}.embedding", "bert")
     return table
+
+
+def _fusion_depth(model: MPLUG) -> int:
+    return 0 if model.config.fusion == "none" else model.config.fusion_depth
 
 
 def _unused_layers(model: MPLUG, num_layers: int) -> list[tuple[str, str]]:
     """Return patterns of BERT's layers that no part takes."""
     config = model.config
     first = max(config.text_depth, config.decoder_depth)
-    middle = range(first, num_layers - config.fusion_depth)
+    middle = range(first, num_layers - _fusion_depth(model))
     return [(rf"bert\.encoder\.layer\.{layer}\..*", "BERT layer of no part") for layer in middle]
 
 
