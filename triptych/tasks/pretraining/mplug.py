@@ -164,7 +164,7 @@ class MPLUGPretraining:
             text_embedding = self.model.embed_text(texts["caption"])
             sims = similarity(image_embedding, text_embedding, self.temperature)
             if "itc" in active:
-                losses["itc"] = self._itc(batch, image_embedding, text_embedding, sims, teacher)
+                losses["itc"] = self.itc(batch, image_embedding, text_embedding, sims, teacher)
         if active & {"itm", "mlm", "prefix_lm"}:
             losses |= self._fused_losses(batch, image, texts, sims, active, teacher)
         return losses
@@ -201,14 +201,23 @@ class MPLUGPretraining:
             },
         )
 
-    def _itc(
+    def itc(
         self,
         batch: Mapping[str, Tensor],
         image_embedding: Tensor,
         text_embedding: Tensor,
         sims: Tensor,
-        teacher: _TeacherPass | None,
+        teacher: TeacherPass | None,
     ) -> Tensor:
+        """Contrast images and texts of the batch with each other, all processes and the queue.
+
+        Args:
+            batch: Gives the keys that tell positives.
+            image_embedding: (B, E).
+            text_embedding: (B, E).
+            sims: (B, B) similarities of the student over the temperature.
+            teacher: What the momentum model says, if there is one.
+        """
         keys = torch.stack([batch["image_key"], batch["caption_key"]], dim=1)  # (B, 2)
         all_keys = all_gather(keys)  # (G, 2): the rows of all processes
         if teacher is None:
@@ -257,7 +266,7 @@ class MPLUGPretraining:
         texts: dict[str, TextFeatures],
         sims: Tensor | None,
         active: frozenset[str],
-        teacher: _TeacherPass | None,
+        teacher: TeacherPass | None,
     ) -> dict[str, Tensor]:
         """Fuse all rows at once and read each objective's own."""
         rows, index, slices, itm_labels = self._fusion_rows(batch, texts, sims, active)
@@ -292,7 +301,7 @@ class MPLUGPretraining:
         if "itm" in active:
             assert sims is not None
             caption = texts["caption"]
-            negative_text, negative_image, labels = self._hard_negatives(batch, sims)
+            negative_text, negative_image, labels = self.hard_negatives(batch, sims)
             chosen = torch.cat([own, own, negative_text])
             rows = TextFeatures(
                 caption.tokens.index_select(0, chosen), caption.mask.index_select(0, chosen)
@@ -312,7 +321,7 @@ class MPLUGPretraining:
             labels,
         )
 
-    def _hard_negatives(
+    def hard_negatives(
         self, batch: Mapping[str, Tensor], sims: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Draw a text for each image and an image for each text from the student's similarities.
@@ -331,7 +340,7 @@ class MPLUGPretraining:
         none = torch.cat([torch.zeros_like(has_text), ~has_image, ~has_text])
         return negative_text, negative_image, labels.masked_fill(none, IGNORE_INDEX)
 
-    def _mlm(self, labels: Tensor, states: Tensor, teacher: _TeacherPass | None) -> Tensor:
+    def _mlm(self, labels: Tensor, states: Tensor, teacher: TeacherPass | None) -> Tensor:
         """Score masked positions only; the vocabulary is the costly axis."""
         masked = labels != IGNORE_INDEX
         states = states[:, : labels.shape[1]]  # the fusion pass pads to its longest text
@@ -349,7 +358,7 @@ class MPLUGPretraining:
         batch: Mapping[str, Tensor],
         image: ImageFeatures,
         fused: FusedFeatures,
-        teacher: _TeacherPass | None,
+        teacher: TeacherPass | None,
     ) -> Tensor:
         """Say the rest of the caption, given the picture and the prefix."""
         inputs, labels = shift_targets(batch["target_token_ids"], batch["target_mask"])
@@ -367,7 +376,7 @@ class MPLUGPretraining:
 
     def _teacher_pass(
         self, batch: Mapping[str, Tensor], active: frozenset[str]
-    ) -> _TeacherPass | None:
+    ) -> TeacherPass | None:
         """Run the momentum model on what the active objectives need of it."""
         distills = (self.config.distill_mlm and "mlm" in active) or (
             self.config.distill_prefix_lm and "prefix_lm" in active
@@ -395,7 +404,7 @@ class MPLUGPretraining:
                 memory = model.memory_states(image, parts["prefix_lm"])
                 read = labels != IGNORE_INDEX
                 states["prefix_lm"] = model.decoder.read_once(inputs, read, *memory)
-        return _TeacherPass(
+        return TeacherPass(
             model,
             model.embed_image(image),
             model.embed_text(texts["caption"]),
@@ -405,14 +414,14 @@ class MPLUGPretraining:
 
 
 @dataclass(frozen=True, slots=True)
-class _TeacherPass:
+class TeacherPass:
     """What the momentum model says about a batch."""
 
     model: MPLUG
     image_embedding: Tensor
     text_embedding: Tensor
-    mlm_states: Tensor | None
-    prefix_states: Tensor | None
+    mlm_states: Tensor | None = None
+    prefix_states: Tensor | None = None
 
 
 _TEXT_KEYS = {
