@@ -30,9 +30,7 @@ def _losses_and_gradients(split, name, active):
     parameters = dict(task.modules.named_parameters())
     average_gradients(list(parameters.values()))
     means = {key: float(all_reduce_mean(loss)) for key, loss in losses.items()}
-    return means, {
-        key: p.grad.tolist() for key, p in parameters.items() if p.grad is not None
-    }
+    return means, {key: p.grad.tolist() for key, p in parameters.items() if p.grad is not None}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -65,4 +67,4 @@ def fetch_rows(tensor: Tensor, index: Tensor) -> Tensor:
 
 
 def _split_by(rows: Tensor, first: Tensor) -> list[Tensor]:
-    return [rows[int(a) : int(b)] for a, b in zip(first[:-1], first[1:], strict=True)]
+    return [rows[a:b] for a, b in pairwise(first.tolist())]

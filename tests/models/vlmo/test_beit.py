@@ -54,42 +54,35 @@ def beit(*, pretrained):
 
 def own_layout(state, keys):
     """Give transformers' tensors the names and shapes of BEiT's own code."""
-    found = {}
-    for key, shape in keys.items():
-        parts = key.split(".")
-        if key in ("cls_token", "mask_token"):
-            found[key] = state[f"embeddings.{key}"]
-        elif key.startswith("patch_embed"):
-            found[key] = state[f"embeddings.patch_embeddings.projection.{parts[-1]}"]
-        elif key.startswith("rel_pos_bias.relative_position_bias_table"):
-            found[key] = state["shared_position_bias.relative_position_bias_table"]
-        elif key.startswith("norm."):
-            found[key] = state[f"layernorm.{parts[-1]}"]
-        elif key.startswith("blocks."):
-            block = f"layers.{parts[1]}"
-            rest = ".".join(parts[2:])
-            attention = f"{block}.attention"
-            kind = parts[-1]
-            found[key] = {
-                "gamma_1": lambda: state[f"{block}.lambda_1"],
-                "gamma_2": lambda: state[f"{block}.lambda_2"],
-                "attn.q_bias": lambda: state[f"{attention}.q_proj.bias"],
-                "attn.v_bias": lambda: state[f"{attention}.v_proj.bias"],
-                "attn.qkv.weight": lambda: torch.cat(
-                    [state[f"{attention}.{p}_proj.weight"] for p in "qkv"]
-                ),
-                "attn.relative_position_bias_table": lambda: state[
-                    f"{block}.relative_position_bias.relative_position_bias_table"
-                ],
-                "attn.relative_position_index": lambda: torch.zeros(17, 17, dtype=torch.int64),
-            }.get(rest, lambda: state[f"{block}.{THEIRS[rest.rsplit('.', 1)[0]]}.{kind}"])()
-        else:  # heads
-            found[key] = torch.zeros(shape)
-        assert list(found[key].shape) == shape
+    found = {key: own_tensor(state, key, shape) for key, shape in keys.items()}
+    assert {key: list(tensor.shape) for key, tensor in found.items()} == keys
     return found
 
 
+def own_tensor(state, key, shape):
+    parts = key.split(".")
+    if key in ("cls_token", "mask_token"):
+        return state[f"embeddings.{key}"]
+    if parts[0] == "patch_embed":
+        return state[f"embeddings.patch_embeddings.projection.{parts[-1]}"]
+    if key == "rel_pos_bias.relative_position_bias_table":
+        return state["shared_position_bias.relative_position_bias_table"]
+    if parts[0] == "norm":
+        return state[f"layernorm.{parts[-1]}"]
+    if parts[0] != "blocks" or parts[-1] == "relative_position_index":
+        return torch.zeros(shape)  # heads and index buffers
+    block, rest = f"layers.{parts[1]}", ".".join(parts[2:])
+    if rest == "attn.qkv.weight":
+        return torch.cat([state[f"{block}.attention.{p}_proj.weight"] for p in "qkv"])
+    return state[f"{block}.{THEIRS.get(rest) or THEIRS[rest.rsplit('.', 1)[0]] + '.' + parts[-1]}"]
+
+
 THEIRS = {
+    "gamma_1": "lambda_1",
+    "gamma_2": "lambda_2",
+    "attn.q_bias": "attention.q_proj.bias",
+    "attn.v_bias": "attention.v_proj.bias",
+    "attn.relative_position_bias_table": "relative_position_bias.relative_position_bias_table",
     "norm1": "layernorm_before",
     "norm2": "layernorm_after",
     "attn.proj": "attention.o_proj",

@@ -187,5 +187,5 @@ def test_predictions_of_stages_are_cls_states():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(CapabilityError, match="mask_token"):
         vision(mask_token=False)
-    with pytest.raises(ConfigError, match="--model.image-size 16"):
+    with pytest.raises(ConfigError, match=r"--model\.image-size 16"):
         VLMoVision(build_model(), VLMoVisionConfig(), build_tokenizer(24))

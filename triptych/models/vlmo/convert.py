@@ -171,7 +171,7 @@ def trained_for(names: Iterable[str]) -> str:
 
 
 def config_for(
-    official: Mapping[str, Any],
+    foreign: Mapping[str, Any],
     config: VLMoConfig,
     *,
     image_size: int | None = None,
@@ -179,35 +179,38 @@ def config_for(
 ) -> VLMoConfig:
     """Return the config with which a released file loads whole.
 
-    Vocabulary, text length and image size are the file's; what the file has no tensors of (the
-    vision-language experts in the language stage, the second projections, the mask token) is left
-    out. A BEiT file sets the image size alone.
+    Vocabulary, text length and image size are the file's; the second projections and the mask token
+    are left out where the file has none. A file of the language stage lacks all that pairs need,
+    which stays as the variant has it, fresh; a BEiT file sets the image size alone.
 
     Args:
-        official: A released file, wrapped or bare, of VLMo or BEiT.
+        foreign: A released file, wrapped or bare, of VLMo or BEiT.
         config: A variant of the file's depth and width.
         image_size: Side in pixels; None keeps the file's.
         trained_for: What the file was trained for.
     """
-    foreign = normalise_names(official)
-    grid = _file_grid(foreign)
+    names = normalise_names(foreign)
+    grid = _file_grid(names)
     if image_size is None and grid is not None:
         image_size = grid * config.patch_size
     config = dataclasses.replace(config, image_size=image_size or config.image_size)
-    if is_beit(foreign):
+    if is_beit(names):
         return config
-    fused = [int(m[1]) for m in (re.match(r".*blocks\.(\d+)\.mlp_vl\.", k) for k in foreign) if m]
+    fused = [int(m[1]) for m in (re.match(r".*blocks\.(\d+)\.mlp_vl\.", k) for k in names) if m]
+    has_pairs = trained_for != "language"
     text_tokens = RELEASED_TEXT_TOKENS
-    if config.positions == "absolute" and TEXT_POSITIONS in foreign:
-        text_tokens = len(foreign[TEXT_POSITIONS])
-    types = foreign.get("token_type_embeddings.weight")
+    if config.positions == "absolute" and TEXT_POSITIONS in names:
+        text_tokens = len(names[TEXT_POSITIONS])
+    types = names.get("token_type_embeddings.weight")
     return dataclasses.replace(
         config,
-        vocab_size=len(foreign[WORDS]) if WORDS in foreign else config.vocab_size,
+        vocab_size=len(names[WORDS]) if WORDS in names else config.vocab_size,
         max_text_tokens=text_tokens,
-        fused_from=min(fused, default=config.depth),
-        fused_contrast="itc_vl_image_proj.fc.weight" in foreign,
-        mask_token="transformer.mask_token" in foreign,
+        fused_from=min(fused, default=config.depth) if has_pairs else config.fused_from,
+        fused_contrast=config.fused_contrast
+        if not has_pairs
+        else "itc_vl_image_proj.fc.weight" in names,
+        mask_token="transformer.mask_token" in names,
         num_image_types=config.num_image_types if types is None else len(types) - 1,
     )
 
@@ -372,7 +375,7 @@ def optional_names(trained_for: str) -> tuple[str, ...]:
     text = r".*\.experts\.(text|fused)\..*", r"text_embedding\..*", r"modality_embedding\..*"
     return {
         "pretraining": (),
-        "language": heads[:2],
+        "language": (*heads[:2], r".*\.experts\.fused\..*"),
         "retrieval": (*heads[1:], r"pooler\..*"),
         "vision": (*heads, *text, r"pooler\..*", r"trunk\.norm\..*", r"mask_token", OUR_TABLE),
     }.get(trained_for, heads)

@@ -83,7 +83,7 @@ class MultiwayBlock(nn.Module):
         x = x + self._residual(attended, self.attention_scale)
         if len(route) == 1:
             return x + self._residual(self.expert(route[0][0])(x), self.mlp_scale)
-        runs = x.split([length for _, length in route], dim=1)
+        runs = torch.split(x, [length for _, length in route], dim=1)  # type: ignore[no-untyped-call]
         parts = [
             run + self._residual(self.expert(name)(run), self.mlp_scale)
             for (name, _), run in zip(route, runs, strict=True)

@@ -16,6 +16,7 @@ As in the released tables, where L₀ is 196 whatever the text length.
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +110,8 @@ class RelativePositions(nn.Module):
             num_text, with_image, self.grid_size, self.max_text_tokens, self.table.device
         )
         scores = nn.functional.embedding(index, self.table)  # (S, S, depth·H)
-        return scores.permute(2, 0, 1).unflatten(0, (self.depth, self.num_heads)).contiguous()
+        size = len(index)
+        return scores.permute(2, 0, 1).reshape(self.depth, self.num_heads, size, size)
 
 
 def resize_relative_table(table: Tensor, old_grid: int, new_grid: int) -> Tensor:
@@ -134,7 +136,7 @@ def resize_relative_table(table: Tensor, old_grid: int, new_grid: int) -> Tensor
     places = _geometric_places(old_side, new_side)
     wanted = torch.arange(new_side, dtype=torch.float64) - new_side // 2
     weights = spline_weights(places, wanted)  # (new_side, old_side)
-    columns = grid.double().unflatten(0, (old_side, old_side))
+    columns = grid.double().reshape(old_side, old_side, -1)
     resized = torch.einsum("yi,xj,ijc->yxc", weights, weights, columns).flatten(0, 1)
     return torch.cat([resized.to(table.dtype), rest])
 
@@ -160,7 +162,7 @@ def grid_of_table(table: Tensor, max_text_tokens: int) -> int:
     Raises:
         ConfigError: No grid has so many rows.
     """
-    side = round(max(0, len(table) - num_rows(1, max_text_tokens) + 1) ** 0.5)
+    side = math.isqrt(max(0, len(table) - num_rows(1, max_text_tokens) + 1))
     grid = (side + 1) // 2
     if num_rows(grid, max_text_tokens) != len(table):
         raise ConfigError(
@@ -188,7 +190,8 @@ def spline_weights(places: Tensor, wanted: Tensor) -> Tensor:
     if len(places) < 4:
         powers = torch.arange(len(places))
         basis = places[:, None] ** powers
-        return torch.linalg.solve(basis, wanted[:, None] ** powers, left=False)
+        solved: Tensor = torch.linalg.solve(basis, wanted[:, None] ** powers, left=False)
+        return solved
     curvature = _curvature_weights(places)
     step = places.diff()
     after = torch.searchsorted(places, wanted).clamp(1, len(places) - 1)
@@ -199,7 +202,8 @@ def spline_weights(places: Tensor, wanted: Tensor) -> Tensor:
     line = left[:, None] * unit[before] + right[:, None] * unit[after]
     bend_left, bend_right = ((w**3 - w) * width**2 / 6 for w in (left, right))
     bend = bend_left[:, None] * curvature[before] + bend_right[:, None] * curvature[after]
-    return line + bend
+    weights: Tensor = line + bend
+    return weights
 
 
 def _curvature_weights(places: Tensor) -> Tensor:
@@ -215,7 +219,8 @@ def _curvature_weights(places: Tensor) -> Tensor:
     for row, (i, j, k) in ((0, (0, 1, 2)), (-1, (-1, -2, -3))):  # one cubic over both end pieces
         near, far = (places[i] - places[j]).abs(), (places[j] - places[k]).abs()
         system[row, i], system[row, j], system[row, k] = far, -(near + far), near
-    return torch.linalg.solve(system, values)
+    solved: Tensor = torch.linalg.solve(system, values)
+    return solved
 
 
 def _geometric_places(old_side: int, new_side: int) -> Tensor:

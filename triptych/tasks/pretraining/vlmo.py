@@ -136,13 +136,11 @@ class VLMoPretraining:
         )
         self.config = config
         model.requires_grad_(True)
-        unread = [model.mask_token]
-        if not config.fused_itc:
-            heads = (model.fused_image_projection, model.fused_text_projection)
-            unread += [head.weight for head in heads if head is not None]
-        for parameter in unread:
-            if parameter is not None:
-                parameter.requires_grad_(False)
+        if model.mask_token is not None:
+            model.mask_token.requires_grad_(False)
+        for head in (model.fused_image_projection, model.fused_text_projection):
+            if head is not None:
+                head.requires_grad_(config.fused_itc)
         state = nn.Module()
         start = -math.log(config.temperature)
         for name in ("logit_scale", "fused_logit_scale")[: 1 + config.fused_itc]:
