@@ -58,6 +58,7 @@ def model_rows() -> list[dict[str, str | int]]:
     import torch
 
     from triptych.models.base import num_parameters
+    from triptych.models.families import text_sizes
     from triptych.models.registry import create_model, list_models
 
     rows: list[dict[str, str | int]] = []
@@ -69,7 +70,7 @@ def model_rows() -> list[dict[str, str | int]]:
                 "name": name,
                 "num_parameters": num_parameters(model),
                 "image_size": model.image_size,
-                "vocab_size": model.config.text.vocab_size,
+                "vocab_size": text_sizes(model.config).vocab_size,
             }
         )
     return rows

@@ -72,6 +72,26 @@ def family_of(config: Any) -> Family:
     raise ConfigError(f"{type(config).__name__} is the config of no family ({', '.join(FAMILIES)})")
 
 
+@dataclass(frozen=True, slots=True)
+class TextSizes:
+    """What a model's text side can take.
+
+    Attributes:
+        vocab_size: Words V.
+        max_tokens: Longest text, [CLS] and [SEP] counted.
+    """
+
+    vocab_size: int
+    max_tokens: int
+
+
+def text_sizes(config: Any) -> TextSizes:
+    """Return the text sizes of a model config of any family."""
+    if isinstance(config, VLMoConfig):
+        return TextSizes(config.vocab_size, config.max_text_tokens)
+    return TextSizes(config.text.vocab_size, config.text.max_positions)
+
+
 def restore_model(
     config: Mapping[str, Any],
     weights: Mapping[str, Tensor],

@@ -33,7 +33,7 @@ from triptych.core.machine import current_commit
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.models.conversion import Allowed, Converter, ImportReport
 from triptych.models.converters import CONVERTERS, recognised_families
-from triptych.models.families import FAMILIES, restore_model
+from triptych.models.families import FAMILIES, restore_model, text_sizes
 from triptych.models.registry import build_model, list_models, model_config
 from triptych.recipes.config import TextLengths
 from triptych.recipes.kinds import TRAINED_FOR
@@ -95,7 +95,7 @@ def import_checkpoint(
     config = converter.adapt_config(
         foreign.tensors, config, image_size=settings.image_size, trained_for=task
     )
-    tokenizer = _load_tokenizer(settings.tokenizer, foreign, config.text.vocab_size)
+    tokenizer = _load_tokenizer(settings.tokenizer, foreign, text_sizes(config).vocab_size)
     what = f"{source} as {settings.variant}"
     model, report = _import(converter, foreign, config, task, what, settings.allow)
     _save(out, converter, model, tokenizer, task, _provenance(foreign, settings.variant, report))
@@ -269,7 +269,7 @@ def _save(
     facts: dict[str, str],
 ) -> None:
     title = FAMILIES[converter.family].title
-    positions = getattr(model.config.text, "max_positions", converter.max_text_tokens)
+    positions = text_sizes(model.config).max_tokens
     longest = min(converter.max_text_tokens, positions)
     lengths = {name: min(value, positions) for name, value in to_dict(TextLengths()).items()}
     millions = sum(p.numel() for p in model.parameters()) / 1e6

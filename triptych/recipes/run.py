@@ -17,9 +17,10 @@ from triptych.core.errors import CheckpointError, ConfigError, DataError
 from triptych.core.machine import current_commit, num_cores
 from triptych.core.rng import seed_everything
 from triptych.data.batches import record_texts
+from triptych.data.collate import AnyCollator
 from triptych.data.records import Record
 from triptych.distributed.env import is_main, joined, launched, run_processes, world_size
-from triptych.models.families import family_of, restore_model
+from triptych.models.families import family_of, restore_model, text_sizes
 from triptych.models.registry import build_model, model_config
 from triptych.recipes.config import RunConfig
 from triptych.recipes.kinds import (
@@ -30,7 +31,7 @@ from triptych.recipes.kinds import (
     stored_task,
 )
 from triptych.recipes.pretrained_parts import init_parts, load_published_tokenizer
-from triptych.recipes.sources import AnyCollator, read_training_data, training_loader
+from triptych.recipes.sources import read_training_data, training_loader
 from triptych.tasks.finetuning.grounding import Grounding
 from triptych.text import Tokenizer
 from triptych.train.trainer import Trainer, TrainResult
@@ -91,7 +92,7 @@ def _train(
         task.init_coordinates()
     sources = data.batch_sources(task)
 
-    def collator_of(kind: str | None) -> AnyCollator:
+    def collator_of(kind: str | None) -> AnyCollator[Any]:
         return build_collator(
             config.task, tokenizer, config.captions, config.lengths, train=True, kind=kind
         )
@@ -176,7 +177,7 @@ def prepare_model(config: RunConfig, tokenizer: Tokenizer, console: Console | No
         config.lengths.phrase,
         getattr(config.task, "max_text_tokens", 0),
     )
-    positions = model.config.text.max_positions
+    positions = text_sizes(model.config).max_tokens
     if longest > positions:
         raise ConfigError(
             f"a text may have {longest} tokens but the model reads {positions}: lower "

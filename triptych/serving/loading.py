@@ -12,7 +12,7 @@ from triptych.core.config import from_dict, kind_of
 from triptych.core.errors import CheckpointError, ConfigError, DataError
 from triptych.data.caption_cleaning import MAX_WORDS
 from triptych.data.transforms.pipeline import ImageTransformConfig
-from triptych.models.families import restore_model
+from triptych.models.families import restore_model, text_sizes
 from triptych.text import Tokenizer
 
 C = TypeVar("C")
@@ -83,10 +83,11 @@ def read_model(folder: Path) -> LoadedModel:
     model = restore_model(
         stored_config(content.config, folder), content.state_dict, str(folder)
     ).requires_grad_(False)
-    if tokenizer.vocab_size > model.config.text.vocab_size:
+    vocab_size = text_sizes(model.config).vocab_size
+    if tokenizer.vocab_size > vocab_size:
         raise CheckpointError(
             f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens but the model knows "
-            f"{model.config.text.vocab_size}: the files belong to different models"
+            f"{vocab_size}: the files belong to different models"
         )
     if preprocess.image_size != model.image_size:
         raise CheckpointError(
