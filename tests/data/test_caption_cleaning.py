@@ -1,6 +1,6 @@
 import pytest
 
-from triptych.data.caption_cleaning import clean_caption, mentions_side
+from triptych.data.caption_cleaning import clean_caption, mentions_side, swap_sides
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,17 @@ def test_side_words_are_found(text):
 @pytest.mark.parametrize("text", ["bright lights", "leftover cake", "a copyright sign", "", "up"])
 def test_other_words_are_no_sides(text):
     assert not mentions_side(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "other"),
+    [
+        ("the left picture has a star", "the right picture has a star"),
+        ("Left of it, the rightmost one.", "Right of it, the leftmost one."),
+        ("a left-hand glove and a bright light", "a right-hand glove and a bright light"),
+        ("both pictures", "both pictures"),
+    ],
+)
+def test_sides_change_places(text, other):
+    assert swap_sides(text) == other
+    assert swap_sides(other) == text

@@ -13,6 +13,7 @@ from triptych.data.collate import (
     PretrainingTextConfig,
     RetrievalCollator,
     SampleProblem,
+    StatementCollator,
     VQACollator,
 )
 from triptych.data.records import ImageSource, Record
@@ -230,6 +231,53 @@ def test_what_ocr_and_a_detector_found_follows_the_question(tokenizer, fields, o
     record = Record(record_id="q", question="is it?", answers=("no",), **fields)
     batch = make(VQACollator(tokenizer, **options), record)
     assert batch["token_ids"].tolist() == [ids(expected)]
+
+
+LEFT, RIGHT = ImageSource("left.png"), ImageSource("right.png")
+TWO = {"images": (LEFT, RIGHT), "statement": "Is the left dog red?"}
+
+
+def statement(**fields):
+    return Record(record_id="s", **({"label": True} | TWO | fields))
+
+
+def test_statements_and_their_truth(tokenizer):
+    collator = StatementCollator(tokenizer)
+    records = [statement(), statement(statement="two", label=False)]
+    arranged = [collator.arrange(record, rng()) for record in records]
+    assert arranged == records
+    batch = collator.batch([collator.pair_sample(record, rng()) for record in arranged])
+    assert batch["token_ids"].tolist() == [
+        ids("[CLS] is [UNK] [UNK] dog red ? [SEP]"),
+        ids("[CLS] two [SEP] [PAD] [PAD] [PAD] [PAD] [PAD]"),
+    ]
+    assert batch["label"].tolist() == [1, 0]
+
+
+def test_half_of_the_pairs_change_places_and_their_sides_with_them(tokenizer):
+    collator = StatementCollator(tokenizer, swap_probability=0.5)
+    source = rng()
+    found = [collator.arrange(statement(), source) for _ in range(400)]
+    swapped = [record for record in found if record.images == (RIGHT, LEFT)]
+    assert 150 < len(swapped) < 250  # five standard deviations
+    assert {record.statement for record in swapped} == {"Is the right dog red?"}
+    assert all(record == statement() for record in found if record.images == (LEFT, RIGHT))
+    judged = StatementCollator(tokenizer, swap_probability=1.0, train=False)
+    assert judged.arrange(statement(), rng()) == statement()
+
+
+def test_what_is_no_statement_about_two_pictures(tokenizer):
+    collator = StatementCollator(tokenizer)
+    with pytest.raises(SampleProblem, match="record s: has 3 pictures, not two"):
+        collator.arrange(statement(images=(LEFT, RIGHT, LEFT)), rng())
+    with pytest.raises(SampleProblem, match="record s: has no statement"):
+        collator.pair_sample(statement(statement=None), rng())
+    with pytest.raises(SampleProblem, match="whether its statement is true") as caught:
+        collator.pair_sample(statement(label=None), rng())
+    assert caught.value.kind is SkipKind.BAD_LABEL
+    judged = StatementCollator(tokenizer, train=False)
+    sample = judged.pair_sample(statement(label=None), rng())
+    assert judged.batch([sample])["label"].tolist() == [-100]
 
 
 def test_pictures_that_give_a_reward_are_named_by_their_keys():

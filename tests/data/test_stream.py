@@ -15,6 +15,7 @@ from triptych.data.collate import (
     CaptioningCollator,
     GroundingCollator,
     PretrainingCollator,
+    StatementCollator,
     VQACollator,
 )
 from triptych.data.records import ImageSource, Record
@@ -184,6 +185,44 @@ def test_texts_need_no_picture(tokenizer, num_workers):
         assert batch["num_words"][:, 0].tolist() == (batch["index"] + 1).tolist()
     draws = torch.cat([batch["num_words"][:, 1] for batch in batches])
     assert len(draws.unique()) == 12  # each sample of each epoch has its own
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_pairs_have_two_pictures_in_the_order_of_the_record(records, tokenizer, num_workers):
+    images = [record.image for record in records[:4]]
+    pairs = [
+        Record(record_id="a", images=(images[0], images[1]), statement="a dog", label=True),
+        Record(record_id="b", images=(images[3], images[2]), statement="on the left", label=False),
+    ]
+    (batch,) = loader(
+        pairs,
+        tokenizer,
+        train=False,
+        collator=StatementCollator(tokenizer),
+        num_workers=num_workers,
+    )
+    assert batch["image"].shape == (2, 2, 3, 16, 16)
+    (plain,) = loader(records[:4], tokenizer, train=False)
+    expected = plain["image"][torch.tensor([[0, 1], [3, 2]])]
+    assert torch.equal(batch["image"], expected)
+    swapping = StatementCollator(tokenizer, swap_probability=1.0)
+    (batch, *_) = take(loader(pairs[1:], tokenizer, size=1, augment=False, collator=swapping), 1)
+    assert torch.equal(batch["image"][0], expected[1].flip(0))
+    right = tokenizer.encode(["on the right"], max_tokens=9)
+    assert batch["token_ids"].tolist() == right
+
+
+def test_pairs_with_a_bad_picture_are_replaced_and_named(records, bad, tokenizer):
+    good, broken = records[0].image, bad[5].image
+    pairs = [
+        Record(record_id="a", images=(good, good), statement="a dog", label=True),
+        Record(record_id="b", images=(good, broken), statement="a dog", label=True),
+    ]
+    log = SkipLog(None, num_samples=2, max_share=1.0)
+    collator = StatementCollator(tokenizer)
+    (batch,) = take(loader(pairs, tokenizer, size=2, collator=collator, skip_log=log), 1)
+    assert torch.equal(batch["index"], torch.tensor([0, 0]))
+    assert log.counts == {SkipKind.NOT_AN_IMAGE: 1}
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from triptych.core.errors import DataError
 from triptych.data.caption_cleaning import mentions_side
-from triptych.data.collate.base import Collator, SampleProblem, TextCollator, int_tensor
+from triptych.data.collate.base import (
+    AnyCollator,
+    Collator,
+    PairCollator,
+    SampleProblem,
+    TextCollator,
+    int_tensor,
+)
 from triptych.data.images import decode_image
 from triptych.data.records import ImageSource, Record
 from triptych.data.sample_rng import SampleRng
@@ -77,7 +84,8 @@ class BatchBuilder:
 
     Args:
         records: The dataset.
-        collator: Makes text, box and key tensors; a `TextCollator` needs no pictures.
+        collator: Makes text, box and key tensors; a `TextCollator` needs no pictures, a
+            `PairCollator` two a sample.
         transform: Prepares the pictures.
         seed: Seed of the run.
         train: Whether what cannot be used is replaced (True) or left out.
@@ -87,7 +95,7 @@ class BatchBuilder:
     def __init__(
         self,
         records: Sequence[Record],
-        collator: Collator[Any] | TextCollator[Any],
+        collator: AnyCollator[Any],
         transform: ImageTransform,
         seed: int,
         train: bool,
@@ -95,6 +103,7 @@ class BatchBuilder:
     ) -> None:
         self.records, self.collator, self.transform = records, collator, transform
         self._texts = collator if isinstance(collator, TextCollator) else None
+        self._pairs = collator if isinstance(collator, PairCollator) else None
         self.seed, self.train = seed, train
         self._decode = ImageCache(cache_mib * BYTES_PER_MIB)
         self._rng = SampleRng()
@@ -110,8 +119,8 @@ class BatchBuilder:
             note: Is told the index of each sample before it is made.
 
         Returns:
-            The batch with `image` (B, 3, S, S) float32, unless it is of texts alone, and `index`
-            (B,) int64 among its keys.
+            The batch with `image` (B, 3, S, S) float32, or (B, 2, 3, S, S) of pairs, unless it is
+            of texts alone, and `index` (B,) int64 among its keys.
 
         Raises:
             DataError: A sample failed in a way that is not its data's fault; the message names it.
@@ -131,8 +140,11 @@ class BatchBuilder:
             config = self.transform.config
             built.num_samples = len(found)
             built.batch = self.collator.batch(samples)
-            if self._texts is None:
-                built.batch["image"] = normalise_batch(pixels, config.mean, config.std)
+            flat = [picture for pictures in pixels for picture in pictures]
+            if flat:
+                image = normalise_batch(flat, config.mean, config.std)
+                image = image.unflatten(0, (-1, 2)) if self._pairs is not None else image
+                built.batch["image"] = image
             built.batch["index"] = int_tensor(indices)
         return built
 
@@ -144,7 +156,7 @@ class BatchBuilder:
 
     def _replaceable(
         self, epoch: int, index: int, built: Built
-    ) -> tuple[int, Pixels | None, Any] | None:
+    ) -> tuple[int, list[Pixels], Any] | None:
         """Make the sample; in training, another one where it cannot be used."""
         found = self._usable(index, self._rng.at(self.seed, epoch, index), built)
         if found is not None or not self.train:
@@ -162,7 +174,7 @@ class BatchBuilder:
 
     def _usable(
         self, index: int, rng: np.random.Generator, built: Built
-    ) -> tuple[int, Pixels | None, Any] | None:
+    ) -> tuple[int, list[Pixels], Any] | None:
         """Make the sample, or note why it cannot be used."""
         if index in self._bad:
             built.skipped.append(self._bad[index])
@@ -182,17 +194,30 @@ class BatchBuilder:
         built.skipped.append(skipped)
         return None
 
-    def _make(self, index: int, rng: np.random.Generator) -> tuple[Pixels | None, Any]:
+    def _make(self, index: int, rng: np.random.Generator) -> tuple[list[Pixels], Any]:
         record = self.records[index]
         if self._texts is not None:
-            return None, self._texts.text_sample(record, rng)
+            return [], self._texts.text_sample(record, rng)
+        if self._pairs is not None:
+            return self._make_pair(self._pairs.arrange(record, rng), self._pairs, rng)
         if record.image is None:
             message = f"record {record.record_id}: has no image"
             raise SampleProblem(SkipKind.MISSING_FIELD, message)
         allow_flip = not any(map(mentions_side, record_texts(record)))
         image = self.transform.apply(self._decode(record.image), rng, allow_flip=allow_flip)
         pictured: Collator[Any] = self.collator  # type: ignore[assignment]
-        return image.pixels, pictured.sample(record, image, rng)
+        return [image.pixels], pictured.sample(record, image, rng)
+
+    def _make_pair(
+        self, record: Record, collator: PairCollator[Any], rng: np.random.Generator
+    ) -> tuple[list[Pixels], Any]:
+        """Make a sample of two pictures; each has its own crop, and is mirrored or not alone."""
+        allow_flip = not any(map(mentions_side, record_texts(record)))
+        pixels = [
+            self.transform.apply(self._decode(source), rng, allow_flip=allow_flip).pixels
+            for source in record.images
+        ]
+        return pixels, collator.pair_sample(record, rng)
 
 
 def record_texts(record: Record) -> list[str]:

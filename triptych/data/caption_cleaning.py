@@ -28,6 +28,19 @@ def clean_caption(caption: str, max_words: int = MAX_WORDS) -> str:
     return " ".join(lowered.replace("<person>", "person").split()[:max_words])
 
 
+def swap_sides(text: str) -> str:
+    """Exchange the words left and right, also in leftmost, right-hand and the like."""
+    return _SIDE.sub(_other_side, text)
+
+
+def _other_side(found: re.Match[str]) -> str:
+    word = found.group()
+    size = 4 if word.lower().startswith("left") else 5
+    other = "right" if size == 4 else "left"
+    other = other.capitalize() if word[0].isupper() else other
+    return other + word[size:]
+
+
 def mentions_side(text: str) -> bool:
     """Tell whether a text says left or right, so that its picture must not be mirrored.
 

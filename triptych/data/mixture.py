@@ -20,7 +20,7 @@ from triptych.core.config import check
 from triptych.core.errors import ConfigError
 from triptych.core.rng import sample_generator
 from triptych.data.batches import BatchBuilder, Built
-from triptych.data.collate.base import Collator, TextCollator
+from triptych.data.collate.base import AnyCollator
 from triptych.data.order import SampleOrder
 from triptych.data.records import Record
 from triptych.data.skips import SkipLog
@@ -51,7 +51,7 @@ class MixtureSource:
 
     name: str
     records: Sequence[Record]
-    collator: Collator[Any] | TextCollator[Any]
+    collator: AnyCollator[Any]
     transform: ImageTransform
     ratio: float = 1.0
     local_batch_size: int | None = None

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from triptych.core.config import check
 from triptych.core.errors import ConfigError, DataError
 from triptych.data.batches import BatchBuilder, Built
-from triptych.data.collate.base import Collator, TextCollator
+from triptych.data.collate.base import AnyCollator
 from triptych.data.order import SampleOrder
 from triptych.data.records import Record
 from triptych.data.skips import SkipLog
@@ -36,7 +36,7 @@ Batch = dict[str, Tensor]
 
 def build_loader(
     records: Sequence[Record],
-    collator: Collator[Any] | TextCollator[Any],
+    collator: AnyCollator[Any],
     transform: ImageTransform,
     *,
     seed: int,
@@ -91,7 +91,7 @@ def build_loader(
 
 def check_source(
     records: Sequence[Record],
-    collator: Collator[Any] | TextCollator[Any],
+    collator: AnyCollator[Any],
     transform: ImageTransform,
 ) -> None:
     """Reject a dataset that cannot give a batch.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.core.errors import ConfigError
-from triptych.data.collate import Collator, TextCollator
+from triptych.data.collate import AnyCollator
 from triptych.data.manifest import read_records
 from triptych.data.mixture import MixtureSource, build_mixture
 from triptych.data.records import Record
@@ -20,8 +20,6 @@ from triptych.distributed.env import is_main, rank, world_size
 from triptych.recipes.config import RunConfig
 from triptych.train.sources import BatchSource
 from triptych.train.task import MixedTask, Task
-
-AnyCollator = Collator[Any] | TextCollator[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +113,7 @@ def training_loader(
     config: RunConfig,
     data: TrainingData,
     batch_sources: Sequence[BatchSource],
-    collator_of: Callable[[str | None], AnyCollator],
+    collator_of: Callable[[str | None], AnyCollator[Any]],
     start: int,
 ) -> BatchLoader:
     """Return the endless batches of a run, from micro-batch `start` on.

@@ -4,7 +4,9 @@
 """
 
 from triptych.data.collate.base import (
+    AnyCollator,
     Collator,
+    PairCollator,
     SampleProblem,
     TextCache,
     TextCollator,
@@ -12,19 +14,23 @@ from triptych.data.collate.base import (
 )
 from triptych.data.collate.captioning import CaptioningCollator, PictureKeyCollator
 from triptych.data.collate.grounding import GroundingCollator
+from triptych.data.collate.pairs import StatementCollator
 from triptych.data.collate.pretraining import PretrainingCollator, PretrainingTextConfig
 from triptych.data.collate.retrieval import RetrievalCollator
 from triptych.data.collate.vqa import VQACollator
 
 __all__ = [
+    "AnyCollator",
     "CaptioningCollator",
     "Collator",
     "GroundingCollator",
+    "PairCollator",
     "PictureKeyCollator",
     "PretrainingCollator",
     "PretrainingTextConfig",
     "RetrievalCollator",
     "SampleProblem",
+    "StatementCollator",
     "TextCache",
     "TextCollator",
     "VQACollator",

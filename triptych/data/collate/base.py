@@ -78,6 +78,40 @@ class TextCollator(Protocol[S]):
         ...
 
 
+@runtime_checkable
+class PairCollator(Protocol[S]):
+    """Makes samples of two pictures: the batch's `image` is (B, 2, 3, S, S).
+
+    Attributes:
+        needs_boxes: False.
+    """
+
+    needs_boxes: bool
+
+    def arrange(self, record: Record, rng: np.random.Generator) -> Record:
+        """Return the record with `images` of length two in the order in which they are shown.
+
+        Raises:
+            SampleProblem: It has another number of pictures.
+        """
+        ...
+
+    def pair_sample(self, record: Record, rng: np.random.Generator) -> S:
+        """Make one sample of a record that `arrange` returned.
+
+        Raises:
+            SampleProblem: The record lacks a field that is needed.
+        """
+        ...
+
+    def batch(self, samples: Sequence[S]) -> dict[str, Tensor]:
+        """Join samples to tensors; all but the pictures and the index of the samples."""
+        ...
+
+
+AnyCollator = Collator[S] | TextCollator[S] | PairCollator[S]
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedText:
     """One text as token ids.
