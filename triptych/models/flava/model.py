@@ -33,6 +33,14 @@ START_TEMPERATURE = 0.07
 """Of the contrastive loss, as in CLIP."""
 
 
+OUTPUT_INIT_SCALE = 0.1
+"""Fresh output matrices of the four word and code heads, over `init_std`.
+
+Predictions then begin uniform. With 1, as in released code, targets that are few (a codebook that
+says little) pull all states one way, and the first gradient is more than twice as long.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class CleanAndMasked:
     """Both passes of an encoder over a batch, as far as the losses of pairs read them.
@@ -97,6 +105,9 @@ class FLAVA(nn.Module):
         self.visual_encoder.init_tokens(std)
         self.text_encoder.init_tokens()
         self.fusion.init_tokens(std)
+        for head in (self.mim_head, self.mlm_head, self.mmm_image_head, self.mmm_text_head):
+            assert head.weight is not None
+            nn.init.normal_(head.weight, std=std * OUTPUT_INIT_SCALE)
 
     @property
     def image_size(self) -> int:
