@@ -236,3 +236,24 @@ def test_boxes_and_answers_never_fail_otherwise(value):
             parse(value)
         except EntryError as error:
             assert error.kind in (SkipKind.BAD_BOX, SkipKind.BAD_ANSWERS)
+
+
+def test_a_manifest_of_pictures_alone_is_read(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.jpg").touch()
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"image": "a.jpg"}\n{"image": "b.jpg", "id": "second"}\n')
+    records = read_records(DataSourceConfig(path=str(path))).records
+    assert [(r.record_id, r.image_id, r.caption) for r in records] == [
+        ("1", str(tmp_path / "a.jpg"), None),
+        ("second", str(tmp_path / "b.jpg"), None),
+    ]
+
+
+def test_a_picture_alone_among_captions_is_skipped(tmp_path):
+    (tmp_path / "a.jpg").touch()
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"image": "a.jpg", "caption": "x"}\n{"image": "a.jpg"}\n')
+    found = read_records(DataSourceConfig(path=str(path)))
+    assert [r.caption for r in found.records] == ["x"]
+    assert [(s.kind, s.where) for s in found.skipped] == [(SkipKind.MISSING_FIELD, f"{path}:2")]

@@ -26,6 +26,9 @@ SYNONYMS = {
     "label": "class category",
 }
 SUBJECTS = ("caption", "question", "phrase", "statement", "hypothesis", "label", "text")
+PICTURE_FIELDS = frozenset({"id", "image", "image_id", "split"})
+"""What an entry may hold that is a picture and nothing else."""
+
 ENTAILMENT_LABELS = ("entailment", "neutral", "contradiction")
 TRUTH = {"true": True, "false": False, "1": True, "0": False}
 
@@ -68,6 +71,7 @@ def parse_entry(
     record_id: str,
     where: str,
     locate: Callable[[str], ImageSource],
+    pictures_alone: bool = False,
 ) -> Iterator[Record | Skipped]:
     """Yield the records of one manifest entry: one, or one for each caption of a list.
 
@@ -76,9 +80,13 @@ def parse_entry(
         record_id: The id where the entry has no `id` of its own.
         where: Place of the entry, for `Skipped.where`.
         locate: Turns a picture's name, as written, into a source.
+        pictures_alone: Whether the file is one of pictures alone, where a picture suffices.
     """
     try:
         common = _common_fields(entry, record_id, locate)
+        if pictures_alone and PICTURE_FIELDS.issuperset(entry) and "image" in common:
+            yield Record(**common)
+            return
         captions = entry.get("caption")
         if not isinstance(captions, list):
             yield _record(entry, common, captions)

@@ -76,6 +76,8 @@ class Record:
             neutral, contradiction; a float is a value to predict. None for test data.
         text: A text without a picture.
         video: Path of a clip.
+        codes: Where the codes of the whole picture lie, as `triptych data tokenize-images` stores
+            them: an .npy array (P,).
     """
 
     record_id: str
@@ -97,6 +99,7 @@ class Record:
     label: str | int | float | bool | None = None
     text: str | None = None
     video: str | None = None
+    codes: ImageSource | None = None
 
     def all_images(self) -> tuple[ImageSource, ...]:
         """Return every picture of the record: `image`, then `images`."""

@@ -202,3 +202,11 @@ def test_other_bytes_are_no_shard(tmp_path):
     (tmp_path / "s.tar").write_bytes(b"<html>" * 200)
     with pytest.raises(DataError, match=r"s\.tar: is not a tar file"):
         read(tmp_path / "s.tar")
+
+
+def test_a_shard_of_pictures_alone_is_read(tmp_path):
+    write_shard(tmp_path / "s.tar", [("a.jpg", jpeg(1)), ("b.jpg", jpeg(2)), ("b.json", b"{}")])
+    found = read(tmp_path / "s.tar")
+    assert not found.skipped
+    assert [(r.record_id, r.caption) for r in found.records] == [("s/a", None), ("s/b", None)]
+    assert found.records[1].image.read() == jpeg(2)

@@ -1,7 +1,8 @@
-"""A folder of class folders: `root/cat/1.jpg`. The folder's name is the label."""
+"""A folder of class folders, `root/cat/1.jpg`, or of pictures alone, `root/1.jpg`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from triptych.core.errors import DataError
@@ -17,8 +18,8 @@ IMAGE_SUFFIXES = frozenset(
 
 
 def is_image_folder(folder: Path) -> bool:
-    """Return whether a folder holds a folder that holds a picture, directly or one level down."""
-    return any(
+    """Return whether a folder holds a picture, directly or up to two levels down."""
+    return _has_image(folder) or any(
         _has_image(child) or any(map(_has_image, _folders(child))) for child in _folders(folder)
     )
 
@@ -26,8 +27,9 @@ def is_image_folder(folder: Path) -> bool:
 def read_image_folder(source: DataSourceConfig) -> RecordList:
     """Read `root/class/**/picture`, or `root/split/class/**/picture` where `split` is set.
 
-    Files that have no picture's suffix, and hidden files, are passed over. Classes and pictures
-    come in the order of their names.
+    The class folder's name is the label. Where no class folder holds a picture, those in the root
+    itself are read, without a label. Files that have no picture's suffix, and hidden files, are
+    passed over. Classes and pictures come in the order of their names.
 
     Raises:
         DataError: The folder or the split does not exist, or no class folder holds a picture.
@@ -40,23 +42,24 @@ def read_image_folder(source: DataSourceConfig) -> RecordList:
         root = root / source.split
     found = RecordList()
     for folder in _folders(root):
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-                name = path.relative_to(root).as_posix()
-                found.records.append(
-                    Record(
-                        record_id=name,
-                        image=ImageSource(str(path)),
-                        image_id=name,
-                        label=folder.name,
-                    )
-                )
+        found.records += _pictures(root, folder.rglob("*"), folder.name)
+    if not found.records:
+        found.records += _pictures(root, root.iterdir(), None)
     if not found.records:
         raise DataError(
-            f"{root}: no picture in a class folder; expected {root}/<class>/<picture>.jpg, found "
+            f"{root}: no picture in it; expected {root}/<class>/<picture>.jpg or "
+            f"{root}/<picture>.jpg, found "
             f"{', '.join(sorted(p.name for p in root.iterdir())[:8]) or 'nothing'}"
         )
     return found
+
+
+def _pictures(root: Path, paths: Iterable[Path], label: str | None) -> Iterator[Record]:
+    for path in sorted(paths):
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+            name = path.relative_to(root).as_posix()
+            image = ImageSource(str(path))
+            yield Record(record_id=name, image=image, image_id=name, label=label)
 
 
 def _folders(folder: Path) -> list[Path]:

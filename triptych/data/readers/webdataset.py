@@ -8,10 +8,12 @@ import json
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from triptych.core.errors import DataError
+from triptych.data.codes import CODES_EXTENSION
 from triptych.data.entries import FIELDS, EntryError, parse_caption, parse_entry
 from triptych.data.lines import cannot_read
 from triptych.data.records import ImageSource, Record
@@ -68,7 +70,8 @@ def read_webdataset(source: DataSourceConfig) -> RecordList:
 
     A sample is a picture (`.jpg`, `.jpeg`, `.png`, `.webp`) with a caption from `.txt`, or a
     `.json` that has manifest fields, `caption`, or `text` (as img2dataset writes them), or with a
-    class number from `.cls`. Ids are `shard/key`. Only headers, texts and JSON are read.
+    class number from `.cls`; `.codes.npy` holds stored codes. Ids are `shard/key`. Only headers,
+    texts and JSON are read.
 
     Raises:
         DataError: No shards, some missing, or one that is compressed or no tar file.
@@ -83,10 +86,11 @@ def read_webdataset(source: DataSourceConfig) -> RecordList:
 def _read_shard(shard: Path) -> Iterator[Record | Skipped]:
     samples: dict[str, Members] = {}
     yield from _index(shard, samples)
+    alone = not any(members.keys() & {"txt", "cls"} for members in samples.values())
     try:
         with shard.open("rb") as file:
             for key, members in samples.items():
-                yield from _sample(shard, key, members, file)
+                yield from _sample(shard, key, members, file, alone)
     except OSError as error:
         raise cannot_read(shard, error) from error
 
@@ -139,7 +143,9 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         tar.members.clear()  # type: ignore[attr-defined]  # they would pile up for large shards
 
 
-def _sample(shard: Path, key: str, members: Members, file: Any) -> Iterator[Record | Skipped]:
+def _sample(
+    shard: Path, key: str, members: Members, file: Any, alone: bool
+) -> Iterator[Record | Skipped]:
     where = f"{shard}::{key}"
     record_id = f"{shard.stem}/{key}"
     picture = next((members[e] for e in IMAGE_EXTENSIONS if e in members), None)
@@ -147,7 +153,8 @@ def _sample(shard: Path, key: str, members: Members, file: Any) -> Iterator[Reco
         message = f"no picture among its members ({', '.join(sorted(members)) or 'none'})"
         yield Skipped(SkipKind.MISSING_FILE, where, message)
         return
-    image = ImageSource(str(shard), picture.offset_data, picture.size, picture.name)
+    image = _source(shard, picture)
+    assert image is not None
     try:
         fields = _json_member(file, members.get("json"))
         if "txt" in members and "caption" not in fields:
@@ -161,7 +168,22 @@ def _sample(shard: Path, key: str, members: Members, file: Any) -> Iterator[Reco
         return
     fields["image"] = picture.name
     fields.setdefault("image_id", record_id)
-    yield from parse_entry(fields, record_id=record_id, where=where, locate=lambda _: image)
+    entries = parse_entry(
+        fields,
+        record_id=record_id,
+        where=where,
+        locate=lambda _: image,
+        pictures_alone=alone,
+    )
+    codes = _source(shard, members.get(CODES_EXTENSION))
+    for entry in entries:
+        yield replace(entry, codes=codes) if isinstance(entry, Record) and codes else entry
+
+
+def _source(shard: Path, member: tarfile.TarInfo | None) -> ImageSource | None:
+    if member is None:
+        return None
+    return ImageSource(str(shard), member.offset_data, member.size, member.name)
 
 
 def _json_member(file: Any, member: tarfile.TarInfo | None) -> dict[str, Any]:

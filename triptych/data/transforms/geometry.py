@@ -46,6 +46,20 @@ def resize(pixels: Pixels, width: int, height: int) -> Pixels:
     return np.asarray(found)
 
 
+def resize_lanczos(pixels: Pixels, width: int, height: int) -> Pixels:
+    """Resize with Pillow's Lanczos filter, as image tokenizers are fed in BEiT and FLAVA.
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        width: New width in pixels.
+        height: New height in pixels.
+    """
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    found = Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS)
+    return np.asarray(found)
+
+
 def resize_fast(pixels: Pixels, width: int, height: int) -> Pixels:
     """Resize for training, 2 to 8 times faster than `resize`.
 

@@ -90,12 +90,15 @@ class TransformedImage:
         width: Width of the original in pixels.
         height: Height of the original in pixels.
         flipped: Whether it was mirrored.
+        region: (h, w, 3) uint8, the part of the original that was resized, before mirroring and
+            RandAugment: what a second view of the same crop is made from.
     """
 
     pixels: Pixels
     width: int
     height: int
     flipped: bool = False
+    region: Pixels | None = None
 
     def box_cxcywh(self, box: Box) -> Box:
         """Return a box of the original (x, y, w, h in pixels) in this picture.
@@ -144,18 +147,19 @@ class ImageTransform:
         height, width = pixels.shape[:2]
         config, size = self.config, self.config.image_size
         if not self.train:
-            return TransformedImage(resize(pixels, size, size), width, height)
+            return TransformedImage(resize(pixels, size, size), width, height, region=pixels)
         assert rng is not None, "training draws from a generator"
+        original = pixels
         if config.crop_scale is not None:
             region: Region = draw_crop(width, height, config.crop_scale, config.crop_ratio, rng)
-            pixels = crop(pixels, region)
-        pixels = resize_fast(pixels, size, size)
+            original = crop(original, region)
+        pixels = resize_fast(original, size, size)
         flipped = bool(rng.random() < config.flip_probability) and allow_flip
         if flipped:
             pixels = mirror(pixels)
         num_ops, magnitude = config.randaugment_num_ops, config.randaugment_magnitude
         pixels = rand_augment(pixels, rng, num_ops=num_ops, magnitude=magnitude, ops=self._ops)
-        return TransformedImage(pixels, width, height, flipped)
+        return TransformedImage(pixels, width, height, flipped, original)
 
 
 def normalise_batch(

@@ -98,7 +98,7 @@ class DVAEEncoder(nn.Module):
                 f"codebook image is {tuple(image.shape[-2:])} px: its sides must be multiples of "
                 f"{self.config.stride}"
             )
-        x = self.input(image)
+        x = self.input(_channels_last(image))
         for place, group in enumerate(self.groups):
             x = group(x if place == 0 else F.max_pool2d(x, 2))
         return self.output(F.relu(x))  # type: ignore[no-any-return]
@@ -136,14 +136,14 @@ class DVAEDecoder(nn.Module):
         Returns:
             Location μ and log-scale ln b of the logit of each pixel, each (B, 3, 8h, 8w).
         """
-        return self._decode(self.input(weights))
+        return self._decode(self.input(_channels_last(weights)))
 
     def decode_codes(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Decode (B, h, w) int64 codes, as `forward` does their one-hot form."""
         table = self.input.weight[:, :, 0, 0].T  # (V, code_dim)
         assert self.input.bias is not None
         vectors = F.embedding(codes, table) + self.input.bias  # (B, h, w, code_dim)
-        return self._decode(vectors.permute(0, 3, 1, 2))
+        return self._decode(vectors.permute(0, 3, 1, 2))  # channels last already
 
     def _decode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         for place, group in enumerate(self.groups):
@@ -215,6 +215,11 @@ def init_convolutions(module: nn.Module) -> None:
             nn.init.normal_(child.weight, std=fan_in**-0.5)
             assert child.bias is not None
             nn.init.zeros_(child.bias)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """Return (B, C, h, w) with a place's channels side by side: convolutions are faster so."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _group(

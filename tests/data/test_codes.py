@@ -1,0 +1,126 @@
+"""Codes in shards: what is written is what is read, beside all that is known of a picture."""
+
+import tarfile
+
+import numpy as np
+import pytest
+
+from triptych.core.errors import DataError
+from triptych.data.codes import (
+    CodedPicture,
+    CodesAbout,
+    CodeShardWriter,
+    check_stored_codes,
+    encode_codes,
+    group_by_picture,
+    read_codes,
+)
+from triptych.data.readers.webdataset import read_webdataset
+from triptych.data.records import ImageSource, Record
+from triptych.data.skips import ImageProblem
+from triptych.data.source import DataSourceConfig
+
+ABOUT = CodesAbout(tokenizer="abc", num_codes=512, image_size=32)
+
+
+def record(number, picture, **fields):
+    return Record(record_id=str(number), image=ImageSource(picture), **fields)
+
+
+def test_captions_of_one_picture_are_one_sample():
+    records = [
+        record(0, "a.jpg", caption="a dog", image_id="a"),
+        record(1, "b.jpg", caption="a cat", image_id="b"),
+        record(2, "a.jpg", caption="an animal", image_id="a"),
+    ]
+    groups = group_by_picture(records)
+    assert [g.image.path for g in groups] == ["a.jpg", "b.jpg"]
+    assert [r.caption for r in groups[0].records] == ["a dog", "an animal"]
+
+
+def test_records_that_differ_in_more_stay_apart():
+    records = [record(0, "a.jpg", question="who?"), record(1, "a.jpg", question="where?")]
+    assert len(group_by_picture(records)) == 2
+
+
+def test_a_record_without_a_picture_is_an_error():
+    with pytest.raises(DataError, match="record 7: has no single picture"):
+        group_by_picture([Record(record_id="7", text="words alone")])
+
+
+def test_shards_give_back_pictures_fields_and_codes(tmp_path):
+    groups = group_by_picture(
+        [
+            record(0, "a.png", caption="ein Hund, größer", image_id="a", label=3),
+            record(1, "a.png", caption="ein Tier", image_id="a", label=3),
+            record(2, "b.jpg", phrase="the dog", box=(1.0, 2.0, 3.0, 4.5)),
+            record(3, "c", answers=("yes", "no"), question="is it?"),
+        ]
+    )
+    codes = np.arange(12).reshape(3, 4) + 65_530  # two bytes hold the first row alone
+    writer = CodeShardWriter(tmp_path, samples_per_shard=2)
+    for group, row in zip(groups, codes, strict=True):
+        writer.write(group, f"bytes of {group.image.path}".encode(), row)
+    writer.close()
+    ABOUT.save(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "000000.tar",
+        "000001.tar",
+        "image_codes.json",
+    ]
+    found = read_webdataset(DataSourceConfig(path=str(tmp_path)))
+    assert not found.skipped
+    first, second, third, fourth = found.records
+    assert [r.caption for r in found.records] == ["ein Hund, größer", "ein Tier", None, None]
+    assert (first.image_id, first.label) == (second.image_id, second.label) == ("a", 3)
+    assert (third.phrase, third.box) == ("the dog", (1.0, 2.0, 3.0, 4.5))
+    assert (fourth.question, fourth.answers) == ("is it?", ("yes", "no"))
+    for row, entry in zip((0, 0, 1, 2), found.records, strict=True):
+        assert np.array_equal(read_codes(entry.codes, 4), codes[row])
+    assert first.image.read() == b"bytes of a.png"
+    assert first.image.member.endswith(".png")
+    assert fourth.image.member.endswith(".jpg")
+
+
+def test_equal_content_gives_equal_bytes(tmp_path):
+    shards = []
+    for name in ("one", "two"):
+        writer = CodeShardWriter(tmp_path / name, samples_per_shard=9)
+        picture = CodedPicture(ImageSource("a.jpg"), [record(0, "a.jpg", caption="x")])
+        writer.write(picture, b"data", np.array([1, 2]))
+        writer.close()
+        shards.append((tmp_path / name / "000000.tar").read_bytes())
+    assert shards[0] == shards[1]
+    with tarfile.open(tmp_path / "one" / "000000.tar") as shard:
+        names = [member.name for member in shard.getmembers()]
+    assert names == ["000000000.jpg", "000000000.json", "000000000.codes.npy"]
+
+
+def test_a_code_takes_two_bytes_where_they_suffice():
+    few, many = (encode_codes(np.array([0, top])) for top in (65_535, 65_536))
+    assert len(many) - len(few) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"no array", "no stored codes"), (encode_codes(np.arange(5)), r"\(5,\) uint16, not 4")],
+)
+def test_other_content_is_a_problem_of_the_sample(tmp_path, content, message):
+    path = tmp_path / "x.npy"
+    path.write_bytes(content)
+    with pytest.raises(ImageProblem, match=message):
+        read_codes(ImageSource(str(path)), 4)
+
+
+def test_codes_of_another_tokenizer_are_an_error(tmp_path):
+    ABOUT.save(tmp_path)
+    source = ImageSource(str(tmp_path / "000000.tar"), 0, 1, "a.codes.npy")
+    records = [record(0, "a.jpg", caption="x", codes=source)]
+    check_stored_codes(records, ABOUT)
+    with pytest.raises(DataError, match="another image tokenizer"):
+        check_stored_codes(records, CodesAbout(tokenizer="abd", num_codes=512, image_size=32))
+    with pytest.raises(DataError, match="record 1: has no stored codes"):
+        check_stored_codes([*records, record(1, "b.jpg")], ABOUT)
+    (tmp_path / "image_codes.json").write_text("{}")
+    with pytest.raises(DataError, match="cannot be read"):
+        check_stored_codes(records, ABOUT)

@@ -1,0 +1,214 @@
+"""Codes of pictures, made once by an image tokenizer and stored beside the pictures in shards."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych.core.errors import DataError
+from triptych.core.files import write_json
+from triptych.data.records import ImageSource, Record
+from triptych.data.skips import ImageProblem, SkipKind
+
+CodeArray = NDArray[np.int64]
+
+CODES_EXTENSION = "codes.npy"
+"""Name of a sample's codes in a shard, behind its key."""
+
+ABOUT_FILE = "image_codes.json"
+"""File beside the shards that says how the codes were made."""
+
+_RECORD_FIELDS = (
+    *("image_id", "question", "answers", "question_type", "answer_type", "phrase", "box"),
+    *("premise", "hypothesis", "label"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CodesAbout:
+    """How stored codes were made.
+
+    Attributes:
+        tokenizer: Fingerprint of the image tokenizer's weights.
+        num_codes: Entries of its codebook.
+        image_size: Side in pixels of the picture that it saw.
+    """
+
+    tokenizer: str
+    num_codes: int
+    image_size: int
+
+    def save(self, folder: Path) -> None:
+        """Write it beside the shards."""
+        plain = {name: getattr(self, name) for name in ("tokenizer", "num_codes", "image_size")}
+        write_json(folder / ABOUT_FILE, plain)
+
+    @classmethod
+    def load(cls, folder: Path) -> CodesAbout:
+        """Read it from a folder of shards.
+
+        Raises:
+            DataError: The file is missing or says something else.
+        """
+        path = folder / ABOUT_FILE
+        try:
+            plain = json.loads(path.read_text(encoding="utf-8"))
+            return cls(str(plain["tokenizer"]), int(plain["num_codes"]), int(plain["image_size"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path} cannot be read ({type(error).__name__}: {error}): it belongs to the "
+                "shards that `triptych data tokenize-images` writes"
+            ) from error
+
+
+@dataclass(slots=True)
+class CodedPicture:
+    """All records of one picture, which share its bytes and its codes in a shard.
+
+    Attributes:
+        image: The picture.
+        records: What is known about it.
+    """
+
+    image: ImageSource
+    records: list[Record] = field(default_factory=list)
+
+
+def group_by_picture(records: Iterable[Record]) -> list[CodedPicture]:
+    """Group the records that differ in their caption alone; pictures keep the order of the first.
+
+    Raises:
+        DataError: A record shows no picture, or several, or a clip.
+    """
+    groups: dict[str, CodedPicture] = {}
+    for record in records:
+        if record.image is None:
+            raise DataError(f"record {record.record_id}: has no single picture to make codes of")
+        key = json.dumps([str(record.image), _fields(record)], sort_keys=True)
+        groups.setdefault(key, CodedPicture(record.image)).records.append(record)
+    return list(groups.values())
+
+
+class CodeShardWriter:
+    """Writes WebDataset shards of pictures, their manifest fields and their codes.
+
+    Args:
+        folder: Where `000000.tar`, `000001.tar` ... go.
+        samples_per_shard: Pictures in a shard.
+    """
+
+    def __init__(self, folder: Path, samples_per_shard: int) -> None:
+        self.folder, self.samples_per_shard = folder, samples_per_shard
+        self.num_written = 0
+        self._shard: tarfile.TarFile | None = None
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def write(self, picture: CodedPicture, data: bytes, codes: CodeArray) -> None:
+        """Add one sample.
+
+        Args:
+            picture: The picture and its records.
+            data: Its encoded bytes.
+            codes: (P,) int64.
+        """
+        if self.num_written % self.samples_per_shard == 0:
+            self.close()
+            path = self.folder / f"{self.num_written // self.samples_per_shard:06d}.tar"
+            self._shard = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        assert self._shard is not None
+        key = f"{self.num_written:09d}"
+        fields = json.dumps(_entry(picture.records), ensure_ascii=False)
+        for extension, content in (
+            (_extension(picture.image), data),
+            ("json", fields.encode()),
+            (CODES_EXTENSION, encode_codes(codes)),
+        ):
+            member = tarfile.TarInfo(f"{key}.{extension}")  # owner and time stay 0: equal bytes
+            member.size = len(content)
+            self._shard.addfile(member, io.BytesIO(content))
+        self.num_written += 1
+
+    def close(self) -> None:
+        """End the current shard."""
+        if self._shard is not None:
+            self._shard.close()
+            self._shard = None
+
+
+def encode_codes(codes: CodeArray) -> bytes:
+    """Return codes (P,) as the bytes of an .npy file, two bytes a code where that suffices."""
+    buffer = io.BytesIO()
+    small = codes.max(initial=0) <= np.iinfo(np.uint16).max
+    np.save(buffer, codes.astype(np.uint16 if small else np.uint32))
+    return buffer.getvalue()
+
+
+def read_codes(source: ImageSource, num_codes: int | None = None) -> CodeArray:
+    """Return stored codes, (P,) int64.
+
+    Args:
+        source: Where they lie.
+        num_codes: How many a picture must have; None takes any number.
+
+    Raises:
+        ImageProblem: They are missing, damaged, or of another number.
+    """
+    try:
+        found = np.load(io.BytesIO(source.read()), allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise ImageProblem(SkipKind.NOT_AN_IMAGE, f"{source}: no stored codes: {error}") from error
+    if found.ndim != 1 or found.dtype.kind != "u" or num_codes not in (None, len(found)):
+        wanted = "a row" if num_codes is None else f"{num_codes}"
+        raise ImageProblem(
+            SkipKind.NOT_AN_IMAGE,
+            f"{source}: holds {found.shape} {found.dtype}, not {wanted} of codes: they were made "
+            "for another patch grid",
+        )
+    return found.astype(np.int64)  # type: ignore[no-any-return]
+
+
+def check_stored_codes(records: Sequence[Record], wanted: CodesAbout) -> None:
+    """Raise a DataError unless every record has codes and `wanted` made those of its folder."""
+    folders: set[Path] = set()
+    for record in records:
+        if record.codes is None:
+            raise DataError(
+                f"record {record.record_id}: has no stored codes; make them with "
+                "`triptych data tokenize-images`, or let the tokenizer run in training"
+            )
+        folders.add(Path(record.codes.path).parent)
+    for folder in sorted(folders):
+        found = CodesAbout.load(folder)
+        if found != wanted:
+            raise DataError(
+                f"{folder}: its codes were made by another image tokenizer or for another size "
+                f"({found}, but training uses {wanted}): run `triptych data tokenize-images` again"
+            )
+
+
+def _entry(records: Sequence[Record]) -> Mapping[str, Any]:
+    """Return the manifest entry of records that differ in their caption alone."""
+    captions = [record.caption for record in records if record.caption is not None]
+    entry = _fields(records[0])
+    if captions:
+        entry["caption"] = captions if len(captions) > 1 else captions[0]
+    return entry
+
+
+def _fields(record: Record) -> dict[str, Any]:
+    values = {name: getattr(record, name) for name in _RECORD_FIELDS}
+    return {name: value for name, value in values.items() if value not in (None, ())}
+
+
+def _extension(image: ImageSource) -> str:
+    """Return the picture's suffix as shards want it; what a shard reader does not know is .jpg."""
+    suffix = Path(image.member or image.path).suffix.lower().removeprefix(".")
+    return suffix if suffix in ("jpg", "jpeg", "png", "webp") else "jpg"

@@ -1,0 +1,147 @@
+"""Batches for image pre-training: pictures alone, hidden patches, and what the tokenizer sees.
+
+The encoder's view and the tokenizer's view come from the same crop, each resized on its own: one
+code of the tokenizer stands for one patch of the encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from triptych.core.config import check
+from triptych.core.errors import ConfigError
+from triptych.data.block_masking import BlockMaskingConfig, block_masks, draw_mask_key
+from triptych.data.codes import CodeArray, read_codes
+from triptych.data.collate.base import SampleProblem
+from triptych.data.records import Record
+from triptych.data.skips import SkipKind
+from triptych.data.transforms.geometry import Pixels, mirror, resize_lanczos
+from triptych.data.transforms.pipeline import (
+    ImageTransformConfig,
+    TransformedImage,
+    normalise_batch,
+)
+
+CODEBOOK_MEAN = (-0.125, -0.125, -0.125)
+CODEBOOK_STD = (1.25, 1.25, 1.25)
+"""x in [0, 1] becomes 0.8·x + 0.1: the range that a logit-Laplace tokenizer reads."""
+
+
+class ImageCollator:
+    """Pictures alone: the batch has `image` and `index`, which `build_loader` adds."""
+
+    needs_boxes = False
+
+    def sample(self, record: Record, image: TransformedImage, rng: np.random.Generator) -> None:
+        """Return nothing: the picture is all."""
+        del record, image, rng
+
+    def batch(self, samples: Sequence[None]) -> dict[str, Tensor]:
+        """Return no tensor of its own."""
+        del samples
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedImageSample:
+    """What masked image modelling needs of one picture beside the encoder's view.
+
+    Attributes:
+        mask_key: Decides which patches are hidden.
+        codebook_pixels: (s, s, 3) uint8, the tokenizer's view; None where codes are stored.
+        codes: (P,) stored codes; None where the tokenizer runs in training.
+    """
+
+    mask_key: int
+    codebook_pixels: Pixels | None
+    codes: CodeArray | None
+
+
+class MaskedImageCollator:
+    """Hides patches and prepares their targets. Collators of pairs use one beside their texts.
+
+    Args:
+        transform: How pictures are prepared. Geometric RandAugment is an error: it would move the
+            encoder's view against the tokenizer's. RandAugment of colours changes the encoder's
+            view only (BEiT's colour jitter changes both).
+        patch_size: Side of a patch of the encoder, in pixels.
+        codebook_size: Side in pixels of the tokenizer's view; None reads stored codes, for which
+            pictures must be neither cropped nor mirrored.
+        masking: How many patches are hidden, and how.
+    """
+
+    needs_boxes = False
+
+    def __init__(
+        self,
+        transform: ImageTransformConfig,
+        *,
+        patch_size: int,
+        codebook_size: int | None,
+        masking: BlockMaskingConfig | None = None,
+    ) -> None:
+        size = transform.image_size
+        fits = patch_size >= 1 and size % patch_size == 0
+        check(fits, "image_size", size, f"be a multiple of patch_size {patch_size}")
+        self.grid_size = size // patch_size
+        self.codebook_size = codebook_size
+        self.masking = masking or BlockMaskingConfig()
+        if transform.randaugment_num_ops and transform.randaugment_geometric:
+            raise ConfigError(
+                "randaugment_geometric = True: must be off with masked image modelling, whose "
+                "targets come from an unmoved view"
+            )
+        if codebook_size is None:
+            fixed = transform.crop_scale is None and transform.flip_probability == 0
+            check(
+                fixed,
+                "crop_scale, flip_probability",
+                (transform.crop_scale, transform.flip_probability),
+                "be None and 0 with stored codes, which are those of whole pictures",
+            )
+
+    def sample(
+        self, record: Record, image: TransformedImage, rng: np.random.Generator
+    ) -> MaskedImageSample:
+        """Draw the mask's key, and make the tokenizer's view or read the codes.
+
+        Raises:
+            SampleProblem: Codes are read but the record has none.
+        """
+        key = draw_mask_key(rng)
+        if self.codebook_size is not None:
+            return MaskedImageSample(key, codebook_view(image, self.codebook_size), None)
+        if record.codes is None:
+            message = f"record {record.record_id}: has no stored codes"
+            raise SampleProblem(SkipKind.MISSING_FIELD, message)
+        return MaskedImageSample(key, None, read_codes(record.codes, self.grid_size**2))
+
+    def batch(self, samples: Sequence[MaskedImageSample]) -> dict[str, Tensor]:
+        """Join samples.
+
+        Returns:
+            `hidden_patches` (B, P) bool, True = hidden; and `codebook_image` (B, 3, s, s) float32
+            in [0.1, 0.9], or `image_codes` (B, P) int64.
+        """
+        keys = np.array([sample.mask_key for sample in samples], dtype=np.uint64)
+        hidden = block_masks(keys, self.grid_size, self.masking)
+        batch = {"hidden_patches": torch.from_numpy(hidden)}
+        codes = [sample.codes for sample in samples if sample.codes is not None]
+        if codes:
+            batch["image_codes"] = torch.from_numpy(np.stack(codes))
+            return batch
+        pixels = [s.codebook_pixels for s in samples if s.codebook_pixels is not None]
+        batch["codebook_image"] = normalise_batch(pixels, CODEBOOK_MEAN, CODEBOOK_STD)
+        return batch
+
+
+def codebook_view(image: TransformedImage, size: int) -> Pixels:
+    """Return the tokenizer's view of the same crop, (size, size, 3) uint8."""
+    assert image.region is not None
+    pixels = resize_lanczos(image.region, size, size)
+    return mirror(pixels) if image.flipped else pixels
