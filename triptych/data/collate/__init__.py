@@ -14,8 +14,8 @@ from triptych.data.collate.base import (
 )
 from triptych.data.collate.captioning import CaptioningCollator, PictureKeyCollator
 from triptych.data.collate.grounding import GroundingCollator
-from triptych.data.collate.pairs import StatementCollator
 from triptych.data.collate.image import ImageCollator, MaskedImageCollator
+from triptych.data.collate.pairs import StatementCollator
 from triptych.data.collate.pretraining import PretrainingCollator, PretrainingTextConfig
 from triptych.data.collate.retrieval import RetrievalCollator
 from triptych.data.collate.vqa import VQACollator
