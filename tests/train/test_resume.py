@@ -17,6 +17,7 @@ from .toy import ToyTask, exact_lines, toy_batches, toy_trainer
 SETTINGS = [
     pytest.param({}, id="plain"),
     pytest.param({"accumulate": 2}, id="accumulated"),
+    pytest.param({"muon_learning_rate": 1e-2}, id="muon"),
     pytest.param({"log_every_steps": 3, "checkpoint_every_steps": 2}, id="sparse"),
 ]
 

@@ -95,9 +95,10 @@ def toy_batches(start: int, size: int = 4) -> Iterator[dict[str, Tensor]]:
 
 
 def toy_trainer(folder: Path, task: ToyTask | None = None, **settings: Any) -> Trainer:
-    """Return a trainer of the toy task; `settings` are TrainConfig's, or `batches`, `evaluate`."""
+    """Return a trainer of the toy task; `settings` are TrainConfig's, or others popped here."""
     batches = settings.pop("batches", toy_batches)
     evaluate = settings.pop("evaluate", None)
+    muon = settings.pop("muon_learning_rate", None)
     config = {
         "max_steps": 8,
         "local_batch_size": 4,
@@ -113,7 +114,9 @@ def toy_trainer(folder: Path, task: ToyTask | None = None, **settings: Any) -> T
         task or ToyTask(),
         batches,
         config=TrainConfig(**config | settings),
-        optim=OptimConfig(learning_rate=1e-2, vision_learning_rate=1e-3, warmup_steps=2),
+        optim=OptimConfig(
+            learning_rate=1e-2, vision_learning_rate=1e-3, muon_learning_rate=muon, warmup_steps=2
+        ),
         weights=(
             ObjectiveWeight(name="itm"),
             ObjectiveWeight(name="itc", start_step=2, ramp_steps=2, every_steps=2),

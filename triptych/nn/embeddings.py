@@ -34,6 +34,47 @@ class PatchEmbedding(nn.Module):
         return F.linear(patches, self.weight.flatten(1), self.bias)
 
 
+class ConvolutionalStem(nn.Module):
+    """3x3 convolutions of stride 2 before the patch projection (Xiao et al. 2021).
+
+    Each is followed by a LayerNorm over channels and GELU. Small models learn shapes from far fewer
+    pictures than with a linear projection of raw pixels; no released checkpoint has such a stem.
+
+    Args:
+        embed_dim: Width D.
+        patch_size: Side of a patch in pixels: a multiple of 2 to the number of convolutions.
+        widths: Channels of each convolution.
+        init_std: Deviation of the fresh patch projection; None takes the model's.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        patch_size: int,
+        widths: tuple[int, ...],
+        *,
+        init_std: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.init_std = init_std
+        channels = (3, *widths)
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(channels[i], channels[i + 1], 3, stride=2, padding=1, bias=False)
+            for i in range(len(widths))
+        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-5) for width in widths)
+        side = patch_size // 2 ** len(widths)
+        self.patch_projection = nn.Conv2d(channels[-1], embed_dim, side, stride=side)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map (B, 3, height, width) float to (B, P, D), patches in row-major order."""
+        x = image.contiguous(memory_format=torch.channels_last)
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = convolution(x).permute(0, 2, 3, 1)  # (B, H, W, C)
+            x = F.gelu(norm(x)).permute(0, 3, 1, 2)
+        return self.patch_projection(x).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+
+
 class TextEmbedding(nn.Module):
     """Word, position and type tables, a LayerNorm and dropout (Devlin et al. 2019, figure 2).
 

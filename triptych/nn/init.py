@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from triptych.nn.embeddings import PatchEmbedding
+from triptych.nn.embeddings import ConvolutionalStem, PatchEmbedding
 from triptych.nn.heads import VocabularyHead
 from triptych.nn.vision import VisionTransformer
 
@@ -33,6 +33,14 @@ def init_weights(module: nn.Module, std: float) -> None:
             nn.init.normal_(child.weight, std=child.init_std or std)
             if child.bias is not None:
                 nn.init.zeros_(child.bias)
+        elif isinstance(child, ConvolutionalStem):
+            for convolution in child.convolutions:
+                assert isinstance(convolution, nn.Conv2d)
+                fan_in = convolution.weight[0].numel()
+                nn.init.normal_(convolution.weight, std=fan_in**-0.5)  # a norm follows
+            nn.init.normal_(child.patch_projection.weight, std=child.init_std or std)
+            assert child.patch_projection.bias is not None
+            nn.init.zeros_(child.patch_projection.bias)
         elif isinstance(child, VisionTransformer):
             position_std = child.config.position_init_std or std
             nn.init.normal_(child.class_embedding, std=std)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from triptych.core.config import check
 from triptych.core.errors import DataError
 from triptych.nn.block import Block, BlockConfig
-from triptych.nn.embeddings import PatchEmbedding
+from triptych.nn.embeddings import ConvolutionalStem, PatchEmbedding
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +29,7 @@ class VisionConfig:
         position_init_std: Deviation of a fresh position table; None takes the model's `init_std`.
             Where it is far below the deviation of the patch states, a model that starts from
             nothing learns places very slowly.
+        stem_widths: Channels of convolutions of stride 2 before the patch projection; none in CLIP.
     """
 
     image_size: int
@@ -39,11 +40,19 @@ class VisionConfig:
     attention_dropout: float = 0.1
     patch_init_std: float | None = None
     position_init_std: float | None = None
+    stem_widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Reject sizes that do not fit."""
         fits = self.patch_size > 0 and self.image_size % self.patch_size == 0
         check(fits, "image_size", self.image_size, f"be a multiple of patch_size {self.patch_size}")
+        halvings = 2 ** len(self.stem_widths)
+        check(
+            self.patch_size % halvings == 0,
+            "stem_widths",
+            self.stem_widths,
+            f"halve patches of {self.patch_size} px to at least one: too many widths",
+        )
         check(self.depth > 0, "depth", self.depth, "be at least 1")
 
     @property
@@ -74,8 +83,14 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         width = config.embed_dim
-        self.patch_embedding = PatchEmbedding(
-            width, config.patch_size, bias=False, init_std=config.patch_init_std
+        self.patch_embedding: nn.Module = (
+            ConvolutionalStem(
+                width, config.patch_size, config.stem_widths, init_std=config.patch_init_std
+            )
+            if config.stem_widths
+            else PatchEmbedding(
+                width, config.patch_size, bias=False, init_std=config.patch_init_std
+            )
         )
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.position_embedding = nn.Parameter(torch.empty(1 + config.num_patches, width))

@@ -21,8 +21,9 @@ def mplug_tiny(*, image_size: int | None = None, vocab_size: int | None = None) 
             depth=4,
             num_heads=4,
             attention_dropout=0.0,
-            patch_init_std=0.02,
+            patch_init_std=0.1,
             position_init_std=0.7,
+            stem_widths=(16, 32, 64),
         ),
         text=TextConfig(
             vocab_size=vocab_size or 512,
@@ -52,8 +53,9 @@ def mplug_small(*, image_size: int | None = None, vocab_size: int | None = None)
             embed_dim=384,
             depth=8,
             num_heads=6,
-            patch_init_std=0.02,
+            patch_init_std=0.1,
             position_init_std=0.7,
+            stem_widths=(32, 64, 128),
         ),
         text=TextConfig(
             vocab_size=vocab_size or 8192,

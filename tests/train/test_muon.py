@@ -1,0 +1,122 @@
+"""Muon against torch's own, singular values against the SVD, several processes against one."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from triptych.distributed.env import run_processes
+from triptych.train.config import OptimConfig
+from triptych.train.muon import orthogonalise
+from triptych.train.optim import build_optimizer, group_parameters, is_block_matrix
+
+
+def _network():
+    torch.manual_seed(0)
+    return nn.ModuleDict(
+        {
+            "wide": nn.Linear(12, 5),
+            "tall": nn.Linear(5, 12),
+            "same": nn.Linear(12, 5),
+            "word_embedding": nn.Embedding(7, 5),
+            "head": nn.Linear(5, 3),
+        }
+    )
+
+
+def _optimizer(network, **options):
+    config = OptimConfig(
+        learning_rate=1e-2,
+        vision_learning_rate=1e-2,
+        muon_learning_rate=3e-2,
+        weight_decay=0.1,
+        **options,
+    )
+    return build_optimizer(group_parameters(network.named_parameters(), config), config)
+
+
+def _give_gradients(network, step):
+    generator = torch.Generator().manual_seed(step)
+    for parameter in network.parameters():
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+
+
+def test_singular_values_become_about_one_and_vectors_stay():
+    matrices = torch.randn(3, 6, 20, generator=torch.Generator().manual_seed(1))
+    out = orthogonalise(matrices).float()
+    for before, after in zip(matrices, out, strict=True):
+        values = torch.linalg.svdvals(after)
+        assert values.min() > 0.65
+        assert values.max() < 1.25
+        left, _, right = torch.linalg.svd(before, full_matrices=False)
+        core = left.T @ after @ right.T  # diagonal if the singular vectors are the same
+        assert (core - torch.diag(core.diag())).abs().max() < 0.05
+
+
+def test_matrices_inside_blocks_and_nothing_else():
+    network = _network()
+    chosen = {n for n, p in network.named_parameters() if is_block_matrix(n, p)}
+    assert chosen == {"wide.weight", "tall.weight", "same.weight"}
+    groups = _optimizer(network).param_groups
+    assert {g["name"]: g["muon"] for g in groups} == {
+        "rest_decay": False,
+        "rest_no_decay": False,
+        "matrix": True,
+    } | {"head_decay": False, "head_no_decay": False}
+
+
+def test_updates_equal_those_of_torch_muon_and_adamw():
+    network = _network()
+    reference = copy.deepcopy(network)
+    ours = _optimizer(network)
+    named = dict(reference.named_parameters())
+    matrices = [named[n] for n in ("wide.weight", "tall.weight", "same.weight")]
+    tables = [named[n] for n in ("word_embedding.weight", "head.weight")]
+    vectors = [p for p in named.values() if p.ndim == 1]
+    muon = torch.optim.Muon(
+        matrices, lr=3e-2, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw"
+    )
+    adamw = torch.optim.AdamW(
+        [{"params": tables, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        lr=1e-2,
+        fused=True,
+    )
+    for step in range(4):
+        for each in (network, reference):
+            _give_gradients(each, step)
+        ours.step()
+        muon.step()
+        adamw.step()
+    for name, parameter in network.named_parameters():
+        # bf16 products in another order: a share of the four updates, each of RMS 0.2 · 3e-2
+        tolerance = 1e-3 if is_block_matrix(name, parameter) else 1e-7
+        torch.testing.assert_close(parameter, named[name], atol=tolerance, rtol=0)
+    assert (network["wide"].weight - _network()["wide"].weight).abs().mean() > 5e-3  # it moved
+
+
+def test_a_matrix_without_gradient_is_left_alone():
+    network = _network()
+    optimizer = _optimizer(network)
+    _give_gradients(network, 0)
+    network["wide"].weight.grad = None
+    before = network["wide"].weight.clone()
+    optimizer.step()
+    assert torch.equal(network["wide"].weight, before)
+    assert network["same"].weight.grad is not None  # gradients stay until zero_grad
+
+
+def _trained():
+    network = _network()
+    optimizer = _optimizer(network)
+    for step in range(2):
+        _give_gradients(network, step)
+        optimizer.step()
+    return {name: parameter.detach().numpy() for name, parameter in network.named_parameters()}
+
+
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_processes_that_share_the_work_equal_one(num_processes):
+    shared, alone = run_processes(_trained, num_processes), _trained()
+    for name, value in alone.items():
+        assert abs(shared[name] - value).max() < 1e-3, name  # bf16, batches of other sizes
