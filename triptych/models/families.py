@@ -92,6 +92,12 @@ def text_sizes(config: Any) -> TextSizes:
     return TextSizes(config.text.vocab_size, config.text.max_positions)
 
 
+def patch_size(config: Any) -> int:
+    """Return the side of a patch in pixels of a model config of any family."""
+    sizes = config if isinstance(config, VLMoConfig) else config.vision
+    return int(sizes.patch_size)
+
+
 def restore_model(
     config: Mapping[str, Any],
     weights: Mapping[str, Tensor],

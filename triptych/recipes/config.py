@@ -18,7 +18,10 @@ from triptych.tasks.finetuning.retrieval import RetrievalConfig
 from triptych.tasks.finetuning.scst import SCSTConfig
 from triptych.tasks.finetuning.text_classification import TextClassificationConfig
 from triptych.tasks.finetuning.vqa import VQAConfig
+from triptych.tasks.finetuning.vlmo_retrieval import VLMoRetrievalConfig
 from triptych.tasks.pretraining.mplug import MPLUGPretrainingConfig
+from triptych.tasks.pretraining.vlmo import VLMoPretrainingConfig
+from triptych.tasks.pretraining.vlmo_stages import VLMoLanguageConfig, VLMoVisionConfig
 from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
 
 TaskConfig = (
@@ -31,6 +34,10 @@ TaskConfig = (
     | AnswerClassificationConfig
     | ImageTextClassificationConfig
     | TextClassificationConfig
+    | VLMoVisionConfig
+    | VLMoLanguageConfig
+    | VLMoPretrainingConfig
+    | VLMoRetrievalConfig
 )
 
 
@@ -42,6 +49,8 @@ class ModelSource:
         name: A registered variant (see `triptych models`); its weights are drawn afresh.
         image_size: Side of the input in pixels; None keeps the variant's or the folder's own. A
             folder's position table is resized bilinearly.
+        drop_path: Share of residual branches that training skips, for models that have this
+            (VLMo); None keeps the variant's or the folder's own.
         init_from: A model folder to start from; its sizes and its tokenizer then count, and `name`
             is not read.
         init_vision_from: Published weights that the image encoder of a fresh model starts from:
@@ -52,6 +61,7 @@ class ModelSource:
 
     name: str = "mplug_tiny"
     image_size: int | None = None
+    drop_path: float | None = None
     init_from: str | None = None
     init_vision_from: str | None = None
     init_text_from: str | None = None

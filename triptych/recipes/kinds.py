@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from triptych.checkpoint.model_folder import load_model_folder, stored_config
+from triptych.core.errors import CheckpointError, ConfigError
 from triptych.data.collate import (
     CaptioningCollator,
     Collator,
@@ -23,9 +26,15 @@ from triptych.data.collate.classification import (
     ImageTextClassCollator,
     TextClassCollator,
 )
+from triptych.data.collate.image import MaskedImageCollator
+from triptych.data.collate.masked_text import MaskedTextCollator
 from triptych.data.labels import answer_vocabulary, class_names
 from triptych.data.records import Record
+from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.evaluation.vqa import normalize_answer
+from triptych.models.dvae.config import codebook_image_size
+from triptych.models.dvae.model import DVAE
+from triptych.models.families import restore_model
 from triptych.recipes.config import TaskConfig, TextLengths
 from triptych.tasks.finetuning.captioning import Captioning, CaptioningConfig
 from triptych.tasks.finetuning.grounding import Grounding, GroundingConfig
@@ -42,7 +51,15 @@ from triptych.tasks.finetuning.text_classification import (
     TextClassificationConfig,
 )
 from triptych.tasks.finetuning.vqa import VQA, VQAConfig
+from triptych.tasks.finetuning.vlmo_retrieval import VLMoRetrieval, VLMoRetrievalConfig
 from triptych.tasks.pretraining.mplug import MPLUGPretraining, MPLUGPretrainingConfig
+from triptych.tasks.pretraining.vlmo import VLMoPretraining, VLMoPretrainingConfig
+from triptych.tasks.pretraining.vlmo_stages import (
+    VLMoLanguage,
+    VLMoLanguageConfig,
+    VLMoVision,
+    VLMoVisionConfig,
+)
 from triptych.text import Tokenizer
 from triptych.train.task import Task
 
@@ -56,8 +73,25 @@ TRAINED_FOR = {
     AnswerClassificationConfig: "answer_classification",
     ImageTextClassificationConfig: "image_text_classification",
     TextClassificationConfig: "text_classification",
+    VLMoVisionConfig: "vision",
+    VLMoLanguageConfig: "language",
+    VLMoPretrainingConfig: "pretraining",
+    VLMoRetrievalConfig: "retrieval",
 }
 """The word in a model folder's `trained_for`, by task config."""
+
+
+@dataclass(frozen=True, slots=True)
+class PatchView:
+    """What hiding patches must know.
+
+    Attributes:
+        image: How pictures are prepared.
+        patch_size: Side of a patch of the model, in pixels.
+    """
+
+    image: ImageTransformConfig
+    patch_size: int
 
 
 def stored_task(config: TaskConfig) -> TaskConfig:
@@ -131,6 +165,33 @@ def build_task(
             return ImageTextClassification(model, config)
         case TextClassificationConfig():
             return TextClassification(model, config)
+        case VLMoVisionConfig():
+            return VLMoVision(model, config, load_image_tokenizer(config.image_tokenizer))
+        case VLMoLanguageConfig():
+            return VLMoLanguage(model, config)
+        case VLMoPretrainingConfig():
+            return VLMoPretraining(model, config)
+        case VLMoRetrievalConfig():
+            return VLMoRetrieval(model, config)
+
+
+def load_image_tokenizer(folder: str) -> DVAE:
+    """Load the dVAE of a model folder.
+
+    Raises:
+        ConfigError: No folder is named.
+        CheckpointError: The folder is incomplete, or holds another kind of model.
+    """
+    if not folder:
+        raise ConfigError(
+            "task.image_tokenizer is empty: name a model folder with an image tokenizer, such as "
+            "`triptych train dvae` makes"
+        )
+    stored = load_model_folder(Path(folder))
+    model = restore_model(stored_config(stored.config, Path(folder)), stored.state_dict, folder)
+    if not isinstance(model, DVAE):
+        raise CheckpointError(f"{folder} holds no image tokenizer but a {type(model).__name__}")
+    return model
 
 
 def build_reward(config: SCSTConfig, records: Iterable[Record]) -> CiderReward:
@@ -154,6 +215,7 @@ def build_collator(
     *,
     train: bool,
     kind: str | None = None,
+    pictures: PatchView | None = None,
 ) -> Collator[Any] | TextCollator[Any]:
     """Build what turns records into the batches of a task.
 
@@ -164,6 +226,7 @@ def build_collator(
         lengths: Longest texts.
         train: Whether records without labels are a problem.
         kind: Which of the task's kinds of batches, for a task of several.
+        pictures: How pictures are prepared, for tasks that hide patches.
     """
     del kind  # no task here takes several yet
     match config:
@@ -211,4 +274,18 @@ def build_collator(
                 None if config.target == "number" else config.labels,
                 max_text_tokens=config.max_text_tokens,
                 train=train,
+            )
+        case VLMoVisionConfig():
+            assert pictures is not None, "masked image modelling needs the size of patches"
+            size = codebook_image_size(pictures.image.image_size, pictures.patch_size)
+            return MaskedImageCollator(
+                pictures.image, patch_size=pictures.patch_size, codebook_size=size
+            )
+        case VLMoLanguageConfig():
+            return MaskedTextCollator(tokenizer, captions)
+        case VLMoPretrainingConfig():
+            return PretrainingCollator(tokenizer, captions)
+        case VLMoRetrievalConfig():
+            return RetrievalCollator(
+                tokenizer, max_text_tokens=captions.max_text_tokens, max_words=captions.max_words
             )

@@ -20,11 +20,12 @@ from triptych.data.batches import record_texts
 from triptych.data.collate import AnyCollator
 from triptych.data.records import Record
 from triptych.distributed.env import is_main, joined, launched, run_processes, world_size
-from triptych.models.families import family_of, restore_model, text_sizes
+from triptych.models.families import family_of, patch_size, restore_model, text_sizes
 from triptych.models.registry import build_model, model_config
 from triptych.recipes.config import RunConfig
 from triptych.recipes.kinds import (
     TRAINED_FOR,
+    PatchView,
     build_collator,
     build_task,
     complete_task,
@@ -94,7 +95,13 @@ def _train(
 
     def collator_of(kind: str | None) -> AnyCollator[Any]:
         return build_collator(
-            config.task, tokenizer, config.captions, config.lengths, train=True, kind=kind
+            config.task,
+            tokenizer,
+            config.captions,
+            config.lengths,
+            train=True,
+            kind=kind,
+            pictures=PatchView(config.image, patch_size(model.config)),
         )
 
     trainer = Trainer(
@@ -170,6 +177,8 @@ def prepare_model(config: RunConfig, tokenizer: Tokenizer, console: Console | No
                 (console or Console()).print(line, highlight=False)
     else:
         model = load_model(Path(source.init_from), image_size=source.image_size)
+    if source.drop_path is not None:
+        _set_drop_path(model, source.drop_path)
     longest = max(
         config.captions.max_text_tokens,
         config.lengths.question,
@@ -185,6 +194,12 @@ def prepare_model(config: RunConfig, tokenizer: Tokenizer, console: Console | No
             "or take a model with more positions"
         )
     return model
+
+
+def _set_drop_path(model: Any, rate: float) -> None:
+    if not hasattr(model, "set_drop_path"):
+        raise ConfigError(f"model.drop_path = {rate}: this model skips no branches; leave it out")
+    model.set_drop_path(rate)
 
 
 def load_model(folder: Path, *, image_size: int | None = None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -12,7 +13,7 @@ from triptych.core.errors import CapabilityError, DataError
 from triptych.core.outputs import FusedFeatures, ImageFeatures, TextFeatures
 from triptych.models.base import FeatureDims
 from triptych.models.vlmo.config import VLMoConfig
-from triptych.models.vlmo.multiway import MultiwayBlock
+from triptych.models.vlmo.multiway import MultiwayBlock, drop_path_rate
 from triptych.models.vlmo.trunk import MultiwayTrunk, TokenSequence
 from triptych.nn.embeddings import PatchEmbedding, TextEmbedding
 from triptych.nn.encoder import check_text_length
@@ -77,6 +78,12 @@ class VLMo(nn.Module):
         """Widths of the pooled states."""
         width = self.config.embed_dim
         return FeatureDims(width, width, width)
+
+    def set_drop_path(self, rate: float) -> None:
+        """Change how often training skips residual branches (see `VLMoConfig.drop_path`)."""
+        self.config = self.trunk.config = dataclasses.replace(self.config, drop_path=rate)
+        for layer, block in enumerate(self.trunk.blocks):
+            block.drop_path = drop_path_rate(self.config, layer)  # type: ignore[assignment]
 
     def image_inputs(
         self, image: Tensor, hidden_patches: Tensor | None = None, image_type: int = 0

@@ -58,7 +58,7 @@ class MultiwayBlock(nn.Module):
         if config.layer_scale is not None:
             self.attention_scale = nn.Parameter(torch.full((width,), config.layer_scale))
             self.mlp_scale = nn.Parameter(torch.full((width,), config.layer_scale))
-        self.drop_path = config.drop_path * layer / max(1, config.depth - 1)
+        self.drop_path = drop_path_rate(config, layer)
 
     def forward(
         self, x: Tensor, bias: Tensor | None, route: Route, readers: Tensor | None = None
@@ -97,6 +97,11 @@ class MultiwayBlock(nn.Module):
     def _residual(self, x: Tensor, scale: Tensor | None) -> Tensor:
         x = x if scale is None else x * scale.to(x.dtype)
         return drop_path(x, self.drop_path) if self.training else x
+
+
+def drop_path_rate(config: VLMoConfig, layer: int) -> float:
+    """Return how often training skips a branch of a block: linear from 0 to the config's rate."""
+    return config.drop_path * layer / max(1, config.depth - 1)
 
 
 def drop_path(x: Tensor, rate: float) -> Tensor:

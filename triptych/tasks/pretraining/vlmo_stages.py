@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.core.errors import CapabilityError, ConfigError
+from triptych.core.errors import CapabilityError, ConfigError, DataError
 from triptych.core.outputs import Predictions
 from triptych.models.dvae.config import codebook_image_size
 from triptych.models.dvae.model import DVAE
@@ -96,7 +96,7 @@ class VLMoVision(_StageTask):
         ConfigError: The tokenizer's grid is not that of the patches.
     """
 
-    batch_keys = frozenset({"hidden_patches", "codebook_image", "image", "index"})
+    batch_keys = frozenset({"hidden_patches", "image", "index"})
     objective_names = frozenset({"mim"})
 
     def __init__(self, model: VLMo, config: VLMoVisionConfig, image_tokenizer: DVAE) -> None:
@@ -125,8 +125,11 @@ class VLMoVision(_StageTask):
 
         Args:
             batch: `image` (B, 3, S, S), `hidden_patches` (B, P) or (B, grid, grid) bool, and
-                `codebook_image` (B, 3, S', S') in [0.1, 0.9].
+                `image_codes` (B, P) int64 or `codebook_image` (B, 3, S', S') in [0.1, 0.9].
             active: Not read: there is one objective.
+
+        Raises:
+            DataError: The batch has neither codes nor the tokenizer's view.
         """
         del active
         logits, labels = self.code_logits(batch)
@@ -134,13 +137,22 @@ class VLMoVision(_StageTask):
 
     def code_logits(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return (M, V) scores of the codes of the M hidden patches, and their (M,) codes."""
-        tokenizer = cast(DVAE, self.modules["image_tokenizer"]).eval()
         hidden = batch["hidden_patches"].flatten(1)
-        labels = code_labels(tokenizer.codes(batch["codebook_image"]), hidden)  # (B, P)
+        labels = code_labels(self._codes(batch), hidden)  # (B, P)
         inputs = self.model.image_inputs(batch["image"], hidden)
         positions, valid = places(F.pad(hidden, (1, 0)))
         states = self.model.trunk(TokenSequence(inputs), positions)[valid]
         return self.modules["mim_head"](states), labels[labels != IGNORE_INDEX]
+
+    def _codes(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return (B, P) int64 codes: the stored ones, or what the tokenizer says."""
+        if "image_codes" in batch:
+            return batch["image_codes"]
+        if "codebook_image" not in batch:
+            raise DataError("a batch of pictures needs `image_codes` or `codebook_image`")
+        tokenizer = cast(DVAE, self.modules["image_tokenizer"]).eval()
+        with torch.autocast(batch["codebook_image"].device.type, enabled=False):
+            return tokenizer.codes(batch["codebook_image"])
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:

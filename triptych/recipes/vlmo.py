@@ -1,0 +1,242 @@
+"""VLMo's three stages and its fine-tuning (Bao et al. 2022; released configs of microsoft/unilm).
+
+Numbers of the base and large scales are the released code's; where the paper differs it is said.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from triptych.core.errors import ConfigError
+from triptych.data.collate import PretrainingTextConfig
+from triptych.data.transforms.pipeline import ImageTransformConfig
+from triptych.recipes.config import (
+    DataConfig,
+    ModelSource,
+    RunConfig,
+    TaskConfig,
+    TokenizerConfig,
+)
+from triptych.tasks.finetuning.image_text_classification import (
+    AnswerClassificationConfig,
+    ImageTextClassificationConfig,
+)
+from triptych.tasks.finetuning.vlmo_retrieval import VLMoRetrievalConfig
+from triptych.tasks.pretraining.vlmo import VLMoPretrainingConfig
+from triptych.tasks.pretraining.vlmo_stages import VLMoLanguageConfig, VLMoVisionConfig
+from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
+
+SCALES = ("smoke", "tiny", "small", "base", "large")
+MODELS = {
+    "smoke": "vlmo_tiny",
+    "tiny": "vlmo_tiny",
+    "small": "vlmo_small",
+    "base": "vlmo_base_patch16",
+    "large": "vlmo_large_patch16",
+}
+PAPER_SCALES = ("base", "large")
+HALF = (0.5, 0.5, 0.5)
+IMAGE = ImageTransformConfig(crop_scale=(0.5, 1.0), mean=HALF, std=HALF)
+"""Released `square_transform_randaug`: crops of half the area on, flips, RandAugment(2, 7)."""
+
+PLAIN_IMAGE = replace(IMAGE, crop_scale=None, flip_probability=0.0, randaugment_num_ops=0)
+"""For small scales: a crop or a flip would contradict captions that name all objects in order."""
+
+TEXTS = PretrainingTextConfig(whole_word=True)
+LONG_TEXTS = replace(TEXTS, max_text_tokens=196)
+
+
+def vision(scale: str) -> RunConfig:
+    """Return stage 1, masked image modelling; name the tokenizer with --task.image-tokenizer.
+
+    base, large: BEiT's pre-training, which VLMo starts from: 150 epochs of ImageNet-22k's 14.2 M
+    pictures at a batch of 2,048, learning rate 1.5e-3, 10,000 warm-up steps, cosine to 1e-5,
+    weight decay 0.05, gradients clipped at 3. (BEiT jitters colours; RandAugment stands for that.)
+    """
+    _check_scale(scale)
+    task = VLMoVisionConfig()
+    if scale in PAPER_SCALES:
+        train = TrainConfig(
+            max_steps=1_040_000, local_batch_size=2048, accumulate=8, max_grad_norm=3.0
+        )
+        optim = OptimConfig(
+            learning_rate=1.5e-3,
+            vision_learning_rate=1.5e-3,
+            weight_decay=0.05,
+            warmup_steps=10_000,
+            min_learning_rate=1e-5,
+        )
+        image = replace(IMAGE, crop_scale=(0.08, 1.0), randaugment_geometric=False)
+        return _paper_run("vlmo.vision", scale, task, train, optim, image)
+    steps = {"smoke": 4, "tiny": 1200, "small": 8000}[scale]
+    return _small_run("vlmo.vision", scale, task, steps, 1.5e-3)
+
+
+def language(scale: str) -> RunConfig:
+    """Return stage 2, masked language modelling on texts alone; start from stage 1.
+
+    base, large: 200,000 steps of 1,024 texts of up to 196 tokens (the paper: 500,000 for base),
+    learning rate 2e-4, 2,500 warm-up steps, linear to 0.
+    """
+    _check_scale(scale)
+    task = VLMoLanguageConfig()
+    if scale in PAPER_SCALES:
+        train = TrainConfig(max_steps=200_000, local_batch_size=1024, accumulate=4)
+        run = _paper_run("vlmo.language", scale, task, train, _linear(2e-4, 2500), IMAGE)
+        return replace(run, captions=LONG_TEXTS)
+    steps = {"smoke": 4, "tiny": 800, "small": 6000}[scale]
+    return _small_run("vlmo.language", scale, task, steps, 2e-3)
+
+
+def pretrain(scale: str) -> RunConfig:
+    """Return stage 3, ITC, ITM and MLM on pairs; start from stage 2.
+
+    base, large: 200,000 steps of 1,024 pairs at 224 px, learning rate 2e-4 (base) or 5e-5 (large),
+    2,500 warm-up steps, linear to 0, ITC on both branches, MLM with a quarter of the weight. The
+    paper has one branch and equal weights.
+
+    Small scales: ITC takes every step; MLM and ITM join every other step.
+    """
+    _check_scale(scale)
+    if scale in PAPER_SCALES:
+        rate = 2e-4 if scale == "base" else 5e-5
+        train = TrainConfig(max_steps=200_000, local_batch_size=1024, accumulate=8)
+        task = VLMoPretrainingConfig(fused_itc=True)
+        run = _paper_run("vlmo.pretrain", scale, task, train, _linear(rate, 2500), IMAGE)
+        weights = (
+            ObjectiveWeight(name="itc"),
+            ObjectiveWeight(name="itm"),
+            ObjectiveWeight(name="mlm", weight=0.25),
+        )
+        return replace(run, weights=weights)
+    steps = {"smoke": 4, "tiny": 2400, "small": 20_000}[scale]
+    run = _small_run("vlmo.pretrain", scale, VLMoPretrainingConfig(), steps, 1.5e-3)
+    weights = (
+        ObjectiveWeight(name="itc"),
+        ObjectiveWeight(name="mlm", weight=0.5, start_step=3 * steps // 10, every_steps=2),
+        ObjectiveWeight(name="itm", start_step=5 * steps // 10, every_steps=2),
+    )
+    return replace(run, weights=weights)
+
+
+def retrieval(scale: str) -> RunConfig:
+    """Return retrieval by ITC.
+
+    base, large: 3,000 steps of 3,072 pairs of COCO (Flickr30k: 1,500, warm-up 150) at 384 px,
+    learning rate 3e-5 (base) or 2e-5 (large), 300 warm-up steps, a fifth of the branches skipped.
+    """
+    _check_scale(scale)
+    task, weights = VLMoRetrievalConfig(), (ObjectiveWeight(name="itc"),)
+    if scale in PAPER_SCALES:
+        rate = 3e-5 if scale == "base" else 2e-5
+        train = TrainConfig(max_steps=3000, local_batch_size=3072, accumulate=1)
+        run = _paper_run("vlmo.retrieval", scale, task, train, _linear(rate, 300), IMAGE)
+        return replace(_at(run, 384, 0.2), weights=weights)
+    steps = {"smoke": 4, "tiny": 1000, "small": 6000}[scale]
+    return replace(_small_run("vlmo.retrieval", scale, task, steps, 5e-4), weights=weights)
+
+
+def vqa(scale: str) -> RunConfig:
+    """Return visual question answering by a closed list of answers from the training data.
+
+    base, large: 10 epochs of VQAv2 at a batch of 128 are 50,000 steps, 480 px, learning rate 3e-5
+    (base) or 1.5e-5 (large), 20 times that for the head, a tenth of the steps warm up.
+    """
+    _check_scale(scale)
+    task = AnswerClassificationConfig()
+    if scale in PAPER_SCALES:
+        rate = 3e-5 if scale == "base" else 1.5e-5
+        train = TrainConfig(max_steps=50_000, local_batch_size=128, accumulate=2)
+        optim = replace(_linear(rate, 5000), head_learning_rate_factor=20.0)
+        return _at(_paper_run("vlmo.vqa", scale, task, train, optim, IMAGE), 480, 0.15)
+    steps = {"smoke": 4, "tiny": 2000, "small": 6000}[scale]
+    task = replace(task, min_answer_count=1 if scale == "smoke" else 2)
+    return _small_run("vlmo.vqa", scale, task, steps, 7e-4)
+
+
+def snli_ve(scale: str) -> RunConfig:
+    """Return visual entailment on SNLI-VE, three classes.
+
+    Neither paper nor released code has it; base and large take the settings of VLMo's NLVR2.
+    """
+    _check_scale(scale)
+    task = ImageTextClassificationConfig(text_field="hypothesis")
+    if scale in PAPER_SCALES:
+        rate = 5e-5 if scale == "base" else 3e-5
+        train = TrainConfig(max_steps=41_000, local_batch_size=128, accumulate=2)
+        run = _paper_run("vlmo.snli_ve", scale, task, train, _linear(rate, 4100), IMAGE)
+        return _at(run, 384, 0.1 if scale == "base" else 0.15)
+    steps = {"smoke": 4, "tiny": 1000, "small": 6000}[scale]
+    return _small_run("vlmo.snli_ve", scale, task, steps, 7e-4)
+
+
+def _at(run: RunConfig, image_size: int, drop_path: float) -> RunConfig:
+    """Return a fine-tuning run at its own size and share of skipped branches."""
+    return replace(run, model=replace(run.model, image_size=image_size, drop_path=drop_path))
+
+
+def _paper_run(
+    recipe: str,
+    scale: str,
+    task: TaskConfig,
+    train: TrainConfig,
+    optim: OptimConfig,
+    image: ImageTransformConfig,
+) -> RunConfig:
+    return RunConfig(
+        recipe=recipe,
+        scale=scale,
+        model=ModelSource(name=MODELS[scale]),
+        tokenizer=TokenizerConfig(vocab_size=30522, num_unused=994),
+        data=DataConfig(num_workers=8, cache_mib=0),
+        image=image,
+        captions=TEXTS,
+        task=task,
+        train=train if train.max_grad_norm == 3.0 else replace(train, max_grad_norm=None),
+        optim=optim,
+    )
+
+
+def _small_run(recipe: str, scale: str, task: TaskConfig, steps: int, rate: float) -> RunConfig:
+    """Return a run from nothing, on few pictures without augmentation."""
+    rate = rate if scale != "small" else rate / 3
+    return RunConfig(
+        recipe=recipe,
+        scale=scale,
+        model=ModelSource(name=MODELS[scale]),
+        data=DataConfig(cache_mib=1024),
+        image=PLAIN_IMAGE,
+        captions=TEXTS,
+        task=task,
+        train=TrainConfig(
+            max_steps=steps,
+            local_batch_size=8 if scale == "smoke" else 64,
+            checkpoint_every_steps=1000,
+        ),
+        optim=OptimConfig(
+            learning_rate=rate,
+            vision_learning_rate=rate,
+            betas=(0.9, 0.98),
+            warmup_steps=min(100, steps),
+            min_learning_rate=rate / 100,
+        ),
+    )
+
+
+def _linear(rate: float, warmup_steps: int) -> OptimConfig:
+    """Return released VLMo's AdamW: betas 0.9 and 0.98, decay 0.01, linear to 0."""
+    return OptimConfig(
+        learning_rate=rate,
+        vision_learning_rate=rate,
+        weight_decay=0.01,
+        betas=(0.9, 0.98),
+        warmup_steps=warmup_steps,
+        warmup_learning_rate=0.0,
+        min_learning_rate=0.0,
+        decay="linear",
+    )
+
+
+def _check_scale(scale: str) -> None:
+    if scale not in SCALES:
+        raise ConfigError(f"scale = {scale!r}: must be one of {', '.join(SCALES)}")
