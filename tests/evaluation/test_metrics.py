@@ -144,3 +144,36 @@ def test_wrong_predictions_are_named():
         metrics.BoxMetric({}).update(Predictions(index=[0]))
     with pytest.raises(CapabilityError, match="no label"):
         metrics.ClassificationMetric({}).update(Predictions(index=[0]))
+
+
+def test_folds_of_images_are_searched_apart():
+    """Four pictures of two captions; each caption's best picture is right only within its half."""
+    image = torch.eye(4).repeat_interleave(2, dim=0)
+    text = torch.tensor(
+        [
+            [1.0, 0, 2.0, 0], [1.0, 0, 0, 0],  # picture 0; the first prefers picture 2
+            [0, 1.0, 0, 2.0], [1.0, 0.5, 0, 0],  # picture 1; the second prefers picture 0
+            [0, 2.0, 1.0, 0], [0, 0, 1.0, 0],
+            [0, 0, 0, 1.0], [3.0, 0, 0, 1.0],
+        ]
+    )  # fmt: skip
+    batch = Predictions(index=list(range(8)), embeddings={"image": image, "text": text})
+    keys = [f"p{i // 2}" for i in range(8)]
+    captions = [f"c{i}" for i in range(8)]
+    whole = values_of(metrics.RetrievalMetric(keys, captions), batch)
+    halves = values_of(metrics.RetrievalMetric(keys, captions, folds=2), batch)
+    assert whole["t2i_r1"].value == 3 / 8
+    assert halves["t2i_r1"].value == 7 / 8
+    assert halves["t2i_r1"].num_items == 8
+    assert "4 images, 8 captions" in halves["t2i_r1"].protocol
+    assert "Mean over 2 folds of the images" in halves["t2i_r1"].protocol
+    assert "folds" not in whole["t2i_r1"].protocol
+    asked = set()
+
+    def score_pairs(image_positions, text_positions):
+        asked.update(zip((image_positions // 2).tolist(), (text_positions // 2).tolist()))
+        return torch.zeros(len(image_positions))
+
+    stage = metrics.SecondStage(score_pairs=score_pairs, topk=8)
+    values_of(metrics.RetrievalMetric(keys, captions, stage, folds=2), batch)
+    assert asked == {(i, t) for i in range(4) for t in range(4) if i // 2 == t // 2}

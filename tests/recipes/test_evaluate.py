@@ -11,7 +11,9 @@ from PIL import Image
 from tests.serving.tiny_folder import IMAGE_SIZE, write_tiny_folder
 from triptych.core.errors import CapabilityError, ConfigError, DataError
 from triptych.data.source import DataSourceConfig
-from triptych.recipes.evaluate import evaluate_model
+from triptych.models.mplug.model import MPLUG
+from triptych.recipes.evaluate import EvalSettings, evaluate_model
+from triptych.recipes.retrieval_scores import RetrievalProtocol
 from triptych.recipes.run import load_model
 from triptych.text import Tokenizer
 
@@ -363,3 +365,65 @@ def test_data_without_what_the_task_needs_is_an_error(tmp_path, pictures):
     folder = model_folder(tmp_path / "m", "captioning")
     with pytest.raises(DataError, match="nothing to evaluate caption on: 1 records"):
         evaluate_model(folder, "caption", source)
+
+
+def test_each_picture_is_encoded_once_however_many_captions_it_has(
+    tmp_path, folder, pictures, monkeypatch
+):
+    """Five captions of two pictures: as if each caption had a file of its own."""
+    texts = CAPTIONS[:10]
+    shared = [{"image": str(pictures[i // 5]), "caption": text} for i, text in enumerate(texts)]
+    sizes = []
+    encode = MPLUG.encode_image
+
+    def counting(self, image, **settings):
+        sizes.append(len(image))
+        return encode(self, image, **settings)
+
+    monkeypatch.setattr(MPLUG, "encode_image", counting)
+    settings = {"rerank_top_k": 4, "local_batch_size": 3}
+    found = evaluate_model(folder, "retrieval", manifest(tmp_path / "d.jsonl", shared), **settings)
+    assert sizes == [2]
+    plain = PlainModel(folder)
+    images, embedded = plain.embeddings(pictures[:2], texts)
+    sim = images @ embedded.T
+    best = [int(row.argmax()) // 5 == number for number, row in enumerate(sim)]
+    assert values_of(found)["i2t_r1"] == np.mean(best)
+    right = [int(column.argmax()) == number // 5 for number, column in enumerate(sim.T)]
+    assert values_of(found)["t2i_r1"] == np.mean(right)
+    scores = torch.tensor([[plain.match(path, text) for text in texts] for path in pictures[:2]])
+    right = [int(column.argmax()) == number // 5 for number, column in enumerate(scores.T)]
+    assert values_of(found)["t2i_r1_itm"] == np.mean(right)
+
+
+def test_the_first_captions_of_each_picture_and_folds_of_pictures(tmp_path, folder, pictures):
+    lines = [
+        {"image": str(pictures[i % 4]), "caption": text} for i, text in enumerate(CAPTIONS)
+    ]  # three captions of each of four pictures
+    protocol = RetrievalProtocol(rerank_top_k=0, captions_per_image=2, folds=2)
+    found = evaluate_model(
+        folder,
+        "retrieval",
+        manifest(tmp_path / "d.jsonl", lines),
+        settings=EvalSettings(retrieval=protocol),
+    )
+    assert {result.name: result.num_items for result in found}["t2i_r1"] == 8
+    images, texts = PlainModel(folder).embeddings(pictures[:4], CAPTIONS[:8])
+    right = []
+    for number in range(8):
+        half = number % 4 // 2
+        rivals = images[2 * half : 2 * half + 2] @ texts[number]
+        right.append(int(rivals.argmax()) + 2 * half == number % 4)
+    assert values_of(found)["t2i_r1"] == np.mean(right)
+    assert "Mean over 2 folds" in found[0].protocol
+
+
+def test_all_captions_of_an_unreadable_picture_are_counted(tmp_path, folder, lines, pictures):
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(pictures[0].read_bytes()[:200])
+    bad = [*lines, *({"image": str(cut), "caption": text} for text in ("a star", "red", "green"))]
+    source = manifest(tmp_path / "d.jsonl", bad)
+    with pytest.raises(DataError, match="3 of 15 samples are bad"):
+        evaluate_model(folder, "retrieval", source, max_bad_share=0.19)
+    found = evaluate_model(folder, "retrieval", source, max_bad_share=0.2)
+    assert "3 of 15 samples left out" in found[0].protocol

@@ -127,7 +127,8 @@ LOG_2, LOG_8 = math.log(2), math.log(8)
 
 
 def test_all_recipes_are_tried_here():
-    assert set(NAMES) == set(RECIPES.names()) == {*UNREAD}
+    own = {name for name in RECIPES.names() if name.startswith("mplug.")}
+    assert set(NAMES) == own == {*UNREAD}
 
 
 @pytest.mark.parametrize("scale", SCALES)

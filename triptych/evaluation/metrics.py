@@ -295,8 +295,16 @@ class RetrievalMetric:
         image_keys: Sequence[Hashable],
         caption_keys: Sequence[Hashable],
         second_stage: SecondStage | None = None,
+        folds: int = 1,
     ) -> None:
         """Take the keys of every sample's image and caption; equal keys are the same thing.
+
+        Args:
+            image_keys: One a sample.
+            caption_keys: One a sample.
+            second_stage: Scores the first candidates anew.
+            folds: Parts of equally many images, in their order, within which queries look for
+                candidates; recall is that of all queries together.
 
         Raises:
             DataError: The numbers of keys differ.
@@ -306,6 +314,7 @@ class RetrievalMetric:
         self._image_keys = image_keys
         self._caption_keys = caption_keys
         self._second_stage = second_stage
+        self._folds = folds
         self._embeddings: ByIndex[tuple[Tensor, Tensor]] = ByIndex(self.name, len(image_keys))
 
     def update(self, predictions: Predictions) -> None:
@@ -322,38 +331,67 @@ class RetrievalMetric:
 
     def compute(self) -> list[MetricValue]:
         """Return the recalls of the first stage, then of the second."""
-        embeddings = self._embeddings.items()
-        positions = list(embeddings)
+        found = self._embeddings.items()
+        parts = self._parts(list(found))
+        ranks = [self._ranks(found, positions) for positions in parts]
+        num_images = len({self._image_keys[position] for position in found})
+        size = f"{num_images} images, {len(found)} captions, duplicates of either count as right."
+        if len(parts) > 1:
+            size += f" Mean over {len(parts)} folds of the images."
+        size += self._embeddings.missing()
+        i2t, t2i, *second = (torch.cat(column) for column in zip(*ranks, strict=True))
+        values = _recalls("", i2t, t2i, f"similarity of embeddings alone (ITC), {size}")
+        stage = self._second_stage
+        if stage is not None:
+            protocol = f"first {stage.topk} by ITC, ranked by {stage.combine.upper()}, {size}"
+            values += _recalls("_itm", second[0], second[1], protocol)
+        return values
+
+    def _parts(self, positions: list[int]) -> list[list[int]]:
+        """Return the samples of each fold; a fold holds all samples of its images."""
+        places: dict[Hashable, int] = {}
+        for position in positions:
+            places.setdefault(self._image_keys[position], len(places))
+        folds = min(self._folds, len(places))
+        parts: list[list[int]] = [[] for _ in range(folds)]
+        for position in positions:
+            parts[places[self._image_keys[position]] * folds // len(places)].append(position)
+        return parts
+
+    def _ranks(
+        self, embeddings: Mapping[int, tuple[Tensor, Tensor]], positions: list[int]
+    ) -> list[Tensor]:
+        """Return ranks of images and of captions among some samples; then of the second stage."""
         first, captions_of, images_of = retrieval.relevance_from_keys(
             [self._image_keys[position] for position in positions],
             [self._caption_keys[position] for position in positions],
         )
-        text = torch.stack([pair[1] for pair in embeddings.values()])
+        text = torch.stack([embeddings[position][1] for position in positions])
         image = torch.stack([embeddings[positions[record]][0] for record in first])
-        size = f"{len(image)} images, {len(text)} captions, duplicates of either count as right."
-        size += self._embeddings.missing()
-        i2t = retrieval.compute_embedding_ranks(image, text, captions_of)
-        t2i = retrieval.compute_embedding_ranks(text, image, images_of)
-        values = _recalls("", i2t, t2i, f"similarity of embeddings alone (ITC), {size}")
+        ranks = [
+            retrieval.compute_embedding_ranks(image, text, captions_of),
+            retrieval.compute_embedding_ranks(text, image, images_of),
+        ]
         stage = self._second_stage
-        if stage is not None:
-            image_at = torch.tensor([positions[record] for record in first])
-            text_at = torch.tensor(positions)
-            i2t = _second_ranks(
+        if stage is None:
+            return ranks
+        image_at = torch.tensor([positions[record] for record in first])
+        text_at = torch.tensor(positions)
+        return [
+            *ranks,
+            _second_ranks(
                 stage,
                 retrieval.shortlist(image, text, stage.topk),
                 lambda query, number: stage.score_pairs(image_at[query], text_at[number]),
                 captions_of,
-            )
-            t2i = _second_ranks(
+            ),
+            _second_ranks(
                 stage,
                 retrieval.shortlist(text, image, stage.topk),
                 lambda query, number: stage.score_pairs(image_at[number], text_at[query]),
                 images_of,
-            )
-            protocol = f"first {stage.topk} by ITC, ranked by {stage.combine.upper()}, {size}"
-            values += _recalls("_itm", i2t, t2i, protocol)
-        return values
+            ),
+        ]
 
 
 def _second_ranks(

@@ -2,117 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from triptych.checkpoint.model_folder import load_model_folder
-from triptych.core.config import check, from_dict
-from triptych.core.errors import CapabilityError, ConfigError, DataError, nearest
+from triptych.core.config import check
+from triptych.core.errors import ConfigError, DataError, nearest
 from triptych.core.outputs import MetricValue, Predictions
-from triptych.data.caption_cleaning import clean_caption
-from triptych.data.collate import PretrainingTextConfig
 from triptych.data.collate.base import image_key
 from triptych.data.manifest import read_records
 from triptych.data.records import Record
 from triptych.data.skips import SkipLog
 from triptych.data.source import DataSourceConfig
 from triptych.data.stream import BatchLoader, build_loader
-from triptych.data.transforms.pipeline import ImageTransform, ImageTransformConfig
-from triptych.evaluation.evaluator import PredictingTask, evaluate, evaluation_mode
+from triptych.data.transforms.pipeline import ImageTransform
+from triptych.evaluation.evaluator import PredictingTask, evaluate
+from triptych.evaluation.label_metrics import AUROCMetric, BinaryMetric, CorrelationMetric
 from triptych.evaluation.metrics import (
     BoxMetric,
     CaptionMetric,
+    ClassificationMetric,
     Metric,
-    RetrievalMetric,
-    SecondStage,
     VQAMetric,
 )
-from triptych.models.mplug.model import MPLUG
-from triptych.recipes.config import TaskConfig, TextLengths
-from triptych.recipes.kinds import build_collator, build_task
-from triptych.recipes.run import load_model
-from triptych.tasks.finetuning.captioning import CaptioningConfig
-from triptych.tasks.finetuning.grounding import GroundingConfig
-from triptych.tasks.finetuning.retrieval import EncodedSet, RetrievalConfig, encode_set, score_pairs
-from triptych.tasks.finetuning.vqa import VQAConfig
-from triptych.text import Tokenizer
+from triptych.evaluation.zero_shot import TEMPLATES
+from triptych.recipes.config import TaskConfig
+from triptych.recipes.frozen import evaluate_zero_shot, read_labelled
+from triptych.recipes.kinds import build_collator
+from triptych.recipes.loaded import TRAINED, LoadedModel, load_for_evaluation
+from triptych.recipes.retrieval_scores import (
+    RetrievalProtocol,
+    evaluate_retrieval,
+    first_captions,
+)
+from triptych.tasks.finetuning.image_text_classification import ImageTextClassificationConfig
+from triptych.tasks.finetuning.text_classification import TextClassificationConfig
 from triptych.train.precision import autocast, resolve_precision
 
-EvalTask = Literal["caption", "retrieval", "vqa", "grounding"]
-CONFIGS: dict[str, type[TaskConfig]] = {
-    "caption": CaptioningConfig,
-    "retrieval": RetrievalConfig,
-    "vqa": VQAConfig,
-    "grounding": GroundingConfig,
-}
-TRAINED = {
-    "caption": {"pretraining", "captioning"},
-    "retrieval": {"pretraining", "retrieval"},
-    "vqa": {"vqa"},
-    "grounding": {"grounding"},
-}
+EvalTask = Literal["caption", "retrieval", "vqa", "grounding", "classification", "zero_shot"]
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model folder, ready to predict.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalSettings:
+    """How a folder is scored, where tasks differ.
 
     Attributes:
-        model: The model, on the CPU or a GPU.
-        tokenizer: Its tokenizer.
-        image: How its pictures are prepared.
-        config: The folder's `config.json`.
+        retrieval: What retrieval compares with what.
+        templates: Zero-shot: sentences about a class; `{}` is its name.
+        label_pattern: Zero-shot: a regular expression whose first group in a label is the class.
     """
 
-    model: MPLUG
-    tokenizer: Tokenizer
-    image: ImageTransformConfig
-    config: dict[str, object]
-
-    def task_config(self, task: str) -> TaskConfig:
-        """Return the stored settings of a task, or its defaults where it was trained for more."""
-        stored = self.config.get("task")
-        wanted = CONFIGS[task]
-        if isinstance(stored, dict) and stored.get("kind") == task_kind(task):
-            return from_dict(wanted, {k: v for k, v in stored.items() if k != "kind"}, "task")
-        return wanted()
-
-    def captions(self) -> PretrainingTextConfig:
-        """Return the caption lengths that the model was trained with; the usual ones if absent."""
-        return from_dict(PretrainingTextConfig, self._text("max_text_tokens", "max_words"), "text")
-
-    def lengths(self) -> TextLengths:
-        """Return the other texts' lengths that it was trained with; the usual ones if absent."""
-        return from_dict(TextLengths, self._text("question", "answer", "phrase"), "text")
-
-    def _text(self, *names: str) -> dict[str, object]:
-        text = self.config.get("text")
-        return {n: text[n] for n in names if n in text} if isinstance(text, dict) else {}
-
-
-def task_kind(task: str) -> str:
-    """Return the word for a task in a model folder's config."""
-    return {"caption": "captioning"}.get(task, task)
-
-
-def load_for_evaluation(folder: Path) -> LoadedModel:
-    """Load a model folder.
-
-    Raises:
-        CheckpointError: It is incomplete or damaged.
-    """
-    stored = load_model_folder(folder)
-    return LoadedModel(
-        load_model(folder),
-        Tokenizer.load(stored.tokenizer_path),
-        from_dict(ImageTransformConfig, stored.preprocess, "preprocess"),
-        stored.config,
-    )
+    retrieval: RetrievalProtocol = field(default_factory=RetrievalProtocol)
+    templates: tuple[str, ...] = TEMPLATES
+    label_pattern: str | None = None
 
 
 def evaluate_model(
@@ -123,6 +69,7 @@ def evaluate_model(
     limit: int | None = None,
     rerank_top_k: int = 16,
     itm_score: Literal["itm", "itm+itc"] = "itm",
+    settings: EvalSettings | None = None,
     local_batch_size: int = 128,
     max_bad_share: float = 0.01,
     keep: Callable[[Predictions], None] | None = None,
@@ -132,11 +79,12 @@ def evaluate_model(
 
     Args:
         folder: A model folder.
-        task: caption, retrieval, vqa or grounding.
+        task: caption, retrieval, vqa, grounding, classification or zero_shot.
         source: Held-out data.
         limit: Only the first so many records.
         rerank_top_k: Candidates of each query that ITM scores anew; 0 leaves ITM out.
         itm_score: Whether ITM alone ranks them, or ITM plus the similarity.
+        settings: More on single tasks; its `retrieval` takes the place of the two above.
         local_batch_size: Samples at a time.
         max_bad_share: Share of samples that may be unreadable.
         keep: Called with the predictions of each batch.
@@ -147,53 +95,92 @@ def evaluate_model(
         ConfigError: No such task, or a limit below 1.
         DataError: The data lack what the task needs, or too much of them is bad.
     """
-    if task not in CONFIGS:
+    if task not in TRAINED:
         raise ConfigError(
-            f"unknown task {task!r}{nearest(task, CONFIGS)} (known: {', '.join(CONFIGS)})"
+            f"unknown task {task!r}{nearest(task, TRAINED)} (known: {', '.join(TRAINED)})"
         )
     check(limit is None or limit >= 1, "limit", limit, "be at least 1, or absent for all")
+    if settings is None:
+        protocol = RetrievalProtocol(rerank_top_k=rerank_top_k, itm_score=itm_score)
+        settings = EvalSettings(retrieval=protocol)
     loaded = load_for_evaluation(folder)
-    _check_trained(loaded, task, folder)
+    loaded.check_trained(task)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if task == "zero_shot":
+        data = read_labelled(
+            source,
+            label_pattern=settings.label_pattern,
+            limit=limit,
+            max_bad_share=max_bad_share,
+        )
+        return evaluate_zero_shot(
+            loaded,
+            data,
+            templates=settings.templates,
+            local_batch_size=local_batch_size,
+            device=device,
+            progress=progress,
+        )
     found = read_records(source)
-    usable = evaluation_records(found.records, task, source.path)
+    usable = evaluation_records(found.records, task, source.path, text_only=_is_of_texts(loaded))
+    if task == "retrieval":
+        usable = first_captions(usable, settings.retrieval.captions_per_image)
     records = usable[:limit]
     log = SkipLog(None, len(usable) + len(found.skipped), max_bad_share)
     log.add_all(found.skipped)
     if len(records) < len(usable):  # bad lines are judged with the whole file, pictures without it
         log = SkipLog(None, len(records), max_bad_share)
-    loader = evaluation_loader(loaded, task, records, local_batch_size, log)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded.model.to(device)
     precision = resolve_precision("auto", device, loaded.model)
     with autocast(device, precision):
         if task == "retrieval":
-            return _evaluate_retrieval(
-                loaded, loader, records, device, rerank_top_k, itm_score, progress
+            return evaluate_retrieval(
+                loaded,
+                records,
+                settings.retrieval,
+                local_batch_size=local_batch_size,
+                log=log,
+                device=device,
+                progress=progress,
             )
-        bound = build_task(loaded.task_config(task), loaded.model, loaded.tokenizer)
+        bound = loaded.build_task(task)
+        bound.modules.to(device)
         return evaluate(
             _Keeping(bound, keep),
-            loader,
-            [_metric(task, records, found.records)],
+            evaluation_loader(loaded, task, records, local_batch_size, log),
+            _metrics(loaded.task_config(task), task, records, found.records),
             device=device,
             progress=progress,
         )
 
 
-def evaluation_records(records: list[Record], task: str, where: str) -> list[Record]:
+def evaluation_records(
+    records: list[Record], task: str, where: str, *, text_only: bool = False
+) -> list[Record]:
     """Return the records that a task can be scored on; for captions, one a picture.
 
     Raises:
         DataError: There is none.
     """
-    field = {"caption": "caption", "retrieval": "caption", "vqa": "answers", "grounding": "box"}
-    usable = [r for r in records if r.image is not None and getattr(r, field[task])]
+    needed = {
+        "caption": "caption",
+        "retrieval": "caption",
+        "vqa": "answers",
+        "grounding": "box",
+        "classification": "label",
+    }[task]
+    usable = [
+        record
+        for record in records
+        if (record.image is not None or text_only) and getattr(record, needed) not in (None, (), "")
+    ]
     if task == "caption":
         usable = list({image_key(r): r for r in reversed(usable)}.values())[::-1]
     if not usable:
+        beside = "" if text_only else "an image and "
         raise DataError(
-            f"{where} holds nothing to evaluate {task} on: {len(records)} records, none with an "
-            f"image and {field[task]}"
+            f"{where} holds nothing to evaluate {task} on: {len(records)} records, none with "
+            f"{beside}{needed}"
         )
     return usable
 
@@ -250,89 +237,48 @@ class _Keeping:
         return predictions
 
 
-def _metric(task: str, records: list[Record], all_records: list[Record]) -> Metric:
+def _is_of_texts(loaded: LoadedModel) -> bool:
+    """Return whether the folder's last task reads no pictures."""
+    return isinstance(loaded.task_config("classification"), TextClassificationConfig)
+
+
+def _metrics(
+    config: TaskConfig, task: str, records: list[Record], all_records: list[Record]
+) -> list[Metric]:
     if task == "vqa":
-        return VQAMetric(
-            {i: r.answers for i, r in enumerate(records)},
-            {i: r.question_type for i, r in enumerate(records)},
-        )
+        answers = {i: r.answers for i, r in enumerate(records)}
+        return [VQAMetric(answers, {i: r.question_type for i, r in enumerate(records)})]
     if task == "grounding":
-        return BoxMetric({i: r.box for i, r in enumerate(records) if r.box is not None})
-    return CaptionMetric(caption_references(records, all_records))
+        return [BoxMetric({i: r.box for i, r in enumerate(records) if r.box is not None})]
+    if isinstance(config, (ImageTextClassificationConfig, TextClassificationConfig)):
+        return classification_metrics(config, records)
+    return [CaptionMetric(caption_references(records, all_records))]
 
 
-def _evaluate_retrieval(
-    loaded: LoadedModel,
-    loader: BatchLoader,
-    records: list[Record],
-    device: torch.device,
-    top_k: int,
-    itm_score: Literal["itm", "itm+itc"],
-    progress: Callable[[int], None] | None,
-) -> list[MetricValue]:
-    """Encode everything once; ITC ranks all pairs, ITM the first of each query."""
-    captions = loaded.captions()
-    cleaned = [clean_key(r.caption or "", captions.max_words) for r in records]
-    with evaluation_mode(loaded.model), torch.inference_mode():
-        encoded, index = encode_loader(loaded.model, loader, device, progress)
-        row = {position: i for i, position in enumerate(index)}
+def classification_metrics(
+    config: ImageTextClassificationConfig | TextClassificationConfig, records: list[Record]
+) -> list[Metric]:
+    """Return what a classifier is scored by.
 
-        def score(images: Tensor, texts: Tensor) -> Tensor:
-            rows = [[row[i] for i in images.tolist()], [row[t] for t in texts.tolist()]]
-            pairs = torch.tensor(rows, device=device).T
-            return score_pairs(loaded.model, encoded, pairs).cpu()
+    Accuracy; of two classes also AUROC, F1 and Matthews' correlation, the second being the positive
+    one; of numbers the correlations alone.
 
-        stage = None
-        if top_k > 0:
-            stage = SecondStage(
-                score_pairs=score,
-                topk=min(top_k, len(index)),
-                combine=itm_score,
-                pairs_at_once=1 << 20,
-            )
-        metric = RetrievalMetric([image_key(r) for r in records], cleaned, stage)
-        metric.update(
-            Predictions(
-                index=index,
-                embeddings={
-                    "image": encoded.image_embedding.cpu(),
-                    "text": encoded.text_embedding.cpu(),
-                },
-            )
-        )
-        return metric.compute()
-
-
-def clean_key(caption: str, max_words: int) -> str:
-    """Return what two captions share when they count as the same."""
-    return clean_caption(caption, max_words)
-
-
-def encode_loader(
-    model: MPLUG,
-    loader: BatchLoader,
-    device: torch.device,
-    progress: Callable[[int], None] | None = None,
-) -> tuple[EncodedSet, list[int]]:
-    """Encode all batches once; also return the dataset positions, in order."""
-    index: list[int] = []
-
-    def moved() -> Iterator[dict[str, Tensor]]:
-        for batch in loader:
-            index.extend(batch["index"].tolist())
-            if progress is not None:
-                progress(len(index))
-            yield {key: value.to(device) for key, value in batch.items()}
-
-    return encode_set(model, moved()), index
-
-
-def _check_trained(loaded: LoadedModel, task: str, folder: Path) -> None:
-    trained = loaded.config.get("trained_for")
-    words = trained if isinstance(trained, list) else []
-    if not TRAINED[task] & set(words):
-        raise CapabilityError(
-            f"{folder} was trained for {', '.join(map(str, words)) or 'nothing known'}, not for "
-            f"{task}: fine-tune it with `triptych train mplug.{task} --init-from {folder} --data "
-            "PATH`"
-        )
+    Raises:
+        DataError: A label is no number where numbers are predicted.
+    """
+    if isinstance(config, TextClassificationConfig) and config.target == "number":
+        values = {i: r.label for i, r in enumerate(records) if isinstance(r.label, (int, float))}
+        if len(values) < len(records):
+            raise DataError("the model predicts numbers, and a label is none")
+        return [CorrelationMetric({i: float(value) for i, value in values.items()})]
+    labels = {i: str(record.label) for i, record in enumerate(records)}
+    metrics: list[Metric] = [ClassificationMetric(labels)]
+    if len(config.labels) == 2:
+        positive = config.labels[1]
+        if len(set(labels.values())) > 1:  # a small part of the data may hold one class alone
+            metrics.append(AUROCMetric(labels, positive=positive))
+        metrics += [
+            BinaryMetric(labels, positive=positive, kind="f1"),
+            BinaryMetric(labels, positive=positive, kind="matthews"),
+        ]
+    return metrics

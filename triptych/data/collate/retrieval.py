@@ -68,3 +68,37 @@ class RetrievalCollator:
             "image_key": int_tensor(s.image_key for s in samples),
             "caption_key": int_tensor(s.caption_key for s in samples),
         }
+
+
+class CaptionCollator:
+    """Clean and encode captions alone: the pictures of an evaluation are encoded apart.
+
+    Args:
+        tokenizer: Gives the ids.
+        max_text_tokens: Longest caption, [CLS] and [SEP] counted.
+        max_words: Words of a caption that are kept.
+    """
+
+    needs_boxes = False
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, max_text_tokens: int = 40, max_words: int = MAX_WORDS
+    ) -> None:
+        self.tokenizer, self.max_words = tokenizer, max_words
+        self._texts = TextCache(tokenizer, max_text_tokens, self._clean)
+
+    def _clean(self, caption: str) -> str:
+        return clean_caption(caption, self.max_words)
+
+    def text_sample(self, record: Record, rng: np.random.Generator) -> IdArray:
+        """Encode one caption.
+
+        Raises:
+            SampleProblem: There is no caption, or nothing is left of it.
+        """
+        return needed_text(record.caption, "caption", record, self._texts).ids
+
+    def batch(self, samples: Sequence[IdArray]) -> dict[str, Tensor]:
+        """Join samples: `token_ids`, `text_mask` (B, L)."""
+        token_ids, text_mask = self.tokenizer.pad(samples)
+        return {"token_ids": token_ids, "text_mask": text_mask}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.core.outputs import ImageFeatures, Predictions, TextFeatures
+from triptych.models.base import VisionLanguageModel
 from triptych.models.mplug.model import MPLUG
 from triptych.tasks.pretraining.mplug import MPLUGPretraining, MPLUGPretrainingConfig
 
@@ -79,72 +81,92 @@ class EncodedSet:
     """All pictures and texts of an evaluation, each encoded once.
 
     Attributes:
-        image_tokens: (I, N, D) image states.
-        text_tokens: (T, L, D) text states, padded to the longest.
-        text_mask: (T, L) bool.
+        image: I pictures.
+        text: T texts, padded to the longest.
         image_embedding: (I, E).
         text_embedding: (T, E).
     """
 
-    image_tokens: Tensor
-    text_tokens: Tensor
-    text_mask: Tensor
+    image: ImageFeatures
+    text: TextFeatures
     image_embedding: Tensor
     text_embedding: Tensor
 
 
 @torch.no_grad()
-def encode_set(model: MPLUG, batches: Iterable[Mapping[str, Tensor]]) -> EncodedSet:
-    """Encode batches of `image`, `token_ids` and `text_mask`, pair by pair."""
-    images, texts, masks, image_embeddings, text_embeddings = [], [], [], [], []
+def encode_pictures(
+    model: VisionLanguageModel, batches: Iterable[Mapping[str, Tensor]]
+) -> tuple[ImageFeatures, Tensor]:
+    """Encode batches of `image`: states, and embeddings (I, E)."""
+    found, embeddings = [], []
     for batch in batches:
-        image = model.encode_image(batch["image"])
-        text = model.encode_text(batch["token_ids"], batch["text_mask"])
-        images.append(image.tokens)
-        texts.append(text.tokens)
-        masks.append(text.mask)
-        image_embeddings.append(model.embed_image(image))
-        text_embeddings.append(model.embed_text(text))
-    width = max(mask.shape[1] for mask in masks)
-    return EncodedSet(
-        torch.cat(images),
-        torch.cat([F.pad(t, (0, 0, 0, width - t.shape[1])) for t in texts]),
-        torch.cat([F.pad(m, (0, width - m.shape[1])) for m in masks]),
-        torch.cat(image_embeddings),
-        torch.cat(text_embeddings),
+        found.append(model.encode_image(batch["image"]))
+        embeddings.append(model.embed_image(found[-1]))
+    joined = ImageFeatures(
+        torch.cat([image.tokens for image in found]),
+        _joined([image.cls for image in found]),
+        _joined([image.inputs for image in found]),
     )
+    return joined, torch.cat(embeddings)
+
+
+@torch.no_grad()
+def encode_texts(
+    model: VisionLanguageModel, batches: Iterable[Mapping[str, Tensor]]
+) -> tuple[TextFeatures, Tensor]:
+    """Encode batches of `token_ids` and `text_mask`: states, and embeddings (T, E)."""
+    found, embeddings = [], []
+    for batch in batches:
+        found.append(model.encode_text(batch["token_ids"], batch["text_mask"]))
+        embeddings.append(model.embed_text(found[-1]))
+    width = max(text.mask.shape[1] for text in found)
+    joined = TextFeatures(
+        torch.cat([_padded(text.tokens, width) for text in found]),
+        torch.cat([_padded(text.mask[..., None], width)[..., 0] for text in found]),
+        _joined([text.cls for text in found]),
+        _joined([None if t.inputs is None else _padded(t.inputs, width) for t in found]),
+    )
+    return joined, torch.cat(embeddings)
 
 
 @torch.no_grad()
 def score_pairs(
-    model: MPLUG, encoded: EncodedSet, pairs: Tensor, *, local_batch_size: int = 1024
+    model: Any, encoded: EncodedSet, pairs: Tensor, *, local_batch_size: int = 1024
 ) -> Tensor:
     """Score (image, text) pairs by the ITM head.
 
-    Each picture's keys and values are projected once for all its pairs in a batch, and texts are
-    cut to the longest of the batch.
+    Each picture is fused with all its texts of a batch at once, and texts are cut to the longest of
+    the batch.
 
     Args:
-        model: The model that encoded the set.
-        encoded: What `encode_set` returned.
+        model: The model that encoded the set, with `match_logits`.
+        encoded: The pictures and texts.
         pairs: (M, 2) int64: image and text positions.
         local_batch_size: Pairs a pass.
 
     Returns:
         (M,) float32 logit of "match" minus logit of "no match", in the order of `pairs`.
     """
-    lengths = encoded.text_mask.sum(dim=1)[pairs[:, 1]]
+    lengths = encoded.text.mask.sum(dim=1)[pairs[:, 1]]
     order = torch.argsort(pairs[:, 0] * (int(lengths.max()) + 1) + lengths)
     scores = torch.empty(len(pairs), device=pairs.device)
     for rows in torch.split(order, local_batch_size):  # type: ignore[no-untyped-call]
         images, image_index = torch.unique(pairs[rows, 0], return_inverse=True)
-        texts = pairs[rows, 1]
-        longest = int(lengths[rows].max())
         fused = model.fuse(
-            ImageFeatures(encoded.image_tokens[images]),
-            TextFeatures(encoded.text_tokens[texts, :longest], encoded.text_mask[texts, :longest]),
+            encoded.image.select(images),
+            encoded.text.select(pairs[rows, 1], int(lengths[rows].max())),
             image_index=image_index,
         )
         logits = model.match_logits(fused).float()
         scores[rows] = logits[:, 1] - logits[:, 0]
     return scores
+
+
+def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Join rows of what every part has or none."""
+    return torch.cat([part for part in parts if part is not None]) if parts[0] is not None else None
+
+
+def _padded(states: Tensor, width: int) -> Tensor:
+    """Pad (T, L, D) with zeros to (T, width, D)."""
+    return F.pad(states, (0, 0, 0, width - states.shape[1]))
