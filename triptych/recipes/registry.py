@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from triptych.core.registry import Registry
-from triptych.recipes import classification, mplug
+from triptych.recipes import classification, mplug, vlmo
 from triptych.recipes.config import RunConfig
 
 RECIPES: Registry[Callable[[str], RunConfig]] = Registry("recipe")
@@ -20,6 +20,15 @@ for _build in (
     RECIPES.register(f"mplug.{_build.__name__}")(_build)
 for _build in (classification.answers, classification.pairs, classification.texts):
     RECIPES.register(f"classify.{_build.__name__}")(_build)
+for _build in (
+    vlmo.vision,
+    vlmo.language,
+    vlmo.pretrain,
+    vlmo.retrieval,
+    vlmo.vqa,
+    vlmo.snli_ve,
+):
+    RECIPES.register(f"vlmo.{_build.__name__}")(_build)
 
 
 def build_recipe(name: str, scale: str) -> RunConfig:
