@@ -58,6 +58,7 @@ def shrunk(words):
     return words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", sorted(PREPARE))
 def test_commands_run_as_they_stand(page, tmp_path, monkeypatch, capsys):
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
