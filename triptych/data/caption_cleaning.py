@@ -11,7 +11,7 @@ _SPACED = str.maketrans("-/", "  ")
 _SIDE = re.compile(r"\b(?:left|right)(?:most|hand|ward|wards)?\b", re.IGNORECASE)
 
 
-def clean_caption(caption: str, max_words: int = MAX_WORDS) -> str:
+def clean_caption(caption: str, max_words: int | None = MAX_WORDS) -> str:
     """Lower the caption, take out punctuation and keep the first words.
 
     The characters , . ' ! ? " ( ) * # : ; ~ are deleted, - and / become spaces, `<person>` becomes
@@ -19,11 +19,14 @@ def clean_caption(caption: str, max_words: int = MAX_WORDS) -> str:
 
     Args:
         caption: The text as it was read.
-        max_words: Words that are kept (released: 30).
+        max_words: Words that are kept (released: 30). None only lowers the caption and joins runs
+            of white space, as FLAVA's tokenizer reads it.
 
     Returns:
         The clean caption; empty where nothing is left.
     """
+    if max_words is None:
+        return " ".join(caption.lower().split())
     lowered = caption.lower().translate(_DELETED).translate(_SPACED)
     return " ".join(lowered.replace("<person>", "person").split()[:max_words])
 

@@ -24,6 +24,7 @@ from triptych.generation.sampling import SamplingConfig
 from triptych.models.mplug.model import MPLUG
 from triptych.serving.inputs import ImageInput, as_list, broadcast, check_texts, read_image
 from triptych.serving.loading import ServingSettings, read_model
+from triptych.serving.released import find_folder
 from triptych.tasks.finetuning.captioning import Captioning, CaptioningConfig
 from triptych.tasks.finetuning.grounding import Grounding, GroundingConfig
 from triptych.tasks.finetuning.vqa import VQA, VQAConfig
@@ -383,14 +384,15 @@ def load(folder: str | Path, *, device: Device = "auto", precision: Precision = 
     """Load a model folder.
 
     Args:
-        folder: What `triptych train` writes to RUN_FOLDER/model.
+        folder: What `triptych train` writes to RUN_FOLDER/model; or a folder of transformers with
+            a FLAVA model, or its id on the hub, such as "facebook/flava-full".
         device: "auto" takes the GPU when there is one.
         precision: "auto" is bf16 autocast on a GPU that computes it, fp32 elsewhere.
 
     Raises:
         CheckpointError: The folder, or a file in it, is missing or does not fit.
     """
-    folder = Path(folder)
+    folder = find_folder(folder)
     parts = read_model(folder)
     has_cuda = torch.cuda.is_available()
     place = torch.device(("cuda" if has_cuda else "cpu") if device == "auto" else device)

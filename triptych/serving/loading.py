@@ -13,7 +13,11 @@ from triptych.core.errors import CheckpointError, ConfigError, DataError
 from triptych.data.caption_cleaning import MAX_WORDS
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.models.families import restore_model, text_sizes
+from triptych.serving.released import is_released_folder, read_released
 from triptych.text import Tokenizer
+
+RELEASED_CAPTION = 77
+"""Tokens of a caption that transformers' processor for FLAVA keeps."""
 
 C = TypeVar("C")
 
@@ -26,13 +30,13 @@ class TextLimits:
         caption: Of captions and texts to match or to embed.
         question: Of questions.
         phrase: Of phrases to ground.
-        max_words: Words of a caption that are kept.
+        max_words: Words of a caption that are kept; None leaves captions as they are.
     """
 
     caption: int = 40
     question: int = 25
     phrase: int = 20
-    max_words: int = MAX_WORDS
+    max_words: int | None = MAX_WORDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +74,17 @@ class LoadedModel:
 def read_model(folder: Path) -> LoadedModel:
     """Build what a model folder holds, on the CPU and in fp32.
 
+    Args:
+        folder: A model folder, or one that transformers writes for a family that is known here.
+
     Raises:
         CheckpointError: A file is missing or damaged, or two of them do not fit together.
     """
+    if is_released_folder(folder):
+        model, tokenizer, preprocess = read_released(folder)
+        limits = TextLimits(caption=RELEASED_CAPTION, max_words=None)
+        settings = ServingSettings(("pretraining",), limits=limits)
+        return LoadedModel(model.requires_grad_(False), tokenizer, preprocess, settings)
     content = load_model_folder(folder)
     try:
         preprocess = from_dict(ImageTransformConfig, content.preprocess)
@@ -104,7 +116,11 @@ def _settings(config: Mapping[str, Any]) -> ServingSettings:
         caption=int(text.get("max_text_tokens", default.caption)),
         question=int(text.get("question", default.question)),
         phrase=int(text.get("phrase", default.phrase)),
-        max_words=int(text.get("max_words", default.max_words)),
+        max_words=_number_or_none(text.get("max_words", default.max_words)),
     )
     trained_for = tuple(str(task) for task in config.get("trained_for") or ())
     return ServingSettings(trained_for, config.get("task") or {}, limits)
+
+
+def _number_or_none(value: Any) -> int | None:
+    return None if value is None else int(value)

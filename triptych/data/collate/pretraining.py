@@ -23,7 +23,8 @@ class PretrainingTextConfig:
 
     Attributes:
         max_text_tokens: Longest caption, [CLS] and [SEP] counted (released pre-training: 40).
-        max_words: Words of a caption that are kept (released `pre_caption`: 30).
+        max_words: Words of a caption that are kept (released `pre_caption`: 30); None leaves
+            captions as they are but for case and white space (FLAVA).
         mlm_probability: Share of tokens to predict (BERT: 0.15).
         whole_word: Whether the pieces of a word are masked together (BERT and mPLUG: no).
         empty_prefix_probability: Share of batches whose prefixes are all empty, so that the
@@ -32,7 +33,7 @@ class PretrainingTextConfig:
     """
 
     max_text_tokens: int = 40
-    max_words: int = MAX_WORDS
+    max_words: int | None = MAX_WORDS
     mlm_probability: float = 0.15
     whole_word: bool = False
     empty_prefix_probability: float = 0.0
@@ -40,7 +41,8 @@ class PretrainingTextConfig:
     def __post_init__(self) -> None:
         """Reject values out of range."""
         check(self.max_text_tokens >= 3, "max_text_tokens", self.max_text_tokens, "be at least 3")
-        check(self.max_words >= 1, "max_words", self.max_words, "be at least 1")
+        words = self.max_words
+        check(words is None or words >= 1, "max_words", words, "be at least 1, or absent")
         for name in ("mlm_probability", "empty_prefix_probability"):
             value = getattr(self, name)
             check(0 <= value <= 1, name, value, "be from 0 to 1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from triptych.models.dvae import variants as dvae_variants
 from triptych.models.dvae.config import codebook_image_size
@@ -79,9 +80,20 @@ def flava_small(*, image_size: int | None = None, vocab_size: int | None = None)
 def flava_full(*, image_size: int | None = None, vocab_size: int | None = None) -> FLAVAConfig:
     """FLAVA as released (facebook/flava-full): 357,645,303 parameters, 303,859,063 trainable.
 
-    New training masks padding; an imported released checkpoint attends to it (`convert`).
+    Padding is masked, as transformers does now; `flava_full_attended` does not mask it.
     """
     return _paper_like(768, 3072, 12, (12, 12, 6), image_size, vocab_size, released_poolers=True)
+
+
+def flava_full_attended(
+    *, image_size: int | None = None, vocab_size: int | None = None
+) -> FLAVAConfig:
+    """As facebook/flava-full was trained: padding is attended, in texts of 77 tokens.
+
+    Its authors' losses on their weights are lower so than with padding masked.
+    """
+    config = flava_full(image_size=image_size, vocab_size=vocab_size)
+    return replace(config, pad_attention="attended")
 
 
 def flava_900m(*, image_size: int | None = None, vocab_size: int | None = None) -> FLAVAConfig:
@@ -155,6 +167,7 @@ VARIANTS: dict[str, Callable[..., FLAVAConfig]] = {
         flava_tiny,
         flava_small,
         flava_full,
+        flava_full_attended,
         flava_900m,
         flava_1_8b,
         flava_2_7b,
