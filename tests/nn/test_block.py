@@ -107,11 +107,12 @@ def test_step_equals_forward_on_one_token(pre_norm):
     torch.testing.assert_close(found, block(x, None, memory), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("num_tokens", [3, 50])  # fewer and more states than weights
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
-def test_feed_forward_from_the_definition(activation):
+def test_feed_forward_from_the_definition(activation, num_tokens):
     torch.manual_seed(0)
     mlp = FeedForward(_config(activation=activation))
-    x = torch.randn(3, 8)
+    x = torch.randn(num_tokens, 8)
     hidden = x @ mlp.up.weight.T + mlp.up.bias
     if activation == "quick_gelu":
         hidden = hidden * torch.sigmoid(1.702 * hidden)

@@ -80,12 +80,16 @@ class FeedForward(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, S, D) to (B, S, D), token by token.
 
-        QuickGELU's scale moves into the weights, W₂·QuickGELU(W₁x) = (W₂/s)·SiLU(s·W₁x), which
-        saves two passes over the hidden states.
+        QuickGELU's scale moves out of the hidden states, W₂·QuickGELU(W₁x) = (W₂/s)·SiLU(s·W₁x),
+        which saves two passes over them: into the weights, or where there are fewer of them, into
+        the states on both sides.
         """
         if self.activation == "gelu":
             return self.down(F.gelu(self.up(x)))  # type: ignore[no-any-return]
         scale = QUICK_GELU_SCALE
+        if x.numel() < self.up.weight.numel():
+            hidden = F.silu(F.linear(x * scale, self.up.weight, self.up.bias * scale))
+            return F.linear(hidden, self.down.weight, self.down.bias * scale) / scale
         hidden = F.silu(F.linear(x, self.up.weight * scale, self.up.bias * scale))
         return F.linear(hidden, self.down.weight / scale, self.down.bias)
 

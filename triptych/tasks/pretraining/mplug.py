@@ -235,29 +235,28 @@ class MPLUGPretraining:
         else:
             sim_i2t = similarity(image_embedding, text_m, self.temperature)
             sim_t2i = similarity(text_embedding, image_m, self.temperature)
+        queued = None
         if "queue" in self.modules:
-            queued_image, queued_text, queued_keys = cast(
-                FeatureQueue, self.modules["queue"]
-            ).features()
-            more_i2t = similarity(image_embedding, queued_text, self.temperature)
-            more_t2i = similarity(text_embedding, queued_image, self.temperature)
+            queued = cast(FeatureQueue, self.modules["queue"]).features()
+            more_i2t = similarity(image_embedding, queued[1], self.temperature)
+            more_t2i = similarity(text_embedding, queued[0], self.temperature)
             sim_i2t = torch.cat([sim_i2t, more_i2t], dim=1)
             sim_t2i = torch.cat([sim_t2i, more_t2i], dim=1)
-            image_m = torch.cat([image_m, queued_image])
-            text_m = torch.cat([text_m, queued_text])
-            all_keys = torch.cat([all_keys, queued_keys])
+            all_keys = torch.cat([all_keys, queued[2]])
         positives = positive_pairs(keys, all_keys)
         if teacher is None:
             targets = soft_targets(positives, None, 0.0)
             return itc_loss(sim_i2t, sim_t2i, targets, targets)
-        tau, alpha = self.temperature.detach(), self.alpha()
-        targets_i2t = soft_targets(
-            positives, similarity(teacher.image_embedding, text_m, tau), alpha
-        )
-        targets_t2i = soft_targets(
-            positives, similarity(teacher.text_embedding, image_m, tau), alpha
-        )
-        return itc_loss(sim_i2t, sim_t2i, targets_i2t, targets_t2i)
+        tau, targets_of_side = self.temperature.detach(), []
+        for query, columns_m, number in (
+            (teacher.image_embedding, text_m, 1),
+            (teacher.text_embedding, image_m, 0),
+        ):
+            sim_m = similarity(query, columns_m, tau)
+            if queued is not None:
+                sim_m = torch.cat([sim_m, similarity(query, queued[number], tau)], dim=1)
+            targets_of_side.append(soft_targets(positives, sim_m, self.alpha()))
+        return itc_loss(sim_i2t, sim_t2i, *targets_of_side)
 
     def _fused_losses(
         self,
