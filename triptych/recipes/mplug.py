@@ -94,7 +94,8 @@ def caption(scale: str) -> RunConfig:
     at most 20 tokens. The released code has decay 0.02, 384 px for base, beam 5 of 8 to 25 tokens,
     and its decoder reads image states alone (`task.memory = "image"`).
     """
-    task = CaptioningConfig(beam=PAPER_CAPTION_BEAM)
+    paper = CaptioningConfig(beam=PAPER_CAPTION_BEAM)
+    task = paper if scale in PAPER_SCALES else CaptioningConfig()
     return _finetune("mplug.caption", scale, task, 11_000, 256, 1e-5, 5e-6)
 
 
@@ -105,10 +106,11 @@ def scst(scale: str) -> RunConfig:
     the batch of 256 that cross-entropy has, which is ours to assume, they are 2,207 steps. The
     released code has 1e-6, and a warm-up that starts above it, at 1e-5; here there is none.
     """
-    task = SCSTConfig(captioning=CaptioningConfig(beam=PAPER_CAPTION_BEAM))
     if scale not in PAPER_SCALES:
         steps = {"smoke": 4, "tiny": 400, "small": 2000}
-        return _small_run("mplug.scst", scale, task, steps, 1e-4 if scale != "small" else 2e-5)
+        small = SCSTConfig(max_tokens=30)
+        return _small_run("mplug.scst", scale, small, steps, 1e-4 if scale != "small" else 2e-5)
+    task = SCSTConfig(captioning=CaptioningConfig(beam=PAPER_CAPTION_BEAM))
     optim = OptimConfig(
         learning_rate=8e-7,
         vision_learning_rate=8e-7,
