@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -17,16 +17,34 @@ from triptych.core.config import check
 from triptych.core.errors import CapabilityError, DataError
 from triptych.core.outputs import ImageFeatures
 from triptych.data.caption_cleaning import clean_caption
-from triptych.data.collate.base import TextCache
+from triptych.data.collate.base import IdArray, TextCache
+from triptych.data.collate.classification import join_pair
 from triptych.data.collate.vqa import append_words
 from triptych.data.transforms.pipeline import ImageTransform, ImageTransformConfig, normalise_batch
+from triptych.evaluation.zero_shot import (
+    TEMPLATES,
+    class_embeddings,
+    class_probabilities,
+    prompts,
+)
 from triptych.generation.sampling import SamplingConfig
 from triptych.models.mplug.model import MPLUG
+from triptych.serving.classifying import (
+    build_classifier,
+    check_names,
+    classifier_shares,
+    likeliest_first,
+)
 from triptych.serving.inputs import ImageInput, as_list, broadcast, check_texts, read_image
 from triptych.serving.loading import ServingSettings, read_model
 from triptych.serving.released import find_folder
 from triptych.tasks.finetuning.captioning import Captioning, CaptioningConfig
 from triptych.tasks.finetuning.grounding import Grounding, GroundingConfig
+from triptych.tasks.finetuning.image_text_classification import (
+    AnswerClassification,
+    ImageTextClassification,
+)
+from triptych.tasks.finetuning.text_classification import TextClassification
 from triptych.tasks.finetuning.vqa import VQA, VQAConfig
 from triptych.text import Tokenizer
 
@@ -40,10 +58,13 @@ PAIRS_PER_PASS = 128
 
 NEEDS = {
     "caption": (("captioning", "pretraining"), "mplug.caption"),
-    "answer": (("vqa",), "mplug.vqa"),
+    "answer": (("vqa", "answer_classification"), "mplug.vqa"),
     "ground": (("grounding",), "mplug.grounding"),
     "match": (("retrieval", "pretraining"), "mplug.retrieval"),
     "embed": (("retrieval", "pretraining"), "mplug.retrieval"),
+    "classify": (("retrieval", "pretraining"), "mplug.retrieval"),
+    "label": (("image_text_classification",), "classify.pairs"),
+    "label_texts": (("text_classification",), "classify.texts"),
 }
 """What a model must have been trained for to be asked, and the recipe that does it."""
 
@@ -75,12 +96,16 @@ class Engine:
         folder: Path,
         device: torch.device,
         precision: Literal["fp32", "bf16"],
+        head: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Wrap a model; `load` is the usual way here."""
         self.folder, self.tokenizer, self.preprocess = folder, tokenizer, preprocess
         self.settings, self.device, self.precision = settings, device, precision
         self.model = model.eval().to(device)
         self._transform = ImageTransform(preprocess, train=False)
+        self._classifier = build_classifier(settings.task, self.model, head or {}, folder)
+        if self._classifier is not None:
+            self._classifier.modules.to(device)
 
     def caption(
         self,
@@ -146,6 +171,11 @@ class Engine:
         """
         self._require("answer")
         given, asked, single = broadcast(images, questions, "question")
+        if isinstance(self._classifier, AnswerClassification):
+            if choices is not None or ocr_words is not None or object_words is not None:
+                raise DataError(f"{self.folder} answers from its own list and reads no other words")
+            said = [next(iter(shares)) for shares in self._labels(given, asked, "question")]
+            return said[0] if single else said
         ids = self._encode(asked, "question", self.settings.limits.question)
         if ocr_words is not None or object_words is not None:
             ids = self._with_words(ids, ocr_words, object_words)
@@ -201,6 +231,89 @@ class Engine:
                 scores += self._match_chunk(given[rows], ids[rows])
         return scores[0] if single else scores
 
+    def classify(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        labels: Sequence[str],
+        *,
+        templates: Sequence[str] = TEMPLATES,
+    ) -> dict[str, float] | list[dict[str, float]]:
+        """Say which of some classes pictures show, from the names of the classes alone.
+
+        Args:
+            images: One picture or many.
+            labels: Names of the classes, two or more.
+            templates: Sentences about a class; `{}` is its name. A class is their mean.
+
+        Returns:
+            Probabilities by label, the likeliest first: the softmax of 100 times the cosines.
+
+        Raises:
+            CapabilityError: The model was not trained with a contrastive objective.
+            DataError: A picture cannot be read, or the labels cannot be told apart.
+        """
+        self._require("classify")
+        check_names(labels, templates)
+        given, single = as_list(images)
+        sentences = [text for row in prompts(labels, templates) for text in row]
+        rows = torch.from_numpy(self.embed_texts(sentences)).view(len(labels), len(templates), -1)
+        pictures = torch.from_numpy(np.asarray(self.embed_images(given)))
+        shares = class_probabilities(pictures, class_embeddings(rows)).tolist()
+        found = [likeliest_first(labels, row) for row in shares]
+        return found[0] if single else found
+
+    def label(
+        self, images: ImageInput | Sequence[ImageInput], texts: str | Sequence[str]
+    ) -> dict[str, float] | list[dict[str, float]]:
+        """Classify pairs of a picture and a text with the classifier that was fine-tuned for it.
+
+        Returns:
+            Probabilities by label, the likeliest first.
+
+        Raises:
+            CapabilityError: The model was not fine-tuned with classify.pairs.
+            DataError: A picture cannot be read, or a text is empty.
+        """
+        self._require("label")
+        given, said, single = broadcast(images, texts, "text")
+        found = self._labels(given, said, "text")
+        return found[0] if single else found
+
+    def label_texts(
+        self, texts: str | Sequence[str], seconds: str | Sequence[str] | None = None
+    ) -> dict[str, float] | list[dict[str, float]]:
+        """Classify texts, or pairs of texts, with the classifier that was fine-tuned for it.
+
+        Args:
+            texts: One text or many.
+            seconds: The second text of each pair, where the model was trained on pairs.
+
+        Returns:
+            Probabilities by label, the likeliest first; of a regression {"value": the number}.
+
+        Raises:
+            CapabilityError: The model was not fine-tuned with classify.texts.
+            DataError: A text is empty, or the numbers of texts differ.
+        """
+        self._require("label_texts")
+        assert isinstance(self._classifier, TextClassification)
+        given, single = as_list(texts)
+        ids = self._classifier_ids(given, "text")
+        if seconds is not None:
+            others = self._classifier_ids(as_list(seconds)[0], "second text")
+            if len(others) != len(ids):
+                raise DataError(f"{len(ids)} texts and {len(others)} second texts: give one each")
+            limit = self._classifier.config.max_text_tokens
+            ids = [join_pair(*pair, limit) for pair in zip(ids, others, strict=True)]
+        found: list[dict[str, float]] = []
+        with torch.inference_mode(), self._autocast():
+            for rows in _chunks(len(ids), PAIRS_PER_PASS):
+                token_ids, text_mask = self._padded([row.tolist() for row in ids[rows]])
+                batch = {"token_ids": token_ids, "text_mask": text_mask}
+                batch["index"] = torch.arange(len(token_ids))
+                found += classifier_shares(self._classifier, self._classifier.predict(batch))
+        return found[0] if single else found
+
     def embed_images(self, images: ImageInput | Sequence[ImageInput]) -> NDArray[np.float32]:
         """Return (n, E) float32 embeddings of length 1; (E,) for a single picture.
 
@@ -237,6 +350,31 @@ class Engine:
             ]
         embeddings = self._joined(rows)
         return embeddings[0] if single else embeddings
+
+    def _labels(
+        self, images: list[ImageInput], texts: list[str], what: str
+    ) -> list[dict[str, float]]:
+        """Return the fused classifier's probabilities of each pair, the likeliest first."""
+        task = self._classifier
+        assert isinstance(task, (AnswerClassification, ImageTextClassification))
+        ids = [row.tolist() for row in self._classifier_ids(texts, what)]
+        found: list[dict[str, float]] = []
+        with torch.inference_mode(), self._autocast():
+            for rows in _chunks(len(images), IMAGES_PER_PASS):
+                found += classifier_shares(task, task.predict(self._batch(images, ids, rows)))
+        return found
+
+    def _classifier_ids(self, texts: Sequence[str], what: str) -> list[IdArray]:
+        """Encode texts as the classifier's training does."""
+        assert isinstance(
+            self._classifier, (AnswerClassification, ImageTextClassification, TextClassification)
+        )
+        encode = TextCache(self.tokenizer, self._classifier.config.max_text_tokens)
+        found = [encode(text).ids for text in check_texts(list(texts), what)]
+        for text, ids in zip(texts, found, strict=True):
+            if len(ids) <= 2:
+                raise DataError(f"{what} {text!r} holds no word that can be read: say it in words")
+        return found
 
     def _require(self, asked: str) -> None:
         enough, recipe = NEEDS[asked]
@@ -407,6 +545,7 @@ def load(folder: str | Path, *, device: Device = "auto", precision: Precision = 
         folder=folder,
         device=place,
         precision=precision,
+        head=parts.head,
     )
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from triptych.checkpoint.model_folder import load_model_folder, stored_config
 from triptych.core.config import from_dict, kind_of
 from triptych.core.errors import CheckpointError, ConfigError, DataError
@@ -63,12 +65,13 @@ class ServingSettings:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """The content of a model folder, built."""
+    """The content of a model folder, built; `head` holds the weights of its classifier."""
 
     model: Any
     tokenizer: Tokenizer
     preprocess: ImageTransformConfig
     settings: ServingSettings
+    head: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def read_model(folder: Path) -> LoadedModel:
@@ -106,7 +109,7 @@ def read_model(folder: Path) -> LoadedModel:
             f"{folder}: preprocess.json makes pictures of {preprocess.image_size} px but the model "
             f"takes {model.image_size}: the files belong to different models"
         )
-    return LoadedModel(model, tokenizer, preprocess, settings)
+    return LoadedModel(model, tokenizer, preprocess, settings, content.head)
 
 
 def _settings(config: Mapping[str, Any]) -> ServingSettings:

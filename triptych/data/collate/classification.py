@@ -224,14 +224,25 @@ class TextClassCollator:
             text = record.hypothesis if record.text is None else record.text
             return needed_text(text, "text", record, self._texts).ids
         first = needed_text(record.premise, "premise", record, self._texts).ids
-        second = needed_text(record.hypothesis, "hypothesis", record, self._texts).ids[1:]
-        too_long = len(first) + len(second) - self.max_text_tokens
-        for _ in range(max(too_long, 0)):
-            if len(first) - 1 > len(second):  # [CLS] counts for the first
-                first = np.delete(first, -2)  # the last entry is [SEP]
-            else:
-                second = np.delete(second, -2)
-        return np.concatenate([first, second])
+        second = needed_text(record.hypothesis, "hypothesis", record, self._texts).ids
+        return join_pair(first, second, self.max_text_tokens)
+
+
+def join_pair(first: IdArray, second: IdArray, max_tokens: int) -> IdArray:
+    """Return `[CLS] first [SEP] second [SEP]` of two encoded texts.
+
+    Args:
+        first: (L1,) `[CLS] first [SEP]`.
+        second: (L2,) `[CLS] second [SEP]`.
+        max_tokens: Longest result; the longer text loses its last tokens first.
+    """
+    second = second[1:]
+    for _ in range(max(len(first) + len(second) - max_tokens, 0)):
+        if len(first) - 1 > len(second):  # [CLS] counts for the first
+            first = np.delete(first, -2)  # the last entry is [SEP]
+        else:
+            second = np.delete(second, -2)
+    return np.concatenate([first, second])
 
 
 def label_number(record: Record, numbers: Mapping[str, int], train: bool) -> int:

@@ -1,0 +1,107 @@
+"""The classifier of a model folder, and classes that have nothing but a name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from triptych.core.config import from_dict, kind_of
+from triptych.core.errors import CheckpointError, DataError
+from triptych.core.outputs import Predictions
+from triptych.evaluation.zero_shot import PLACEHOLDER, class_words
+from triptych.tasks.finetuning.heads import HeadTask
+from triptych.tasks.finetuning.image_text_classification import (
+    AnswerClassification,
+    AnswerClassificationConfig,
+    ImageTextClassification,
+    ImageTextClassificationConfig,
+)
+from triptych.tasks.finetuning.text_classification import (
+    TextClassification,
+    TextClassificationConfig,
+)
+
+_TASKS: dict[type[Any], type[Any]] = {
+    AnswerClassificationConfig: AnswerClassification,
+    ImageTextClassificationConfig: ImageTextClassification,
+    TextClassificationConfig: TextClassification,
+}
+
+
+def build_classifier(
+    stored: Mapping[str, Any], model: Any, head: Mapping[str, Tensor], folder: Path
+) -> HeadTask | None:
+    """Return the classifier that a folder's settings tell of; None if they tell of another task.
+
+    Args:
+        stored: The task's settings with their `kind`.
+        model: What the head sits on.
+        head: The head's weights.
+        folder: What messages name.
+
+    Raises:
+        CheckpointError: The weights are missing or do not fit.
+    """
+    for config_class, task_class in _TASKS.items():
+        if stored.get("kind") != kind_of(config_class):
+            continue
+        plain = {name: value for name, value in stored.items() if name != "kind"}
+        task: HeadTask = task_class(model, from_dict(config_class, plain, "task"))
+        try:
+            task.modules["head"].load_state_dict(dict(head))
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{folder}: head.safetensors does not fit config.json: {error}"
+            ) from error
+        task.modules["head"].requires_grad_(False).eval()
+        return task
+    return None
+
+
+def check_names(labels: Sequence[str], templates: Sequence[str]) -> None:
+    """Reject names that cannot be told apart, and sentences without a place for them.
+
+    Raises:
+        DataError: Fewer than two names, a name that is empty or given twice, or a bad sentence.
+    """
+    words = [class_words(label) for label in labels]
+    if len(words) < 2:
+        raise DataError(f"{len(words)} label: give two or more to choose from")
+    for label, word in zip(labels, words, strict=True):
+        if not word:
+            raise DataError(f"label {label!r} is empty: say it in words")
+        if words.count(word) > 1:
+            raise DataError(f"label {label!r} is given twice")
+    for template in templates:
+        if template.count(PLACEHOLDER) != 1:
+            raise DataError(f"template {template!r} must hold {PLACEHOLDER} once")
+    if not templates:
+        raise DataError("give at least one template, such as 'a photo of {}'")
+
+
+def classifier_shares(task: HeadTask, predictions: Predictions) -> list[dict[str, float]]:
+    """Return what a classifier predicts of each sample.
+
+    Returns:
+        Probabilities by name, the likeliest first; {"value": the number} of a regression.
+    """
+    if "value" in predictions.scores:
+        return [{"value": value} for value in predictions.scores["value"].tolist()]
+    rows = predictions.scores["probabilities"].tolist()
+    return [likeliest_first(_names(task), row) for row in rows]
+
+
+def likeliest_first(names: Sequence[str], shares: Sequence[float]) -> dict[str, float]:
+    """Return probabilities by name in falling order."""
+    order = sorted(range(len(names)), key=lambda number: -shares[number])
+    return {names[number]: shares[number] for number in order}
+
+
+def _names(task: HeadTask) -> tuple[str, ...]:
+    if isinstance(task, AnswerClassification):
+        return task.config.answers
+    assert isinstance(task, (ImageTextClassification, TextClassification))
+    return task.config.labels
