@@ -273,9 +273,12 @@ def test_which_stride_of_the_released_code_computes_a_model(
     assert released_stride(config) == stride
 
 
-def test_a_pre_norm_model_has_no_released_layout():
-    model = MPLUG(model_config("mplug_tiny", image_size=32, vocab_size=40))
-    with pytest.raises(CapabilityError, match="pre_norm"):
-        export_state_dict(model)
-    with pytest.raises(CapabilityError, match="pre_norm"):
-        import_state_dict({"temp": torch.tensor(0.07)}, model)
+def test_a_pre_norm_model_or_a_stem_has_no_released_layout(tiny):
+    text = dataclasses.replace(tiny.config.text, pre_norm=True)
+    vision = dataclasses.replace(tiny.config.vision, stem_widths=(4, 8))
+    for changes, says in (({"text": text}, "pre_norm"), ({"vision": vision}, "stem_widths")):
+        model = MPLUG(dataclasses.replace(tiny.config, **changes))
+        with pytest.raises(CapabilityError, match=says):
+            export_state_dict(model)
+        with pytest.raises(CapabilityError, match=says):
+            import_state_dict({"temp": torch.tensor(0.07)}, model)

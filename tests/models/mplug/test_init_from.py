@@ -369,6 +369,12 @@ def test_the_wrong_kind_of_network_is_named(clip, bert):
         init_text(build(), clip.state_dict(), {})
 
 
+def test_a_model_with_a_stem_cannot_start_from_clip(clip):
+    vision = dataclasses.replace(small_config().vision, stem_widths=(4,))
+    with pytest.raises(CapabilityError, match="without a stem"):
+        init_vision(build(vision=vision), clip.state_dict(), {})
+
+
 def test_a_pre_norm_model_cannot_start_from_bert(bert):
     text = dataclasses.replace(small_config().text, pre_norm=True)
     with pytest.raises(CapabilityError, match="post-norm variant"):

@@ -70,9 +70,14 @@ def key_table(config: MPLUGConfig, num_fusion_layers: int | None = None) -> KeyT
             text encoder and fusion network together (12 in the released files).
 
     Raises:
-        CapabilityError: The model is pre-norm, or its fusion network has other layers than
-            asymmetric and connected ones: the released layout cannot express it.
+        CapabilityError: The model is pre-norm, has a convolutional stem, or its fusion network has
+            other layers than asymmetric and connected ones: the released layout cannot express it.
     """
+    if config.vision.stem_widths:
+        raise CapabilityError(
+            f"vision.stem_widths = {config.vision.stem_widths}: the released layout projects "
+            "patches linearly"
+        )
     if config.fusion not in ("skip_connected", "asymmetric_co_attention"):
         raise CapabilityError(
             f"fusion = {config.fusion!r}: the released layout is of skip-connected networks"

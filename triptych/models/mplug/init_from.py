@@ -85,6 +85,11 @@ def init_vision(
         CapabilityError: The tower computes something else, such as another activation.
     """
     vision = model.config.vision
+    if vision.stem_widths:
+        raise CapabilityError(
+            f"vision.stem_widths = {vision.stem_widths}: CLIP projects patches linearly; "
+            "take a variant without a stem, such as mplug_base_patch16_256"
+        )
     sizes = config.get("vision_config", config)
     _check_kind(config, ("clip", "clip_vision_model"), "a CLIP image tower")
     heads = {"num_attention_heads": vision.num_heads, "intermediate_size": 4 * vision.embed_dim}
