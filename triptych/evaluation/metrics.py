@@ -233,11 +233,23 @@ class BoxMetric:
 
 
 class ClassificationMetric:
-    """Share of labels that are right, for all items and for each class ("<name>/<class>")."""
+    """Share of labels that are right, for all items and for each class ("<name>/<class>").
 
-    def __init__(self, labels: Mapping[int, Hashable], name: str = "accuracy") -> None:
-        """Take the right labels by position; `name` is the key of the number."""
-        self.name = name
+    Args:
+        labels: The right labels by position.
+        name: Key of the number.
+        with_majority: Whether to add what the most frequent label of the same items would score,
+            as "<name>_majority": the best constant guess.
+    """
+
+    def __init__(
+        self,
+        labels: Mapping[int, Hashable],
+        name: str = "accuracy",
+        *,
+        with_majority: bool = False,
+    ) -> None:
+        self.name, self._with_majority = name, with_majority
         self._references = labels
         self._labels: ByIndex[Hashable] = ByIndex(name, len(labels))
 
@@ -258,10 +270,20 @@ class ClassificationMetric:
             hits.append(float(guess == right))
             by_class.setdefault(str(right), []).append(hits[-1])
         protocol = f"Share of labels that are right.{self._labels.missing()}"
-        return [mean_value(self.name, hits, protocol)] + [
+        values = [mean_value(self.name, hits, protocol)]
+        if self._with_majority:
+            values.append(self._majority(by_class))
+        return values + [
             mean_value(f"{self.name}/{label}", values, f"{protocol} Class: {label}.")
             for label, values in sorted(by_class.items())
         ]
+
+    def _majority(self, by_class: Mapping[str, Sequence[float]]) -> MetricValue:
+        """Score the most frequent label of the items; of several the first by alphabet."""
+        common = max(sorted(by_class), key=lambda label: len(by_class[label]))
+        hits = [float(label == common) for label, items in by_class.items() for _ in items]
+        protocol = f"Share of the most frequent label of these samples, {common}: a blind guess."
+        return mean_value(f"{self.name}_majority", hits, protocol + self._labels.missing())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

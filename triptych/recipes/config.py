@@ -14,11 +14,12 @@ from triptych.tasks.finetuning.image_text_classification import (
     AnswerClassificationConfig,
     ImageTextClassificationConfig,
 )
+from triptych.tasks.finetuning.nlvr2 import NLVR2Config
 from triptych.tasks.finetuning.retrieval import RetrievalConfig
 from triptych.tasks.finetuning.scst import SCSTConfig
 from triptych.tasks.finetuning.text_classification import TextClassificationConfig
-from triptych.tasks.finetuning.vqa import VQAConfig
 from triptych.tasks.finetuning.vlmo_retrieval import VLMoRetrievalConfig
+from triptych.tasks.finetuning.vqa import VQAConfig
 from triptych.tasks.pretraining.mplug import MPLUGPretrainingConfig
 from triptych.tasks.pretraining.vlmo import VLMoPretrainingConfig
 from triptych.tasks.pretraining.vlmo_stages import VLMoLanguageConfig, VLMoVisionConfig
@@ -31,6 +32,7 @@ TaskConfig = (
     | RetrievalConfig
     | VQAConfig
     | GroundingConfig
+    | NLVR2Config
     | AnswerClassificationConfig
     | ImageTextClassificationConfig
     | TextClassificationConfig

@@ -40,10 +40,20 @@ from triptych.recipes.retrieval_scores import (
     first_captions,
 )
 from triptych.tasks.finetuning.image_text_classification import ImageTextClassificationConfig
+from triptych.tasks.finetuning.nlvr2 import TRUTH
 from triptych.tasks.finetuning.text_classification import TextClassificationConfig
 from triptych.train.precision import autocast, resolve_precision
 
-EvalTask = Literal["caption", "retrieval", "vqa", "grounding", "classification", "zero_shot"]
+EvalTask = Literal[
+    "caption",
+    "retrieval",
+    "vqa",
+    "grounding",
+    "nlvr2",
+    "snli_ve",
+    "classification",
+    "zero_shot",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +89,7 @@ def evaluate_model(
 
     Args:
         folder: A model folder.
-        task: caption, retrieval, vqa, grounding, classification or zero_shot.
+        task: caption, retrieval, vqa, grounding, nlvr2, snli_ve, classification or zero_shot.
         source: Held-out data.
         limit: Only the first so many records.
         rerank_top_k: Candidates of each query that ITM scores anew; 0 leaves ITM out.
@@ -106,23 +116,12 @@ def evaluate_model(
     loaded = load_for_evaluation(folder)
     loaded.check_trained(task)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    scored = _Scored(loaded, task, settings, local_batch_size, device, keep, progress)
     if task == "zero_shot":
-        data = read_labelled(
-            source,
-            label_pattern=settings.label_pattern,
-            limit=limit,
-            max_bad_share=max_bad_share,
-        )
-        return evaluate_zero_shot(
-            loaded,
-            data,
-            templates=settings.templates,
-            local_batch_size=local_batch_size,
-            device=device,
-            progress=progress,
-        )
+        return scored.by_names(source, limit, max_bad_share)
     found = read_records(source)
-    usable = evaluation_records(found.records, task, source.path, text_only=_is_of_texts(loaded))
+    text_only = task == "classification" and _is_of_texts(loaded)
+    usable = evaluation_records(found.records, task, source.path, text_only=text_only)
     if task == "retrieval":
         usable = first_captions(usable, settings.retrieval.captions_per_image)
     records = usable[:limit]
@@ -131,26 +130,67 @@ def evaluate_model(
     if len(records) < len(usable):  # bad lines are judged with the whole file, pictures without it
         log = SkipLog(None, len(records), max_bad_share)
     loaded.model.to(device)
-    precision = resolve_precision("auto", device, loaded.model)
-    with autocast(device, precision):
-        if task == "retrieval":
-            return evaluate_retrieval(
-                loaded,
-                records,
-                settings.retrieval,
-                local_batch_size=local_batch_size,
-                log=log,
-                device=device,
-                progress=progress,
-            )
-        bound = loaded.build_task(task)
-        bound.modules.to(device)
+    with autocast(device, resolve_precision("auto", device, loaded.model)):
+        return (
+            scored.by_retrieval(records, log)
+            if task == "retrieval"
+            else scored.by_predictions(records, found.records, log)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """A model that is being scored on a task."""
+
+    loaded: LoadedModel
+    task: str
+    settings: EvalSettings
+    local_batch_size: int
+    device: torch.device
+    keep: Callable[[Predictions], None] | None
+    progress: Callable[[int], None] | None
+
+    def by_names(
+        self, source: DataSourceConfig, limit: int | None, max_bad_share: float
+    ) -> list[MetricValue]:
+        data = read_labelled(
+            source,
+            label_pattern=self.settings.label_pattern,
+            limit=limit,
+            max_bad_share=max_bad_share,
+        )
+        return evaluate_zero_shot(
+            self.loaded,
+            data,
+            templates=self.settings.templates,
+            local_batch_size=self.local_batch_size,
+            device=self.device,
+            progress=self.progress,
+        )
+
+    def by_retrieval(self, records: list[Record], log: SkipLog) -> list[MetricValue]:
+        return evaluate_retrieval(
+            self.loaded,
+            records,
+            self.settings.retrieval,
+            local_batch_size=self.local_batch_size,
+            log=log,
+            device=self.device,
+            progress=self.progress,
+        )
+
+    def by_predictions(
+        self, records: list[Record], all_records: list[Record], log: SkipLog
+    ) -> list[MetricValue]:
+        bound = self.loaded.build_task(self.task)
+        bound.modules.to(self.device)
+        config = self.loaded.task_config(self.task)
         return evaluate(
-            _Keeping(bound, keep),
-            evaluation_loader(loaded, task, records, local_batch_size, log),
-            _metrics(loaded.task_config(task), task, records, found.records),
-            device=device,
-            progress=progress,
+            _Keeping(bound, self.keep),
+            evaluation_loader(self.loaded, self.task, records, self.local_batch_size, log),
+            _metrics(config, self.task, records, all_records),
+            device=self.device,
+            progress=self.progress,
         )
 
 
@@ -167,22 +207,30 @@ def evaluation_records(
         "retrieval": "caption",
         "vqa": "answers",
         "grounding": "box",
+        "nlvr2": "label",
+        "snli_ve": "label",
         "classification": "label",
     }[task]
+    of_pairs = task == "nlvr2"
     usable = [
         record
         for record in records
-        if (record.image is not None or text_only) and getattr(record, needed) not in (None, (), "")
+        if (_has_images(record, of_pairs) or text_only)
+        and getattr(record, needed) not in (None, (), "")
     ]
     if task == "caption":
         usable = list({image_key(r): r for r in reversed(usable)}.values())[::-1]
     if not usable:
-        beside = "" if text_only else "an image and "
+        beside = "" if text_only else "two images and " if of_pairs else "an image and "
         raise DataError(
             f"{where} holds nothing to evaluate {task} on: {len(records)} records, none with "
             f"{beside}{needed}"
         )
     return usable
+
+
+def _has_images(record: Record, of_pairs: bool) -> bool:
+    return len(record.images) == 2 if of_pairs else record.image is not None
 
 
 def caption_references(records: list[Record], all_records: list[Record]) -> dict[int, list[str]]:
@@ -250,6 +298,12 @@ def _metrics(
         return [VQAMetric(answers, {i: r.question_type for i, r in enumerate(records)})]
     if task == "grounding":
         return [BoxMetric({i: r.box for i, r in enumerate(records) if r.box is not None})]
+    if task == "nlvr2":
+        truth = {i: TRUTH[bool(r.label)] for i, r in enumerate(records)}
+        return [ClassificationMetric(truth, task, with_majority=True)]
+    if task == "snli_ve":
+        relations = {i: str(r.label) for i, r in enumerate(records)}
+        return [ClassificationMetric(relations, task, with_majority=True)]
     if isinstance(config, (ImageTextClassificationConfig, TextClassificationConfig)):
         return classification_metrics(config, records)
     return [CaptionMetric(caption_references(records, all_records))]

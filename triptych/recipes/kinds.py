@@ -10,14 +10,14 @@ from typing import Any
 from triptych.checkpoint.model_folder import load_model_folder, stored_config
 from triptych.core.errors import CheckpointError, ConfigError
 from triptych.data.collate import (
+    AnyCollator,
     CaptioningCollator,
-    Collator,
     GroundingCollator,
     PictureKeyCollator,
     PretrainingCollator,
     PretrainingTextConfig,
     RetrievalCollator,
-    TextCollator,
+    StatementCollator,
     VQACollator,
 )
 from triptych.data.collate.base import image_key
@@ -44,14 +44,15 @@ from triptych.tasks.finetuning.image_text_classification import (
     ImageTextClassification,
     ImageTextClassificationConfig,
 )
+from triptych.tasks.finetuning.nlvr2 import NLVR2, NLVR2Config
 from triptych.tasks.finetuning.retrieval import Retrieval, RetrievalConfig
 from triptych.tasks.finetuning.scst import SCST, CiderReward, SCSTConfig
 from triptych.tasks.finetuning.text_classification import (
     TextClassification,
     TextClassificationConfig,
 )
-from triptych.tasks.finetuning.vqa import VQA, VQAConfig
 from triptych.tasks.finetuning.vlmo_retrieval import VLMoRetrieval, VLMoRetrievalConfig
+from triptych.tasks.finetuning.vqa import VQA, VQAConfig
 from triptych.tasks.pretraining.mplug import MPLUGPretraining, MPLUGPretrainingConfig
 from triptych.tasks.pretraining.vlmo import VLMoPretraining, VLMoPretrainingConfig
 from triptych.tasks.pretraining.vlmo_stages import (
@@ -70,6 +71,7 @@ TRAINED_FOR = {
     RetrievalConfig: "retrieval",
     VQAConfig: "vqa",
     GroundingConfig: "grounding",
+    NLVR2Config: "nlvr2",
     AnswerClassificationConfig: "answer_classification",
     ImageTextClassificationConfig: "image_text_classification",
     TextClassificationConfig: "text_classification",
@@ -159,6 +161,8 @@ def build_task(
             tokenizer.unused_id(config.first_bin_unused + config.num_bins - 1)
             start = tokenizer.unused_id(config.start_unused)
             return Grounding(model, config, start_id=start, first_bin_id=first)
+        case NLVR2Config():
+            return NLVR2(model, config)
         case AnswerClassificationConfig():
             return AnswerClassification(model, config)
         case ImageTextClassificationConfig():
@@ -216,7 +220,7 @@ def build_collator(
     train: bool,
     kind: str | None = None,
     pictures: PatchView | None = None,
-) -> Collator[Any] | TextCollator[Any]:
+) -> AnyCollator[Any]:
     """Build what turns records into the batches of a task.
 
     Args:
@@ -252,6 +256,42 @@ def build_collator(
             )
         case GroundingConfig():
             return GroundingCollator(tokenizer, max_text_tokens=lengths.phrase, train=train)
+        case NLVR2Config():
+            return StatementCollator(
+                tokenizer,
+                max_text_tokens=config.max_text_tokens,
+                swap_probability=config.swap_probability,
+                train=train,
+            )
+        case (
+            AnswerClassificationConfig()
+            | ImageTextClassificationConfig()
+            | TextClassificationConfig()
+        ):
+            return _classifier_collator(config, tokenizer, train=train)
+        case VLMoVisionConfig():
+            assert pictures is not None, "masked image modelling needs the size of patches"
+            size = codebook_image_size(pictures.image.image_size, pictures.patch_size)
+            return MaskedImageCollator(
+                pictures.image, patch_size=pictures.patch_size, codebook_size=size
+            )
+        case VLMoLanguageConfig():
+            return MaskedTextCollator(tokenizer, captions)
+        case VLMoPretrainingConfig():
+            return PretrainingCollator(tokenizer, captions)
+        case VLMoRetrievalConfig():
+            return RetrievalCollator(
+                tokenizer, max_text_tokens=captions.max_text_tokens, max_words=captions.max_words
+            )
+
+
+def _classifier_collator(
+    config: AnswerClassificationConfig | ImageTextClassificationConfig | TextClassificationConfig,
+    tokenizer: Tokenizer,
+    *,
+    train: bool,
+) -> AnyCollator[Any]:
+    match config:
         case AnswerClassificationConfig():
             return AnswerClassCollator(
                 tokenizer,
@@ -274,18 +314,4 @@ def build_collator(
                 None if config.target == "number" else config.labels,
                 max_text_tokens=config.max_text_tokens,
                 train=train,
-            )
-        case VLMoVisionConfig():
-            assert pictures is not None, "masked image modelling needs the size of patches"
-            size = codebook_image_size(pictures.image.image_size, pictures.patch_size)
-            return MaskedImageCollator(
-                pictures.image, patch_size=pictures.patch_size, codebook_size=size
-            )
-        case VLMoLanguageConfig():
-            return MaskedTextCollator(tokenizer, captions)
-        case VLMoPretrainingConfig():
-            return PretrainingCollator(tokenizer, captions)
-        case VLMoRetrievalConfig():
-            return RetrievalCollator(
-                tokenizer, max_text_tokens=captions.max_text_tokens, max_words=captions.max_words
             )

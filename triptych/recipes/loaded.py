@@ -22,6 +22,7 @@ from triptych.tasks.finetuning.image_text_classification import (
     AnswerClassificationConfig,
     ImageTextClassificationConfig,
 )
+from triptych.tasks.finetuning.nlvr2 import NLVR2Config
 from triptych.tasks.finetuning.retrieval import RetrievalConfig
 from triptych.tasks.finetuning.text_classification import TextClassificationConfig
 from triptych.tasks.finetuning.vqa import VQAConfig
@@ -33,6 +34,8 @@ CONFIGS: dict[str, tuple[type[TaskConfig], ...]] = {
     "retrieval": (RetrievalConfig,),
     "vqa": (VQAConfig, AnswerClassificationConfig),
     "grounding": (GroundingConfig,),
+    "nlvr2": (NLVR2Config,),
+    "snli_ve": (ImageTextClassificationConfig,),
     "classification": (ImageTextClassificationConfig, TextClassificationConfig),
 }
 """What a folder may have been trained for last, by the task that is scored; the usual one first."""
@@ -42,6 +45,8 @@ TRAINED: dict[str, set[str]] = {
     "retrieval": {"pretraining", "retrieval"},
     "vqa": {"vqa", "answer_classification"},
     "grounding": {"grounding"},
+    "nlvr2": {"nlvr2"},
+    "snli_ve": {"image_text_classification"},
     "classification": {"image_text_classification", "text_classification"},
     "zero_shot": {"pretraining", "retrieval"},
 }
