@@ -30,13 +30,13 @@ class RetrievalCollator:
     Args:
         tokenizer: Gives the ids.
         max_text_tokens: Longest caption, [CLS] and [SEP] counted.
-        max_words: Words of a caption that are kept.
+        max_words: Words of a caption that are kept; None leaves captions as they are.
     """
 
     needs_boxes = False
 
     def __init__(
-        self, tokenizer: Tokenizer, *, max_text_tokens: int = 40, max_words: int = MAX_WORDS
+        self, tokenizer: Tokenizer, *, max_text_tokens: int = 40, max_words: int | None = MAX_WORDS
     ) -> None:
         self.tokenizer, self.max_words = tokenizer, max_words
         self._texts = TextCache(tokenizer, max_text_tokens, self._clean)
@@ -76,13 +76,13 @@ class CaptionCollator:
     Args:
         tokenizer: Gives the ids.
         max_text_tokens: Longest caption, [CLS] and [SEP] counted.
-        max_words: Words of a caption that are kept.
+        max_words: Words of a caption that are kept; None leaves captions as they are.
     """
 
     needs_boxes = False
 
     def __init__(
-        self, tokenizer: Tokenizer, *, max_text_tokens: int = 40, max_words: int = MAX_WORDS
+        self, tokenizer: Tokenizer, *, max_text_tokens: int = 40, max_words: int | None = MAX_WORDS
     ) -> None:
         self.tokenizer, self.max_words = tokenizer, max_words
         self._texts = TextCache(tokenizer, max_text_tokens, self._clean)
