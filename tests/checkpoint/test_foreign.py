@@ -215,13 +215,21 @@ def test_an_unknown_suffix_writes_nothing(tmp_path):
 
 
 def test_a_written_folder_is_read_back_and_never_replaced(state, tmp_path):
-    write_foreign_folder(tmp_path / "hub", state, {"model_type": "x"})
+    (tmp_path / "vocab.txt").write_text("a")
+    write_foreign_folder(tmp_path / "hub", state, {"model_type": "x"}, [tmp_path / "vocab.txt"])
+    assert (tmp_path / "hub" / "vocab.txt").read_text() == "a"
     found = read_foreign(tmp_path / "hub")
     assert_same(found.tensors, state)
     assert found.config == {"model_type": "x"}
     with pytest.raises(CheckpointError, match="exists"):
         write_foreign_folder(tmp_path / "hub", state, {})
-    assert [p.name for p in tmp_path.iterdir()] == ["hub"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["hub", "vocab.txt"]
+
+
+def test_a_folder_that_cannot_be_finished_is_not_there(state, tmp_path):
+    with pytest.raises(CheckpointError, match="cannot write"):
+        write_foreign_folder(tmp_path / "hub", state, {}, [tmp_path / "absent.txt"])
+    assert list(tmp_path.iterdir()) == []
 
 
 class Tower(nn.Module):

@@ -11,7 +11,7 @@ import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,10 @@ def write_foreign(path: Path, tensors: Mapping[str, Tensor], *, wrapper: str | N
 
 
 def write_foreign_folder(
-    folder: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    files: Iterable[Path] = (),
 ) -> None:
     """Write `model.safetensors` and `config.json` as transformers reads them.
 
@@ -147,6 +150,7 @@ def write_foreign_folder(
         folder: New; it appears whole or not at all.
         tensors: By foreign name.
         config: Content of `config.json`.
+        files: Others that are copied into it, such as the tokenizer.
 
     Raises:
         CheckpointError: The folder exists, or the disk refuses.
@@ -158,6 +162,8 @@ def write_foreign_folder(
         temporary.mkdir(parents=True)
         save_file(_apart(tensors), temporary / FOLDER_FILES[0], {"format": "pt"})
         write_json(temporary / "config.json", dict(config))
+        for file in files:
+            shutil.copyfile(file, temporary / file.name)
         temporary.rename(folder)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"cannot write {folder}: {error}") from error

@@ -278,6 +278,8 @@ class Converter:
         config_from_folder: From a folder's `config.json` and a variant, the variant with what only
             that file says, such as the number of heads; None where there are no such folders.
         max_text_tokens: Longest text that the released code gives the model.
+        max_words: Words that the released code keeps of a caption, which it cleans; None where it
+            reads captions as they are.
         init_vision: Fills a fresh model's image side from published image weights and the
             `config.json` beside them; None if the family has no such start.
         init_text: The same for its text side.
@@ -298,6 +300,7 @@ class Converter:
     export_note: Callable[[Any], str] | None = None
     config_from_folder: Callable[[Mapping[str, Any], Any], Any] | None = None
     max_text_tokens: int = 40
+    max_words: int | None = 30
     init_vision: InitPart | None = None
     init_text: InitPart | None = None
     mean: tuple[float, float, float]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +126,10 @@ def export_checkpoint(family: str, folder: Path, out: Path) -> tuple[int, str]:
         raise CheckpointError(f"{folder} holds a model of {stored.get('kind')}, not of {family}")
     model = restore_model(stored, content.state_dict, str(folder))
     tensors = converter.export_state(model)
-    note = "" if converter.export_note is None else converter.export_note(model)
+    notes = [] if converter.export_note is None else [converter.export_note(model)]
+    if content.head:
+        notes.append("its classifier (head.safetensors) has no place there and is left out")
+    note = "; ".join(notes)
     if out.suffix:
         write_foreign(out, tensors, wrapper=converter.wrapper)
         return len(tensors), note
@@ -135,8 +137,7 @@ def export_checkpoint(family: str, folder: Path, out: Path) -> tuple[int, str]:
         raise CapabilityError(
             f"{out}: {FAMILIES[family].title} is exported to a file: let the name end in .pth"
         )
-    write_foreign_folder(out, tensors, converter.folder_config(model))
-    shutil.copyfile(content.tokenizer_path, out / content.tokenizer_path.name)
+    write_foreign_folder(out, tensors, converter.folder_config(model), [content.tokenizer_path])
     return len(tensors), note
 
 
@@ -289,7 +290,7 @@ def _save(
         config={
             "model": to_dict(model.config, tagged=True),
             "trained_for": [task],
-            "text": {"max_text_tokens": longest, **lengths},
+            "text": {"max_text_tokens": longest, "max_words": converter.max_words, **lengths},
         },
         state_dict=model.state_dict(),
         tokenizer_json=tokenizer.to_json(),

@@ -401,6 +401,7 @@ CONVERTER = Converter(
     folder_config=folder_config,
     config_from_folder=config_from_folder,
     max_text_tokens=77,
+    max_words=None,
     mean=(0.48145466, 0.4578275, 0.40821073),
     std=(0.26862954, 0.26130258, 0.27577711),
     source="Singh et al. 2022 (arXiv 2112.04482), layout of transformers' FlavaForPreTraining",
