@@ -13,6 +13,7 @@ from torch import Tensor
 
 from triptych.checkpoint.run import list_checkpoints, load_latest, save_checkpoint
 from triptych.core.errors import ConfigError, DataError
+from triptych.core.memory import keep_freed_memory
 from triptych.core.rng import random_state, seed_everything, set_random_state
 from triptych.distributed.collectives import (
     any_rank,
@@ -22,6 +23,7 @@ from triptych.distributed.collectives import (
     share_state,
 )
 from triptych.distributed.env import is_main, local_rank, rank, world_size
+from triptych.train.activation_checkpointing import enable_activation_checkpointing
 from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
 from triptych.train.interrupts import InterruptGuard, TrainingInterrupted
 from triptych.train.metrics_log import MetricsLog, StepMeans
@@ -119,6 +121,10 @@ class Trainer:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
         self.device = _resolve_device(config.device)
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        if config.activation_checkpointing:
+            enable_activation_checkpointing(task.modules)
         task.modules.to(self.device)
         share_state(task.modules)
         self.groups = group_parameters(task.modules.named_parameters(), optim, is_vision)

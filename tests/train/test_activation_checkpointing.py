@@ -1,0 +1,80 @@
+"""A pre-training run with and without recomputed activations."""
+
+import pytest
+import torch
+
+from tests.tasks.pretraining.test_mplug import make_batch
+from tests.train.toy import ToyTask
+from triptych.core.errors import ConfigError
+from triptych.models.registry import create_model
+from triptych.nn.block import Block
+from triptych.tasks.pretraining.mplug import OBJECTIVES, MPLUGPretraining, MPLUGPretrainingConfig
+from triptych.train.activation_checkpointing import enable_activation_checkpointing
+from triptych.train.config import OptimConfig, TrainConfig
+from triptych.train.precision import autocast
+from triptych.train.step import backward_micro_batch
+from triptych.train.trainer import Trainer
+
+
+def _task():
+    torch.manual_seed(0)
+    model = create_model("mplug_tiny", image_size=32, vocab_size=30)
+    for module in model.modules():  # the tiny model drops nothing by itself
+        if hasattr(module, "share"):
+            module.share = 0.2
+        if hasattr(module, "num_heads"):
+            module.dropout = 0.2
+    config = MPLUGPretrainingConfig(
+        queue_size=8, momentum=0.9, distill_mlm=True, distill_prefix_lm=True
+    )
+    task = MPLUGPretraining(model, config)
+    task.modules.train()
+    return task
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_losses_and_gradients_are_bitwise_the_same(precision):
+    results = []
+    for recompute in (False, True):
+        task = _task()
+        if recompute:
+            assert enable_activation_checkpointing(task.modules) == 2 * (4 + 2 + 3 + 2)
+        torch.manual_seed(7)
+        losses = backward_micro_batch(
+            task,
+            make_batch(),
+            dict.fromkeys(OBJECTIVES, 1.0),
+            share=1.0,
+            context=autocast(torch.device("cpu"), precision),
+        )
+        grads = {n: p.grad for n, p in task.modules.named_parameters() if p.requires_grad}
+        results.append((losses, grads))
+    (losses, grads), (again, grads_again) = results
+    assert all(torch.equal(losses[name], again[name]) for name in losses)
+    for name, grad in grads.items():
+        assert torch.equal(grad, grads_again[name]), name
+
+
+def test_the_trainer_switches_it_on(tmp_path):
+    for wanted in (False, True):
+        task = _task()
+        Trainer(
+            task,
+            lambda step: iter(()),
+            config=TrainConfig(
+                max_steps=1,
+                local_batch_size=4,
+                activation_checkpointing=wanted,
+                device="cpu",
+            ),
+            optim=OptimConfig(),
+            run_folder=tmp_path / str(wanted),
+        )
+        blocks = [module for module in task.model.modules() if isinstance(module, Block)]
+        assert len(blocks) == 11
+        assert all(block.activation_checkpointing is wanted for block in blocks)
+
+
+def test_a_model_that_cannot_is_refused():
+    with pytest.raises(ConfigError, match="leave activation_checkpointing off"):
+        enable_activation_checkpointing(ToyTask().modules)
