@@ -7,6 +7,7 @@ import pytest
 from triptych.cli.main import main
 from triptych.core.outputs import MetricValue
 from triptych.data.source import DataSourceConfig
+from triptych.recipes.evaluate import EvalSettings
 
 VALUE = MetricValue(
     name="vqa", value=0.75, low=0.5, high=0.875, num_items=1200, protocol="VQAv2 accuracy [soft]."
@@ -36,14 +37,20 @@ def test_the_table_shows_value_interval_number_and_protocol(capsys, asked):
     assert "vqa: VQAv2 accuracy [soft]." in lines
 
 
-def test_options_reach_the_evaluator(asked):
+def test_options_reach_the_evaluator(asked, tmp_path):
+    templates = tmp_path / "templates.txt"
+    templates.write_text("one {}\ntwo {}\n")
     arguments = "m --task retrieval --data a.json b.json --image-root pics --split test --limit 9"
     arguments += " --rerank-top-k 0 --itm-score itm+itc --local-batch-size 4 --max-bad-share 0.5"
+    arguments += f" --captions-per-image 5 --folds 2 --templates {templates} --label-pattern _(.+)"
     assert main(["eval", *arguments.split()]) == 0
     options = {
         "limit": 9,
         "rerank_top_k": 0,
         "itm_score": "itm+itc",
+        "settings": EvalSettings(
+            captions_per_image=5, folds=2, templates=("one {}", "two {}"), label_pattern="_(.+)"
+        ),
         "local_batch_size": 4,
         "max_bad_share": 0.5,
     }

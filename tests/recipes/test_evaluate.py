@@ -13,7 +13,6 @@ from triptych.core.errors import CapabilityError, ConfigError, DataError
 from triptych.data.source import DataSourceConfig
 from triptych.models.mplug.model import MPLUG
 from triptych.recipes.evaluate import EvalSettings, evaluate_model
-from triptych.recipes.retrieval_scores import RetrievalProtocol
 from triptych.recipes.run import load_model
 from triptych.text import Tokenizer
 
@@ -400,13 +399,9 @@ def test_the_first_captions_of_each_picture_and_folds_of_pictures(tmp_path, fold
     lines = [
         {"image": str(pictures[i % 4]), "caption": text} for i, text in enumerate(CAPTIONS)
     ]  # three captions of each of four pictures
-    protocol = RetrievalProtocol(rerank_top_k=0, captions_per_image=2, folds=2)
-    found = evaluate_model(
-        folder,
-        "retrieval",
-        manifest(tmp_path / "d.jsonl", lines),
-        settings=EvalSettings(retrieval=protocol),
-    )
+    source = manifest(tmp_path / "d.jsonl", lines)
+    settings = EvalSettings(captions_per_image=2, folds=2)
+    found = evaluate_model(folder, "retrieval", source, rerank_top_k=0, settings=settings)
     assert {result.name: result.num_items for result in found}["t2i_r1"] == 8
     images, texts = PlainModel(folder).embeddings(pictures[:4], CAPTIONS[:8])
     right = []

@@ -22,6 +22,7 @@ HELP = """Score a model folder on held-out data; every number comes with its 95 
 Examples:
   triptych eval runs/mine/model --task retrieval --data test.jsonl
   triptych eval runs/vqa/model --task vqa --data test.jsonl --json scores.json --limit 1000
+  triptych eval runs/mine/model --task zero_shot --data class_folders/
 """
 
 
@@ -31,24 +32,34 @@ class EvalOptions:
 
     Attributes:
         folder: A model folder, such as RUN_FOLDER/model.
-        task: What to score: caption, retrieval, vqa or grounding.
+        task: What to score: caption, retrieval, vqa, grounding, classification (a fine-tuned
+            classifier) or zero_shot (classes by their names).
         data: Datasets; each is scored on its own.
         source: How they are read.
         limit: Only the first so many records of each.
         rerank_top_k: Retrieval: candidates of each query that ITM scores anew; 0 leaves ITM out.
         itm_score: Retrieval: whether ITM alone ranks these, or ITM plus the similarity.
+        captions_per_image: Retrieval: only the first so many captions of each picture; all if
+            absent. 5 is usual for COCO and Flickr30k.
+        folds: Retrieval: parts of equally many pictures that are searched apart; 5 is COCO's "1K".
+        templates: Zero-shot: a text file of sentences about a class, one a line; {} is its name.
+        label_pattern: Zero-shot: a regular expression whose first group in a label is the class.
         local_batch_size: Samples at a time.
         max_bad_share: Share of samples that may be unreadable.
         json: Also write the numbers to this file.
     """
 
     folder: FolderArgument
-    task: Literal["caption", "retrieval", "vqa", "grounding"]
+    task: Literal["caption", "retrieval", "vqa", "grounding", "classification", "zero_shot"]
     data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH [PATH ...]")]
     source: SourceGroup = field(default_factory=SourceOptions)
     limit: int | None = None
     rerank_top_k: int = 16
     itm_score: Literal["itm", "itm+itc"] = "itm"
+    captions_per_image: int | None = None
+    folds: int = 1
+    templates: Path | None = None
+    label_pattern: str | None = None
     local_batch_size: int = 128
     max_bad_share: float = 0.01
     json: Path | None = None
@@ -66,7 +77,7 @@ def run(arguments: Sequence[str]) -> int:
     scores: list[dict[str, Any]] = []
     for path in options.data:
         metrics = _evaluate(options, options.source.source(path))
-        _print_table(f"{options.task} on {path}", metrics)
+        print_table(f"{options.task} on {path}", metrics)
         scores.append({"data": path, "metrics": [asdict(metric) for metric in metrics]})
     if options.json is not None:
         content = {
@@ -85,8 +96,15 @@ def _evaluate(options: EvalOptions, source: DataSourceConfig) -> list[MetricValu
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
-    from triptych.recipes.evaluate import evaluate_model
+    from triptych.evaluation.zero_shot import TEMPLATES, load_templates
+    from triptych.recipes.evaluate import EvalSettings, evaluate_model
 
+    settings = EvalSettings(
+        captions_per_image=options.captions_per_image,
+        folds=options.folds,
+        templates=TEMPLATES if options.templates is None else load_templates(options.templates),
+        label_pattern=options.label_pattern,
+    )
     columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} samples scored"))
     console = Console(stderr=True)
     with Progress(
@@ -100,13 +118,14 @@ def _evaluate(options: EvalOptions, source: DataSourceConfig) -> list[MetricValu
             limit=options.limit,
             rerank_top_k=options.rerank_top_k,
             itm_score=options.itm_score,
+            settings=settings,
             local_batch_size=options.local_batch_size,
             max_bad_share=options.max_bad_share,
             progress=lambda done: progress.update(bar, completed=done),
         )
 
 
-def _print_table(title: str, metrics: Sequence[MetricValue]) -> None:
+def print_table(title: str, metrics: Sequence[MetricValue]) -> None:
     """Print the numbers as a table, and under it how each was computed."""
     from rich.console import Console
     from rich.table import Table

@@ -36,9 +36,11 @@ VERBS = {
     "data scenes": Verb("data_scenes", "OUT --num-images N", "write the built-in scenes"),
     "train": Verb("train", "RECIPE|CONFIG|RUN_FOLDER", "pre-train, fine-tune, or --resume a run"),
     "eval": Verb("eval", "MODEL_FOLDER --task T --data PATH", "score a model on held-out data"),
+    "probe": Verb("probe", "MODEL_FOLDER --train A --validation B --test C", "probe its features"),
     "caption": Verb("caption", "MODEL_FOLDER IMAGE...", "say what pictures show"),
     "answer": Verb("answer", "MODEL_FOLDER IMAGE QUESTION", "answer a question about a picture"),
     "ground": Verb("ground", "MODEL_FOLDER IMAGE PHRASE", "find what a phrase speaks of"),
+    "classify": Verb("classify", "MODEL_FOLDER IMAGE --labels a,b,c", "choose among classes"),
     "match": Verb("match", "MODEL_FOLDER IMAGE TEXT...", "say how well texts fit a picture"),
     "import": Verb(
         "import_checkpoint",

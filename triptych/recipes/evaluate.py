@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -58,17 +58,27 @@ EvalTask = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalSettings:
-    """How a folder is scored, where tasks differ.
+    """How single tasks are scored.
 
     Attributes:
-        retrieval: What retrieval compares with what.
+        captions_per_image: Retrieval: only the first so many captions of each picture; None takes
+            all. 5 makes COCO's test split 5,000 pictures and 25,000 captions.
+        folds: Retrieval: parts of equally many pictures that are searched apart. 5 is the "1K"
+            protocol of COCO's test split, 1 the "5K" one.
         templates: Zero-shot: sentences about a class; `{}` is its name.
         label_pattern: Zero-shot: a regular expression whose first group in a label is the class.
     """
 
-    retrieval: RetrievalProtocol = field(default_factory=RetrievalProtocol)
+    captions_per_image: int | None = None
+    folds: int = 1
     templates: tuple[str, ...] = TEMPLATES
     label_pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        """Reject counts out of range."""
+        most = self.captions_per_image
+        check(most is None or most >= 1, "captions_per_image", most, "be at least 1, or absent")
+        check(self.folds >= 1, "folds", self.folds, "be at least 1")
 
 
 def evaluate_model(
@@ -79,7 +89,7 @@ def evaluate_model(
     limit: int | None = None,
     rerank_top_k: int = 16,
     itm_score: Literal["itm", "itm+itc"] = "itm",
-    settings: EvalSettings | None = None,
+    settings: EvalSettings = EvalSettings(),
     local_batch_size: int = 128,
     max_bad_share: float = 0.01,
     keep: Callable[[Predictions], None] | None = None,
@@ -94,7 +104,7 @@ def evaluate_model(
         limit: Only the first so many records.
         rerank_top_k: Candidates of each query that ITM scores anew; 0 leaves ITM out.
         itm_score: Whether ITM alone ranks them, or ITM plus the similarity.
-        settings: More on single tasks; its `retrieval` takes the place of the two above.
+        settings: How single tasks are scored.
         local_batch_size: Samples at a time.
         max_bad_share: Share of samples that may be unreadable.
         keep: Called with the predictions of each batch.
@@ -110,9 +120,6 @@ def evaluate_model(
             f"unknown task {task!r}{nearest(task, TRAINED)} (known: {', '.join(TRAINED)})"
         )
     check(limit is None or limit >= 1, "limit", limit, "be at least 1, or absent for all")
-    if settings is None:
-        protocol = RetrievalProtocol(rerank_top_k=rerank_top_k, itm_score=itm_score)
-        settings = EvalSettings(retrieval=protocol)
     loaded = load_for_evaluation(folder)
     loaded.check_trained(task)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -123,7 +130,7 @@ def evaluate_model(
     text_only = task == "classification" and _is_of_texts(loaded)
     usable = evaluation_records(found.records, task, source.path, text_only=text_only)
     if task == "retrieval":
-        usable = first_captions(usable, settings.retrieval.captions_per_image)
+        usable = first_captions(usable, settings.captions_per_image)
     records = usable[:limit]
     log = SkipLog(None, len(usable) + len(found.skipped), max_bad_share)
     log.add_all(found.skipped)
@@ -131,11 +138,12 @@ def evaluate_model(
         log = SkipLog(None, len(records), max_bad_share)
     loaded.model.to(device)
     with autocast(device, resolve_precision("auto", device, loaded.model)):
-        return (
-            scored.by_retrieval(records, log)
-            if task == "retrieval"
-            else scored.by_predictions(records, found.records, log)
-        )
+        if task == "retrieval":
+            protocol = RetrievalProtocol(
+                rerank_top_k=rerank_top_k, itm_score=itm_score, folds=settings.folds
+            )
+            return scored.by_retrieval(records, protocol, log)
+        return scored.by_predictions(records, found.records, log)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +176,13 @@ class _Scored:
             progress=self.progress,
         )
 
-    def by_retrieval(self, records: list[Record], log: SkipLog) -> list[MetricValue]:
+    def by_retrieval(
+        self, records: list[Record], protocol: RetrievalProtocol, log: SkipLog
+    ) -> list[MetricValue]:
         return evaluate_retrieval(
             self.loaded,
             records,
-            self.settings.retrieval,
+            protocol,
             local_batch_size=self.local_batch_size,
             log=log,
             device=self.device,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -31,7 +32,7 @@ from triptych.evaluation.zero_shot import (
     class_probabilities,
     prompts,
 )
-from triptych.recipes.loaded import LoadedModel
+from triptych.recipes.loaded import LoadedModel, load_for_evaluation
 from triptych.train.precision import autocast, resolve_precision
 
 TEXTS_AT_ONCE = 256
@@ -147,6 +148,40 @@ def name_embeddings(
         features = loaded.model.encode_text(ids.to(device), mask.to(device))
         parts.append(loaded.model.embed_text(features).float())
     return class_embeddings(torch.cat(parts).view(len(names), len(templates), -1))
+
+
+def probe_folder(
+    folder: Path,
+    train: DataSourceConfig,
+    validation: DataSourceConfig,
+    test: DataSourceConfig,
+    *,
+    label_pattern: str | None = None,
+    local_batch_size: int = 128,
+    max_bad_share: float = 0.01,
+) -> tuple[list[MetricValue], LinearProbe]:
+    """Fit a linear classifier on a model folder's frozen features, and score it.
+
+    Args:
+        folder: A model folder, whatever it was trained for.
+        train: Labelled pictures to fit on.
+        validation: Labelled pictures that choose the penalty.
+        test: Labelled pictures to score on.
+        label_pattern: A regular expression whose first group in a label is the class.
+        local_batch_size: Pictures at a time.
+        max_bad_share: Share of pictures that may be unreadable.
+
+    Raises:
+        ConfigError: The pattern does not fit the labels.
+        DataError: The data lack labels, or too much of them is bad.
+    """
+    splits = [
+        read_labelled(source, label_pattern=label_pattern, max_bad_share=max_bad_share)
+        for source in (train, validation, test)
+    ]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load_for_evaluation(folder)
+    return evaluate_probe(loaded, *splits, local_batch_size=local_batch_size, device=device)
 
 
 def evaluate_probe(

@@ -37,15 +37,11 @@ class RetrievalProtocol:
     Attributes:
         rerank_top_k: Candidates of each query that ITM scores anew; 0 leaves ITM out.
         itm_score: Whether ITM alone ranks them, or ITM plus the similarity.
-        captions_per_image: Only the first so many captions of each picture; None takes all. 5 makes
-            COCO's test split 5,000 pictures and 25,000 captions.
-        folds: Parts of equally many pictures that are scored apart and averaged. 5 is the "1K"
-            protocol of COCO's test split; 1 is the "5K" one.
+        folds: Parts of equally many pictures that are searched apart.
     """
 
     rerank_top_k: int = 16
     itm_score: Literal["itm", "itm+itc"] = "itm"
-    captions_per_image: int | None = None
     folds: int = 1
 
 
