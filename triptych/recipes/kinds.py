@@ -305,6 +305,7 @@ def _classifier_collator(
                 tokenizer,
                 config.labels,
                 text_field=config.text_field,
+                with_premise=config.with_premise,
                 max_text_tokens=config.max_text_tokens,
                 train=train,
             )

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from triptych.core.config import from_dict, kind_of
-from triptych.core.errors import CheckpointError, DataError
+from triptych.core.errors import CapabilityError, CheckpointError, DataError
 from triptych.core.outputs import Predictions
+from triptych.data.entries import ENTAILMENT_LABELS
 from triptych.evaluation.zero_shot import PLACEHOLDER, class_words
 from triptych.tasks.finetuning.heads import HeadTask
 from triptych.tasks.finetuning.image_text_classification import (
@@ -19,6 +20,7 @@ from triptych.tasks.finetuning.image_text_classification import (
     ImageTextClassification,
     ImageTextClassificationConfig,
 )
+from triptych.tasks.finetuning.nlvr2 import NLVR2, NLVR2Config
 from triptych.tasks.finetuning.text_classification import (
     TextClassification,
     TextClassificationConfig,
@@ -27,6 +29,7 @@ from triptych.tasks.finetuning.text_classification import (
 _TASKS: dict[type[Any], type[Any]] = {
     AnswerClassificationConfig: AnswerClassification,
     ImageTextClassificationConfig: ImageTextClassification,
+    NLVR2Config: NLVR2,
     TextClassificationConfig: TextClassification,
 }
 
@@ -59,6 +62,25 @@ def build_classifier(
         task.modules["head"].requires_grad_(False).eval()
         return task
     return None
+
+
+def check_entailment(task: ImageTextClassification, with_premise: bool, folder: Path) -> None:
+    """Reject a classifier of other classes, and premises for one that was not taught to read any.
+
+    Raises:
+        CapabilityError: Either.
+    """
+    if set(task.config.labels) != set(ENTAILMENT_LABELS):
+        raise CapabilityError(
+            f"{folder} was trained for the classes {', '.join(task.config.labels)}, which does not "
+            f"teach `entail`: triptych train mplug.snli_ve --data YOUR_DATA.jsonl --init-from "
+            f"{folder}"
+        )
+    if with_premise and not task.config.with_premise:
+        raise CapabilityError(
+            f"{folder} was trained on pictures and hypotheses alone: leave premises out, or train "
+            "it with --task.with-premise"
+        )
 
 
 def check_names(labels: Sequence[str], templates: Sequence[str]) -> None:

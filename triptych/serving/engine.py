@@ -19,7 +19,6 @@ from triptych.core.outputs import ImageFeatures
 from triptych.data.caption_cleaning import clean_caption
 from triptych.data.collate.base import IdArray, TextCache
 from triptych.data.collate.classification import join_pair
-from triptych.data.collate.vqa import append_words
 from triptych.data.transforms.pipeline import ImageTransform, ImageTransformConfig, normalise_batch
 from triptych.evaluation.zero_shot import (
     TEMPLATES,
@@ -29,21 +28,24 @@ from triptych.evaluation.zero_shot import (
 )
 from triptych.generation.sampling import SamplingConfig
 from triptych.models.mplug.model import MPLUG
+from triptych.serving.captioning import build_captioning, say_captions
 from triptych.serving.classifying import (
     build_classifier,
+    check_entailment,
     check_names,
     classifier_shares,
     likeliest_first,
 )
 from triptych.serving.inputs import ImageInput, as_list, broadcast, check_texts, read_image
 from triptych.serving.loading import ServingSettings, read_model
+from triptych.serving.questions import append_seen_words, pair_up
 from triptych.serving.released import find_folder
-from triptych.tasks.finetuning.captioning import Captioning, CaptioningConfig
 from triptych.tasks.finetuning.grounding import Grounding, GroundingConfig
 from triptych.tasks.finetuning.image_text_classification import (
     AnswerClassification,
     ImageTextClassification,
 )
+from triptych.tasks.finetuning.nlvr2 import NLVR2
 from triptych.tasks.finetuning.text_classification import TextClassification
 from triptych.tasks.finetuning.vqa import VQA, VQAConfig
 from triptych.text import Tokenizer
@@ -63,6 +65,8 @@ NEEDS = {
     "match": (("retrieval", "pretraining"), "mplug.retrieval"),
     "embed": (("retrieval", "pretraining"), "mplug.retrieval"),
     "classify": (("retrieval", "pretraining"), "mplug.retrieval"),
+    "judge": (("nlvr2",), "mplug.nlvr2"),
+    "entail": (("image_text_classification",), "mplug.snli_ve"),
     "label": (("image_text_classification",), "classify.pairs"),
     "label_texts": (("text_classification",), "classify.texts"),
 }
@@ -134,7 +138,9 @@ class Engine:
         self._require("caption")
         given, single = as_list(images)
         ids = None if prompt is None else self._prompt_ids(prompt)
-        task = self._captioning(num_beams, ids)
+        task = build_captioning(
+            self.model, self.tokenizer, self.settings, num_beams=num_beams, prompt_ids=ids
+        )
         draw = None
         if sampling is not None:
             check(sampling.num_samples == 1, "num_samples", sampling.num_samples, "be 1 here")
@@ -142,7 +148,7 @@ class Engine:
         texts: list[str] = []
         with torch.inference_mode(), self._autocast():
             for chunk in self._image_chunks(given):
-                said = self._caption_chunk(task, chunk, draw)
+                said = say_captions(task, chunk, draw)
                 texts += [self.tokenizer.decode([*(ids or ()), *text]) for text in said]
         return texts[0] if single else texts
 
@@ -178,7 +184,8 @@ class Engine:
             return said[0] if single else said
         ids = self._encode(asked, "question", self.settings.limits.question)
         if ocr_words is not None or object_words is not None:
-            ids = self._with_words(ids, ocr_words, object_words)
+            limit = self.settings.limits.question
+            ids = append_seen_words(self.tokenizer, ids, ocr_words, object_words, limit)
         config = self.settings.task_config(VQAConfig)
         if choices is not None:
             config = replace(config, answer_list=tuple(check_texts(list(choices), "choice")))
@@ -230,6 +237,72 @@ class Engine:
             for rows in _chunks(len(given), PAIRS_PER_PASS):
                 scores += self._match_chunk(given[rows], ids[rows])
         return scores[0] if single else scores
+
+    def judge(
+        self,
+        first: ImageInput | Sequence[ImageInput],
+        second: ImageInput | Sequence[ImageInput],
+        statements: str | Sequence[str],
+    ) -> float | list[float]:
+        """Return the probability, 0 to 1, that a statement is true of two pictures.
+
+        Args:
+            first: The left picture, or many.
+            second: The right picture, or as many.
+            statements: One statement for each pair; one for all, or many of one pair.
+
+        Raises:
+            CapabilityError: The model was not fine-tuned with mplug.nlvr2.
+            DataError: A picture cannot be read, a statement is empty, or the numbers differ.
+        """
+        self._require("judge")
+        task = self._classifier
+        assert isinstance(task, NLVR2)
+        firsts, seconds, said, single = pair_up(first, second, statements)
+        ids = [row.tolist() for row in self._classifier_ids(said, "statement")]
+        found: list[float] = []
+        with torch.inference_mode(), self._autocast():
+            for rows in _chunks(len(said), IMAGES_PER_PASS):
+                both = self._prepared([*firsts[rows], *seconds[rows]], rows.start)[0]
+                batch = dict(zip(("token_ids", "text_mask"), self._padded(ids[rows]), strict=True))
+                batch["image"] = both.unflatten(0, (2, -1)).transpose(0, 1)
+                found += torch.softmax(task.pair_scores(batch), dim=1)[:, 1].tolist()
+        return found[0] if single else found
+
+    def entail(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        hypotheses: str | Sequence[str],
+        *,
+        premises: str | Sequence[str] | None = None,
+    ) -> dict[str, float] | list[dict[str, float]]:
+        """Say what pictures say to hypotheses: entailment, neutral or contradiction.
+
+        Args:
+            images: One picture or many.
+            hypotheses: One hypothesis or many.
+            premises: What is known of each picture in words, for a model that reads it.
+
+        Returns:
+            Probabilities by label, the likeliest first.
+
+        Raises:
+            CapabilityError: The model was not fine-tuned with mplug.snli_ve, or reads no premises.
+            DataError: A picture cannot be read, or a text is empty.
+        """
+        self._require("entail")
+        task = self._classifier
+        assert isinstance(task, ImageTextClassification)
+        check_entailment(task, premises is not None, self.folder)
+        given, said, single = broadcast(images, hypotheses, "hypothesis")
+        ids = self._classifier_ids(said, "hypothesis")
+        if premises is not None:
+            known = broadcast(given, premises, "premise")[1]
+            before = self._classifier_ids(known, "premise")
+            limit = task.config.max_text_tokens
+            ids = [join_pair(*pair, limit) for pair in zip(before, ids, strict=True)]
+        found = self._shares(given, [row.tolist() for row in ids])
+        return found[0] if single else found
 
     def classify(
         self,
@@ -355,9 +428,11 @@ class Engine:
         self, images: list[ImageInput], texts: list[str], what: str
     ) -> list[dict[str, float]]:
         """Return the fused classifier's probabilities of each pair, the likeliest first."""
+        return self._shares(images, [row.tolist() for row in self._classifier_ids(texts, what)])
+
+    def _shares(self, images: list[ImageInput], ids: list[list[int]]) -> list[dict[str, float]]:
         task = self._classifier
         assert isinstance(task, (AnswerClassification, ImageTextClassification))
-        ids = [row.tolist() for row in self._classifier_ids(texts, what)]
         found: list[dict[str, float]] = []
         with torch.inference_mode(), self._autocast():
             for rows in _chunks(len(images), IMAGES_PER_PASS):
@@ -367,7 +442,8 @@ class Engine:
     def _classifier_ids(self, texts: Sequence[str], what: str) -> list[IdArray]:
         """Encode texts as the classifier's training does."""
         assert isinstance(
-            self._classifier, (AnswerClassification, ImageTextClassification, TextClassification)
+            self._classifier,
+            (AnswerClassification, ImageTextClassification, NLVR2, TextClassification),
         )
         encode = TextCache(self.tokenizer, self._classifier.config.max_text_tokens)
         found = [encode(text).ids for text in check_texts(list(texts), what)]
@@ -390,45 +466,6 @@ class Engine:
         enabled = self.precision == "bf16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def _captioning(self, num_beams: int | None, prompt_ids: list[int] | None) -> Captioning:
-        """Return the task with a search that fits the decoder's positions."""
-        config = self.settings.task_config(CaptioningConfig)
-        if prompt_ids is not None:
-            config = replace(config, prompt="", prompt_to="decoder")
-        task = Captioning(self.model, config, self.tokenizer)
-        task.speaker.prompt_ids += prompt_ids or []
-        length = len(task.speaker.prompt_ids)
-        room = self.model.config.text.max_positions - length
-        if room < 2:
-            raise DataError(f"prompt has {length} tokens and leaves no room: shorten it")
-        longest = min(config.beam.max_tokens, room)
-        least = min(config.beam.min_tokens, longest - 1)
-        beam = replace(config.beam, max_tokens=longest, min_tokens=least)
-        if num_beams is not None:
-            beam = replace(beam, num_beams=num_beams)
-        task.config = replace(config, beam=beam)
-        return task
-
-    def _with_words(
-        self,
-        ids: list[list[int]],
-        ocr_words: str | Sequence[str] | None,
-        object_words: str | Sequence[str] | None,
-    ) -> list[list[int]]:
-        """Append what OCR and a detector found to questions, as training does."""
-        limit = self.settings.limits.question
-        encode = TextCache(self.tokenizer, limit)
-        columns = []
-        for name, words in (("ocr_words", ocr_words), ("object_words", object_words)):
-            column = [words or ""] * len(ids) if words is None or isinstance(words, str) else words
-            if len(column) != len(ids):
-                raise DataError(f"{len(ids)} questions and {len(column)} {name}: give one for each")
-            columns.append(column)
-        return [
-            append_words(encode, np.array(question), words, limit).tolist()
-            for question, *words in zip(ids, *columns, strict=True)
-        ]
-
     def _grounding(self) -> Grounding:
         config = self.settings.task_config(GroundingConfig)
         return Grounding(
@@ -437,15 +474,6 @@ class Engine:
             start_id=self.tokenizer.unused_id(config.start_unused),
             first_bin_id=self.tokenizer.unused_id(config.first_bin_unused),
         )
-
-    def _caption_chunk(
-        self, task: Captioning, image: Tensor, draw: tuple[SamplingConfig, torch.Generator] | None
-    ) -> list[tuple[int, ...]]:
-        """Return the tokens of each picture's caption."""
-        if draw is None:
-            return [texts[0].token_ids for texts in task.search({"image": image})]
-        samples = task.speaker.sample(task.memory({"image": image}), *draw)
-        return [texts[0] for texts in samples.texts()]
 
     def _match_chunk(self, images: list[ImageInput], ids: list[list[int]]) -> list[float]:
         """Score pairs; a picture that several texts share is encoded once."""

@@ -39,7 +39,8 @@ class ImageTextClassCollator:
         tokenizer: Gives the ids.
         labels: The classes, in the order of the scores.
         text_field: The field of the record that is read beside the picture.
-        max_text_tokens: Longest text, [CLS] and [SEP] counted.
+        with_premise: Whether the record's premise, where it has one, stands before the text.
+        max_text_tokens: Longest text, [CLS] and every [SEP] counted.
         train: Whether a record without a known label is a problem.
     """
 
@@ -52,9 +53,11 @@ class ImageTextClassCollator:
         *,
         text_field: str,
         max_text_tokens: int,
+        with_premise: bool = False,
         train: bool = True,
     ) -> None:
         self.tokenizer, self.text_field, self.train = tokenizer, text_field, train
+        self.with_premise, self.max_text_tokens = with_premise, max_text_tokens
         self._numbers = {label: number for number, label in enumerate(labels)}
         self._texts = TextCache(tokenizer, max_text_tokens)
 
@@ -66,8 +69,12 @@ class ImageTextClassCollator:
         Raises:
             SampleProblem: There is no text, or, in training, no label that is among the classes.
         """
-        text = needed_text(getattr(record, self.text_field), self.text_field, record, self._texts)
-        return ClassifiedText(text.ids, label_number(record, self._numbers, self.train))
+        text = getattr(record, self.text_field)
+        ids = needed_text(text, self.text_field, record, self._texts).ids
+        if self.with_premise and record.premise is not None:
+            premise = needed_text(record.premise, "premise", record, self._texts).ids
+            ids = join_pair(premise, ids, self.max_text_tokens)
+        return ClassifiedText(ids, label_number(record, self._numbers, self.train))
 
     def batch(self, samples: Sequence[ClassifiedText]) -> dict[str, Tensor]:
         """Join samples.

@@ -29,12 +29,15 @@ class ImageTextClassificationConfig:
     Attributes:
         labels: The classes, in the order of the scores; empty takes those of the training data.
         text_field: What is read beside the picture: "hypothesis" for SNLI-VE, "text" for memes.
-        max_text_tokens: Longest text, [CLS] and [SEP] counted.
+        with_premise: Whether a record's premise in words stands before that text, as `[CLS]
+            premise [SEP] text [SEP]` (mPLUG and OFA on SNLI-VE: yes; its picture alone: no).
+        max_text_tokens: Longest text, [CLS] and every [SEP] counted.
         head: The classifier.
     """
 
     labels: tuple[str, ...] = ()
     text_field: TextField = "hypothesis"
+    with_premise: bool = False
     max_text_tokens: int = 40
     head: HeadConfig = field(default_factory=HeadConfig)
 
