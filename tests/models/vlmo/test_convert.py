@@ -235,7 +235,10 @@ def test_a_classifier_fits_our_head():
 
 
 def test_what_cannot_be_expressed_is_refused():
+    base = model_config("vlmo_base_patch16")
     with pytest.raises(CapabilityError, match="shared"):
-        key_table(dataclasses.replace(model_config("vlmo_tiny"), experts="shared"))
+        key_table(dataclasses.replace(base, experts="shared"))
+    with pytest.raises(CapabilityError, match="stem"):
+        key_table(dataclasses.replace(base, stem_widths=(4, 8)))
     with pytest.raises(CheckpointError, match="no state dict"):
         import_state_dict({"epoch": 3}, VLMo(golden_config(golden("vlmo_relative"))))

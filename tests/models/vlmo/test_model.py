@@ -29,13 +29,14 @@ def build(config):
     return model
 
 
-@pytest.fixture(params=["relative", "absolute", "shared", "no_fused"])
+@pytest.fixture(params=["relative", "absolute", "shared", "no_fused", "stem"])
 def model(request):
     changes = {
         "relative": {},
         "absolute": {"positions": "absolute", "layer_scale": None},
         "shared": {"experts": "shared"},
         "no_fused": {"fused_from": 3, "fused_contrast": False},
+        "stem": {"stem_widths": (4, 8)},
     }[request.param]
     return build(small(**changes))
 
@@ -159,7 +160,8 @@ def test_what_does_not_fit_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("fused_from", 4), ("image_size", 40), ("drop_path", 1.0)]
+    ("field", "value"),
+    [("fused_from", 4), ("image_size", 40), ("drop_path", 1.0), ("stem_widths", (2,) * 5)],
 )
 def test_configs_that_cannot_be_built_are_refused(field, value):
     with pytest.raises(ConfigError, match=field):
@@ -198,6 +200,27 @@ def test_scores_of_chosen_queries():
 
 def test_first_places_are_those_of_cls():
     assert first_places(torch.zeros(2, 5, 3)).tolist() == [[0], [0]]
+
+
+@torch.no_grad()
+def test_a_stem_sees_no_hidden_pixels():
+    model = build(small(stem_widths=(4, 8)))
+    image, _, _ = batch()
+    hidden = torch.zeros(3, 4, dtype=torch.bool)
+    hidden[:, 2] = True
+    other = image.clone()
+    other[:, :, 16:, :16] = 5.0  # patch 2: the second row's first
+    first, second = (model.image_inputs(i, hidden) for i in (image, other))
+    assert torch.equal(first, second)
+    other[:, :, 16:, 16:] = 5.0
+    assert not torch.equal(first, model.image_inputs(other, hidden))
+
+
+def test_skipping_can_be_changed_before_fine_tuning():
+    model = build(small())
+    model.set_drop_path(0.5)
+    assert [block.drop_path for block in model.trunk.blocks] == [0.0, 0.25, 0.5]
+    assert model.config.drop_path == 0.5
 
 
 def test_image_size_of_a_variant_can_be_chosen():

@@ -47,6 +47,9 @@ class VLMoConfig:
         num_image_types: Type rows of pictures; NLVR2's second picture has its own (2 there).
         init_std: Standard deviation of fresh weights (0.02).
         position_init_std: Deviation of fresh absolute positions; None takes `init_std`.
+        patch_init_std: Deviation of fresh patch weights; None takes `init_std`.
+        stem_widths: Channels of the convolutions of a stem in place of the linear patch projection;
+            empty for none. No released weights have one; small models learn faster with it.
     """
 
     KIND: ClassVar[str] = "vlmo"
@@ -71,6 +74,8 @@ class VLMoConfig:
     num_image_types: int = 1
     init_std: float = 0.02
     position_init_std: float | None = None
+    patch_init_std: float | None = None
+    stem_widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Reject sizes that do not fit."""
@@ -90,6 +95,12 @@ class VLMoConfig:
             "fused_contrast",
             True,
             f"be off without vision-language experts (fused_from = depth = {self.depth})",
+        )
+        check(
+            self.patch_size % 2 ** len(self.stem_widths) == 0,
+            "stem_widths",
+            self.stem_widths,
+            f"be so few that patch_size {self.patch_size} can be halved for each",
         )
         self.block()
 

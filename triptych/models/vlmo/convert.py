@@ -67,10 +67,15 @@ def key_table(config: VLMoConfig) -> KeyTable:
     """Return which released tensors make which of ours.
 
     Raises:
-        CapabilityError: The model shares one FFN, which the released layout cannot express.
+        CapabilityError: The model shares one FFN or has a convolutional stem, which the released
+            layout cannot express.
     """
     if config.experts == "shared":
         raise CapabilityError("experts = 'shared': the released layout has an FFN a modality")
+    if config.stem_widths:
+        raise CapabilityError(
+            f"stem_widths = {config.stem_widths}: the released layout has a linear patch projection"
+        )
     table = _embedding_keys(config)
     for layer in range(config.depth):
         table |= _block_keys(config, layer)

@@ -15,7 +15,7 @@ from triptych.models.base import FeatureDims
 from triptych.models.vlmo.config import VLMoConfig
 from triptych.models.vlmo.multiway import MultiwayBlock, drop_path_rate
 from triptych.models.vlmo.trunk import MultiwayTrunk, TokenSequence
-from triptych.nn.embeddings import PatchEmbedding, TextEmbedding
+from triptych.nn.embeddings import ConvolutionalStem, PatchEmbedding, TextEmbedding
 from triptych.nn.encoder import check_text_length
 from triptych.nn.heads import VocabularyHead
 from triptych.nn.init import init_weights
@@ -37,7 +37,13 @@ class VLMo(nn.Module):
         self.config = config
         width = config.embed_dim
         absolute = config.positions == "absolute"
-        self.patch_embedding = PatchEmbedding(width, config.patch_size, bias=True)
+        self.patch_embedding: nn.Module = (
+            ConvolutionalStem(
+                width, config.patch_size, config.stem_widths, init_std=config.patch_init_std
+            )
+            if config.stem_widths
+            else PatchEmbedding(width, config.patch_size, bias=True, init_std=config.patch_init_std)
+        )
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.mask_token = nn.Parameter(torch.empty(width)) if config.mask_token else None
         self.position_embedding = (
@@ -108,6 +114,8 @@ class VLMo(nn.Module):
                 f"image is {tuple(image.shape[-2:])} px but the model takes {size} x {size}: "
                 "resize it, or load the model with that image size"
             )
+        if hidden_patches is not None and self.config.stem_widths:
+            image = image * ~self._pixels(hidden_patches)  # a stem looks beyond its patch
         x = self.patch_embedding(image)  # (B, P, D)
         if hidden_patches is not None:
             if self.mask_token is None:
@@ -222,6 +230,12 @@ class VLMo(nn.Module):
     def word_logits(self, states: Tensor) -> Tensor:
         """Score every word at text states (..., D): (..., V) logits of the MLM head."""
         return self.mlm_head(states)  # type: ignore[no-any-return]
+
+    def _pixels(self, patches: Tensor) -> Tensor:
+        """Return the (B, 1, S, S) pixels of patches (B, P) bool."""
+        grid = patches.unflatten(1, (1, self.config.grid_size, self.config.grid_size))  # type: ignore[no-untyped-call]
+        size = self.config.patch_size
+        return grid.repeat_interleave(size, 2).repeat_interleave(size, 3)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def _init_weights(self) -> None:

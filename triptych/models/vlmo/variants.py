@@ -19,10 +19,16 @@ def vlmo_tiny(*, image_size: int | None = None, vocab_size: int | None = None) -
         depth=6,
         num_heads=4,
         fused_from=4,
+        positions="absolute",
+        layer_scale=None,
         drop_path=0.0,
         text_dropout=0.0,
         proj_dim=128,
         fused_contrast=False,
+        init_std=0.05,
+        position_init_std=0.7,
+        patch_init_std=0.1,
+        stem_widths=(16, 32, 64),
     )
 
 
@@ -36,10 +42,14 @@ def vlmo_small(*, image_size: int | None = None, vocab_size: int | None = None) 
         depth=10,
         num_heads=6,
         fused_from=8,
+        positions="absolute",
         drop_path=0.05,
         text_dropout=0.05,
         proj_dim=384,
         fused_contrast=False,
+        position_init_std=0.7,
+        patch_init_std=0.1,
+        stem_widths=(32, 64, 128),
     )
 
 
