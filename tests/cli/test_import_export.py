@@ -202,7 +202,7 @@ def _lacking(checkpoint, state):
         (_with_code, "without running code"),
         (_other_family, "is no checkpoint of mPLUG; its names are those of vlmo"),
         (_no_family, r"is no checkpoint of mPLUG \(such as layer1\.0\.conv1\.weight\)"),
-        (_extra, r"1 tensors are not understood \(such as adapter\.weight\)"),
+        (_extra, r"1 tensor is not understood \(such as adapter\.weight\)"),
         (_lacking, r"tensors are not in the file \(such as decoder\.blocks\.1\."),
     ],
 )

@@ -80,7 +80,8 @@ class ImportReport:
             ("unexpected", "not understood", self.unexpected),
         ]
         told = [
-            f"{len(names)} tensors are {text} (such as {'; '.join(names[:FIRST])})"
+            f"{len(names)} tensor{' is' if len(names) == 1 else 's are'} {text} "
+            f"(such as {'; '.join(names[:FIRST])})"
             for kind, text, names in faults
             if names and kind not in set(allow)
         ]
