@@ -22,7 +22,7 @@ def _one_thread():
 def scenes(tmp_path_factory):
     """Written scenes: 32 for training, 8 of each other split."""
     folder = tmp_path_factory.mktemp("scenes") / "s"
-    return write_scenes(folder, 32, formats=("captions", "vqa", "refs"))
+    return write_scenes(folder, 32, formats=("captions", "vqa", "refs", "nlvr2", "snli_ve"))
 
 
 @pytest.fixture(scope="package")

@@ -15,6 +15,12 @@ SOURCES = {"pretrain": "caption", "retrieval": "caption", "scst": "caption"}
 def source_of(files: SceneFiles, recipe: str, split: str = "train") -> DataSourceConfig:
     """Return the written scenes in the format that a recipe reads."""
     kind = recipe.removeprefix("mplug.")
+    if kind == "nlvr2":
+        images = str(files.nlvr2_images(split))
+        return DataSourceConfig(path=str(files.nlvr2(split)), reader="nlvr2", image_root=images)
+    if kind == "snli_ve":
+        images = str(files.split_images(split))
+        return DataSourceConfig(path=str(files.snli_ve(split)), reader="snli_ve", image_root=images)
     return scene_source(files, SOURCES.get(kind, kind), split)
 
 

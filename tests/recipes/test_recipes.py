@@ -32,6 +32,8 @@ NAMES = (
     "mplug.retrieval",
     "mplug.vqa",
     "mplug.grounding",
+    "mplug.nlvr2",
+    "mplug.snli_ve",
 )
 FINE_TUNING = NAMES[1:]
 
@@ -104,15 +106,31 @@ FINE_TUNED = [
     ("mplug.grounding", "task.length_and_overlap_weighting", True, True, "grounding code"),
     ("mplug.grounding", "lengths.phrase", 20, 20, "grounding code: max_query_len"),
     ("mplug.grounding", "image.crop_scale", None, None, "grounding code: boxes stay whole"),
+    ("mplug.nlvr2", "model.image_size", 336, 336, "paper, appendix"),
+    ("mplug.nlvr2", "train.local_batch_size", 128, 128, "ALBEF's NLVR.yaml: 8 x 16"),
+    ("mplug.nlvr2", "optim.learning_rate", 2e-5, 2e-5, "ALBEF's NLVR.yaml: lr"),
+    ("mplug.nlvr2", "task.swap_probability", 0.5, 0.5, "released dataset code"),
+    ("mplug.nlvr2", "task.head.activation", "relu", "relu", "ALBEF's and BLIP's cls_head"),
+    ("mplug.snli_ve", "model.image_size", 336, 336, "paper, appendix"),
+    ("mplug.snli_ve", "train.local_batch_size", 256, 256, "ALBEF's VE.yaml: 8 x 32"),
+    ("mplug.snli_ve", "optim.learning_rate", 2e-5, 2e-5, "ALBEF's VE.yaml: lr"),
+    ("mplug.snli_ve", "task.with_premise", True, True, "paper, section 2.5"),
+    ("mplug.snli_ve", "task.labels", *(("contradiction", "neutral", "entailment"),) * 2, "code"),
 ]
 # Epochs over samples, at a batch: what the steps of a recipe come from, within 1 %.
 STEPS = [
     ("mplug.pretrain", 30, 14_000_000, 1024),  # paper: 30 epochs of 14 M pictures
     ("mplug.caption", 5, 567_000, 256),  # paper: 5 epochs of COCO's 113 K / 567 K
     ("mplug.scst", 5, 113_000, 256),  # paper: 5 more epochs, here of pictures
+    ("mplug.nlvr2", 10, 86_373, 128),  # ALBEF: 10 epochs of NLVR2
+    ("mplug.snli_ve", 5, 529_527, 256),  # ALBEF: 5 epochs of SNLI-VE
     ("mplug.retrieval", 8, 567_000, 1024),  # released: 8 epochs of COCO
 ]
 
+ENCODER_ONLY = (
+    *("decoder", "image_projection", "text_projection", "itm_head", "mlm_head"),
+    "fusion.image_norm",
+)
 UNREAD = {
     "mplug.pretrain": (),
     "mplug.caption": ("image_projection", "text_projection", "itm_head", "mlm_head"),
@@ -120,6 +138,8 @@ UNREAD = {
     "mplug.retrieval": ("decoder", "mlm_head", "fusion.image_norm"),
     "mplug.vqa": ("image_projection", "text_projection", "itm_head", "mlm_head"),
     "mplug.grounding": ("image_projection", "text_projection", "itm_head", "mlm_head"),
+    "mplug.nlvr2": ENCODER_ONLY,
+    "mplug.snli_ve": ENCODER_ONLY,
 }
 """Modules without a gradient: what another objective reads, and ITM reads text states alone."""
 
@@ -229,6 +249,8 @@ def test_a_smoke_run_trains_every_parameter_that_is_not_listed(tmp_path, scenes,
         "mplug.retrieval": {"itc": LOG_8, "itm": LOG_2},
         "mplug.vqa": {"vqa": 2 * words},  # one word and [SEP]
         "mplug.grounding": {"box": words},
+        "mplug.nlvr2": {"classification": LOG_2},
+        "mplug.snli_ve": {"classification": math.log(3)},
     }[name]
     losses = {key.removeprefix("loss/"): v for key, v in before.items() if key.startswith("loss/")}
     assert losses.pop("total") == pytest.approx(sum(losses.values()), rel=1e-5)

@@ -32,8 +32,9 @@ class EvalOptions:
 
     Attributes:
         folder: A model folder, such as RUN_FOLDER/model.
-        task: What to score: caption, retrieval, vqa, grounding, classification (a fine-tuned
-            classifier) or zero_shot (classes by their names).
+        task: What to score: caption, retrieval, vqa, grounding, nlvr2 (statements about two
+            pictures), snli_ve (entailment), classification (a fine-tuned classifier) or zero_shot
+            (classes by their names).
         data: Datasets; each is scored on its own.
         source: How they are read.
         limit: Only the first so many records of each.
@@ -50,7 +51,16 @@ class EvalOptions:
     """
 
     folder: FolderArgument
-    task: Literal["caption", "retrieval", "vqa", "grounding", "classification", "zero_shot"]
+    task: Literal[
+        "caption",
+        "retrieval",
+        "vqa",
+        "grounding",
+        "nlvr2",
+        "snli_ve",
+        "classification",
+        "zero_shot",
+    ]
     data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH [PATH ...]")]
     source: SourceGroup = field(default_factory=SourceOptions)
     limit: int | None = None

@@ -30,6 +30,8 @@ NEEDS = {
     "mplug.grounding": ("phrase", "box"),
     "mplug.caption": ("caption",),
     "mplug.retrieval": ("caption",),
+    "mplug.nlvr2": ("statement", "label"),
+    "mplug.snli_ve": ("hypothesis", "label"),
 }
 """What the records must have for each recipe; the first that fits is the default."""
 

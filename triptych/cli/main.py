@@ -42,6 +42,8 @@ VERBS = {
     "ground": Verb("ground", "MODEL_FOLDER IMAGE PHRASE", "find what a phrase speaks of"),
     "classify": Verb("classify", "MODEL_FOLDER IMAGE --labels a,b,c", "choose among classes"),
     "match": Verb("match", "MODEL_FOLDER IMAGE TEXT...", "say how well texts fit a picture"),
+    "judge": Verb("judge", "MODEL_FOLDER IMAGE1 IMAGE2 STATEMENT...", "compare two pictures"),
+    "entail": Verb("entail", "MODEL_FOLDER IMAGE HYPOTHESIS...", "say what follows from a picture"),
     "import": Verb(
         "import_checkpoint",
         "FAMILY SOURCE OUT --variant V",

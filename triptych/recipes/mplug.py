@@ -18,6 +18,9 @@ from triptych.recipes.config import (
 )
 from triptych.tasks.finetuning.captioning import CaptioningConfig
 from triptych.tasks.finetuning.grounding import GroundingConfig
+from triptych.tasks.finetuning.heads import HeadConfig
+from triptych.tasks.finetuning.image_text_classification import ImageTextClassificationConfig
+from triptych.tasks.finetuning.nlvr2 import NLVR2Config
 from triptych.tasks.finetuning.retrieval import RetrievalConfig
 from triptych.tasks.finetuning.scst import SCSTConfig
 from triptych.tasks.finetuning.vqa import VQAConfig
@@ -159,6 +162,40 @@ def grounding(scale: str) -> RunConfig:
         else GroundingConfig(length_and_overlap_weighting=True)
     )
     return _finetune("mplug.grounding", scale, task, 79_000, 192, 2e-5, 5e-6)
+
+
+def nlvr2(scale: str) -> RunConfig:
+    """Return judging statements about two pictures (NLVR2).
+
+    base, large: paper, section 2.5 and appendix: two cross-attention branches merged before the
+    FFN, an MLP on the text [CLS], 336 px, decay 0.05. The authors released neither a model nor a
+    config for it, and the text of the paper that we could check lacks its table of settings: the
+    others are those of ALBEF, on whose code mPLUG is built (`configs/NLVR.yaml`): 10 epochs of
+    86,373 pairs at a batch of 8 x 16 are 6,750 steps, learning rate 2e-5; 5e-6 for the image
+    encoder as in mPLUG's other configs.
+    """
+    return _finetune("mplug.nlvr2", scale, NLVR2Config(), 6_750, 128, 2e-5, 5e-6)
+
+
+def snli_ve(scale: str) -> RunConfig:
+    """Return visual entailment in three classes, without the decoder (SNLI-VE).
+
+    base, large: paper, section 2.5 and appendix: the encoders and the fusion network read the
+    picture, the premise and the hypothesis; 336 px, decay 0.05. No config was released either: the
+    other settings are those of ALBEF (`configs/VE.yaml`): 5 epochs of 529,527 pairs at a batch of
+    8 x 32 are 10,340 steps, learning rate 2e-5; 5e-6 for the image encoder. The order of the
+    classes is that of mPLUG's dataset code.
+
+    Small scales leave the premise out: the scenes' captions would tell what there is to see.
+    """
+    task = ImageTextClassificationConfig(
+        labels=("contradiction", "neutral", "entailment"),
+        text_field="hypothesis",
+        with_premise=scale in PAPER_SCALES,
+        max_text_tokens=80 if scale in PAPER_SCALES else 40,
+        head=HeadConfig(hidden_ratio=1.0, norm=False, activation="relu"),
+    )
+    return _finetune("mplug.snli_ve", scale, task, 10_340, 256, 2e-5, 5e-6)
 
 
 def _finetune(

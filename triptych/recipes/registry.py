@@ -16,6 +16,8 @@ for _build in (
     mplug.retrieval,
     mplug.vqa,
     mplug.grounding,
+    mplug.nlvr2,
+    mplug.snli_ve,
 ):
     RECIPES.register(f"mplug.{_build.__name__}")(_build)
 for _build in (classification.answers, classification.pairs, classification.texts):
@@ -26,6 +28,7 @@ for _build in (
     vlmo.pretrain,
     vlmo.retrieval,
     vlmo.vqa,
+    vlmo.nlvr2,
     vlmo.snli_ve,
 ):
     RECIPES.register(f"vlmo.{_build.__name__}")(_build)
