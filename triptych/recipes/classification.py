@@ -65,9 +65,10 @@ def texts(scale: str) -> RunConfig:
     base, large: torchmultimodal's FLAVA on QNLI, which takes RoBERTa's settings: batch 32, 33,112
     steps, 1,986 of them warm up, learning rate 1e-5, decay 0.1, betas 0.9 and 0.98, eps 1e-6.
     """
-    run = _run("classify.texts", scale, TextClassificationConfig(head=FLAVA_HEAD), 33_112, None)
-    if scale not in ("base", "large"):
-        return run
+    task = TextClassificationConfig(head=FLAVA_HEAD)
+    if scale not in ("base", "large"):  # small models have 64 positions
+        return _run("classify.texts", scale, replace(task, max_text_tokens=64), 33_112, None)
+    run = _run("classify.texts", scale, task, 33_112, None)
     optim = OptimConfig(
         learning_rate=1e-5,
         vision_learning_rate=1e-5,
@@ -134,6 +135,7 @@ def _small_run(recipe: str, scale: str, task: TaskConfig) -> RunConfig:
         optim=OptimConfig(
             learning_rate=rate,
             vision_learning_rate=rate,
+            muon_learning_rate=3 * rate,
             head_learning_rate_factor=2.0,
             betas=(0.9, 0.98),
             warmup_steps=min(50, steps),

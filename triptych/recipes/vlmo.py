@@ -21,6 +21,7 @@ from triptych.tasks.finetuning.image_text_classification import (
     AnswerClassificationConfig,
     ImageTextClassificationConfig,
 )
+from triptych.tasks.finetuning.vlmo_nlvr2 import VLMoNLVR2Config
 from triptych.tasks.finetuning.vlmo_retrieval import VLMoRetrievalConfig
 from triptych.tasks.pretraining.vlmo import VLMoPretrainingConfig
 from triptych.tasks.pretraining.vlmo_stages import VLMoLanguageConfig, VLMoVisionConfig
@@ -154,6 +155,24 @@ def vqa(scale: str) -> RunConfig:
     return _small_run("vlmo.vqa", scale, task, steps, 7e-4)
 
 
+def nlvr2(scale: str) -> RunConfig:
+    """Return judging statements about two pictures, NLVR2.
+
+    base, large: 10 epochs of 86,000 statements at a batch of 128 are 6,750 steps, 384 px, learning
+    rate 5e-5 (base) or 3e-5 (large), a tenth of the steps warm up.
+    """
+    _check_scale(scale)
+    task = VLMoNLVR2Config()
+    if scale in PAPER_SCALES:
+        rate = 5e-5 if scale == "base" else 3e-5
+        train = TrainConfig(max_steps=6750, local_batch_size=128, accumulate=4)
+        run = _paper_run("vlmo.nlvr2", scale, task, train, _linear(rate, 675), IMAGE)
+        return _at(run, 384, 0.1 if scale == "base" else 0.15)
+    steps = {"smoke": 4, "tiny": 2000, "small": 6000}[scale]
+    task = replace(task, swap_probability=0.5)
+    return _small_run("vlmo.nlvr2", scale, task, steps, 7e-4)
+
+
 def snli_ve(scale: str) -> RunConfig:
     """Return visual entailment on SNLI-VE, three classes.
 
@@ -216,6 +235,7 @@ def _small_run(recipe: str, scale: str, task: TaskConfig, steps: int, rate: floa
         optim=OptimConfig(
             learning_rate=rate,
             vision_learning_rate=rate,
+            muon_learning_rate=3 * rate,
             betas=(0.9, 0.98),
             warmup_steps=min(100, steps),
             min_learning_rate=rate / 100,
