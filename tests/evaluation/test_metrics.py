@@ -80,6 +80,18 @@ def test_classification_metric_by_class():
     }
 
 
+def test_the_majority_is_that_of_the_scored_items():
+    labels = {0: "yes", 1: "no", 2: "no", 3: "yes", 4: "no", 5: "yes"}
+    metric = metrics.ClassificationMetric(labels, "ve", with_majority=True)
+    guesses = Predictions(index=[0, 1, 2, 4, 3], scores={"label": ["yes"] * 5})
+    values = values_of(metric, guesses)  # "no" is right of 3 of the 5; sample 5 could not be read
+    assert values["ve"].value == pytest.approx(2 / 5)
+    majority = values["ve_majority"]
+    assert majority.value == pytest.approx(3 / 5)
+    assert majority.num_items == 5 and majority.low < 3 / 5 < majority.high
+    assert "most frequent label of these samples, no" in majority.protocol
+
+
 def retrieval_batches():
     # Two pictures with two captions each; the second caption of picture q points to p.
     image = torch.tensor([[1.0, 0], [1.0, 0], [0, 1.0], [0, 1.0]])

@@ -11,7 +11,9 @@ from triptych.cli.main import main
 from triptych.core.errors import CapabilityError
 from triptych.data.batches import BatchBuilder
 from triptych.data.manifest import read_records
+from triptych.data.records import Record
 from triptych.data.transforms.pipeline import ImageTransform
+from triptych.recipes.baselines import baselines_of
 from triptych.recipes.evaluate import evaluate_model
 from triptych.recipes.kinds import build_collator
 from triptych.recipes.loaded import load_for_evaluation
@@ -183,6 +185,14 @@ def test_scst_leaves_a_folder_that_captions(folders, scenes):
 def test_mistakes_give_code_2_and_say_what_is_wrong(capsys, folders, arguments, message):
     assert main([word.format(**folders) for word in arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_guesses_of_labels():
+    train = [Record(record_id=str(i), label=i % 3 == 0) for i in range(300)]
+    held_out = [Record(record_id=str(i), label=i < 30) for i in range(100)]
+    guess = baselines_of("nlvr2", train, held_out, seed=0)["nlvr2"]
+    assert guess.blind == 0.7  # false, of which training has two thirds
+    assert guess.chance == pytest.approx(0.3 / 3 + 0.7 * 2 / 3, abs=0.15)
 
 
 @pytest.mark.parametrize("task", ["nlvr2", "snli_ve"])

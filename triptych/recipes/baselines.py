@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from triptych.data.images import decode_image
 from triptych.data.records import Record
 from triptych.evaluation.baselines import MajorityAnswers, MeanBox
 from triptych.evaluation.boxes import hits_at_iou, xywh_to_xyxy
+from triptych.evaluation.classification import compute_accuracy, compute_majority_accuracy
 from triptych.evaluation.vqa import vqa_accuracy
 
 
@@ -34,7 +35,7 @@ def baselines_of(
     """Return guesses by metric name.
 
     Args:
-        task: caption, retrieval, vqa or grounding.
+        task: caption, retrieval, vqa, grounding, nlvr2 or snli_ve.
         train: Training records, that the guesses are taken from.
         records: Held-out records, that they are scored on.
         seed: Seed of the random draws.
@@ -47,6 +48,8 @@ def baselines_of(
         return _answers(train, records, rng)
     if task == "grounding":
         return {"grounding": _boxes(train, records, rng)}
+    if task in ("nlvr2", "snli_ve"):
+        return {task: _labels([r.label for r in train], [r.label for r in records], rng)}
     return {}
 
 
@@ -71,6 +74,16 @@ def _answers(
         name: Baseline(*(float(np.mean([pair[i] for pair in pairs])) for i in (0, 1)))
         for name, pairs in scores.items()
     }
+
+
+def _labels(
+    train: Sequence[Hashable], labels: Sequence[Hashable], rng: np.random.Generator
+) -> Baseline:
+    """Score a random training label, and the most frequent one."""
+    drawn = [train[i] for i in rng.integers(0, len(train), len(labels))]
+    return Baseline(
+        chance=compute_accuracy(drawn, labels), blind=compute_majority_accuracy(train, labels)
+    )
 
 
 def _boxes(
