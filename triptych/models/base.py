@@ -63,6 +63,14 @@ class VisionLanguageModel(Protocol):
         """Return joint states of each text with its image."""
 
 
+@runtime_checkable
+class PairReader(Protocol):
+    """A model whose fusion begins with the embeddings: it need not encode each side alone."""
+
+    def pair_state(self, image: Tensor, token_ids: Tensor, text_mask: Tensor) -> Tensor:
+        """Return the pooled state (B, D) of pairs, as `fuse` gives it."""
+
+
 def num_parameters(model: nn.Module) -> int:
     """Count parameters, shared ones once."""
     return sum(parameter.numel() for parameter in model.parameters())

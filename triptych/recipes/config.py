@@ -18,6 +18,7 @@ from triptych.tasks.finetuning.nlvr2 import NLVR2Config
 from triptych.tasks.finetuning.retrieval import RetrievalConfig
 from triptych.tasks.finetuning.scst import SCSTConfig
 from triptych.tasks.finetuning.text_classification import TextClassificationConfig
+from triptych.tasks.finetuning.vlmo_nlvr2 import VLMoNLVR2Config
 from triptych.tasks.finetuning.vlmo_retrieval import VLMoRetrievalConfig
 from triptych.tasks.finetuning.vqa import VQAConfig
 from triptych.tasks.pretraining.mplug import MPLUGPretrainingConfig
@@ -40,6 +41,7 @@ TaskConfig = (
     | VLMoLanguageConfig
     | VLMoPretrainingConfig
     | VLMoRetrievalConfig
+    | VLMoNLVR2Config
 )
 
 

@@ -51,6 +51,7 @@ from triptych.tasks.finetuning.text_classification import (
     TextClassification,
     TextClassificationConfig,
 )
+from triptych.tasks.finetuning.vlmo_nlvr2 import VLMoNLVR2, VLMoNLVR2Config
 from triptych.tasks.finetuning.vlmo_retrieval import VLMoRetrieval, VLMoRetrievalConfig
 from triptych.tasks.finetuning.vqa import VQA, VQAConfig
 from triptych.tasks.pretraining.mplug import MPLUGPretraining, MPLUGPretrainingConfig
@@ -72,6 +73,7 @@ TRAINED_FOR = {
     VQAConfig: "vqa",
     GroundingConfig: "grounding",
     NLVR2Config: "nlvr2",
+    VLMoNLVR2Config: "nlvr2",
     AnswerClassificationConfig: "answer_classification",
     ImageTextClassificationConfig: "image_text_classification",
     TextClassificationConfig: "text_classification",
@@ -163,6 +165,8 @@ def build_task(
             return Grounding(model, config, start_id=start, first_bin_id=first)
         case NLVR2Config():
             return NLVR2(model, config)
+        case VLMoNLVR2Config():
+            return VLMoNLVR2(model, config)
         case AnswerClassificationConfig():
             return AnswerClassification(model, config)
         case ImageTextClassificationConfig():
@@ -256,7 +260,7 @@ def build_collator(
             )
         case GroundingConfig():
             return GroundingCollator(tokenizer, max_text_tokens=lengths.phrase, train=train)
-        case NLVR2Config():
+        case NLVR2Config() | VLMoNLVR2Config():
             return StatementCollator(
                 tokenizer,
                 max_text_tokens=config.max_text_tokens,

@@ -25,16 +25,18 @@ from triptych.tasks.finetuning.image_text_classification import (
 from triptych.tasks.finetuning.nlvr2 import NLVR2Config
 from triptych.tasks.finetuning.retrieval import RetrievalConfig
 from triptych.tasks.finetuning.text_classification import TextClassificationConfig
+from triptych.tasks.finetuning.vlmo_nlvr2 import VLMoNLVR2Config
+from triptych.tasks.finetuning.vlmo_retrieval import VLMoRetrievalConfig
 from triptych.tasks.finetuning.vqa import VQAConfig
 from triptych.text import Tokenizer
 from triptych.train.task import Task
 
 CONFIGS: dict[str, tuple[type[TaskConfig], ...]] = {
     "caption": (CaptioningConfig,),
-    "retrieval": (RetrievalConfig,),
+    "retrieval": (RetrievalConfig, VLMoRetrievalConfig),
     "vqa": (VQAConfig, AnswerClassificationConfig),
     "grounding": (GroundingConfig,),
-    "nlvr2": (NLVR2Config,),
+    "nlvr2": (NLVR2Config, VLMoNLVR2Config),
     "snli_ve": (ImageTextClassificationConfig,),
     "classification": (ImageTextClassificationConfig, TextClassificationConfig),
 }

@@ -25,11 +25,13 @@ from triptych.tasks.finetuning.text_classification import (
     TextClassification,
     TextClassificationConfig,
 )
+from triptych.tasks.finetuning.vlmo_nlvr2 import VLMoNLVR2, VLMoNLVR2Config
 
 _TASKS: dict[type[Any], type[Any]] = {
     AnswerClassificationConfig: AnswerClassification,
     ImageTextClassificationConfig: ImageTextClassification,
     NLVR2Config: NLVR2,
+    VLMoNLVR2Config: VLMoNLVR2,
     TextClassificationConfig: TextClassification,
 }
 

@@ -91,6 +91,17 @@ class VLMo(nn.Module):
         for layer, block in enumerate(self.trunk.blocks):
             block.drop_path = drop_path_rate(self.config, layer)  # type: ignore[assignment]
 
+    def add_image_type(self) -> None:
+        """Add a type row for a further picture; it begins as a copy of the first picture's."""
+        rows = self.modality_embedding.weight.detach()
+        self.config = dataclasses.replace(
+            self.config, num_image_types=self.config.num_image_types + 1
+        )
+        self.trunk.config = self.config
+        self.modality_embedding = nn.Embedding.from_pretrained(
+            torch.cat([rows, rows[1:2]]), freeze=False
+        )
+
     def image_inputs(
         self, image: Tensor, hidden_patches: Tensor | None = None, image_type: int = 0
     ) -> Tensor:
@@ -218,6 +229,24 @@ class VLMo(nn.Module):
             [sequence.num_text, states.shape[1] - sequence.num_text], dim=1
         )
         return FusedFeatures(image_states, text_states, text.mask, cls=self.pool(text_states[:, 0]))
+
+    def pair_state(
+        self, image: Tensor, token_ids: Tensor, text_mask: Tensor, image_type: int = 0
+    ) -> Tensor:
+        """Return the pooled state (B, D) of pairs, which `fuse` gives too, and nothing else.
+
+        Neither side is encoded alone, and the last block computes the text [CLS] only.
+
+        Args:
+            image: (B, 3, image_size, image_size) float.
+            token_ids: (B, L) int64.
+            text_mask: (B, L) bool, True = real token.
+            image_type: 0, or 1 for the second picture of a pair (NLVR2).
+        """
+        text = self.text_inputs(token_ids)
+        pictures = self.image_inputs(image, image_type=image_type)
+        sequence = TokenSequence.pairs(text, text_mask, pictures)
+        return self.pool(self.trunk(sequence, first_places(text))[:, 0])
 
     def pool(self, state: Tensor) -> Tensor:
         """Return tanh(W h + b) of fused text [CLS] states (..., D)."""

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from triptych.core.config import check
 from triptych.core.outputs import Predictions
-from triptych.models.base import VisionLanguageModel
+from triptych.models.base import PairReader, VisionLanguageModel
 from triptych.objectives import IGNORE_INDEX
 from triptych.tasks.finetuning.heads import HeadConfig, HeadTask
 
@@ -77,8 +77,10 @@ class _PairTask(HeadTask):
 
     def pair_scores(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return (B, C) float32 scores; reads `image`, `token_ids` and `text_mask`."""
-        image = self.model.encode_image(batch["image"])
-        text = self.model.encode_text(batch["token_ids"], batch["text_mask"])
+        ids, mask = batch["token_ids"], batch["text_mask"]
+        if isinstance(self.model, PairReader):
+            return self.scores(self.model.pair_state(batch["image"], ids, mask))
+        image, text = self.model.encode_image(batch["image"]), self.model.encode_text(ids, mask)
         return self.scores(self.model.fuse(image, text).pooled)
 
 
