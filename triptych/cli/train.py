@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HELP = """Train a model: TARGET is a recipe, a config that `triptych init` wrote, or a run folder.
 
-Recipes: {recipes}
+Recipes: {recipes}, vlmo.stagewise
 
 Examples:
   triptych train mplug.pretrain --data my.jsonl --out runs/mine
@@ -29,6 +29,9 @@ Examples:
 
 Every field of the configuration is a flag; `triptych train RECIPE --help` shows its defaults.
 """
+
+STAGEWISE = "vlmo.stagewise"
+"""Several runs in a row; they have options of their own."""
 
 LABELS = ("recipe", "scale")
 """Fields of a RunConfig that only say where it came from."""
@@ -64,6 +67,10 @@ class PlainOptions:
 
 def run(arguments: Sequence[str]) -> int:
     """Train, and say where the model is and what to do with it."""
+    if arguments and arguments[0] == STAGEWISE:
+        from triptych.cli import train_stagewise
+
+        return train_stagewise.run(arguments[1:])
     plain, rest = _read_plain(arguments)
     wants_help = "-h" in rest or "--help" in rest
     if wants_help and plain.target is None and plain.config is None:
@@ -221,8 +228,13 @@ def _resume(plain: PlainOptions, rest: Sequence[str]) -> int:
             f"{plain.target}; begin a new run to change it"
         )
     from triptych.recipes.run import resume_run
+    from triptych.recipes.stagewise import is_stagewise
 
     folder = Path(plain.target)
+    if is_stagewise(folder):
+        from triptych.cli import train_stagewise
+
+        return train_stagewise.resume(folder)
     return _report(resume_run(folder), folder)
 
 
