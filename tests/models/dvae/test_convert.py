@@ -65,7 +65,7 @@ def test_codes_and_logits_equal_those_of_transformers(hidden, blocks, codes):
     assert report.is_complete
     image = 0.8 * torch.rand(3, 3, 4, 4).repeat_interleave(8, 2).repeat_interleave(8, 3) + 0.1
     expected = released(image)
-    torch.testing.assert_close(model.encoder(image), expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.encoder(image), expected, atol=1e-4, rtol=1e-5)
     assert torch.equal(model.codes(image), released.get_codebook_indices(image).flatten(1))
     assert expected.argmax(1).unique().numel() > 2  # the comparison is not of one code
 

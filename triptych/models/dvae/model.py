@@ -93,6 +93,10 @@ class DVAEEncoder(nn.Module):
         Raises:
             DataError: The sides are not multiples of the stride.
         """
+        return self.output(self.features(image))  # type: ignore[no-any-return]
+
+    def features(self, image: Tensor) -> Tensor:
+        """Return what the last layer reads: (B, D, height / 8, width / 8), not below 0."""
         if image.shape[-1] % self.config.stride or image.shape[-2] % self.config.stride:
             raise DataError(
                 f"codebook image is {tuple(image.shape[-2:])} px: its sides must be multiples of "
@@ -101,7 +105,7 @@ class DVAEEncoder(nn.Module):
         x = self.input(_channels_last(image))
         for place, group in enumerate(self.groups):
             x = group(x if place == 0 else F.max_pool2d(x, 2))
-        return self.output(F.relu(x))  # type: ignore[no-any-return]
+        return F.relu(x)
 
     def codes(self, image: Tensor) -> Tensor:
         """Return the best code of each place, (B, P) int64 in row-major order."""

@@ -1,0 +1,100 @@
+"""The evidence lower bound of a discrete VAE (Ramesh et al. 2021, section 2.1, appendix A.2)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def logit_laplace_nll(pixels: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:
+    """Return the mean of -ln f(x | μ, b) over all pixel values, in nats (equation 8).
+
+    f(x | μ, b) = exp(-|logit(x) - μ| / b) / (2·b·x·(1 - x)): a Laplace distribution of the logit,
+    so all its mass lies in (0, 1).
+
+    Args:
+        pixels: (B, 3, H, W) float, strictly between 0 and 1.
+        location: (B, 3, H, W) μ.
+        log_scale: (B, 3, H, W) ln b.
+
+    Returns:
+        Scalar float32.
+    """
+    x, log_scale = pixels.float(), log_scale.float()
+    distance = (torch.logit(x) - location.float()).abs() * torch.exp(-log_scale)
+    return (distance + log_scale + math.log(2) + torch.log(x * (1 - x))).mean()
+
+
+def code_kl(logits: Tensor) -> Tensor:
+    """Return the mean over places of KL(q(code | picture) || uniform), in nats.
+
+    Args:
+        logits: (B, V, h, w) of the encoder.
+
+    Returns:
+        Scalar float32 from 0 to ln V.
+    """
+    log_probs = torch.log_softmax(logits.float(), dim=1)
+    negative_entropy = (log_probs.exp() * log_probs).sum(dim=1).mean()
+    return negative_entropy + math.log(logits.shape[1])
+
+
+def code_balance(logits: Tensor) -> Tensor:
+    """Return KL(mean of q(code | picture) over the batch || uniform), in nats.
+
+    Unlike `code_kl` it leaves each place free to be sure of its code, and only asks that all codes
+    are used equally often; it keeps a small run from using one code for everything. Not in DALL-E.
+
+    Args:
+        logits: (B, V, h, w) of the encoder; many places give a good estimate.
+
+    Returns:
+        Scalar float32 from 0 to ln V.
+    """
+    log_probs = torch.log_softmax(logits.float(), dim=1)
+    num_places = log_probs.shape[0] * log_probs.shape[2] * log_probs.shape[3]
+    # in logarithms, where a share that underflows to 0 still has a gradient
+    log_shares = torch.logsumexp(log_probs, dim=(0, 2, 3)) - math.log(num_places)
+    negative_entropy: Tensor = (log_shares.exp() * log_shares).sum()
+    return negative_entropy + math.log(logits.shape[1])
+
+
+def gumbel_softmax(logits: Tensor, temperature: float) -> Tensor:
+    """Draw a relaxed one-hot code at each place: softmax((logits + g) / τ), g Gumbel noise.
+
+    Args:
+        logits: (B, V, h, w).
+        temperature: τ; towards 0 the draw becomes one-hot.
+
+    Returns:
+        (B, V, h, w) float32, a distribution over dim 1.
+    """
+    return F.gumbel_softmax(logits.float(), tau=temperature, dim=1)
+
+
+@torch.no_grad()
+def code_usage(codes: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
+    """Return how many codes a set uses effectively, and the share that it uses at all.
+
+    Args:
+        codes: int64 of any shape.
+        num_codes: Entries V of the codebook.
+
+    Returns:
+        Perplexity of the codes' frequencies, exp of their entropy, from 1 to V; and the share of
+        the codebook that occurs. Scalars float32.
+    """
+    counts = torch.bincount(codes.flatten(), minlength=num_codes).float()
+    shares = counts / counts.sum()
+    entropy = -torch.special.xlogy(shares, shares).sum()
+    return entropy.exp(), (counts > 0).float().mean()
+
+
+def annealed(start: float, end: float, step: int, steps: int) -> float:
+    """Return a value on the half cosine from `start` to `end` over `steps`, then `end`."""
+    if step >= steps:
+        return end
+    return end + (start - end) * (1 + math.cos(math.pi * step / steps)) / 2
