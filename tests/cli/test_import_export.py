@@ -273,6 +273,21 @@ def test_wrong_words_are_named(released, tmp_path, capsys, change, says):
     assert not (tmp_path / "m").exists()
 
 
+def test_the_temperature_of_a_file_is_told(released, tmp_path, capsys):
+    golden, checkpoint, sizes, words = released
+    torch.save({"model": golden.state | {"temp": torch.tensor(0.0123)}}, checkpoint)
+    assert main(arguments(checkpoint, tmp_path / "m", sizes, words)) == 0
+    assert "--task.temperature 0.0123" in capsys.readouterr().out
+
+
+def test_a_model_folder_need_not_be_imported(released, tmp_path, capsys):
+    _, checkpoint, sizes, words = released
+    assert main(arguments(checkpoint, tmp_path / "m", sizes, words)) == 0
+    assert main(arguments(tmp_path / "m", tmp_path / "again", sizes, words)) == 2
+    assert "is a model folder already" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+
+
 def test_a_tokenizer_that_is_absent_or_another_is_refused(released, tmp_path, capsys):
     _, checkpoint, sizes, words = released
     given = arguments(checkpoint, tmp_path / "m", sizes, words)

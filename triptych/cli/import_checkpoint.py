@@ -78,6 +78,9 @@ def run(arguments: Sequence[str]) -> int:
     print_report(str(options.source), report)
     if options.json is not None:
         write_json(options.json, asdict(report))
+    if report.temperature is not None:
+        print(f"the file's temperature is {report.temperature:.4f}: further ITC training starts")
+        print(f"from it with --task.temperature {report.temperature:.4f}")
     print(f"model: {options.out}")
     return 0
 

@@ -174,6 +174,8 @@ def _base_config(family: str, variant: str) -> Any:
 
 def _check_family(family: str, foreign: ForeignCheckpoint) -> None:
     """Raise where the names of a file are not the family's."""
+    if isinstance(foreign.config.get("model"), dict):
+        raise CheckpointError(f"{foreign.path} is a model folder already: use it as it is")
     found = recognised_families(foreign.tensors)
     if family in found:
         return
