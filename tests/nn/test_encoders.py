@@ -42,6 +42,14 @@ def test_image_encoder_tells_positions_apart():
     torch.testing.assert_close(states.mean(-1), torch.zeros(1, 5), atol=1e-5, rtol=0)
 
 
+def test_the_cls_state_alone_is_the_same():
+    torch.manual_seed(0)
+    encoder = _ready(VisionTransformer(VISION))
+    image = torch.randn(3, 3, 8, 8)
+    alone = encoder(image, cls_only=True)
+    torch.testing.assert_close(alone, encoder(image)[:, :1], atol=1e-5, rtol=1e-5)
+
+
 def test_image_of_another_size_is_refused_with_both_sizes():
     with pytest.raises(DataError, match=r"\(8, 12\).*8 x 8"):
         _ready(VisionTransformer(VISION))(torch.zeros(1, 3, 8, 12))

@@ -90,6 +90,38 @@ def test_texts_of_an_image_read_one_memory(num_queries):
     _same_gradients(found, expected, [x, image, *block.parameters()])
 
 
+@pytest.mark.parametrize("full", [False, True])
+def test_places_of_some_tokens(full):
+    mask = torch.ones_like(MASK) if full else MASK
+    some = TokenGrid.of(mask & torch.tensor([False, True, True]))
+    words = torch.arange(9).reshape(3, 3)
+    packed = TokenGrid.of(mask).pack(words)
+    found = packed[TokenGrid.of(mask).places_of(some)]
+    assert found.tolist() == ([1, 2, 4, 5, 7, 8] if full else [1, 7, 8])
+    every = TokenGrid.of(torch.ones_like(MASK))
+    assert every.places_of(every).tolist() == list(range(9))
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+def test_only_the_tokens_that_are_read_are_transformed(indexed):
+    block, grid = _block(memory_dim=6), TokenGrid.of(MASK)
+    x = torch.randn(3, 3, 8, requires_grad=True)
+    image_index = torch.tensor([1, 0, 1])
+    with torch.no_grad():
+        memory = block.cross_attention.project(torch.randn(2 if indexed else 3, 4, 6))
+    read = torch.tensor([[True, False, False], [True, False, False], [False, True, True]])
+    readers = TokenGrid.of(MASK & read)
+    images = (grid.group_rows(image_index, 2), readers.group_rows(image_index, 2))
+    images = images if indexed else (None, None)
+    bias = key_bias(MASK)
+    every = block(grid.pack(x), bias, memory, None, grid, images[0])
+    expected = readers.pack(grid.pad(every))
+    found = block(grid.pack(x), bias, memory, None, grid, images[1], readers)
+    assert found.shape == (4, 8)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    _same_gradients(found, expected, [x, *block.parameters()])
+
+
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_joint_equals_the_block_over_the_joined_sequence(pre_norm):
     torch.manual_seed(0)

@@ -178,22 +178,27 @@ class SelfAttention(nn.Module):
         bias: Tensor | None = None,
         readers: Tensor | None = None,
         grid: TokenGrid | None = None,
+        readers_grid: TokenGrid | None = None,
     ) -> Tensor:
         """Let tokens attend to all tokens that the bias leaves.
 
         Args:
             x: (B, S, D) float, or packed (T, D) with `grid`.
             bias: Additive scores, broadcastable to (B, H, S, S), or (B, H, R, S) with `readers`.
-            readers: (B, R, D) the tokens that attend, where not all outputs are needed.
-            grid: Rows of packed tokens; goes without `readers`.
+            readers: (B, R, D) the tokens that attend, where not all outputs are needed; packed
+                with `grid`.
+            grid: Rows of packed tokens.
+            readers_grid: Rows of packed readers; `grid` if absent.
 
         Returns:
-            (B, S, D), or (B, R, D) with `readers`, or (T, D) with `grid`.
+            (B, S, D), or (T, D) with `grid`; of the shape of `readers` where they are given.
         """
-        query, key, value = self._project(x, readers, grid)  # each (B, H, S, K); query of readers
+        readers_grid = readers_grid or grid
+        query, key, value = self._project(x, readers, grid, readers_grid)  # each (B, H, S, K)
         dropout = self.dropout if self.training else 0.0
         attended = merge_heads(attend(query, key, value, bias, dropout))
-        return self.out(attended if grid is None else grid.pack(attended))  # type: ignore[no-any-return]
+        packed = attended if readers_grid is None else readers_grid.pack(attended)
+        return self.out(packed)  # type: ignore[no-any-return]
 
     def joint(
         self,
@@ -215,10 +220,10 @@ class SelfAttention(nn.Module):
         Returns:
             (M·N + T, D): the image tokens of all rows, then the packed text tokens.
         """
-        parts = self._project(image, None, None)  # each (B, H, N, K)
+        parts = self._project(image)  # each (B, H, N, K)
         if image_index is not None:
             parts = tuple(part.index_select(0, image_index) for part in parts)  # type: ignore[assignment]
-        words = self._project(text, None, grid)  # each (M, H, L, K)
+        words = self._project(text, grid=grid)  # each (M, H, L, K)
         query, key, value = (torch.cat(pair, dim=2) for pair in zip(parts, words, strict=True))
         dropout = self.dropout if self.training else 0.0
         attended = merge_heads(attend(query, key, value, bias, dropout))  # (M, N + L, D)
@@ -227,7 +232,11 @@ class SelfAttention(nn.Module):
         return self.out(torch.cat([flat_image, grid.pack(attended[:, num_image:])]))  # type: ignore[no-any-return]
 
     def _project(
-        self, x: Tensor, readers: Tensor | None, grid: TokenGrid | None
+        self,
+        x: Tensor,
+        readers: Tensor | None = None,
+        grid: TokenGrid | None = None,
+        readers_grid: TokenGrid | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         width, weight = x.shape[-1], self.qkv.weight
         bias: Tensor = self.qkv.bias
@@ -239,8 +248,11 @@ class SelfAttention(nn.Module):
             qkv = qkv.view(*qkv.shape[:2], 3, self.num_heads, -1)  # (B, S, 3, H, K)
             query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
             return query, key, value
-        query = split_heads(F.linear(readers, weight[:width], bias[:width]), self.num_heads)
+        query = F.linear(readers, weight[:width], bias[:width])
+        query = query if readers_grid is None else readers_grid.pad(query)
+        query = split_heads(query, self.num_heads)
         both = F.linear(x, weight[width:], bias[width:])
+        both = both if grid is None else grid.pad(both)
         both = both.view(*both.shape[:2], 2, self.num_heads, -1)  # (B, S, 2, H, K)
         key, value = both.permute(2, 0, 3, 1, 4).unbind(0)
         return query, key, value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from triptych.core.config import check
 from triptych.nn.attention import CrossAttention, Memory, SelfAttention
 from triptych.nn.dropout import Dropout
+from triptych.nn.forgetting import forget
 from triptych.nn.kv_cache import LayerCache
 from triptych.nn.packing import TokenGrid
 
@@ -76,6 +78,7 @@ class FeedForward(nn.Module):
         self.activation: Activation = config.activation
         self.up = nn.Linear(config.embed_dim, hidden)
         self.down = nn.Linear(hidden, config.embed_dim)
+        self.forgetful = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, S, D) to (B, S, D), token by token.
@@ -85,6 +88,8 @@ class FeedForward(nn.Module):
         the states on both sides.
         """
         if self.activation == "gelu":
+            if self.forgetful:
+                return forget(F.gelu, self.up(x), self.down)
             return self.down(F.gelu(self.up(x)))  # type: ignore[no-any-return]
         scale = QUICK_GELU_SCALE
         if x.numel() < self.up.weight.numel():
@@ -103,6 +108,10 @@ class Block(nn.Module):
     """Self-attention, optional cross-attention, feed-forward; each with a residual and a norm.
 
     Pre-norm: x + f(LN(x)). Post-norm: LN(x + f(x)).
+
+    Three ways to keep activations for the backward pass: all of them; where `forgetful`, all but
+    the outputs of GELU and of pre-norms, a third of them at next to no time; where
+    `activation_checkpointing`, the block's input alone, for a second forward pass.
 
     Args:
         config: Sizes and order of the norms.
@@ -126,7 +135,31 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
         self.mlp_norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.dropout = Dropout(config.dropout)
-        self.activation_checkpointing = False
+        self._activation_checkpointing = self._forgetful = False
+
+    @property
+    def activation_checkpointing(self) -> bool:
+        """Whether the backward pass computes the whole block again."""
+        return self._activation_checkpointing
+
+    @activation_checkpointing.setter
+    def activation_checkpointing(self, value: bool) -> None:
+        self._activation_checkpointing = value
+        self.mlp.forgetful = self._forgets()
+
+    @property
+    def forgetful(self) -> bool:
+        """Whether the backward pass computes cheap intermediate results again."""
+        return self._forgetful
+
+    @forgetful.setter
+    def forgetful(self, value: bool) -> None:
+        self._forgetful = value
+        self.mlp.forgetful = self._forgets()
+
+    def _forgets(self) -> bool:
+        """A block that is computed again keeps nothing, so that it has nothing to forget."""
+        return self._forgetful and not self._activation_checkpointing
 
     def forward(
         self,
@@ -136,6 +169,7 @@ class Block(nn.Module):
         memory_bias: Tensor | None = None,
         grid: TokenGrid | None = None,
         memory_grid: TokenGrid | None = None,
+        readers: TokenGrid | None = None,
     ) -> Tensor:
         """Transform sequences.
 
@@ -145,13 +179,17 @@ class Block(nn.Module):
             memory: Memory for the cross-attention.
             memory_bias: (M, 1, 1, memory) additive cross-attention scores.
             grid: Rows of packed tokens.
-            memory_grid: Row of the memory that each packed token reads; `grid` if absent.
+            memory_grid: Row of the memory that each packed token reads, of `readers` if given;
+                `readers` or `grid` if absent.
+            readers: Places, in a grid of the shape of `grid`, of those packed tokens that somebody
+                reads; all tokens are attended, but the others are not transformed.
 
         Returns:
-            Of the shape of `x`.
+            Of the shape of `x`, or the packed tokens at `readers`.
         """
         run = self._checkpointed if self._recomputes() else self._transform
-        return run(x, bias, memory, memory_bias, grid, memory_grid or grid)
+        memory_grid = memory_grid or readers or grid
+        return run(x, bias, memory, memory_bias, grid, memory_grid, readers)
 
     def joint(
         self,
@@ -193,9 +231,18 @@ class Block(nn.Module):
         memory_bias: Tensor | None,
         grid: TokenGrid | None,
         memory_grid: TokenGrid | None,
+        readers: TokenGrid | None,
     ) -> Tensor:
+        if grid is None:
+            x = x + self.dropout(self._normed(self.attention_norm, x, self.attention, bias))
+            x = x if self.pre_norm else self.attention_norm(x)
+            return self._after_attention(x, memory, memory_bias, memory_grid)
         normed = self.attention_norm(x) if self.pre_norm else x
-        x = x + self.dropout(self.attention(normed, bias, None, grid))
+        asking = None
+        if readers is not None:
+            places = grid.places_of(readers).to(x.device)
+            x, asking = x.index_select(0, places), normed.index_select(0, places)
+        x = x + self.dropout(self.attention(normed, bias, asking, grid, readers))
         x = x if self.pre_norm else self.attention_norm(x)
         return self._after_attention(x, memory, memory_bias, memory_grid)
 
@@ -230,11 +277,28 @@ class Block(nn.Module):
         Returns:
             (B, R, D): what `forward` gives at those places.
         """
-        normed = self.attention_norm(x) if self.pre_norm else x
-        attended = self.attention(normed, bias, gather_tokens(normed, positions))
-        x = gather_tokens(x, positions) + self.dropout(attended)
+        if self._recomputes():
+            return checkpoint(self._read, x, positions, bias, use_reentrant=False)  # type: ignore[no-any-return]
+        return self._read(x, positions, bias)
+
+    def _read(self, x: Tensor, positions: Tensor, bias: Tensor | None) -> Tensor:
+        def attend(normed: Tensor) -> Tensor:
+            attended: Tensor = self.attention(normed, bias, gather_tokens(normed, positions))
+            return attended
+
+        x = gather_tokens(x, positions) + self.dropout(self._normed(self.attention_norm, x, attend))
         x = x if self.pre_norm else self.attention_norm(x)
         return self._after_attention(x, None, None)
+
+    def _normed(
+        self, norm: nn.Module, x: Tensor, sublayer: Callable[..., Tensor], *inputs: Tensor | None
+    ) -> Tensor:
+        """Run a sublayer behind its norm, or alone where the norm follows it."""
+        if not self.pre_norm:
+            return sublayer(x, *inputs)
+        if self._forgets():
+            return forget(norm, x, lambda normed: sublayer(normed, *inputs))
+        return sublayer(norm(x), *inputs)
 
     def step(
         self, x: Tensor, cache: LayerCache, memory: Memory, memory_bias: Tensor | None = None
@@ -256,6 +320,5 @@ class Block(nn.Module):
             normed = self.cross_norm(x) if self.pre_norm else x
             x = x + self.dropout(self.cross_attention(normed, memory, memory_bias, memory_grid))
             x = x if self.pre_norm else self.cross_norm(x)
-        normed = self.mlp_norm(x) if self.pre_norm else x
-        x = x + self.dropout(self.mlp(normed))
+        x = x + self.dropout(self._normed(self.mlp_norm, x, self.mlp))
         return x if self.pre_norm else self.mlp_norm(x)

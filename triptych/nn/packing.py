@@ -49,6 +49,12 @@ class TokenGrid:
             x = empty.index_copy(0, self.slots, x)
         return x.view(self.num_rows, self.width, *x.shape[1:])
 
+    def places_of(self, some: TokenGrid) -> Tensor:
+        """Return where some of these tokens, in a grid of the same shape, stand when packed."""
+        if some.slots is None:
+            return torch.arange(self.num_rows * self.width)
+        return some.slots if self.slots is None else torch.searchsorted(self.slots, some.slots)
+
     def group_rows(self, index: Tensor, num_groups: int) -> TokenGrid:
         """Return the grid in which all rows of a group share one row.
 

@@ -98,14 +98,16 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config.block()) for _ in range(config.depth))
         self.norm_post = nn.LayerNorm(width, eps=1e-5)
 
-    def forward(self, image: Tensor) -> Tensor:
+    def forward(self, image: Tensor, *, cls_only: bool = False) -> Tensor:
         """Encode normalised pixels.
 
         Args:
             image: (B, 3, image_size, image_size) float.
+            cls_only: Whether nothing but the [CLS] state is wanted; the last block then computes
+                no other.
 
         Returns:
-            (B, N, D) states, the [CLS] token first.
+            (B, N, D) states, the [CLS] token first; (B, 1, D) with `cls_only`.
 
         Raises:
             DataError: The pixels have another size than the position table.
@@ -120,6 +122,9 @@ class VisionTransformer(nn.Module):
         cls = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         x = torch.cat([cls, patches], dim=1) + self.position_embedding.to(patches.dtype)
         x = self.norm_pre(x)
-        for block in self.blocks:
-            x = block(x)
+        for number, block in enumerate(self.blocks, start=1):
+            if cls_only and number == len(self.blocks) and isinstance(block, Block):
+                x = block.read(x, torch.zeros(len(x), 1, dtype=torch.int64, device=x.device))
+            else:
+                x = block(x)
         return self.norm_post(x)  # type: ignore[no-any-return]

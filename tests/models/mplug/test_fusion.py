@@ -159,6 +159,29 @@ def test_padding_changes_no_output_and_no_gradient(changes, pre_norm):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("indexed", [False, True])
+@NAMED
+def test_states_that_are_read_do_not_depend_on_the_others(changes, indexed):
+    fusion = _fusion(**changes)
+    image, text = _states(2 if indexed else 3)
+    index = IMAGE_INDEX if indexed else None
+    read = torch.tensor([[True, False, True], [True, True, False], [False, False, False]])
+    every = fusion(image, text, MASK, index)
+    some = fusion(image, text, MASK, index, read)
+    torch.testing.assert_close(some[0], every[0], **CLOSE)
+    torch.testing.assert_close(some[1][read & MASK], every[1][read & MASK], **CLOSE)
+
+
+def test_unread_states_are_not_computed():
+    image, text = _states()
+    read = torch.zeros(3, 3, dtype=torch.bool)
+    read[:, 0] = True
+    _, states, _ = _fusion()(image, text, MASK, None, read)
+    assert bool(states[:, 0].any())
+    assert not states[:, 1:].any()
+
+
+@torch.no_grad()
 def test_only_layers_that_update_the_image_update_it():
     image, text = _states()
     for name in ("asymmetric_co_attention", "none"):
@@ -208,6 +231,16 @@ def test_configs_stored_before_there_was_a_choice_still_load():
 def test_an_unknown_network_is_refused():
     with pytest.raises(ConfigError, match="skip_connected"):
         from_dict(MPLUGConfig, to_dict(shrunken("mplug_tiny")) | {"fusion": "skipped"})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mplug_base_patch16_256", "mplug_large_patch14_224"])
+def test_an_embedding_alone_is_the_same(name):
+    torch.manual_seed(0)
+    model = MPLUG(shrunken(name)).eval()
+    image = torch.randn(2, 3, model.image_size, model.image_size)
+    expected = model.embed_image(model.encode_image(image))
+    torch.testing.assert_close(model.embed_pixels(image), expected, **CLOSE)
 
 
 @torch.no_grad()

@@ -71,7 +71,12 @@ class SkipConnectedFusion(nn.Module):
         self.image_norm = config.text.final_norm() if self.connected_layers else nn.Identity()
 
     def forward(
-        self, image: Tensor, text: Tensor, text_mask: Tensor, image_index: Tensor | None = None
+        self,
+        image: Tensor,
+        text: Tensor,
+        text_mask: Tensor,
+        image_index: Tensor | None = None,
+        read: Tensor | None = None,
     ) -> Fused:
         """Fuse each text with its image.
 
@@ -80,14 +85,18 @@ class SkipConnectedFusion(nn.Module):
             text: (M, L, D) text states.
             text_mask: (M, L) bool, True = real token.
             image_index: (M,) int64, the image of each text; None means M = B, in order.
+            read: (M, L) bool, True = somebody reads this text state; an asymmetric layer at the
+                end computes no other. None means that all are read.
 
         Returns:
-            Image states; text states (M, L, D), meaningless at padding; and the image index that
-            still applies: None when the image states are (M, N, D), one row a text.
+            Image states; text states (M, L, D), meaningless at padding and where nobody reads;
+            and the image index that still applies: None when the image states are (M, N, D), one
+            row a text.
         """
         rows = TokenGrid.of(text_mask)
         readers = _readers(rows, image, image_index)
         x = rows.pack(text)  # (T, D)
+        wanted = None
         bias = key_bias(text_mask, text.dtype)
         joint_bias = torch.cat([bias.new_zeros(len(bias), 1, 1, image.shape[1]), bias], dim=-1)
         for layer, block in enumerate(_blocks(self.blocks)):
@@ -96,9 +105,12 @@ class SkipConnectedFusion(nn.Module):
                 image = updated + _each(image, image_index) if self.image_residual else updated
                 image_index, readers = None, rows
             else:
+                if read is not None and layer + 1 == len(self.blocks):
+                    wanted = TokenGrid.of(text_mask & read)
+                    readers = _readers(wanted, image, image_index)
                 memory = _memory(block, image, readers.width)
-                x = block(x, bias, memory, None, rows, readers)
-        return self.image_norm(image), rows.pad(self.final_norm(x)), image_index
+                x = block(x, bias, memory, None, rows, readers, wanted)
+        return self.image_norm(image), (wanted or rows).pad(self.final_norm(x)), image_index
 
 
 class CoAttentionFusion(nn.Module):
@@ -119,12 +131,19 @@ class CoAttentionFusion(nn.Module):
         self.image_norm = config.text.final_norm()
 
     def forward(
-        self, image: Tensor, text: Tensor, text_mask: Tensor, image_index: Tensor | None = None
+        self,
+        image: Tensor,
+        text: Tensor,
+        text_mask: Tensor,
+        image_index: Tensor | None = None,
+        read: Tensor | None = None,
     ) -> Fused:
         """Fuse each text with its image; see `SkipConnectedFusion.forward`.
 
-        The image states differ from text to text after the first layer, so the index is None.
+        The image states differ from text to text after the first layer, so the index is None. All
+        text states are computed, whatever is read.
         """
+        del read
         rows = TokenGrid.of(text_mask)
         readers = _readers(rows, image, image_index)
         x = rows.pack(text)  # (T, D)
@@ -144,10 +163,15 @@ class LateFusion(nn.Module):
     """No network: text and image do not see each other before the decoder or the similarity."""
 
     def forward(
-        self, image: Tensor, text: Tensor, text_mask: Tensor, image_index: Tensor | None = None
+        self,
+        image: Tensor,
+        text: Tensor,
+        text_mask: Tensor,
+        image_index: Tensor | None = None,
+        read: Tensor | None = None,
     ) -> Fused:
         """Return the states as they came; see `SkipConnectedFusion.forward`."""
-        del text_mask
+        del text_mask, read
         return image, text, image_index
 
 

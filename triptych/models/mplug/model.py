@@ -103,12 +103,25 @@ class MPLUG(nn.Module):
         """Project the image [CLS] state: (B, E) float32, L2-normalised."""
         return F.normalize(self.image_projection(features.tokens[:, 0]).float(), dim=-1)
 
+    def embed_pixels(self, image: Tensor) -> Tensor:
+        """Encode pixels (B, 3, image_size, image_size) for their embedding alone: (B, E).
+
+        Equal to `embed_image(encode_image(image))`, without what only the other states need.
+        """
+        cls = self.image_adapter(self.visual_encoder(image, cls_only=True))
+        return self.embed_image(ImageFeatures(cls))
+
     def embed_text(self, features: TextFeatures) -> Tensor:
         """Project the text [CLS] state: (B, E) float32, L2-normalised."""
         return F.normalize(self.text_projection(features.tokens[:, 0]).float(), dim=-1)
 
     def fuse(
-        self, image: ImageFeatures, text: TextFeatures, *, image_index: Tensor | None = None
+        self,
+        image: ImageFeatures,
+        text: TextFeatures,
+        *,
+        image_index: Tensor | None = None,
+        read: Tensor | None = None,
     ) -> FusedFeatures:
         """Run the fusion network.
 
@@ -116,8 +129,10 @@ class MPLUG(nn.Module):
             image: B images.
             text: M texts.
             image_index: (M,) int64, the image of each text; None means M = B, in order.
+            read: (M, L) bool, True = this text state is read afterwards; the others may be left
+                out and are then meaningless. None means that all are read.
         """
-        tokens, states, index = self.fusion(image.tokens, text.tokens, text.mask, image_index)
+        tokens, states, index = self.fusion(image.tokens, text.tokens, text.mask, image_index, read)
         return FusedFeatures(tokens, states, text.mask, index)
 
     def match_logits(self, fused: FusedFeatures) -> Tensor:

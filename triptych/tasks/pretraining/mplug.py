@@ -154,7 +154,7 @@ class MPLUGPretraining:
             Scalars by name, in the order itc, itm, mlm, prefix_lm.
         """
         image = self.model.encode_image(batch["image"])
-        texts = _encode_texts(self.model, batch, _student_texts(active))
+        texts = _encode_texts(self.model, batch, active)
         with torch.no_grad():
             teacher = self._teacher_pass(batch, active)
         losses: dict[str, Tensor] = {}
@@ -268,57 +268,32 @@ class MPLUGPretraining:
         teacher: TeacherPass | None,
     ) -> dict[str, Tensor]:
         """Fuse all rows at once and read each objective's own."""
-        rows, index, slices, itm_labels = self._fusion_rows(batch, texts, sims, active)
-        fused = self.model.fuse(image, rows, image_index=index)
-        losses: dict[str, Tensor] = {}
-        if itm_labels is not None:
-            losses["itm"] = itm_loss(self.model.match_logits(fused.rows(slices["itm"])), itm_labels)
-        if "mlm" in active:
-            states = fused.rows(slices["mlm"]).text_tokens
-            losses["mlm"] = self._mlm(batch["mlm_labels"], states, teacher)
-        if "prefix_lm" in active:
-            losses["prefix_lm"] = self._prefix_lm(
-                batch, image, fused.rows(slices["prefix_lm"]), teacher
-            )
-        return losses
-
-    def _fusion_rows(
-        self,
-        batch: Mapping[str, Tensor],
-        texts: dict[str, TextFeatures],
-        sims: Tensor | None,
-        active: frozenset[str],
-    ) -> tuple[TextFeatures, Tensor, dict[str, slice], Tensor | None]:
-        """Choose which text goes with which image in the one fusion pass.
-
-        Returns:
-            The text rows, the image of each, the rows of each objective, and the labels of ITM.
-        """
-        own = torch.arange(len(batch["image"]), device=batch["image"].device)
-        parts: dict[str, tuple[TextFeatures, Tensor]] = {}
-        labels = None
+        rows = _word_rows(batch, texts, active)
+        itm_labels = None
         if "itm" in active:
             assert sims is not None
-            caption = texts["caption"]
-            negative_text, negative_image, labels = self.hard_negatives(batch, sims)
-            chosen = torch.cat([own, own, negative_text])
-            rows = TextFeatures(
-                caption.tokens.index_select(0, chosen), caption.mask.index_select(0, chosen)
-            )
-            parts["itm"] = (rows, torch.cat([own, negative_image, own]))
-        for name in ("mlm", "prefix_lm"):
-            if name in active:
-                parts[name] = (texts[name], own)
-        slices, start = {}, 0
-        for name, (_, index) in parts.items():
-            slices[name] = slice(start, start + len(index))
-            start += len(index)
-        return (
-            _cat_texts([rows for rows, _ in parts.values()]),
-            torch.cat([index for _, index in parts.values()]),
-            slices,
-            labels,
-        )
+            rows["itm"], itm_labels = self._itm_rows(batch, texts["caption"], sims)
+        fused = _fuse(self.model, image, rows)
+        losses: dict[str, Tensor] = {}
+        if itm_labels is not None:
+            losses["itm"] = itm_loss(self.model.match_logits(fused["itm"]), itm_labels)
+        if "mlm" in active:
+            states = fused["mlm"].text_tokens
+            losses["mlm"] = self._mlm(batch["mlm_labels"], states, teacher)
+        if "prefix_lm" in active:
+            losses["prefix_lm"] = self._prefix_lm(batch, image, fused["prefix_lm"], teacher)
+        return losses
+
+    def _itm_rows(
+        self, batch: Mapping[str, Tensor], caption: TextFeatures, sims: Tensor
+    ) -> tuple[_Rows, Tensor]:
+        """Return [pairs; text with negative image; image with negative text] and their labels."""
+        negative_text, negative_image, labels = self.hard_negatives(batch, sims)
+        own = torch.arange(len(negative_text), device=labels.device)
+        texts = caption.select(torch.cat([own, own, negative_text]))
+        only_cls = torch.zeros_like(texts.mask)
+        only_cls[:, 0] = True
+        return _Rows(texts, torch.cat([own, negative_image, own]), only_cls), labels
 
     def hard_negatives(
         self, batch: Mapping[str, Tensor], sims: Tensor
@@ -342,7 +317,7 @@ class MPLUGPretraining:
     def _mlm(self, labels: Tensor, states: Tensor, teacher: TeacherPass | None) -> Tensor:
         """Score masked positions only; the vocabulary is the costly axis."""
         masked = labels != IGNORE_INDEX
-        states = states[:, : labels.shape[1]]  # the fusion pass pads to its longest text
+        states = states[:, : labels.shape[1]]  # the text pass pads to its longest text
         logits = self.model.word_logits(states[masked])  # (masked tokens, V)
         loss = token_loss(logits, labels[masked])
         if teacher is None or teacher.mlm_states is None:
@@ -377,38 +352,29 @@ class MPLUGPretraining:
         self, batch: Mapping[str, Tensor], active: frozenset[str]
     ) -> TeacherPass | None:
         """Run the momentum model on what the active objectives need of it."""
-        distills = (self.config.distill_mlm and "mlm" in active) or (
-            self.config.distill_prefix_lm and "prefix_lm" in active
+        taught = frozenset(
+            name
+            for name in active & {"mlm", "prefix_lm"}
+            if getattr(self.config, f"distill_{name}")
         )
-        if "teacher" not in self.modules or not ("itc" in active or distills):
+        if "teacher" not in self.modules or not ("itc" in active or taught):
             return None
         model = cast(MPLUG, cast(MomentumEncoder, self.modules["teacher"]).module)
+        texts = _encode_texts(model, batch, taught | {"itc"})
+        text_embedding = model.embed_text(texts["caption"])
+        if not taught:
+            return TeacherPass(model, model.embed_pixels(batch["image"]), text_embedding)
         image = model.encode_image(batch["image"])
-        taught = [
-            name
-            for name in ("mlm", "prefix_lm")
-            if name in active and getattr(self.config, f"distill_{name}")
-        ]
-        texts = _encode_texts(model, batch, ["caption", *taught])
-        states: dict[str, Tensor] = {}
-        if taught:
-            own = torch.arange(len(batch["image"]), device=batch["image"].device)
-            rows, index = _cat_texts([texts[name] for name in taught]), own.repeat(len(taught))
-            fused = model.fuse(image, rows, image_index=index)
-            parts = {name: fused.rows(_run_of(row, own)) for row, name in enumerate(taught)}
-            if "mlm" in parts:
-                states["mlm"] = parts["mlm"].text_tokens[:, : batch["mlm_labels"].shape[1]]
-            if "prefix_lm" in parts:
-                inputs, labels = shift_targets(batch["target_token_ids"], batch["target_mask"])
-                memory = model.memory_states(image, parts["prefix_lm"])
-                read = labels != IGNORE_INDEX
-                states["prefix_lm"] = model.decoder.read_once(inputs, read, *memory)
+        fused = _fuse(model, image, _word_rows(batch, texts, taught))
+        mlm_states = prefix_states = None
+        if "mlm" in taught:
+            mlm_states = fused["mlm"].text_tokens[:, : batch["mlm_labels"].shape[1]]
+        if "prefix_lm" in taught:
+            inputs, labels = shift_targets(batch["target_token_ids"], batch["target_mask"])
+            memory = model.memory_states(image, fused["prefix_lm"])
+            prefix_states = model.decoder.read_once(inputs, labels != IGNORE_INDEX, *memory)
         return TeacherPass(
-            model,
-            model.embed_image(image),
-            model.embed_text(texts["caption"]),
-            states.get("mlm"),
-            states.get("prefix_lm"),
+            model, model.embed_image(image), text_embedding, mlm_states, prefix_states
         )
 
 
@@ -423,6 +389,21 @@ class TeacherPass:
     prefix_states: Tensor | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Rows of the fusion pass that one objective reads.
+
+    Attributes:
+        texts: M texts.
+        image_index: (M,) int64, the image of each.
+        read: (M, L) bool, True = the objective reads this text state.
+    """
+
+    texts: TextFeatures
+    image_index: Tensor
+    read: Tensor
+
+
 _TEXT_KEYS = {
     "caption": ("token_ids", "text_mask"),
     "mlm": ("mlm_token_ids", "text_mask"),
@@ -430,41 +411,59 @@ _TEXT_KEYS = {
 }
 
 
-def _student_texts(active: frozenset[str]) -> list[str]:
-    """Return which texts the active objectives read."""
-    names = ["caption"] if active & {"itc", "itm"} else []
-    return names + [name for name in ("mlm", "prefix_lm") if name in active]
-
-
 def _encode_texts(
-    model: MPLUG, batch: Mapping[str, Tensor], names: list[str]
+    model: MPLUG, batch: Mapping[str, Tensor], active: frozenset[str]
 ) -> dict[str, TextFeatures]:
-    """Encode captions, masked captions and prefixes in one pass."""
+    """Encode captions, masked captions and prefixes, as objectives need them, in one pass."""
+    names = ["caption"] if active & {"itc", "itm"} else []
+    names += [name for name in ("mlm", "prefix_lm") if name in active]
     if not names:
         return {}
     pairs = [tuple(batch[key] for key in _TEXT_KEYS[name]) for name in names]
     width = max(ids.shape[1] for ids, _ in pairs)
     ids, mask = (
-        torch.cat([nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
-        for parts in zip(*pairs, strict=True)
+        torch.cat([_widen(part, width) for part in parts]) for parts in zip(*pairs, strict=True)
     )
     encoded = model.encode_text(ids, mask)
-    runs = (_run_of(row, batch["image"]) for row in range(len(names)))
+    tokens = encoded.tokens.chunk(len(names))
     return {
-        name: TextFeatures(encoded.tokens[own], encoded.mask[own])
-        for name, own in zip(names, runs, strict=True)
+        name: TextFeatures(part, part_mask)
+        for name, part, part_mask in zip(names, tokens, mask.chunk(len(names)), strict=True)
     }
 
 
-def _run_of(row: int, batch: Tensor) -> slice:
-    """Return the rows of one of several batches that are joined along dim 0."""
-    return slice(row * len(batch), (row + 1) * len(batch))
+def _word_rows(
+    batch: Mapping[str, Tensor], texts: Mapping[str, TextFeatures], active: frozenset[str]
+) -> dict[str, _Rows]:
+    """Return the rows of MLM, which reads masked places, and of PrefixLM, which reads all."""
+    rows, own = {}, torch.arange(len(batch["image"]), device=batch["image"].device)
+    if "mlm" in active:
+        masked = _widen(batch["mlm_labels"] != IGNORE_INDEX, texts["mlm"].mask.shape[1])
+        rows["mlm"] = _Rows(texts["mlm"], own, masked)
+    if "prefix_lm" in active:
+        rows["prefix_lm"] = _Rows(texts["prefix_lm"], own, texts["prefix_lm"].mask)
+    return rows
 
 
-def _cat_texts(texts: list[TextFeatures]) -> TextFeatures:
-    """Join rows of texts, padded on the right to the longest."""
-    width = max(text.mask.shape[1] for text in texts)
-    return TextFeatures(
-        torch.cat([nn.functional.pad(t.tokens, (0, 0, 0, width - t.mask.shape[1])) for t in texts]),
-        torch.cat([nn.functional.pad(t.mask, (0, width - t.mask.shape[1])) for t in texts]),
+def _fuse(
+    model: MPLUG, image: ImageFeatures, rows: Mapping[str, _Rows]
+) -> dict[str, FusedFeatures]:
+    """Run the fusion network once for all objectives; the texts of all are equally wide."""
+    parts = rows.values()
+    texts = TextFeatures(
+        torch.cat([part.texts.tokens for part in parts]),
+        torch.cat([part.texts.mask for part in parts]),
     )
+    image_index = torch.cat([part.image_index for part in parts])
+    read = torch.cat([part.read for part in parts])
+    fused = model.fuse(image, texts, image_index=image_index, read=read)
+    found, start = {}, 0
+    for name, part in rows.items():
+        end = start + len(part.image_index)
+        found[name], start = fused.rows(slice(start, end)), end
+    return found
+
+
+def _widen(x: Tensor, width: int) -> Tensor:
+    """Pad (B, L) with zeros on the right."""
+    return nn.functional.pad(x, (0, width - x.shape[1]))
