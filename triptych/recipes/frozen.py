@@ -209,9 +209,8 @@ def evaluate_probe(
     for split in (validation, test):
         unknown = sorted(set(split.labels) - numbers.keys())
         if unknown:
-            raise DataError(
-                f"training has no picture of class {unknown[0]!r}; its classes: {names}"
-            )
+            known = ", ".join(names)
+            raise DataError(f"training has no picture of class {unknown[0]!r} (it has: {known})")
     model = loaded.model.to(device)
 
     def features(split: LabelledPictures) -> tuple[Tensor, Tensor, list[int]]:
@@ -221,7 +220,7 @@ def evaluate_probe(
         states, index = encode_pictures(loaded, split, encode, local_batch_size, device, progress)
         return states, torch.tensor([numbers[split.labels[i]] for i in index]), index
 
-    with evaluation_mode(model), torch.inference_mode(), _autocast(loaded, device):
+    with evaluation_mode(model), torch.no_grad(), _autocast(loaded, device):
         splits = [features(split) for split in (train, validation, test)]
     (x, y, _), (val_x, val_y, _), (test_x, _, index) = splits
     probe = sweep_probe((x, y), (val_x, val_y), num_classes=len(names))
