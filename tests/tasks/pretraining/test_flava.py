@@ -25,6 +25,7 @@ from triptych.tasks.pretraining.flava import (
     places,
     trimmed,
 )
+from triptych.train.activation_checkpointing import enable_activation_checkpointing
 from triptych.train.task import MixedTask
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -83,21 +84,19 @@ def test_chunks_equal_the_whole_batch(chunk_size):
 
 
 @pytest.mark.parametrize("kind", ["pair", "image", "text"])
-def test_recomputed_blocks_give_equal_gradients(kind):
+@pytest.mark.parametrize("way", ["keep all", "keep inputs alone"])
+def test_what_blocks_keep_changes_no_gradient(kind, way):
     task, batch = make_task(), of_kind(make_pairs(), kind)
+    assert task.model.fusion.blocks[0].forgetful
     plain = task.losses(batch)
     expected = gradients(task, plain)
-    task.model.set_recompute(True)
+    if way == "keep all":
+        task.model.set_forgetful(False)
+    else:
+        assert enable_activation_checkpointing(task.modules) == 6
     found = task.losses(batch)
     torch.testing.assert_close(found, plain, atol=0.0, rtol=0.0)
-    torch.testing.assert_close(gradients(task, found), expected, atol=1e-7, rtol=1e-6)
-
-
-def test_recompute_is_a_setting():
-    task = make_task(recompute=True)
-    assert task.model.visual_encoder.blocks.recompute
-    assert task.model.fusion.blocks.recompute
-    assert not make_task().model.text_encoder.blocks.recompute
+    torch.testing.assert_close(gradients(task, found), expected, atol=0.0, rtol=0.0)
 
 
 def test_a_batch_of_mismatches_trains_itm_alone_and_keeps_the_graph():

@@ -120,11 +120,11 @@ class FLAVA(nn.Module):
         config = self.config
         return FeatureDims(config.vision.embed_dim, config.text.embed_dim, config.fusion.embed_dim)
 
-    def set_recompute(self, recompute: bool) -> None:
-        """Choose whether the backward pass computes the inside of the blocks again."""
+    def set_forgetful(self, forgetful: bool) -> None:
+        """Choose whether the blocks compute cheap results again in the backward pass."""
         for module in self.modules():
             if isinstance(module, Stack):
-                module.recompute = recompute
+                module.set_forgetful(forgetful)
 
     def encode_image(self, image: Tensor, *, hidden_patches: Tensor | None = None) -> ImageFeatures:
         """Encode pixels.

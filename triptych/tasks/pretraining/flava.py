@@ -55,14 +55,11 @@ class FLAVAPretrainingConfig:
         chunk_size: Pairs whose activations are kept at a time. The rest of a batch is computed
             again in the backward pass: a contrastive batch of any size on one device, the same
             losses and gradients. None keeps the whole batch.
-        recompute: Whether the backward pass computes the inside of the blocks again: less memory,
-            a third more work, the same gradients.
     """
 
     contrastive: ContrastiveScope = "global"
     max_logit_scale: float = 4.6052
     chunk_size: int | None = None
-    recompute: bool = False
 
     def __post_init__(self) -> None:
         """Reject an empty range of the scale."""
@@ -92,7 +89,7 @@ class FLAVAPretraining:
     def __init__(self, model: FLAVA, config: FLAVAPretrainingConfig) -> None:
         self.config = config
         self.modules = nn.ModuleDict({"model": model})
-        model.set_recompute(config.recompute)
+        model.set_forgetful(config.chunk_size is None)  # what a chunk forgets would be kept
 
     @property
     def model(self) -> FLAVA:
