@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from triptych.core.outputs import ImageFeatures, TextFeatures
 from triptych.models.vlmo.model import VLMo
 from triptych.models.vlmo.trunk import TokenSequence
+from triptych.nn.shortcuts import without_shortcuts
 from triptych.objectives.matching import itm_loss
 from triptych.objectives.mlm import token_loss
 from triptych.tasks.pretraining.vlmo import Embedded, VLMoPretraining, itm_labels
@@ -24,7 +25,11 @@ def plain_losses(
     task: VLMoPretraining, batch: Mapping[str, Tensor], length: int = 40
 ) -> dict[str, Tensor]:
     """Return ITC, ITM and MLM with whole, separate passes over padded texts."""
-    batch = padded(batch, length)
+    with without_shortcuts():
+        return _plain_losses(task, padded(batch, length))
+
+
+def _plain_losses(task: VLMoPretraining, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
     model, mask = task.model, batch["text_mask"]
     image, text = _image(model, batch["image"]), _text(model, batch["token_ids"], mask)
     embedded = _embedded(task, image, text)
@@ -69,17 +74,22 @@ def _text(model: VLMo, token_ids: Tensor, mask: Tensor) -> TextFeatures:
 def _embedded(task: VLMoPretraining, image: ImageFeatures, text: TextFeatures) -> Embedded:
     """Embed both sides with every block whole."""
     model = task.model
-    sides = (TokenSequence(image.tokens), TokenSequence.text(text.tokens, text.mask))
-    embed = (model.embed_image, model.embed_text)
-    if not task.config.fused_itc:
-        found = [e(ImageFeatures(model.trunk(s))) for e, s in zip(embed, sides, strict=True)]
-        return Embedded((found[0],), (found[1],), task.logit_scales)
-    heads = (model.fused_image_projection, model.fused_text_projection)
-    found = []
-    for sequence, own_head, head in zip(sides, embed, heads, strict=True):
-        size, length, _ = sequence.tokens.shape
-        everything = torch.arange(length).expand(size, -1)
-        own, fused = model.trunk.branches(sequence, everything)
-        assert head is not None
-        found.append((own_head(ImageFeatures(own)), F.normalize(head(fused[:, 0]).float(), dim=-1)))
+    sides = (
+        (TokenSequence(image.tokens), model.image_projection, model.fused_image_projection),
+        (
+            TokenSequence(text=text.tokens, text_mask=text.mask),
+            model.text_projection,
+            model.fused_text_projection,
+        ),
+    )
+    found: list[tuple[Tensor, ...]] = []
+    for sequence, *heads in sides:
+        length = sequence.num_image or sequence.num_text
+        everything = torch.arange(length).expand(sequence.num_rows, -1)
+        if task.config.fused_itc:
+            states = model.trunk.branches(sequence, everything)
+        else:
+            states = tuple(model.trunk.read(sequence, [(slice(None), everything)]))
+        pairs = zip(states, heads, strict=False)
+        found.append(tuple(F.normalize(head(x[:, 0]).float(), dim=-1) for x, head in pairs))
     return Embedded(found[0], found[1], task.logit_scales)

@@ -89,7 +89,8 @@ def test_dual_encoder(golden):
 def test_embeddings_of_both_branches(golden):
     model = golden.model
     image = TokenSequence(model.image_inputs(golden["batch/image/0"]))
-    text = TokenSequence.text(model.text_inputs(golden["batch/text_ids"]), golden.mask)
+    inputs = model.text_inputs(golden["batch/text_ids"])
+    text = TokenSequence(text=inputs, text_mask=golden.mask)
     for kind, sequence in (("image", image), ("text", text)):
         own, fused = model.embed_both_ways(sequence)
         torch.testing.assert_close(own, golden[f"out/{kind}_cls"], **STATES)
@@ -121,12 +122,12 @@ def _losses(golden, scales):
     ids, labels = golden["batch/text_ids_mlm"], golden["batch/text_labels_mlm"]
     image, text = model.image_inputs(golden["batch/image/0"]), model.text_inputs(ids)
     read = labels != -100
-    states = model.trunk(TokenSequence.pairs(text, golden.mask, image))[:, : ids.shape[1]]
+    _, states = model.trunk(TokenSequence(image, text, golden.mask))
     mlm = token_loss(model.word_logits(states[read]), labels[read])
 
     captions = model.text_inputs(golden["batch/text_ids"])
     images = model.embed_both_ways(TokenSequence(image))
-    texts = model.embed_both_ways(TokenSequence.text(captions, golden.mask))
+    texts = model.embed_both_ways(TokenSequence(text=captions, text_mask=golden.mask))
     diagonal = torch.eye(len(image))
     terms = []
     for one, other, scale in zip(images, texts, scales, strict=True):

@@ -10,9 +10,11 @@ from triptych.core.outputs import ImageFeatures
 from triptych.models.base import num_parameters
 from triptych.models.registry import create_model, model_config
 from triptych.models.vlmo.config import VLMoConfig
-from triptych.models.vlmo.model import VLMo, first_places
-from triptych.models.vlmo.multiway import drop_path, gather_scores
+from triptych.models.vlmo.model import VLMo
+from triptych.models.vlmo.multiway import Layout, drop_path_factors, gather_scores
 from triptych.models.vlmo.trunk import TokenSequence
+from triptych.nn.packing import TokenGrid
+from triptych.nn.shortcuts import without_shortcuts
 
 
 def small(**changes):
@@ -51,15 +53,15 @@ def batch():
 
 def pairs(model):
     image, ids, mask = batch()
-    return TokenSequence.pairs(model.text_inputs(ids), mask, model.image_inputs(image))
+    return TokenSequence(model.image_inputs(image), model.text_inputs(ids), mask)
 
 
 @torch.no_grad()
 def test_reading_some_places_equals_computing_all(model):
     sequence = pairs(model)
-    everything = model.trunk(sequence)
+    _, everything = model.trunk(sequence)
     places = torch.tensor([[0, 3], [2, 1], [1, 1]])
-    found = model.trunk(sequence, places)
+    found = model.trunk.read(sequence, [(slice(None), places)])[0]
     expected = torch.stack([everything[row, places[row]] for row in range(3)])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
@@ -67,18 +69,44 @@ def test_reading_some_places_equals_computing_all(model):
 @torch.no_grad()
 def test_groups_of_rows_read_their_own_places(model):
     sequence = pairs(model)
-    everything = model.trunk(sequence)
-    places = torch.tensor([[4], [0]])
-    whole, some = model.trunk.read(sequence, [(slice(0, 1), None), (slice(1, 3), places)])
-    torch.testing.assert_close(whole, everything[:1], atol=1e-5, rtol=1e-5)
-    expected = everything[[1, 2], [4, 0]][:, None]
-    torch.testing.assert_close(some, expected, atol=1e-5, rtol=1e-5)
+    _, everything = model.trunk(sequence)
+    first, places = torch.tensor([[5, 2]]), torch.tensor([[3], [0]])
+    one, two = model.trunk.read(sequence, [(slice(0, 1), first), (slice(1, 3), places)])
+    torch.testing.assert_close(one, everything[:1, [5, 2]], atol=1e-5, rtol=1e-5)
+    expected = everything[[1, 2], [3, 0]][:, None]
+    torch.testing.assert_close(two, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_padding_that_is_computed_changes_nothing(model):
+    sequence = pairs(model)
+    image, text = model.trunk(sequence)
+    with without_shortcuts():
+        plain_image, plain_text = model.trunk(sequence)
+    torch.testing.assert_close(image, plain_image, atol=1e-5, rtol=1e-5)
+    mask = sequence.text_mask
+    torch.testing.assert_close(text[mask], plain_text[mask], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_scores_of_one_step_serve_all_its_passes(model):
+    image, ids, mask = batch()
+    scores = model.trunk.position_scores(9)
+    sequences = [
+        pairs(model),
+        TokenSequence(model.image_inputs(image)),
+        TokenSequence(text=model.text_inputs(ids), text_mask=mask),
+    ]
+    for sequence in sequences:
+        reads = [(slice(None), sequence.first_places())]
+        found = model.trunk.read(sequence, reads, scores)[0]
+        torch.testing.assert_close(found, model.trunk.read(sequence, reads)[0])
 
 
 @torch.no_grad()
 def test_embedding_alone_equals_embedding_the_encoded_states(model):
     image, ids, mask = batch()
-    texts = TokenSequence.text(model.text_inputs(ids), mask)
+    texts = TokenSequence(text=model.text_inputs(ids), text_mask=mask)
     images = TokenSequence(model.image_inputs(image))
     own_text, own_image = (model.embed_both_ways(s, fused=False)[0] for s in (texts, images))
     torch.testing.assert_close(own_text, model.embed_text(model.encode_text(ids, mask)))
@@ -175,7 +203,7 @@ def test_fused_projections_need_fused_experts():
 
 def test_skipped_branches_keep_the_mean():
     torch.manual_seed(0)
-    dropped = drop_path(torch.ones(20_000, 1, 1), 0.25)
+    dropped = drop_path_factors(20_000, 0.25, torch.device("cpu"))
     assert sorted(dropped.unique().tolist()) == pytest.approx([0.0, 1 / 0.75])
     assert float(dropped.mean()) == pytest.approx(1.0, abs=0.02)
 
@@ -198,8 +226,23 @@ def test_scores_of_chosen_queries():
     assert gather_scores(keys_only, places) is keys_only
 
 
-def test_first_places_are_those_of_cls():
-    assert first_places(torch.zeros(2, 5, 3)).tolist() == [[0], [0]]
+def test_skipping_drops_whole_rows_of_a_modality():
+    torch.manual_seed(0)
+    model = build(small(drop_path=0.5))
+    block = model.trunk.blocks[2].train()
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    layout = Layout(2, 4, TokenGrid.of(mask))
+    assert layout.num_text_tokens == 5
+    ones = torch.ones(2 * 4 + 5, 16)
+    seen = set()
+    for _ in range(40):
+        together = block._branch(ones, None, layout, apart=False)[:, 0].tolist()
+        assert len(set(together[:4] + together[8:10])) == 1  # image and text of row 0
+        assert len(set(together[4:8] + together[10:])) == 1
+        apart = block._branch(ones, None, layout, apart=True)[:, 0].tolist()
+        assert len(set(apart[:4])) == len(set(apart[8:10])) == len(set(apart[10:])) == 1
+        seen.add((apart[0], apart[8]))
+    assert seen == {(0.0, 0.0), (0.0, 2.0), (2.0, 0.0), (2.0, 2.0)}
 
 
 @torch.no_grad()

@@ -355,7 +355,8 @@ def _buffers(config: VLMoConfig) -> dict[str, Tensor]:
         buffers["relative_position_index"] = image_index(grid)
         buffers["text_relative_position_index"] = text_index(length, grid, length)
         joint = joint_index(length, True, grid, length, torch.device("cpu"))
-        buffers["text_imag_relative_position_index"] = joint.clone()
+        text_first = torch.arange(len(joint)).roll(length)
+        buffers["text_imag_relative_position_index"] = joint[text_first][:, text_first]
     return buffers
 
 

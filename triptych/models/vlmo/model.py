@@ -159,7 +159,8 @@ class VLMo(nn.Module):
             (B, N, D) states; the inputs are kept for `fuse`.
         """
         inputs = self.image_inputs(image, hidden_patches)
-        return ImageFeatures(self.trunk(TokenSequence(inputs)), inputs=inputs)
+        states, _ = self.trunk(TokenSequence(inputs))
+        return ImageFeatures(states, inputs=inputs)
 
     def encode_text(self, token_ids: Tensor, text_mask: Tensor) -> TextFeatures:
         """Encode token ids (B, L) int64 with their mask (B, L) bool through the language experts.
@@ -167,8 +168,8 @@ class VLMo(nn.Module):
         The inputs are kept for `fuse`.
         """
         inputs = self.text_inputs(token_ids)
-        tokens = self.trunk(TokenSequence.text(inputs, text_mask))
-        return TextFeatures(tokens, text_mask, inputs=inputs)
+        _, states = self.trunk(TokenSequence(text=inputs, text_mask=text_mask))
+        return TextFeatures(states, text_mask, inputs=inputs)
 
     def embed_image(self, features: ImageFeatures) -> Tensor:
         """Project the image [CLS] state: (B, E) float32, L2-normalised."""
@@ -179,7 +180,7 @@ class VLMo(nn.Module):
         return _unit(self.text_projection(features.tokens[:, 0]))
 
     def embed_both_ways(
-        self, sequence: TokenSequence, *, fused: bool = True
+        self, sequence: TokenSequence, *, fused: bool = True, scores: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Embed images or texts, also through the vision-language experts, for contrast alone.
 
@@ -188,18 +189,20 @@ class VLMo(nn.Module):
         Args:
             sequence: B images or B texts.
             fused: Whether the second embedding is wanted.
+            scores: What `MultiwayTrunk.position_scores` returned, for several passes of one step.
 
         Returns:
             (B, E) of the experts of the modality, and (B, E) of the vision-language experts or
             None; both float32 and L2-normalised.
         """
         own, other = self.image_projection, self.fused_image_projection
-        if sequence.num_text:
+        if sequence.text is not None:
             own, other = self.text_projection, self.fused_text_projection
-        first = first_places(sequence.tokens)
+        first = sequence.first_places()
         if not fused or other is None:
-            return _unit(own(self.trunk(sequence, first)[:, 0])), None
-        states, fused_states = self.trunk.branches(sequence, first)
+            states = self.trunk.read(sequence, [(slice(None), first)], scores)[0]
+            return _unit(own(states[:, 0])), None
+        states, fused_states = self.trunk.branches(sequence, first, scores)
         return _unit(own(states[:, 0])), _unit(other(fused_states[:, 0]))
 
     def fuse(
@@ -223,11 +226,8 @@ class VLMo(nn.Module):
                 "VLMo fuses embeddings, not encoded states: give features with their `inputs`, as "
                 "encode_image and encode_text return them"
             )
-        sequence = TokenSequence.pairs(text.inputs, text.mask, image.inputs, image_index)
-        states = self.trunk(sequence)
-        text_states, image_states = states.split(
-            [sequence.num_text, states.shape[1] - sequence.num_text], dim=1
-        )
+        sequence = TokenSequence(image.inputs, text.inputs, text.mask, image_index)
+        image_states, text_states = self.trunk(sequence)
         return FusedFeatures(image_states, text_states, text.mask, cls=self.pool(text_states[:, 0]))
 
     def pair_state(
@@ -243,10 +243,10 @@ class VLMo(nn.Module):
             text_mask: (B, L) bool, True = real token.
             image_type: 0, or 1 for the second picture of a pair (NLVR2).
         """
-        text = self.text_inputs(token_ids)
         pictures = self.image_inputs(image, image_type=image_type)
-        sequence = TokenSequence.pairs(text, text_mask, pictures)
-        return self.pool(self.trunk(sequence, first_places(text))[:, 0])
+        sequence = TokenSequence(pictures, self.text_inputs(token_ids), text_mask)
+        states = self.trunk.read(sequence, [(slice(None), sequence.first_places())])[0]
+        return self.pool(states[:, 0])
 
     def pool(self, state: Tensor) -> Tensor:
         """Return tanh(W h + b) of fused text [CLS] states (..., D)."""
@@ -285,11 +285,6 @@ class VLMo(nn.Module):
             block.attention.out.weight /= depth
             for expert in block.experts.values():
                 expert.mlp.down.weight /= depth  # type: ignore[union-attr, operator]
-
-
-def first_places(tokens: Tensor) -> Tensor:
-    """Return (B, 1) int64 zeros: the place of [CLS] in each of B rows."""
-    return torch.zeros(len(tokens), 1, dtype=torch.int64, device=tokens.device)
 
 
 def _unit(x: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ def text_index(num_text: int, grid_size: int, max_text_tokens: int) -> Tensor:
 def joint_index(
     num_text: int, with_image: bool, grid_size: int, max_text_tokens: int, device: torch.device
 ) -> Tensor:
-    """Return the row of each pair of tokens of [text; image], (S, S) int64, query first.
+    """Return the row of each pair of tokens of [image; text], (S, S) int64, query first.
 
     Args:
         num_text: Text tokens L; 0 leaves the text out.
@@ -73,13 +73,14 @@ def joint_index(
         device: Where the result lies.
     """
     image = image_index(grid_size) if with_image else torch.empty(0, 0, dtype=torch.int64)
-    size = num_text + len(image)
+    num_image = len(image)
+    size = num_image + num_text
     index = torch.empty(size, size, dtype=torch.int64)
     first = num_image_rows(grid_size)
+    index[:num_image, :num_image] = image
+    index[num_image:, :num_image], index[:num_image, num_image:] = first, first + 1
     if num_text:
-        index[:num_text, :num_text] = text_index(num_text, grid_size, max_text_tokens)
-    index[:num_text, num_text:], index[num_text:, :num_text] = first, first + 1
-    index[num_text:, num_text:] = image
+        index[num_image:, num_image:] = text_index(num_text, grid_size, max_text_tokens)
     return index.to(device)
 
 
@@ -100,8 +101,8 @@ class RelativePositions(nn.Module):
         """Return the scores of all blocks at once.
 
         Args:
-            num_text: Text tokens L, which stand first; 0 leaves the text out.
-            with_image: Whether the image's tokens follow.
+            num_text: Text tokens L, which follow the image; 0 leaves the text out.
+            with_image: Whether there are image tokens.
 
         Returns:
             (depth, H, S, S).

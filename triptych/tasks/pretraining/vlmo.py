@@ -171,18 +171,19 @@ class VLMoPretraining:
         """
         batch = trimmed(batch)
         image = self.model.image_inputs(batch["image"])
+        scores = self._position_scores(batch)
         losses: dict[str, Tensor] = {}
         text = negatives = None
         if active & {"itc", "itm"}:
             text = self.model.text_inputs(batch["token_ids"])
             with nullcontext() if "itc" in active else torch.no_grad():
-                embedded = self.embed(image, text, batch["text_mask"])
+                embedded = self.embed(image, text, batch["text_mask"], scores=scores)
             if "itc" in active:
                 losses["itc"] = self.itc(batch, embedded)
             if "itm" in active:
                 negatives = self.hard_negatives(batch, embedded)
         if active & {"itm", "mlm"}:
-            losses |= self._fused_losses(batch, image, text, negatives, active)
+            losses |= self._fused_losses(batch, image, text, negatives, active, scores)
         return losses
 
     def after_step(self, step: int) -> None:
@@ -212,7 +213,13 @@ class VLMoPretraining:
         )
 
     def embed(
-        self, image: Tensor, text: Tensor, text_mask: Tensor, *, fused: bool | None = None
+        self,
+        image: Tensor,
+        text: Tensor,
+        text_mask: Tensor,
+        *,
+        fused: bool | None = None,
+        scores: Tensor | None = None,
     ) -> Embedded:
         """Run the dual encoder.
 
@@ -221,10 +228,16 @@ class VLMoPretraining:
             text: (B, L, D) inputs.
             text_mask: (B, L) bool.
             fused: Whether to embed through the fused experts too; None does what ITC needs.
+            scores: Of the relative positions, computed once for all passes of a step.
         """
         fused = self.config.fused_itc if fused is None else fused
-        images = self.model.embed_both_ways(TokenSequence(image), fused=fused)
-        texts = self.model.embed_both_ways(TokenSequence.text(text, text_mask), fused=fused)
+        images, texts = (
+            self.model.embed_both_ways(sequence, fused=fused, scores=scores)
+            for sequence in (
+                TokenSequence(image),
+                TokenSequence(text=text, text_mask=text_mask),
+            )
+        )
         return Embedded(
             tuple(e for e in images if e is not None),
             tuple(e for e in texts if e is not None),
@@ -276,6 +289,13 @@ class VLMoPretraining:
             images, image_index, has_image, ids[wrong_text], mask[wrong_text], has_text
         )
 
+    def _position_scores(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """Return the scores of all passes of a step: those of the longest text that may come."""
+        width = torch.tensor([batch["text_mask"].shape[1]])
+        if self.config.negatives == "global":
+            width = all_gather(width.to(batch["text_mask"].device))
+        return self.model.trunk.position_scores(int(width.max()))
+
     def _fused_losses(
         self,
         batch: Mapping[str, Tensor],
@@ -283,6 +303,7 @@ class VLMoPretraining:
         text: Tensor | None,
         negatives: HardNegatives | None,
         active: frozenset[str],
+        scores: Tensor | None,
     ) -> dict[str, Tensor]:
         """Fuse all rows at once and read each objective's own tokens."""
         size, mask = len(image), batch["text_mask"]
@@ -298,12 +319,12 @@ class VLMoPretraining:
             reads.append((slice(0, 3 * size), own.new_zeros(3 * size, 1)))
         if "mlm" in active:
             positions, valid = places(batch["mlm_labels"] != IGNORE_INDEX)
-            reads.append((slice(len(index) * size, None), positions))
+            reads.append((slice(len(index) * size, (len(index) + 1) * size), positions))
             texts.append(self.model.text_inputs(batch["mlm_token_ids"]))
             masks.append(mask)
             index.append(own)
-        rows = TokenSequence.pairs(*_cat_padded(texts, masks), image, torch.cat(index))
-        states = self.model.trunk.read(rows, reads)
+        rows = TokenSequence(image, *_cat_padded(texts, masks), torch.cat(index))
+        states = self.model.trunk.read(rows, reads, scores)
         losses: dict[str, Tensor] = {}
         if negatives is not None:
             logits = self.model.itm_head(self.model.pool(states[0][:, 0]))

@@ -141,7 +141,7 @@ class VLMoVision(_StageTask):
         labels = code_labels(self._codes(batch), hidden)  # (B, P)
         inputs = self.model.image_inputs(batch["image"], hidden)
         positions, valid = places(F.pad(hidden, (1, 0)))
-        states = self.model.trunk(TokenSequence(inputs), positions)[valid]
+        states = self.model.trunk.read(TokenSequence(inputs), [(slice(None), positions)])[0][valid]
         return self.modules["mim_head"](states), labels[labels != IGNORE_INDEX]
 
     def _codes(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -198,8 +198,8 @@ class VLMoLanguage(_StageTask):
         labels = batch["mlm_labels"]
         inputs = self.model.text_inputs(batch["mlm_token_ids"])
         positions, valid = places(labels != IGNORE_INDEX)
-        sequence = TokenSequence.text(inputs, batch["text_mask"])
-        states = self.model.trunk(sequence, positions)[valid]
+        sequence = TokenSequence(text=inputs, text_mask=batch["text_mask"])
+        states = self.model.trunk.read(sequence, [(slice(None), positions)])[0][valid]
         logits = self.model.word_logits(states)
         return {"mlm": token_loss(logits, labels[labels != IGNORE_INDEX])}
 
