@@ -10,6 +10,7 @@ import triptych
 from tests.serving.tiny_folder import write_tiny_folder
 from triptych.cli.ground import COLOR
 from triptych.cli.main import main
+from triptych.generation.sampling import SamplingConfig
 from triptych.models.base import num_parameters
 
 
@@ -49,6 +50,24 @@ def test_caption_takes_beams_and_a_prompt(capsys, folders, pictures):
         pictures[0], num_beams=1, prompt="a small red"
     )
     assert capsys.readouterr().out == f"{expected}\n"
+
+
+def test_caption_draws_where_it_is_told_how(capsys, folders, pictures):
+    expected = triptych.load(folders["captioning"]).caption(
+        pictures[0], sampling=SamplingConfig(top_p=0.9, temperature=2.0, max_tokens=30), seed=3
+    )
+    arguments = ["--top-p", "0.9", "--temperature", "2", "--seed", "3"]
+    assert main(["caption", folders["captioning"], pictures[0], *arguments]) == 0
+    assert capsys.readouterr().out == f"{expected}\n"
+
+
+def test_answer_chooses_and_reads_words(capsys, folders, pictures):
+    engine = triptych.load(folders["vqa"])
+    question, choices = "what color is the star?", ["red", "blue square", "no"]
+    expected = engine.answer(pictures[0], question, choices=choices, ocr_words="a red star")
+    arguments = ["--choices", *choices, "--ocr-words", "a red star"]
+    assert main(["answer", folders["vqa"], pictures[0], question, *arguments]) == 0
+    assert capsys.readouterr().out == f"{expected}\n" and expected in choices
 
 
 def test_answer(capsys, folders, pictures):
@@ -108,6 +127,9 @@ def test_match(capsys, folders, pictures):
         (["caption", "{captioning}", "absent.jpg"], "absent.jpg: there is no such file"),
         (["caption", "{captioning}"], "name at least one picture"),
         (["caption", "{captioning}", "{picture}", "--num-beams", "0"], "num_beams = 0: must"),
+        (["caption", "{captioning}", "{picture}", "--top-p", "2"], "top_p = 2.0: must"),
+        (["caption", "{captioning}", "a", "--top-k", "2", "--num-beams", "2"], "search or draw"),
+        (["answer", "{vqa}", "{picture}", "a?", "--choices", " "], "choice is empty"),
         (["match", "{retrieval}", "{picture}"], "name at least one text"),
         (["match", "{retrieval}", "{picture}", ""], "text is empty"),
         (["answer", "{vqa}", "{picture}", " "], "question is empty"),

@@ -13,8 +13,9 @@ from triptych.cli.parsing import EngineGroup, EngineOptions, FolderArgument, Ima
 
 HELP = """Answer a question about a picture.
 
-Example:
+Examples:
   triptych answer runs/vqa/model picture.jpg "what color is the bus?"
+  triptych answer runs/vqa/model picture.jpg "is it a bus?" --choices yes no
 """
 
 
@@ -26,12 +27,18 @@ class AnswerOptions:
         folder: A model folder that was fine-tuned with mplug.vqa.
         image: A picture file.
         question: The question, in quotes.
+        choices: Answers to choose from; any words if absent.
+        ocr_words: Words that were read in the picture, in quotes.
+        object_words: Names of what the picture holds, in quotes.
         engine: How the model computes.
     """
 
     folder: FolderArgument
     image: ImageArgument
     question: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="QUESTION")]]
+    choices: tuple[str, ...] = ()
+    ocr_words: str | None = None
+    object_words: str | None = None
     engine: EngineGroup = field(default_factory=EngineOptions)
 
 
@@ -39,7 +46,13 @@ def run(arguments: Sequence[str]) -> int:
     """Print the answer."""
     options = parse(AnswerOptions, arguments, verb="answer", description=HELP)
     engine = options.engine.load(options.folder)
-    answer = engine.answer(options.image, options.question)
+    answer = engine.answer(
+        options.image,
+        options.question,
+        choices=options.choices or None,
+        ocr_words=options.ocr_words,
+        object_words=options.object_words,
+    )
     if options.engine.json:
         found = {"image": options.image, "question": options.question, "answer": answer}
         print(json.dumps(found, ensure_ascii=False))
