@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.tasks.pretraining.flava_batches import small_config
-from triptych.core.errors import CapabilityError, CheckpointError
+from triptych.core.errors import CapabilityError, CheckpointError, ConfigError
 from triptych.models.converters import recognised_families
 from triptych.models.dvae.config import DVAEConfig
 from triptych.models.dvae.convert import export_encoder
@@ -169,5 +169,5 @@ def test_a_codebook_of_other_sizes_or_without_a_place_is_refused():
     with pytest.raises(CapabilityError, match="without a codebook"):
         convert.import_codebook(weights, FLAVA(small_config()))
     other = dataclasses.replace(sizes, hidden_dim=4)
-    with pytest.raises(CheckpointError, match="other sizes"):
+    with pytest.raises(ConfigError, match="hidden_dim = 8: must be the model's 4"):
         convert.import_codebook(weights, FLAVA(small_config(codebook=other)))

@@ -194,18 +194,16 @@ def import_codebook(official: Mapping[str, Any], model: FLAVA) -> ImportReport:
 
     Raises:
         CapabilityError: The model has no codebook.
+        ConfigError: The tokenizer's sizes are others.
         CheckpointError: The file holds no image tokenizer.
     """
-    if model.codebook is None or model.config.codebook is None:
+    if model.config.codebook is None:
         raise CapabilityError("the model is built without a codebook: set config.codebook")
     found = dvae_convert.config_for(official, image_size=model.config.codebook.image_size)
     with torch.device("meta"):
         tokenizer = DVAE(found)
     report = dvae_convert.import_encoder(official, tokenizer)
-    try:
-        model.codebook.load_state_dict(tokenizer.encoder.state_dict())
-    except RuntimeError as error:
-        raise CheckpointError(f"the image tokenizer has other sizes: {error}") from error
+    model.take_codebook(tokenizer)
     return report
 
 

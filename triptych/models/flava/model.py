@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych.core.config import check
 from triptych.core.errors import CapabilityError
 from triptych.core.outputs import FusedFeatures, ImageFeatures, TextFeatures
 from triptych.models.base import FeatureDims
 from triptych.models.dvae.config import codebook_image_size
-from triptych.models.dvae.model import DVAEEncoder
+from triptych.models.dvae.model import DVAE, DVAEEncoder
 from triptych.models.flava.config import NORM_EPS, FLAVAConfig
 from triptych.models.flava.encoders import (
     PAD_ID,
@@ -211,6 +212,21 @@ class FLAVA(nn.Module):
     def word_logits(self, states: Tensor) -> Tensor:
         """Score every word at fused text states (..., D): (..., V) logits of MMM."""
         return self.mmm_text_head(states)  # type: ignore[no-any-return]
+
+    def take_codebook(self, tokenizer: DVAE) -> None:
+        """Copy the encoder of an image tokenizer into the codebook, which stays frozen.
+
+        Raises:
+            CapabilityError: The model has no codebook.
+            ConfigError: The tokenizer's sizes are others.
+        """
+        if self.codebook is None or self.config.codebook is None:
+            raise CapabilityError("the model is built without a codebook: set config.codebook")
+        mine, theirs = self.config.codebook, tokenizer.config
+        for name in ("num_codes", "hidden_dim", "blocks_per_group"):
+            wanted, found = getattr(mine, name), getattr(theirs, name)
+            check(found == wanted, f"image tokenizer's {name}", found, f"be the model's {wanted}")
+        self.codebook.load_state_dict(tokenizer.encoder.state_dict())
 
     @torch.no_grad()
     def image_codes(self, codebook_image: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from triptych.core.config import check
 from triptych.core.errors import DataError
 from triptych.core.outputs import BatchKind, Predictions
 from triptych.distributed.collectives import mean_over_ranks
+from triptych.models.dvae.model import DVAE
 from triptych.models.flava.model import FLAVA
 from triptych.objectives import IGNORE_INDEX
 from triptych.objectives.global_contrastive import (
@@ -52,6 +53,13 @@ class FLAVAPretrainingConfig:
         contrastive: "global" sends the contrastive gradient to every process (paper, 3.2);
             "local" takes the embeddings of other processes as constants.
         max_logit_scale: Upper clamp of log(1/τ) (4.6052: τ is at least 0.01); the lower one is 0.
+        image_tokenizer: A model folder with a dVAE, or released weights of FLAVA's or DALL-E's:
+            its codes are what hidden patches are. Empty keeps the model's own codebook.
+        stored_codes: Whether codes are read from the data, which `triptych data tokenize-images`
+            made, instead of computed at each step. Pictures are then neither cropped nor mirrored.
+        swap_probability: Share of pairs whose caption is swapped for ITM (0.1 in torchmultimodal;
+            the paper does not say).
+        max_text_tokens: Longest of the texts alone, [CLS] and [SEP] counted (released: 512).
         chunk_size: Pairs whose activations are kept at a time. The rest of a batch is computed
             again in the backward pass: a contrastive batch of any size on one device, the same
             losses and gradients. None keeps the whole batch.
@@ -59,10 +67,17 @@ class FLAVAPretrainingConfig:
 
     contrastive: ContrastiveScope = "global"
     max_logit_scale: float = 4.6052
+    image_tokenizer: str = ""
+    stored_codes: bool = False
+    swap_probability: float = 0.1
+    max_text_tokens: int = 512
     chunk_size: int | None = None
 
     def __post_init__(self) -> None:
-        """Reject an empty range of the scale."""
+        """Reject values out of range."""
+        swap, length = self.swap_probability, self.max_text_tokens
+        check(0 <= swap <= 1, "swap_probability", swap, "be from 0 to 1")
+        check(length >= 3, "max_text_tokens", length, "be at least 3")
         check(self.max_logit_scale > 0, "max_logit_scale", self.max_logit_scale, "be above 0")
         chunk = self.chunk_size
         check(chunk is None or chunk >= 1, "chunk_size", chunk, "be at least 1, or absent")
@@ -80,14 +95,26 @@ class FLAVAPretraining:
     GC nor MMM (the ports then train them on mismatches); an empty mask gives a loss of 0 with its
     graph (the ports: NaN); `itm_labels` may be (B,) or (B, 1); no tensor of the batch is changed;
     token losses are means over the tokens of all processes, and not means of their means.
+
+    Args:
+        model: What is trained.
+        config: The settings.
+        image_tokenizer: A dVAE whose encoder becomes the model's codebook.
     """
 
     batch_keys = frozenset({"index"})
     batch_kinds = BATCH_KINDS
     objective_names = OBJECTIVES
 
-    def __init__(self, model: FLAVA, config: FLAVAPretrainingConfig) -> None:
+    def __init__(
+        self,
+        model: FLAVA,
+        config: FLAVAPretrainingConfig,
+        image_tokenizer: DVAE | None = None,
+    ) -> None:
         self.config = config
+        if image_tokenizer is not None:
+            model.take_codebook(image_tokenizer)
         self.modules = nn.ModuleDict({"model": model})
         model.set_forgetful(config.chunk_size is None)  # what a chunk forgets would be kept
 
