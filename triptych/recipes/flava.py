@@ -1,0 +1,267 @@
+"""FLAVA's pre-training and fine-tuning runs (Singh et al. 2022; torchmultimodal's configs).
+
+Numbers of the base and large scales say where they come from. "Seed" is a published summary of the
+paper; the paper's total number of steps, sampling ratios and fine-tuning settings are not known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from triptych.core.errors import ConfigError
+from triptych.data.collate import PretrainingTextConfig
+from triptych.data.transforms.pipeline import ImageTransformConfig
+from triptych.recipes.config import (
+    DataConfig,
+    ModelSource,
+    RunConfig,
+    TaskConfig,
+    TokenizerConfig,
+)
+from triptych.tasks.finetuning.heads import FLAVA_HEAD
+from triptych.tasks.finetuning.image_text_classification import (
+    AnswerClassificationConfig,
+    ImageTextClassificationConfig,
+)
+from triptych.tasks.finetuning.text_classification import TextClassificationConfig
+from triptych.tasks.pretraining.flava import FLAVAPretrainingConfig
+from triptych.tasks.pretraining.flava_stages import FLAVAImageConfig, FLAVATextConfig
+from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
+
+SCALES = ("smoke", "tiny", "small", "base", "large")
+MODELS = {
+    "smoke": "flava_tiny",
+    "tiny": "flava_tiny",
+    "small": "flava_small",
+    "base": "flava_full",
+    "large": "flava_900m",
+}
+PAPER_SCALES = ("base", "large")
+POSITIONS = {"smoke": 64, "tiny": 64, "small": 128, "base": 512, "large": 512}
+"""Longest text that a scale's model reads."""
+
+CROPS = ImageTransformConfig(crop_scale=(0.9, 1.0), flip_probability=0.0, randaugment_num_ops=0)
+"""torchmultimodal's pre-training: crops of nine tenths of the area on, no flip, no colours."""
+
+WHOLE = replace(CROPS, crop_scale=None)
+"""For small scales: a crop would contradict captions that name all objects."""
+
+CAPTIONS = PretrainingTextConfig(max_text_tokens=77, max_words=None, whole_word=True)
+"""Captions as they are, of 77 tokens; whole words are hidden (torchmultimodal)."""
+
+
+def image(scale: str) -> RunConfig:
+    """Return the image encoder's stage, masked image modelling on pictures alone.
+
+    base, large: the paper takes BEiT's way first and DINO in the end; these are BEiT's numbers:
+    800 epochs of ImageNet's 1.28 M pictures at a batch of 2,048 are 500,000 steps, learning rate
+    1.5e-3, 6,250 warm-up steps (10 epochs), weight decay 0.05, gradients clipped at 3.
+    """
+    _check_scale(scale)
+    if scale in PAPER_SCALES:
+        train = TrainConfig(
+            max_steps=500_000, local_batch_size=2048, accumulate=8, max_grad_norm=3.0
+        )
+        optim = OptimConfig(
+            learning_rate=1.5e-3,
+            vision_learning_rate=1.5e-3,
+            weight_decay=0.05,
+            warmup_steps=6250,
+            min_learning_rate=1e-5,
+        )
+        crops = replace(CROPS, crop_scale=(0.08, 1.0), flip_probability=0.5)
+        return replace(
+            _paper_run("flava.image", scale, FLAVAImageConfig(), train, optim), image=crops
+        )
+    steps = {"smoke": 4, "tiny": 600, "small": 8000}[scale]
+    return _small_run("flava.image", scale, FLAVAImageConfig(), steps, 1.5e-3)
+
+
+def text(scale: str) -> RunConfig:
+    """Return the text encoder's stage, masked language modelling on texts alone.
+
+    base, large: texts of 512 tokens (paper: CCNews and BookCorpus); learning rate, decay, warm-up
+    and batch are those of the joint stage (seed), since the stage's own are not known, and so is
+    the number of steps.
+    """
+    _check_scale(scale)
+    task = FLAVATextConfig(max_text_tokens=POSITIONS[scale])
+    if scale in PAPER_SCALES:
+        train = TrainConfig(max_steps=100_000, local_batch_size=8192, accumulate=64)
+        return _paper_run("flava.text", scale, task, train, _large_batches())
+    steps = {"smoke": 4, "tiny": 500, "small": 6000}[scale]
+    return _small_run("flava.text", scale, task, steps, 2e-3)
+
+
+def joint(scale: str) -> RunConfig:
+    """Return the joint stage: each step draws one source, of pairs, of pictures or of texts.
+
+    Name each source's `kind` and `ratio` with its path; without ratios all are drawn alike, as in
+    torchmultimodal (the paper's ratios are not known).
+
+    base, large: seed: AdamW, batch 8,192, learning rate 1e-3, 10,000 warm-up steps, decay 0.1;
+    torchmultimodal's config: 100,000 steps, all six losses with weight 1. Biases, norms, class
+    tokens and positions do not decay here; in torchmultimodal they do.
+
+    Small scales: GC takes every step on pairs; ITM, MMM-image and MMM-text join every other step
+    after 40 % of them.
+    """
+    _check_scale(scale)
+    task = FLAVAPretrainingConfig(max_text_tokens=POSITIONS[scale])
+    if scale in PAPER_SCALES:
+        train = TrainConfig(max_steps=100_000, local_batch_size=8192, accumulate=64)
+        return _paper_run("flava.joint", scale, task, train, _large_batches())
+    steps = {"smoke": 6, "tiny": 2400, "small": 20_000}[scale]
+    run = _small_run("flava.joint", scale, task, steps, 1.5e-3)
+    late = 4 * steps // 10
+    weights = (
+        ObjectiveWeight(name="gc"),
+        *(
+            ObjectiveWeight(name=name, start_step=late, every_steps=2)
+            for name in ("itm", "mmm_image", "mmm_text")
+        ),
+        ObjectiveWeight(name="mim"),
+        ObjectiveWeight(name="mlm"),
+    )
+    return replace(run, weights=weights)
+
+
+def vqa(scale: str) -> RunConfig:
+    """Return visual question answering by a closed list of answers from the training data.
+
+    base, large: the paper's settings are not known; these are VLMo's: 10 epochs of VQAv2 at a batch
+    of 128, learning rate 3e-5, 20 times that for the head; 480 px.
+    """
+    _check_scale(scale)
+    task = AnswerClassificationConfig()
+    if scale in PAPER_SCALES:
+        run = _finetune("flava.vqa", scale, task, 50_000)
+        optim = replace(run.optim, head_learning_rate_factor=20.0)
+        return replace(run, optim=optim, model=replace(run.model, image_size=480))
+    steps = {"smoke": 4, "tiny": 2000, "small": 6000}[scale]
+    task = replace(task, min_answer_count=1 if scale == "smoke" else 2)
+    return _small_run("flava.vqa", scale, task, steps, 7e-4)
+
+
+def snli_ve(scale: str) -> RunConfig:
+    """Return visual entailment, three classes, by the fused class state and FLAVA's classifier.
+
+    base, large: torchmultimodal's classifier (768, ReLU, dropout 0.5); the paper's optimisation is
+    not known, and that of `flava.vqa` stands for it.
+    """
+    _check_scale(scale)
+    task = ImageTextClassificationConfig(text_field="hypothesis", head=FLAVA_HEAD)
+    if scale in PAPER_SCALES:
+        return _finetune("flava.snli_ve", scale, task, 41_000)
+    steps = {"smoke": 4, "tiny": 1000, "small": 6000}[scale]
+    return _small_run("flava.snli_ve", scale, task, steps, 7e-4)
+
+
+def hateful_memes(scale: str) -> RunConfig:
+    """Return telling hateful memes, two classes judged by AUROC; their words are in `text`.
+
+    base, large: 8,500 memes at a batch of 128 are 66 steps an epoch, of which there are 20; as for
+    `flava.snli_ve`, the paper's optimisation is not known.
+    """
+    _check_scale(scale)
+    task = ImageTextClassificationConfig(text_field="text", head=FLAVA_HEAD)
+    if scale in PAPER_SCALES:
+        return _finetune("flava.hateful_memes", scale, task, 1320)
+    steps = {"smoke": 4, "tiny": 500, "small": 2000}[scale]
+    return _small_run("flava.hateful_memes", scale, task, steps, 7e-4)
+
+
+def glue(scale: str) -> RunConfig:
+    """Return a classifier of texts, or a regression, on the text encoder alone.
+
+    base, large: torchmultimodal on QNLI, which takes RoBERTa's settings: batch 32, 33,112 steps,
+    1,986 of them warm up, learning rate 1e-5, decay 0.1, betas 0.9 and 0.98, eps 1e-6.
+    """
+    _check_scale(scale)
+    task = TextClassificationConfig(head=FLAVA_HEAD, max_text_tokens=min(128, POSITIONS[scale]))
+    if scale in PAPER_SCALES:
+        train = TrainConfig(max_steps=33_112, local_batch_size=32)
+        optim = replace(_linear(1e-5, 1_986), weight_decay=0.1, eps=1e-6)
+        return _paper_run("flava.glue", scale, task, train, optim)
+    steps = {"smoke": 4, "tiny": 1000, "small": 6000}[scale]
+    return _small_run("flava.glue", scale, task, steps, 7e-4)
+
+
+def _finetune(recipe: str, scale: str, task: TaskConfig, steps: int) -> RunConfig:
+    rate = 3e-5 if scale == "base" else 1.5e-5
+    train = TrainConfig(max_steps=steps, local_batch_size=128, accumulate=2)
+    return _paper_run(recipe, scale, task, train, _linear(rate, steps // 10))
+
+
+def _paper_run(
+    recipe: str, scale: str, task: TaskConfig, train: TrainConfig, optim: OptimConfig
+) -> RunConfig:
+    return RunConfig(
+        recipe=recipe,
+        scale=scale,
+        model=ModelSource(name=MODELS[scale]),
+        tokenizer=TokenizerConfig(vocab_size=30522, num_unused=994),
+        data=DataConfig(num_workers=8, cache_mib=0),
+        image=CROPS,
+        captions=CAPTIONS,
+        task=task,
+        train=train,
+        optim=optim,
+    )
+
+
+def _small_run(recipe: str, scale: str, task: TaskConfig, steps: int, rate: float) -> RunConfig:
+    """Return a run for a laptop, on pictures without augmentation; the rates are our own."""
+    rate = rate if scale != "small" else rate / 3
+    return RunConfig(
+        recipe=recipe,
+        scale=scale,
+        model=ModelSource(name=MODELS[scale]),
+        data=DataConfig(cache_mib=1024),
+        image=WHOLE,
+        captions=replace(CAPTIONS, max_text_tokens=min(77, POSITIONS[scale])),
+        task=task,
+        train=TrainConfig(
+            max_steps=steps,
+            local_batch_size=8 if scale == "smoke" else 64,
+            checkpoint_every_steps=1000,
+        ),
+        optim=OptimConfig(
+            learning_rate=rate,
+            vision_learning_rate=rate,
+            muon_learning_rate=3 * rate,
+            betas=(0.9, 0.98),
+            warmup_steps=min(100, steps),
+            min_learning_rate=rate / 100,
+        ),
+    )
+
+
+def _large_batches() -> OptimConfig:
+    """Return the paper's AdamW: a large rate, a large decay and a long warm-up (seed)."""
+    return OptimConfig(
+        learning_rate=1e-3,
+        vision_learning_rate=1e-3,
+        weight_decay=0.1,
+        warmup_steps=10_000,
+        warmup_learning_rate=0.0,
+        min_learning_rate=0.0,
+    )
+
+
+def _linear(rate: float, warmup_steps: int) -> OptimConfig:
+    return OptimConfig(
+        learning_rate=rate,
+        vision_learning_rate=rate,
+        weight_decay=0.01,
+        betas=(0.9, 0.98),
+        warmup_steps=warmup_steps,
+        warmup_learning_rate=0.0,
+        min_learning_rate=0.0,
+        decay="linear",
+    )
+
+
+def _check_scale(scale: str) -> None:
+    if scale not in SCALES:
+        raise ConfigError(f"scale = {scale!r}: must be one of {', '.join(SCALES)}")

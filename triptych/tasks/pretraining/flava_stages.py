@@ -1,0 +1,129 @@
+"""FLAVA's unimodal stages: pictures alone, texts alone (Singh et al. 2022, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from triptych.core.config import check
+from triptych.core.outputs import Predictions
+from triptych.models.dvae.model import DVAE
+from triptych.models.flava.model import FLAVA
+from triptych.tasks.pretraining.flava import (
+    BATCH_KINDS,
+    FLAVAPretraining,
+    FLAVAPretrainingConfig,
+    Kind,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FLAVAImageConfig:
+    """Settings of masked image modelling.
+
+    Attributes:
+        image_tokenizer: A model folder with a dVAE, or released weights of FLAVA's or DALL-E's:
+            its codes are what hidden patches are. Empty keeps the model's own codebook.
+        stored_codes: Whether codes are read from the data, which `triptych data tokenize-images`
+            made, instead of computed at each step. Pictures are then neither cropped nor mirrored.
+    """
+
+    KIND: ClassVar[str] = "flava_image"
+
+    image_tokenizer: str = ""
+    stored_codes: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FLAVATextConfig:
+    """Settings of masked language modelling.
+
+    Attributes:
+        max_text_tokens: Longest text, [CLS] and [SEP] counted (released: 512).
+    """
+
+    KIND: ClassVar[str] = "flava_text"
+
+    max_text_tokens: int = 512
+
+    def __post_init__(self) -> None:
+        """Reject texts without room for a word."""
+        length = self.max_text_tokens
+        check(length >= 3, "max_text_tokens", length, "be at least 3")
+
+
+class _Stage:
+    """FLAVA's pre-training on batches of one kind; the other encoders are left as they are."""
+
+    kind: ClassVar[Kind]
+
+    def __init__(self, model: FLAVA, image_tokenizer: DVAE | None = None) -> None:
+        self._joint = FLAVAPretraining(model, FLAVAPretrainingConfig(), image_tokenizer)
+
+    @property
+    def modules(self) -> nn.ModuleDict:
+        """The model."""
+        return self._joint.modules
+
+    @property
+    def model(self) -> FLAVA:
+        """The model that is trained."""
+        return self._joint.model
+
+    @property
+    def batch_keys(self) -> frozenset[str]:
+        """Keys that `losses` reads."""
+        return BATCH_KINDS[self.kind].batch_keys
+
+    @property
+    def objective_names(self) -> frozenset[str]:
+        """The stage's one objective."""
+        return BATCH_KINDS[self.kind].objectives
+
+    def losses(self, batch: Mapping[str, Tensor], *, active: frozenset[str]) -> dict[str, Tensor]:
+        """Return the stage's loss by its name, if it is active."""
+        return self._joint.losses(batch, active=active)
+
+    def after_step(self, step: int) -> None:
+        """Do nothing that matters here: the contrastive scale stays where it is."""
+        self._joint.after_step(step)
+
+    def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
+        """Return nothing but the places of the samples: no text meets a picture yet."""
+        return Predictions(index=batch["index"].tolist())
+
+
+class FLAVAImage(_Stage):
+    """MIM: the image encoder names the codes of hidden patches.
+
+    Args:
+        model: What is trained.
+        config: The settings.
+        image_tokenizer: A dVAE whose encoder becomes the model's codebook.
+    """
+
+    kind = "image"
+
+    def __init__(
+        self, model: FLAVA, config: FLAVAImageConfig, image_tokenizer: DVAE | None = None
+    ) -> None:
+        super().__init__(model, image_tokenizer)
+        self.config = config
+
+
+class FLAVAText(_Stage):
+    """MLM: the text encoder names hidden words.
+
+    Args:
+        model: What is trained.
+        config: The settings.
+    """
+
+    kind = "text"
+
+    def __init__(self, model: FLAVA, config: FLAVATextConfig) -> None:
+        super().__init__(model)
+        self.config = config
