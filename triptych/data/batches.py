@@ -143,8 +143,8 @@ class BatchBuilder:
             flat = [picture for pictures in pixels for picture in pictures]
             if flat:
                 image = normalise_batch(flat, config.mean, config.std)
-                image = image.unflatten(0, (-1, 2)) if self._pairs is not None else image
-                built.batch["image"] = image
+                paired = (-1, 2, *image.shape[1:])
+                built.batch["image"] = image if self._pairs is None else image.view(paired)
             built.batch["index"] = int_tensor(indices)
         return built
 

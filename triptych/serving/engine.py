@@ -266,7 +266,7 @@ class Engine:
             for rows in _chunks(len(said), IMAGES_PER_PASS):
                 both = self._prepared([*firsts[rows], *seconds[rows]], rows.start)[0]
                 batch = dict(zip(("token_ids", "text_mask"), self._padded(ids[rows]), strict=True))
-                batch["image"] = both.unflatten(0, (2, -1)).transpose(0, 1)
+                batch["image"] = both.view(2, -1, *both.shape[1:]).transpose(0, 1)
                 found += torch.softmax(task.pair_scores(batch), dim=1)[:, 1].tolist()
         return found[0] if single else found
 

@@ -83,10 +83,11 @@ class NLVR2(HeadTask):
         """
         model, head = cast(MPLUG, self.modules["model"]), cast(PairHead, self.modules["head"])
         both = batch["image"].transpose(0, 1).flatten(0, 1)  # (2·B, 3, H, W): first ones first
-        images = model.encode_image(both).tokens.unflatten(0, (2, -1))  # (2, B, N, D)
+        states = model.encode_image(both).tokens
+        images = states.reshape(2, -1, *states.shape[1:])  # (2, B, N, D)
         text = model.encode_text(batch["token_ids"], batch["text_mask"])
-        states = head.pairs(model, images, text.tokens, text.mask)
-        return cast(Tensor, head.classifier(states[:, 0])).float()
+        fused = head.pairs(model, images, text.tokens, text.mask)  # (B, L, D)
+        return cast(Tensor, head.classifier(fused[:, 0])).float()
 
     def losses(self, batch: Mapping[str, Tensor], *, active: frozenset[str]) -> dict[str, Tensor]:
         """Return {"classification": mean cross-entropy}."""
