@@ -20,6 +20,8 @@ from triptych.nn.attention import (
 from triptych.nn.kv_cache import LayerCache
 from triptych.nn.shortcuts import without_shortcuts
 
+pytestmark = pytest.mark.usefixtures("packed_at_any_width")
+
 
 def _loop_attention(query, key, value, bias):
     """Return softmax(QKᵀ/√K + bias)V with NumPy loops; arrays (B, H, L, K) in float64."""

@@ -3,17 +3,25 @@
 import pytest
 import torch
 
+from triptych.nn import packing
 from triptych.nn.attention import causal_bias, key_bias
 from triptych.nn.block import Block, BlockConfig
 from triptych.nn.init import init_weights
 from triptych.nn.packing import TokenGrid
 from triptych.nn.shortcuts import without_shortcuts
 
+pytestmark = pytest.mark.usefixtures("packed_at_any_width")
+
+
+def _grid_of(mask):
+    return TokenGrid.of(mask, embed_dim=8)
+
+
 MASK = torch.tensor([[True, True, False], [True, False, False], [True, True, True]])
 
 
 def test_a_grid_by_hand():
-    grid = TokenGrid.of(MASK)
+    grid = _grid_of(MASK)
     assert grid.slots.tolist() == [0, 1, 3, 6, 7, 8]
     x = torch.arange(1.0, 10.0).reshape(3, 3, 1)
     packed = grid.pack(x)
@@ -22,7 +30,7 @@ def test_a_grid_by_hand():
 
 
 def test_a_full_grid_copies_nothing():
-    grid = TokenGrid.of(torch.ones(2, 3, dtype=torch.bool))
+    grid = _grid_of(torch.ones(2, 3, dtype=torch.bool))
     x = torch.randn(2, 3, 4)
     assert grid.slots is None
     assert grid.pack(x).data_ptr() == x.data_ptr()
@@ -31,16 +39,16 @@ def test_a_full_grid_copies_nothing():
 
 def test_without_shortcuts_padding_counts_as_tokens():
     with without_shortcuts():
-        assert TokenGrid.of(MASK).slots is None
-    assert TokenGrid.of(MASK).slots is not None
+        assert _grid_of(MASK).slots is None
+    assert _grid_of(MASK).slots is not None
 
 
 @pytest.mark.parametrize("full", [False, True])
 def test_rows_of_a_group_share_a_row(full):
     mask = torch.ones_like(MASK) if full else MASK
     words = torch.arange(9).reshape(3, 3)[..., None]
-    grouped = TokenGrid.of(mask).group_rows(torch.tensor([1, 0, 1]), 3)
-    padded = grouped.pad(TokenGrid.of(mask).pack(words))[..., 0].tolist()
+    grouped = _grid_of(mask).group_rows(torch.tensor([1, 0, 1]), 3)
+    padded = grouped.pad(_grid_of(mask).pack(words))[..., 0].tolist()
     if full:
         assert padded == [[3, 4, 5, 0, 0, 0], [0, 1, 2, 6, 7, 8], [0] * 6]
     else:
@@ -66,7 +74,7 @@ def _same_gradients(found, expected, inputs):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_a_block_gives_packed_tokens_what_it_gives_padded_ones(causal):
-    block, grid = _block(), TokenGrid.of(MASK)
+    block, grid = _block(), _grid_of(MASK)
     x = torch.randn(3, 3, 8, requires_grad=True)
     bias = causal_bias(3, x.device) if causal else key_bias(MASK)
     found, expected = block(grid.pack(x), bias, grid=grid), grid.pack(block(x, bias))
@@ -76,7 +84,7 @@ def test_a_block_gives_packed_tokens_what_it_gives_padded_ones(causal):
 
 @pytest.mark.parametrize("num_queries", [1, 10_000])
 def test_texts_of_an_image_read_one_memory(num_queries):
-    block, grid, image_index = _block(memory_dim=6), TokenGrid.of(MASK), torch.tensor([1, 0, 1])
+    block, grid, image_index = _block(memory_dim=6), _grid_of(MASK), torch.tensor([1, 0, 1])
     x = torch.randn(3, 3, 8, requires_grad=True)
     image = torch.randn(2, 4, 6, requires_grad=True)
     image_mask = torch.tensor([[True, True, True, False], [True] * 4])
@@ -93,24 +101,24 @@ def test_texts_of_an_image_read_one_memory(num_queries):
 @pytest.mark.parametrize("full", [False, True])
 def test_places_of_some_tokens(full):
     mask = torch.ones_like(MASK) if full else MASK
-    some = TokenGrid.of(mask & torch.tensor([False, True, True]))
+    some = _grid_of(mask & torch.tensor([False, True, True]))
     words = torch.arange(9).reshape(3, 3)
-    packed = TokenGrid.of(mask).pack(words)
-    found = packed[TokenGrid.of(mask).places_of(some)]
+    packed = _grid_of(mask).pack(words)
+    found = packed[_grid_of(mask).places_of(some)]
     assert found.tolist() == ([1, 2, 4, 5, 7, 8] if full else [1, 7, 8])
-    every = TokenGrid.of(torch.ones_like(MASK))
+    every = _grid_of(torch.ones_like(MASK))
     assert every.places_of(every).tolist() == list(range(9))
 
 
 @pytest.mark.parametrize("indexed", [False, True])
 def test_only_the_tokens_that_are_read_are_transformed(indexed):
-    block, grid = _block(memory_dim=6), TokenGrid.of(MASK)
+    block, grid = _block(memory_dim=6), _grid_of(MASK)
     x = torch.randn(3, 3, 8, requires_grad=True)
     image_index = torch.tensor([1, 0, 1])
     with torch.no_grad():
         memory = block.cross_attention.project(torch.randn(2 if indexed else 3, 4, 6))
     read = torch.tensor([[True, False, False], [True, False, False], [False, True, True]])
-    readers = TokenGrid.of(MASK & read)
+    readers = _grid_of(MASK & read)
     images = (grid.group_rows(image_index, 2), readers.group_rows(image_index, 2))
     images = images if indexed else (None, None)
     bias = key_bias(MASK)
@@ -127,7 +135,7 @@ def test_joint_equals_the_block_over_the_joined_sequence(pre_norm):
     torch.manual_seed(0)
     block = Block(BlockConfig(embed_dim=8, num_heads=2, dropout=0.0, pre_norm=pre_norm)).eval()
     init_weights(block, 0.5)
-    grid, image_index = TokenGrid.of(MASK), torch.tensor([1, 0, 1])
+    grid, image_index = _grid_of(MASK), torch.tensor([1, 0, 1])
     image = torch.randn(2, 4, 8, requires_grad=True)
     text = torch.randn(3, 3, 8, requires_grad=True)
     bias = torch.cat([torch.zeros(3, 1, 1, 4), key_bias(MASK)], dim=-1)
@@ -138,3 +146,10 @@ def test_joint_equals_the_block_over_the_joined_sequence(pre_norm):
     found = torch.cat([image_out.flatten(), text_out.flatten()])
     expected = torch.cat([whole[:, :4].flatten(), grid.pack(whole[:, 4:]).flatten()])
     _same_gradients(found, expected, [image, text, *block.parameters()])
+
+
+def test_narrow_states_keep_their_padding(monkeypatch):
+    monkeypatch.setattr(packing, "PACKED_FROM", 384)
+    mask = torch.tensor([[True, False], [True, True]])
+    assert TokenGrid.of(mask, 383).slots is None
+    assert TokenGrid.of(mask, 384).slots.tolist() == [0, 2, 3]

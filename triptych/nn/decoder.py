@@ -110,7 +110,11 @@ class TextDecoder(nn.Module):
     ) -> Tensor:
         check_text_length(token_ids, self.config.max_positions)
         batch, length = token_ids.shape
-        grid = TokenGrid(batch, length) if text_mask is None else TokenGrid.of(text_mask)
+        grid = (
+            TokenGrid(batch, length)
+            if text_mask is None
+            else TokenGrid.of(text_mask, self.config.embed_dim)
+        )
         x = grid.pack(self.embedding(token_ids))  # (T, D)
         bias = causal_bias(length, x.device, x.dtype)
         for block, layer in zip(self.blocks, layers, strict=True):

@@ -97,7 +97,7 @@ class TextEncoder(nn.Module):
             (B, L, D). Values at padding are meaningless.
         """
         check_text_length(token_ids, self.config.max_positions)
-        grid = TokenGrid.of(text_mask)
+        grid = TokenGrid.of(text_mask, self.config.embed_dim)
         x = grid.pack(self.embedding(token_ids))  # (T, D)
         bias = key_bias(text_mask, x.dtype)
         for block in self.blocks:

@@ -9,6 +9,10 @@ from torch import Tensor
 
 from triptych.nn import shortcuts
 
+PACKED_FROM = 384
+"""Width D from which padding is skipped. A batch of another number of tokens makes the CPU's matrix
+library prepare its kernels anew, which at width 128 costs more than the padding does."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenGrid:
@@ -29,10 +33,13 @@ class TokenGrid:
     slots: Tensor | None = None
 
     @classmethod
-    def of(cls, mask: Tensor) -> TokenGrid:
-        """Return the grid of the True places of a mask (R, W) bool, in row-major order."""
+    def of(cls, mask: Tensor, embed_dim: int) -> TokenGrid:
+        """Return the grid of the True places of a mask (R, W) bool, in row-major order.
+
+        States narrower than `PACKED_FROM` keep their padding: the grid is full.
+        """
         num_rows, width = mask.shape
-        if not shortcuts.are_taken():
+        if embed_dim < PACKED_FROM or not shortcuts.are_taken():
             return cls(num_rows, width)
         slots = mask.flatten().nonzero()[:, 0]
         return cls(num_rows, width, None if len(slots) == num_rows * width else slots)

@@ -65,7 +65,7 @@ SIZES = {
         num_images=48, num_test=12, pretrain_steps=4, vqa_steps=2, grounding_steps=2, rerank_top_k=4
     ),
     "tiny": DemoSize(
-        num_images=24_000, num_test=500, pretrain_steps=2000, vqa_steps=2000, grounding_steps=2000
+        num_images=24_000, num_test=500, pretrain_steps=1600, vqa_steps=1800, grounding_steps=1400
     ),
     "small": DemoSize(
         num_images=100_000,

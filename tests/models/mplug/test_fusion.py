@@ -16,6 +16,8 @@ from triptych.models.mplug.model import MPLUG
 from triptych.nn.init import init_weights
 from triptych.nn.shortcuts import without_shortcuts
 
+pytestmark = pytest.mark.usefixtures("packed_at_any_width")
+
 NAMES = (
     "skip_connected",
     "connected_attention",

@@ -16,6 +16,8 @@ from triptych.models.vlmo.trunk import TokenSequence
 from triptych.nn.packing import TokenGrid
 from triptych.nn.shortcuts import without_shortcuts
 
+pytestmark = pytest.mark.usefixtures("packed_at_any_width")
+
 
 def small(**changes):
     sizes = {"vocab_size": 30, "embed_dim": 16, "depth": 3, "num_heads": 2, "fused_from": 2}
@@ -231,7 +233,7 @@ def test_skipping_drops_whole_rows_of_a_modality():
     model = build(small(drop_path=0.5))
     block = model.trunk.blocks[2].train()
     mask = torch.tensor([[True, True, False], [True, True, True]])
-    layout = Layout(2, 4, TokenGrid.of(mask))
+    layout = Layout(2, 4, TokenGrid.of(mask, 16))
     assert layout.num_text_tokens == 5
     ones = torch.ones(2 * 4 + 5, 16)
     seen = set()

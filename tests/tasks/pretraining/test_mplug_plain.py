@@ -14,6 +14,8 @@ from triptych.nn.init import init_weights
 from triptych.tasks.pretraining.mplug import OBJECTIVES, MPLUGPretraining, MPLUGPretrainingConfig
 from triptych.tasks.pretraining.mplug_plain import plain_losses
 
+pytestmark = pytest.mark.usefixtures("packed_at_any_width")
+
 FUSIONS = (
     "skip_connected",
     "connected_attention",

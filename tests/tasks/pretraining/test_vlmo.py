@@ -18,6 +18,8 @@ from triptych.tasks.pretraining.vlmo import (
     itm_labels,
 )
 
+pytestmark = pytest.mark.usefixtures("packed_at_any_width")
+
 MODEL = VLMoConfig(
     vocab_size=40,
     embed_dim=16,

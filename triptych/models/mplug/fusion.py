@@ -93,7 +93,7 @@ class SkipConnectedFusion(nn.Module):
             and the image index that still applies: None when the image states are (M, N, D), one
             row a text.
         """
-        rows = TokenGrid.of(text_mask)
+        rows = TokenGrid.of(text_mask, text.shape[-1])
         readers = _readers(rows, image, image_index)
         x = rows.pack(text)  # (T, D)
         wanted = None
@@ -106,7 +106,7 @@ class SkipConnectedFusion(nn.Module):
                 image_index, readers = None, rows
             else:
                 if read is not None and layer + 1 == len(self.blocks):
-                    wanted = TokenGrid.of(text_mask & read)
+                    wanted = TokenGrid.of(text_mask & read, text.shape[-1])
                     readers = _readers(wanted, image, image_index)
                 memory = _memory(block, image, readers.width)
                 x = block(x, bias, memory, None, rows, readers, wanted)
@@ -144,7 +144,7 @@ class CoAttentionFusion(nn.Module):
         text states are computed, whatever is read.
         """
         del read
-        rows = TokenGrid.of(text_mask)
+        rows = TokenGrid.of(text_mask, text.shape[-1])
         readers = _readers(rows, image, image_index)
         x = rows.pack(text)  # (T, D)
         bias = key_bias(text_mask, text.dtype)

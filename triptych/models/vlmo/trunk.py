@@ -194,7 +194,7 @@ class MultiwayTrunk(nn.Module):
             parts.append(image.flatten(0, 1))
         if text is not None:
             assert mask is not None
-            grid = TokenGrid.of(mask)
+            grid = TokenGrid.of(mask, text.shape[-1])
             parts.append(grid.pack(text))
             keys = nn.functional.pad(mask, (num_image, 0), value=True)
             hidden = key_bias(keys, text.dtype)
@@ -243,4 +243,3 @@ class MultiwayTrunk(nn.Module):
             states = block.read(tokens[rows], own, places + offset, expert)  # type: ignore[operator]
             found.append(self.norm(states))
         return found
-
