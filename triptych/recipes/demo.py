@@ -14,12 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.console import Console
 
 from triptych.core.config import check
 from triptych.core.errors import ConfigError
-from triptych.core.machine import num_cores
 from triptych.core.outputs import MetricValue, Predictions
 from triptych.data.manifest import read_records
 from triptych.data.records import Record
@@ -65,7 +63,7 @@ SIZES = {
         num_images=48, num_test=12, pretrain_steps=4, vqa_steps=2, grounding_steps=2, rerank_top_k=4
     ),
     "tiny": DemoSize(
-        num_images=24_000, num_test=500, pretrain_steps=1600, vqa_steps=1800, grounding_steps=1400
+        num_images=24_000, num_test=500, pretrain_steps=1250, vqa_steps=1400, grounding_steps=1000
     ),
     "small": DemoSize(
         num_images=100_000,
@@ -181,12 +179,7 @@ def demo_runs(
     seed: int,
     num_threads: int | None,
 ) -> dict[str, RunConfig]:
-    """Return the runs of the demo by stage, in order; they read `folder / "tokenizer"`.
-
-    On a CPU with several cores two processes of half the batch pre-train together: a small model
-    does not keep two cores busy in one process.
-    """
-    together = 2 if not torch.cuda.is_available() and (num_threads or num_cores()) > 1 else 1
+    """Return the runs of the demo by stage, in order; they read `folder / "tokenizer"`."""
     stages = (
         ("pretrain", "mplug.pretrain", "caption", size.pretrain_steps),
         ("vqa", "mplug.vqa", "vqa", size.vqa_steps),
@@ -201,20 +194,12 @@ def demo_runs(
             tokenizer = replace(tokenizer, path=str(folder / "tokenizer"))
         else:
             model = replace(model, init_from=str(folder / "pretrain" / "model"))
-        train = replace(config.train, max_steps=steps, seed=seed, num_threads=num_threads)
-        if stage == "pretrain" and train.local_batch_size % together == 0:
-            train = replace(
-                train,
-                num_processes=together,
-                local_batch_size=train.local_batch_size // together,
-                num_threads=None if num_threads is None else max(1, num_threads // together),
-            )
         runs[stage] = replace(
             config,
             model=model,
             tokenizer=tokenizer,
             data=replace(config.data, train=(scene_source(files, task, "train"),), seed=seed),
-            train=train,
+            train=replace(config.train, max_steps=steps, seed=seed, num_threads=num_threads),
             weights=tuple(
                 replace(w, start_step=w.start_step * steps // config.train.max_steps)
                 for w in config.weights
