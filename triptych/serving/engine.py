@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -442,11 +442,9 @@ class Engine:
 
     def _classifier_ids(self, texts: Sequence[str], what: str) -> list[IdArray]:
         """Encode texts as the classifier's training does."""
-        assert isinstance(
-            self._classifier,
-            (AnswerClassification, ImageTextClassification, NLVR2, TextClassification),
-        )
-        encode = TextCache(self.tokenizer, self._classifier.config.max_text_tokens)
+        assert self._classifier is not None
+        config: Any = self._classifier.config  # type: ignore[attr-defined]
+        encode = TextCache(self.tokenizer, config.max_text_tokens)
         found = [encode(text).ids for text in check_texts(list(texts), what)]
         for text, ids in zip(texts, found, strict=True):
             if len(ids) <= 2:
