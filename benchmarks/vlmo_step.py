@@ -50,6 +50,8 @@ class PlainTask(VLMoPretraining):
     def losses(
         self, batch: Mapping[str, Tensor], *, active: frozenset[str] = OBJECTIVES
     ) -> dict[str, Tensor]:
+        """Return all losses."""
+        del active
         return plain_losses(self, batch)
 
 
@@ -126,8 +128,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "loss_gap": gap,
         "protocol": (
             f"{options.variant}, batch {options.batch}, {stepper.precision}, ITC on "
-            f"{'one branch' if options.one_contrast else 'both branches'}, ITM, MLM: whole training "
-            f"step, median of {options.rounds} pairs of steps"
+            f"{'one branch' if options.one_contrast else 'both branches'}, ITM, MLM: whole "
+            f"training step, median of {options.rounds} pairs of steps"
         ),
     }
     print(json.dumps(result | run_facts(options)))
