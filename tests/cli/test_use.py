@@ -12,6 +12,7 @@ from triptych.cli.ground import COLOR
 from triptych.cli.main import main
 from triptych.generation.sampling import SamplingConfig
 from triptych.models.base import num_parameters
+from triptych.models.registry import list_image_tokenizers
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +152,8 @@ def test_mistakes_give_code_2_and_say_what_is_wrong(capsys, folders, pictures, a
 def test_models_counts_parameters(capsys):
     assert main(["models", "--json"]) == 0
     rows = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}
-    assert list(rows) == triptych.list_models()
+    assert list(rows) == [*triptych.list_models(), *list_image_tokenizers()]
+    assert rows["dvae_dalle"]["vocab_size"] == 8192
     tiny = triptych.create_model("mplug_tiny")
     assert rows["mplug_tiny"]["num_parameters"] == num_parameters(tiny)
     assert rows["mplug_tiny"]["image_size"] == 64

@@ -1,7 +1,8 @@
 """Model folders: what `load`, `serve` and `eval` take, and what a run leaves behind.
 
 `config.json`, `model.safetensors`, `tokenizer.json`, `preprocess.json`, `README.md` (the model
-card), and `head.safetensors` where a task put a classifier on the model. Nothing is pickled.
+card), and `head.safetensors` where a task put a classifier on the model. A model that reads no
+text has no `tokenizer.json`, and `"text": null` in `config.json`. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from triptych.core.files import write_atomic, write_json
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 PREPROCESS, CARD, HEAD = "preprocess.json", "README.md", "head.safetensors"
-_NEEDED = frozenset({CONFIG, WEIGHTS, TOKENIZER, PREPROCESS})
-_FILES = _NEEDED | {CARD, HEAD}
+_NEEDED = frozenset({CONFIG, WEIGHTS, PREPROCESS})
+_FILES = _NEEDED | {TOKENIZER, CARD, HEAD}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,7 @@ class ModelFolder:
     Attributes:
         config: Plain values that the model is built from.
         state_dict: Weights by name, on the CPU; tied names hold one tensor.
-        tokenizer_path: The folder's `tokenizer.json`.
+        tokenizer_path: The folder's `tokenizer.json`, which a model without text does not have.
         preprocess: Plain values of the image transform, such as size, mean and deviation.
         card: Markdown text of the model card; empty if there is none.
         head: Weights of the task's classifier, on the CPU; empty if there is none.
@@ -54,7 +55,7 @@ def save_model_folder(
     *,
     config: dict[str, Any],
     state_dict: Mapping[str, Tensor],
-    tokenizer_json: str,
+    tokenizer_json: str | None,
     preprocess: dict[str, Any],
     card: str,
     head: Mapping[str, Tensor] | None = None,
@@ -65,7 +66,7 @@ def save_model_folder(
         folder: Where; its parents are made.
         config: JSON values that the model can be built from.
         state_dict: Weights by name, on any device; tied tensors are stored once.
-        tokenizer_json: Content of `tokenizer.json`.
+        tokenizer_json: Content of `tokenizer.json`; None for a model that reads no text.
         preprocess: JSON values of the image transform.
         card: Markdown text, as `build_model_card` returns it.
         head: Weights of the task's classifier, if it has one.
@@ -89,7 +90,8 @@ def save_model_folder(
         _save_weights(temporary / WEIGHTS, state_dict)
         if head is not None:
             _save_weights(temporary / HEAD, head)
-        write_atomic(temporary / TOKENIZER, tokenizer_json)
+        if tokenizer_json is not None:
+            write_atomic(temporary / TOKENIZER, tokenizer_json)
         write_json(temporary / PREPROCESS, preprocess)
         write_atomic(temporary / CARD, card)
         write_json(temporary / CONFIG, config)
@@ -115,15 +117,18 @@ def load_model_folder(folder: Path) -> ModelFolder:
         raise CheckpointError(
             f"no model folder at {folder}; `triptych train` and `export` write one"
         )
-    missing = sorted(name for name in _NEEDED if not (folder / name).is_file())
+    missing = {name for name in _NEEDED if not (folder / name).is_file()}
+    config = {} if CONFIG in missing else _read_json(folder / CONFIG)
+    if config.get("text", {}) is not None and not (folder / TOKENIZER).is_file():
+        missing.add(TOKENIZER)
     if missing:
         raise CheckpointError(
-            f"{folder} is not a model folder: {', '.join(missing)} is missing; "
+            f"{folder} is not a model folder: {', '.join(sorted(missing))} is missing; "
             "name the folder that holds config.json, such as RUN_FOLDER/model"
         )
     card, head = folder / CARD, folder / HEAD
     return ModelFolder(
-        config=_read_json(folder / CONFIG),
+        config=config,
         state_dict=_load_weights(folder / WEIGHTS),
         tokenizer_path=folder / TOKENIZER,
         preprocess=_read_json(folder / PREPROCESS),

@@ -58,11 +58,11 @@ def model_rows() -> list[dict[str, str | int]]:
     import torch
 
     from triptych.models.base import num_parameters
-    from triptych.models.families import text_sizes
-    from triptych.models.registry import create_model, list_models
+    from triptych.models.families import vocabulary_size
+    from triptych.models.registry import create_model, list_image_tokenizers, list_models
 
     rows: list[dict[str, str | int]] = []
-    for name in list_models():
+    for name in [*list_models(), *list_image_tokenizers()]:
         with torch.device("meta"):
             model = create_model(name)
         rows.append(
@@ -70,7 +70,7 @@ def model_rows() -> list[dict[str, str | int]]:
                 "name": name,
                 "num_parameters": num_parameters(model),
                 "image_size": model.image_size,
-                "vocab_size": text_sizes(model.config).vocab_size,
+                "vocab_size": vocabulary_size(model.config),
             }
         )
     return rows

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from triptych.core.config import from_dict
 from triptych.core.errors import CheckpointError, ConfigError, nearest
+from triptych.models.dvae import variants as dvae_variants
+from triptych.models.dvae.config import DVAEConfig
+from triptych.models.dvae.model import DVAE
 from triptych.models.flava import variants as flava_variants
 from triptych.models.flava.config import FLAVAConfig
 from triptych.models.flava.model import FLAVA
@@ -40,6 +43,7 @@ class Family:
         build: From a config to a model with fresh weights.
         variants: Registered sizes by name; each takes `image_size` and `vocab_size`.
         resize: From a stored state, its config and a new side in pixels to both at that size.
+        reads_text: False for image tokenizers, which know pictures alone.
     """
 
     title: str
@@ -47,6 +51,7 @@ class Family:
     build: Callable[[Any], nn.Module]
     variants: Mapping[str, Callable[..., Any]]
     resize: Callable[[State, Any, int], tuple[State, Any]]
+    reads_text: bool = True
 
 
 def _resize_mplug(state: State, config: MPLUGConfig, image_size: int) -> tuple[State, MPLUGConfig]:
@@ -56,10 +61,17 @@ def _resize_mplug(state: State, config: MPLUGConfig, image_size: int) -> tuple[S
     return {**state, name: table}, resized
 
 
+def _resize_dvae(state: State, config: DVAEConfig, image_size: int) -> tuple[State, DVAEConfig]:
+    return state, replace(config, image_size=image_size)  # convolutions fit every size
+
+
 FAMILIES: dict[str, Family] = {
     "mplug": Family("mPLUG", MPLUGConfig, MPLUG, mplug_variants.VARIANTS, _resize_mplug),
     "flava": Family("FLAVA", FLAVAConfig, FLAVA, flava_variants.VARIANTS, resize_flava),
     "vlmo": Family("VLMo", VLMoConfig, VLMo, vlmo_variants.VARIANTS, resize_model_state),
+    "dvae": Family(
+        "dVAE", DVAEConfig, DVAE, dvae_variants.VARIANTS, _resize_dvae, reads_text=False
+    ),
 }
 """By the `kind` of the config class."""
 
@@ -86,10 +98,15 @@ class TextSizes:
 
 
 def text_sizes(config: Any) -> TextSizes:
-    """Return the text sizes of a model config of any family."""
+    """Return the text sizes of a model config of any family that reads text."""
     if isinstance(config, VLMoConfig):
         return TextSizes(config.vocab_size, config.max_text_tokens)
     return TextSizes(config.text.vocab_size, config.text.max_positions)
+
+
+def vocabulary_size(config: Any) -> int:
+    """Return how many words a model of any family knows; how many codes an image tokenizer."""
+    return config.num_codes if isinstance(config, DVAEConfig) else text_sizes(config).vocab_size
 
 
 def patch_size(config: Any) -> int:

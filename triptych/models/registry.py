@@ -15,8 +15,15 @@ for _family in FAMILIES.values():
 
 
 def list_models() -> list[str]:
-    """Return the names of all registered variants."""
-    return VARIANTS.names()
+    """Return the names of all registered vision-language models."""
+    families = (family for family in FAMILIES.values() if family.reads_text)
+    return [name for family in families for name in family.variants]
+
+
+def list_image_tokenizers() -> list[str]:
+    """Return the names of all registered image tokenizers."""
+    families = (family for family in FAMILIES.values() if not family.reads_text)
+    return [name for family in families for name in family.variants]
 
 
 def model_config(name: str, *, image_size: int | None = None, vocab_size: int | None = None) -> Any:

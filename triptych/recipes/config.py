@@ -21,6 +21,9 @@ from triptych.tasks.finetuning.text_classification import TextClassificationConf
 from triptych.tasks.finetuning.vlmo_nlvr2 import VLMoNLVR2Config
 from triptych.tasks.finetuning.vlmo_retrieval import VLMoRetrievalConfig
 from triptych.tasks.finetuning.vqa import VQAConfig
+from triptych.tasks.pretraining.dvae import DVAETrainingConfig
+from triptych.tasks.pretraining.flava import FLAVAPretrainingConfig
+from triptych.tasks.pretraining.flava_stages import FLAVAImageConfig, FLAVATextConfig
 from triptych.tasks.pretraining.mplug import MPLUGPretrainingConfig
 from triptych.tasks.pretraining.vlmo import VLMoPretrainingConfig
 from triptych.tasks.pretraining.vlmo_stages import VLMoLanguageConfig, VLMoVisionConfig
@@ -42,6 +45,10 @@ TaskConfig = (
     | VLMoPretrainingConfig
     | VLMoRetrievalConfig
     | VLMoNLVR2Config
+    | FLAVAImageConfig
+    | FLAVATextConfig
+    | FLAVAPretrainingConfig
+    | DVAETrainingConfig
 )
 
 

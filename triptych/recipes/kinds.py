@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from triptych.checkpoint.model_folder import load_model_folder, stored_config
-from triptych.core.errors import CheckpointError, ConfigError
 from triptych.data.collate import (
     AnyCollator,
     CaptioningCollator,
@@ -26,7 +23,8 @@ from triptych.data.collate.classification import (
     ImageTextClassCollator,
     TextClassCollator,
 )
-from triptych.data.collate.image import MaskedImageCollator
+from triptych.data.collate.flava import FLAVAPairCollator
+from triptych.data.collate.image import ImageCollator, MaskedImageCollator
 from triptych.data.collate.masked_text import MaskedTextCollator
 from triptych.data.labels import answer_vocabulary, class_names
 from triptych.data.records import Record
@@ -34,7 +32,7 @@ from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.evaluation.vqa import normalize_answer
 from triptych.models.dvae.config import codebook_image_size
 from triptych.models.dvae.model import DVAE
-from triptych.models.families import restore_model
+from triptych.recipes import image_tokenizer
 from triptych.recipes.config import TaskConfig, TextLengths
 from triptych.tasks.finetuning.captioning import Captioning, CaptioningConfig
 from triptych.tasks.finetuning.grounding import Grounding, GroundingConfig
@@ -54,6 +52,14 @@ from triptych.tasks.finetuning.text_classification import (
 from triptych.tasks.finetuning.vlmo_nlvr2 import VLMoNLVR2, VLMoNLVR2Config
 from triptych.tasks.finetuning.vlmo_retrieval import VLMoRetrieval, VLMoRetrievalConfig
 from triptych.tasks.finetuning.vqa import VQA, VQAConfig
+from triptych.tasks.pretraining.dvae import DVAETraining, DVAETrainingConfig
+from triptych.tasks.pretraining.flava import FLAVAPretraining, FLAVAPretrainingConfig
+from triptych.tasks.pretraining.flava_stages import (
+    FLAVAImage,
+    FLAVAImageConfig,
+    FLAVAText,
+    FLAVATextConfig,
+)
 from triptych.tasks.pretraining.mplug import MPLUGPretraining, MPLUGPretrainingConfig
 from triptych.tasks.pretraining.vlmo import VLMoPretraining, VLMoPretrainingConfig
 from triptych.tasks.pretraining.vlmo_stages import (
@@ -81,6 +87,10 @@ TRAINED_FOR = {
     VLMoLanguageConfig: "language",
     VLMoPretrainingConfig: "pretraining",
     VLMoRetrievalConfig: "retrieval",
+    FLAVAImageConfig: "vision",
+    FLAVATextConfig: "language",
+    FLAVAPretrainingConfig: "pretraining",
+    DVAETrainingConfig: image_tokenizer.TRAINED_FOR,
 }
 """The word in a model folder's `trained_for`, by task config."""
 
@@ -174,32 +184,25 @@ def build_task(
         case TextClassificationConfig():
             return TextClassification(model, config)
         case VLMoVisionConfig():
-            return VLMoVision(model, config, load_image_tokenizer(config.image_tokenizer))
+            return VLMoVision(model, config, image_tokenizer.load(config.image_tokenizer))
         case VLMoLanguageConfig():
             return VLMoLanguage(model, config)
         case VLMoPretrainingConfig():
             return VLMoPretraining(model, config)
         case VLMoRetrievalConfig():
             return VLMoRetrieval(model, config)
+        case FLAVAImageConfig():
+            return FLAVAImage(model, config, _tokenizer_if_named(config.image_tokenizer))
+        case FLAVATextConfig():
+            return FLAVAText(model, config)
+        case FLAVAPretrainingConfig():
+            return FLAVAPretraining(model, config, _tokenizer_if_named(config.image_tokenizer))
+        case DVAETrainingConfig():
+            return DVAETraining(model, config)
 
 
-def load_image_tokenizer(folder: str) -> DVAE:
-    """Load the dVAE of a model folder.
-
-    Raises:
-        ConfigError: No folder is named.
-        CheckpointError: The folder is incomplete, or holds another kind of model.
-    """
-    if not folder:
-        raise ConfigError(
-            "task.image_tokenizer is empty: name a model folder with an image tokenizer, such as "
-            "`triptych train dvae` makes"
-        )
-    stored = load_model_folder(Path(folder))
-    model = restore_model(stored_config(stored.config, Path(folder)), stored.state_dict, folder)
-    if not isinstance(model, DVAE):
-        raise CheckpointError(f"{folder} holds no image tokenizer but a {type(model).__name__}")
-    return model
+def _tokenizer_if_named(folder: str) -> DVAE | None:
+    return image_tokenizer.load(folder) if folder else None
 
 
 def build_reward(config: SCSTConfig, records: Iterable[Record]) -> CiderReward:
@@ -236,7 +239,6 @@ def build_collator(
         kind: Which of the task's kinds of batches, for a task of several.
         pictures: How pictures are prepared, for tasks that hide patches.
     """
-    del kind  # no task here takes several yet
     match config:
         case MPLUGPretrainingConfig():
             return PretrainingCollator(tokenizer, captions)
@@ -287,6 +289,38 @@ def build_collator(
             return RetrievalCollator(
                 tokenizer, max_text_tokens=captions.max_text_tokens, max_words=captions.max_words
             )
+        case FLAVAImageConfig() | FLAVATextConfig() | FLAVAPretrainingConfig():
+            return _flava_collator(config, tokenizer, captions, kind, pictures)
+        case DVAETrainingConfig():
+            return ImageCollator()
+
+
+def _flava_collator(
+    config: FLAVAImageConfig | FLAVATextConfig | FLAVAPretrainingConfig,
+    tokenizer: Tokenizer,
+    captions: PretrainingTextConfig,
+    kind: str | None,
+    pictures: PatchView | None,
+) -> AnyCollator[Any]:
+    """Build the collator of one of FLAVA's kinds of batches.
+
+    Texts alone hide tokens one by one; `captions.whole_word` is for pairs (torchmultimodal).
+    """
+    if isinstance(config, FLAVATextConfig) or kind == "text":
+        assert not isinstance(config, FLAVAImageConfig)
+        longest = config.max_text_tokens
+        texts = replace(captions, max_text_tokens=longest, whole_word=False)
+        return MaskedTextCollator(tokenizer, texts)
+    assert pictures is not None, "masked image modelling needs the size of patches"
+    size = codebook_image_size(pictures.image.image_size, pictures.patch_size)
+    hiding = MaskedImageCollator(
+        pictures.image,
+        patch_size=pictures.patch_size,
+        codebook_size=None if config.stored_codes else size,
+    )
+    if isinstance(config, FLAVAImageConfig) or kind == "image":
+        return hiding
+    return FLAVAPairCollator(tokenizer, captions, hiding, swap_probability=config.swap_probability)
 
 
 def _classifier_collator(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from triptych.core.registry import Registry
-from triptych.recipes import classification, mplug, vlmo
+from triptych.recipes import classification, dvae, flava, mplug, vlmo
 from triptych.recipes.config import RunConfig
 
 RECIPES: Registry[Callable[[str], RunConfig]] = Registry("recipe")
@@ -32,6 +32,17 @@ for _build in (
     vlmo.snli_ve,
 ):
     RECIPES.register(f"vlmo.{_build.__name__}")(_build)
+RECIPES.register(dvae.RECIPE)(dvae.dvae)
+for _build in (
+    flava.image,
+    flava.text,
+    flava.joint,
+    flava.vqa,
+    flava.snli_ve,
+    flava.hateful_memes,
+    flava.glue,
+):
+    RECIPES.register(f"flava.{_build.__name__}")(_build)
 
 
 def build_recipe(name: str, scale: str) -> RunConfig:

@@ -33,7 +33,9 @@ from triptych.recipes.kinds import (
 )
 from triptych.recipes.pretrained_parts import init_parts, load_published_tokenizer
 from triptych.recipes.sources import read_training_data, training_loader
+from triptych.recipes.train_dvae import train_image_tokenizer
 from triptych.tasks.finetuning.grounding import Grounding
+from triptych.tasks.pretraining.dvae import DVAETrainingConfig
 from triptych.text import Tokenizer
 from triptych.train.trainer import Trainer, TrainResult
 
@@ -81,6 +83,15 @@ def _train(
     config: RunConfig, run_folder: Path, resume: bool, console: Console | None = None
 ) -> TrainResult:
     """Train in this process, alone or as one of several."""
+    if isinstance(config.task, DVAETrainingConfig):
+        return train_image_tokenizer(
+            config,
+            run_folder,
+            config_file=CONFIG_FILE,
+            model_folder=MODEL_FOLDER,
+            resume=resume,
+            console=console,
+        )
     data = read_training_data(config, run_folder)
     records = data.records
     config = replace(config, task=complete_task(config.task, records))

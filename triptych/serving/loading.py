@@ -89,6 +89,11 @@ def read_model(folder: Path) -> LoadedModel:
         settings = ServingSettings(("pretraining",), limits=limits)
         return LoadedModel(model.requires_grad_(False), tokenizer, preprocess, settings)
     content = load_model_folder(folder)
+    if content.config.get("text", {}) is None:
+        raise CheckpointError(
+            f"{folder} holds an image tokenizer, which answers no question: name it as "
+            "task.image_tokenizer of a run, or to `triptych data tokenize-images`"
+        )
     try:
         preprocess = from_dict(ImageTransformConfig, content.preprocess)
         settings = _settings(content.config)

@@ -1,4 +1,4 @@
-"""Registered sizes."""
+"""Registered sizes; `vocab_size` is the number of codes."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from collections.abc import Callable
 from triptych.models.dvae.config import DVAEConfig
 
 
-def dvae_tiny(*, image_size: int | None = None, num_codes: int | None = None) -> DVAEConfig:
+def dvae_tiny(*, image_size: int | None = None, vocab_size: int | None = None) -> DVAEConfig:
     """Learns the built-in scenes on one CPU core in minutes; 32 px for 64 px with patch 16."""
     return DVAEConfig(
         image_size=image_size or 32,
-        num_codes=num_codes or 256,
+        num_codes=vocab_size or 256,
         hidden_dim=32,
         blocks_per_group=1,
         code_dim=64,
     )
 
 
-def dvae_small(*, image_size: int | None = None, num_codes: int | None = None) -> DVAEConfig:
+def dvae_small(*, image_size: int | None = None, vocab_size: int | None = None) -> DVAEConfig:
     """An hour of two cores, or minutes of one GPU; 64 px for 128 px with patch 16."""
     return DVAEConfig(
         image_size=image_size or 64,
-        num_codes=num_codes or 1024,
+        num_codes=vocab_size or 1024,
         hidden_dim=64,
         blocks_per_group=2,
         code_dim=128,
     )
 
 
-def dvae_dalle(*, image_size: int | None = None, num_codes: int | None = None) -> DVAEConfig:
+def dvae_dalle(*, image_size: int | None = None, vocab_size: int | None = None) -> DVAEConfig:
     """DALL-E's, whose codes BEiT and FLAVA predict; 112 px for 224 px with patch 16."""
-    return DVAEConfig(image_size=image_size or 112, num_codes=num_codes or 8192)
+    return DVAEConfig(image_size=image_size or 112, num_codes=vocab_size or 8192)
 
 
 VARIANTS: dict[str, Callable[..., DVAEConfig]] = {
