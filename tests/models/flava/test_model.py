@@ -106,9 +106,11 @@ def test_attended_padding_is_padding_to_a_fixed_length(batch):
     assert text.tokens.shape[1] == text.mask.shape[1] == 12
     longer = attended.encode_text(F.pad(ids, (0, 2)), F.pad(mask, (0, 2)))
     torch.testing.assert_close(longer.tokens, text.tokens)
+    assert bool(text.mask.all())  # so that nobody cuts what is attended
     fused = attended.fuse(image, text)
     # padding that is attended is nothing else than text: a mask of True reads it
-    everything = TextFeatures(text.tokens, torch.ones_like(text.mask))
+    plain = masked.encode_text(F.pad(ids, (0, 4)), F.pad(mask, (0, 4)))
+    everything = TextFeatures(plain.tokens, torch.ones_like(plain.mask))
     torch.testing.assert_close(fused.pooled, masked.fuse(image, everything).pooled, **CLOSE)
     other = masked.fuse(image, masked.encode_text(ids, mask)).pooled
     assert float((other - fused.pooled).abs().max()) > 1e-3

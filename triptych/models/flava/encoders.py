@@ -197,14 +197,10 @@ class FLAVAFusionEncoder(nn.Module):
         config: Sizes.
         image_dim: Width of the image states.
         text_dim: Width of the text states.
-        attend_padding: Whether texts' padding is attended.
     """
 
-    def __init__(
-        self, config: FLAVAFusionConfig, image_dim: int, text_dim: int, *, attend_padding: bool
-    ) -> None:
+    def __init__(self, config: FLAVAFusionConfig, image_dim: int, text_dim: int) -> None:
         super().__init__()
-        self.attend_padding = attend_padding
         self.image_adapter = nn.Linear(image_dim, config.embed_dim)
         self.text_adapter = nn.Linear(text_dim, config.embed_dim)
         self.class_embedding = nn.Parameter(torch.empty(config.embed_dim))
@@ -229,7 +225,7 @@ class FLAVAFusionEncoder(nn.Module):
         Args:
             image: (B, N, W) image states before their final norm.
             text: (M, L, T) text states before their final norm.
-            text_mask: (M, L) bool, True = real token.
+            text_mask: (M, L) bool, True = may be attended.
             image_index: (M,) int64, the image of each text; None means M = B, in order.
             positions: (M, R) int64, the tokens that are read; None reads all.
 
@@ -242,7 +238,5 @@ class FLAVAFusionEncoder(nn.Module):
             image = image.index_select(0, image_index)
         cls = self.class_embedding.to(image.dtype).expand(len(text), 1, -1)
         x = torch.cat([cls, image, text.to(image.dtype)], dim=1)  # (M, S, D)
-        bias = None
-        if not self.attend_padding:
-            bias = key_bias(F.pad(text_mask, (1 + image.shape[1], 0), value=True), x.dtype)
+        bias = key_bias(F.pad(text_mask, (1 + image.shape[1], 0), value=True), x.dtype)
         return self.blocks.last(self.blocks.run(x, bias, but_last=True), bias, positions)

@@ -79,9 +79,7 @@ class FLAVA(nn.Module):
         self.text_encoder = FLAVATextEncoder(
             config.text, config.text_depth, freeze_padding=attended
         )
-        self.fusion = FLAVAFusionEncoder(
-            config.fusion, image_dim, text_dim, attend_padding=attended
-        )
+        self.fusion = FLAVAFusionEncoder(config.fusion, image_dim, text_dim)
         self.image_projection = nn.Linear(image_dim, config.proj_dim)
         self.text_projection = nn.Linear(text_dim, config.proj_dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / START_TEMPERATURE)))
@@ -149,12 +147,13 @@ class FLAVA(nn.Module):
 
         Returns:
             (B, L, D) states before the final norm, and the class state after it. Where padding is
-            attended, L is `padded_text_len`, and longer texts keep their length.
+            attended, L is `padded_text_len` (longer texts keep their length) and the mask is True
+            throughout: the text encoder ignores padding, the fusion does not.
         """
         token_ids, text_mask = self.padded(token_ids, text_mask)
         states = self.text_encoder(token_ids, text_mask)
         cls = self.text_encoder.final_norm(states[:, 0])
-        return TextFeatures(states, text_mask, cls)
+        return TextFeatures(states, self.fused_mask(text_mask), cls)
 
     def padded(self, token_ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Return texts (B, L) and mask at the length that the model reads them at."""
@@ -162,6 +161,12 @@ class FLAVA(nn.Module):
         if self.config.pad_attention == "masked" or missing <= 0:
             return token_ids, text_mask
         return F.pad(token_ids, (0, missing), value=PAD_ID), F.pad(text_mask, (0, missing))
+
+    def fused_mask(self, text_mask: Tensor) -> Tensor:
+        """Return which tokens (B, L) the multimodal encoder attends to."""
+        if self.config.pad_attention == "masked":
+            return text_mask
+        return torch.ones_like(text_mask)
 
     def embed_image(self, features: ImageFeatures) -> Tensor:
         """Project the class state: (B, E) float32, L2-normalised."""

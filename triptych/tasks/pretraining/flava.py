@@ -280,7 +280,7 @@ class FLAVAPretraining:
         Returns:
             Sums of the cross-entropies of ITM, MMM-image and MMM-text, (1,) each.
         """
-        model = self.model
+        model, text_mask = self.model, self.model.fused_mask(text_mask)
         no_target = torch.full_like(rows.codes[:, :1], IGNORE_INDEX)
         words = F.pad(rows.words, (0, text.shape[1] - rows.words.shape[1]), value=IGNORE_INDEX)
         labels = torch.cat([no_target, no_target, rows.codes, words], dim=1)  # (b, 1 + N + L)
