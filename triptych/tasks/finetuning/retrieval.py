@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.core.outputs import ImageFeatures, Predictions, TextFeatures
-from triptych.models.base import VisionLanguageModel
+from triptych.models.base import VisionLanguageModel, match_pairs
 from triptych.models.mplug.model import MPLUG
 from triptych.tasks.pretraining.mplug import MPLUGPretraining, MPLUGPretrainingConfig
 
@@ -34,7 +34,10 @@ class RetrievalConfig:
 
 
 class Retrieval:
-    """The ITC and ITM part of pre-training, on its own."""
+    """The ITC and ITM part of pre-training, on its own.
+
+    The released fine-tuning lets τ go; here it is clamped as in pre-training.
+    """
 
     batch_keys = frozenset({"image", "token_ids", "text_mask", "image_key", "caption_key", "index"})
     objective_names = frozenset({"itc", "itm"})
@@ -136,7 +139,7 @@ def score_pairs(
     """Score (image, text) pairs by the ITM head.
 
     Each picture is fused with all its texts of a batch at once, and texts are cut to the longest of
-    the batch.
+    the batch; mPLUG computes no padding at all.
 
     Args:
         model: The model that encoded the set, with `match_logits`.
@@ -152,12 +155,8 @@ def score_pairs(
     scores = torch.empty(len(pairs), device=pairs.device)
     for rows in torch.split(order, local_batch_size):  # type: ignore[no-untyped-call]
         images, image_index = torch.unique(pairs[rows, 0], return_inverse=True)
-        fused = model.fuse(
-            encoded.image.select(images),
-            encoded.text.select(pairs[rows, 1], int(lengths[rows].max())),
-            image_index=image_index,
-        )
-        logits = model.match_logits(fused).float()
+        text = encoded.text.select(pairs[rows, 1], int(lengths[rows].max()))
+        logits = match_pairs(model, encoded.image.select(images), text, image_index).float()
         scores[rows] = logits[:, 1] - logits[:, 0]
     return scores
 
