@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HELP = """Train a model: TARGET is a recipe, a config that `triptych init` wrote, or a run folder.
 
-Recipes: {recipes}, vlmo.stagewise
+Recipes: {recipes}, vlmo.stagewise, flava.stagewise
 
 Examples:
   triptych train mplug.pretrain --data my.jsonl --out runs/mine
@@ -30,7 +30,7 @@ Examples:
 Every field of the configuration is a flag; `triptych train RECIPE --help` shows its defaults.
 """
 
-STAGEWISE = "vlmo.stagewise"
+STAGEWISE = ("vlmo.stagewise", "flava.stagewise")
 """Several runs in a row; they have options of their own."""
 
 LABELS = ("recipe", "scale")
@@ -67,10 +67,10 @@ class PlainOptions:
 
 def run(arguments: Sequence[str]) -> int:
     """Train, and say where the model is and what to do with it."""
-    if arguments and arguments[0] == STAGEWISE:
+    if arguments and arguments[0] in STAGEWISE:
         from triptych.cli import train_stagewise
 
-        return train_stagewise.run(arguments[1:])
+        return train_stagewise.run(arguments[0], arguments[1:])
     plain, rest = _read_plain(arguments)
     wants_help = "-h" in rest or "--help" in rest
     if wants_help and plain.target is None and plain.config is None:

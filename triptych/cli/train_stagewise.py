@@ -1,4 +1,4 @@
-"""`triptych train vlmo.stagewise`: VLMo's three stages one after the other."""
+"""`triptych train vlmo.stagewise` and `flava.stagewise`: the stages one after the other."""
 
 from __future__ import annotations
 
@@ -11,17 +11,25 @@ import tyro
 
 from triptych.cli.parsing import SourceGroup, SourceOptions, parse
 
-RECIPE = "vlmo.stagewise"
+ABOUT = {
+    "vlmo": """Pre-train VLMo in its three stages: pictures, then texts, then pairs.
 
-HELP = """Pre-train VLMo in its three stages: pictures, then texts, then pairs.
+The stages alone are the recipes dvae (which makes the targets of the first), vlmo.vision,
+vlmo.language and vlmo.pretrain.""",
+    "flava": """Pre-train FLAVA in its stages: pictures, texts, then both with pairs in one run.
+
+The stages alone are the recipes dvae (which makes the targets of the first), flava.image,
+flava.text and flava.joint.""",
+}
+
+HELP = """{about}
 
 Without --data, on the built-in scenes, which are written first. Each stage is a run folder of its
-own; an interrupted one goes on with `triptych train FOLDER --resume`. The stages alone are the
-recipes dvae (which makes the targets of the first), vlmo.vision, vlmo.language and vlmo.pretrain.
+own; an interrupted one goes on with `triptych train FOLDER --resume`.
 
 Examples:
-  triptych train vlmo.stagewise --scale tiny
-  triptych train vlmo.stagewise --scale small --data pairs.jsonl --texts corpus.txt --out runs/mine
+  triptych train {recipe} --scale tiny
+  triptych train {recipe} --scale small --data pairs.jsonl --texts corpus.txt --out runs/mine
 """
 
 
@@ -32,10 +40,11 @@ class StagewiseOptions:
     Attributes:
         scale: smoke (seconds, learns nothing), tiny (under 20 minutes on two cores), small (hours,
             or one GPU), base, large (the paper's).
-        out: The new folder; runs/vlmo.stagewise-SCALE if absent.
+        out: The new folder; runs/FAMILY.stagewise-SCALE if absent.
         sources: Pictures with captions; absent for the built-in scenes.
         source: How that data is read.
-        texts: Texts for the language stage, such as one a line; absent for the captions.
+        texts: Texts for the stage on texts alone, such as one a line; absent for the captions.
+        pictures: Pictures alone, such as a folder, for FLAVA; absent for those of the pairs.
         image_tokenizer: A model folder with a dVAE; absent to train one first.
         text_tokenizer: A tokenizer.json, vocab.txt or folder; absent to train one on the texts.
         seed: Seed of scenes, order, masks and dropout.
@@ -47,30 +56,35 @@ class StagewiseOptions:
     sources: Annotated[tuple[str, ...], tyro.conf.arg(name="data", metavar="PATH [PATH ...]")] = ()
     source: SourceGroup = field(default_factory=SourceOptions)
     texts: tuple[str, ...] = ()
+    pictures: tuple[str, ...] = ()
     image_tokenizer: str | None = None
     text_tokenizer: str | None = None
     seed: int = 0
     num_threads: int | None = None
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Train the stages, and say where the model is."""
+def run(recipe: str, arguments: Sequence[str]) -> int:
+    """Train the stages of vlmo.stagewise or flava.stagewise, and say where the model is."""
     from triptych.recipes.stagewise import StagewisePlan, scene_plan, train_stagewise
 
-    options = parse(StagewiseOptions, arguments, verb=f"train {RECIPE}", description=HELP)
-    out = options.out or Path("runs") / f"{RECIPE}-{options.scale}"
+    family = recipe.split(".")[0]
+    text = HELP.format(about=ABOUT[family], recipe=recipe)
+    options = parse(StagewiseOptions, arguments, verb=f"train {recipe}", description=text)
+    out = options.out or Path("runs") / f"{recipe}-{options.scale}"
     shared = {"seed": options.seed, "num_threads": options.num_threads}
     if options.sources:
         plan = StagewisePlan(
+            family=family,
             scale=options.scale,
             pairs=tuple(options.source.source(path) for path in options.sources),
             texts=tuple(SourceOptions().source(path) for path in options.texts),
+            pictures=tuple(SourceOptions().source(path) for path in options.pictures),
             image_tokenizer=options.image_tokenizer,
             text_tokenizer=options.text_tokenizer,
             **shared,
         )
     else:
-        plan = scene_plan(out / "data", options.scale, **shared)
+        plan = scene_plan(out / "data", options.scale, family=family, **shared)
     return report(train_stagewise(plan, out).elapsed_s, out)
 
 
@@ -83,6 +97,8 @@ def resume(folder: Path) -> int:
 
 def report(elapsed_s: float, folder: Path) -> int:
     """Say how long the last stage took and where its model is."""
+    from triptych.recipes.stagewise import last_stage
+
     print(f"last stage: {elapsed_s:,.1f} s")
-    print(f"model: {folder / 'pretrain' / 'model'}")
+    print(f"model: {last_stage(folder) / 'model'}")
     return 0

@@ -1,4 +1,4 @@
-"""VLMo's stages one after the other: each a run of its own that starts from the one before."""
+"""Stages one after the other, VLMo's or FLAVA's: each a run that starts from the one before."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from triptych.core.machine import num_cores
 from triptych.data.manifest import read_records
 from triptych.data.source import DataSourceConfig
 from triptych.models.dvae.config import codebook_image_size
+from triptych.models.families import patch_size
 from triptych.models.registry import model_config
 from triptych.recipes.config import RunConfig
 from triptych.recipes.demo import scene_source
@@ -24,13 +25,30 @@ from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import write_scenes
 from triptych.train.trainer import TrainResult
 
+IMAGE_TOKENIZER = "image_tokenizer"
+"""The first stage of each family: it makes the targets of the second."""
+
 STAGES = {
-    "image_tokenizer": "dvae",
-    "vision": "vlmo.vision",
-    "language": "vlmo.language",
-    "pretrain": "vlmo.pretrain",
+    "vlmo": {
+        IMAGE_TOKENIZER: "dvae",
+        "vision": "vlmo.vision",
+        "language": "vlmo.language",
+        "pretrain": "vlmo.pretrain",
+    },
+    "flava": {
+        IMAGE_TOKENIZER: "dvae",
+        "image": "flava.image",
+        "text": "flava.text",
+        "joint": "flava.joint",
+    },
 }
-"""The recipe of each stage, in order; the first makes the targets of the second."""
+"""By family, the recipe of each stage, in order."""
+
+ON_TEXTS = ("language", "text")
+"""Stages that read texts alone."""
+
+JOINT_RATIOS = {"pair": 3.0, "image": 1.0, "text": 1.0}
+"""How often a step of FLAVA's joint stage draws each source (the paper's ratios are not known)."""
 
 PLANS = "stages"
 """Folder with the config of each stage, which is there before the first one starts."""
@@ -47,9 +65,12 @@ class StagewisePlan:
     """What all stages share.
 
     Attributes:
+        family: vlmo or flava.
         scale: smoke, tiny, small, base or large.
         pairs: Pictures with captions.
-        texts: Texts for the language stage; empty takes the captions.
+        texts: Texts for the stage on texts alone and, in FLAVA, for the joint one; empty takes the
+            captions.
+        pictures: Pictures alone, for the stages on them; empty takes those of the pairs.
         words: Further data whose words the text tokenizer must know, such as questions.
         image_tokenizer: A model folder with a dVAE; None trains one on the pictures first.
         text_tokenizer: A `tokenizer.json`, `vocab.txt` or folder; None trains one on all texts.
@@ -57,9 +78,11 @@ class StagewisePlan:
         num_threads: CPU threads of all processes together; None takes all cores.
     """
 
+    family: str = "vlmo"
     scale: str
     pairs: tuple[DataSourceConfig, ...]
     texts: tuple[DataSourceConfig, ...] = ()
+    pictures: tuple[DataSourceConfig, ...] = ()
     words: tuple[DataSourceConfig, ...] = ()
     image_tokenizer: str | None = None
     text_tokenizer: str | None = None
@@ -67,13 +90,20 @@ class StagewisePlan:
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
-        """Reject a plan without data."""
+        """Reject a plan without data, and families without stages."""
+        known = f"be one of {', '.join(STAGES)}"
+        check(self.family in STAGES, "family", self.family, known)
         check(len(self.pairs) > 0, "pairs", self.pairs, "name pictures with captions")
         check(self.seed >= 0, "seed", self.seed, "be at least 0")
 
 
 def scene_plan(
-    folder: Path, scale: str, *, seed: int = 0, num_threads: int | None = None
+    folder: Path,
+    scale: str,
+    *,
+    family: str = "vlmo",
+    seed: int = 0,
+    num_threads: int | None = None,
 ) -> StagewisePlan:
     """Write built-in scenes, unless they are there, and return the plan that trains on them.
 
@@ -83,6 +113,7 @@ def scene_plan(
     Args:
         folder: Receives the scenes.
         scale: smoke, tiny or small.
+        family: vlmo or flava.
         seed: Seed of scenes and training.
         num_threads: CPU threads; None for all cores.
 
@@ -109,6 +140,7 @@ def scene_plan(
             num_workers=2 if scale != "smoke" else 1,
         )
     return StagewisePlan(
+        family=family,
         scale=scale,
         pairs=(scene_source(files, "caption", "train"),),
         texts=(DataSourceConfig(path=str(files.corpus), reader="text"),),
@@ -122,26 +154,25 @@ def plan_stages(plan: StagewisePlan, folder: Path) -> dict[str, RunConfig]:
     """Return the run of each stage; they read and write below `folder`."""
     runs = {}
     before: str | None = None
-    for stage, recipe in STAGES.items():
-        if stage == "image_tokenizer" and plan.image_tokenizer is not None:
+    for stage, recipe in STAGES[plan.family].items():
+        if stage == IMAGE_TOKENIZER and plan.image_tokenizer is not None:
             continue
         config = build_recipe(recipe, plan.scale)
-        sources = plan.texts if stage == "language" and plan.texts else plan.pairs
         config = replace(
             config,
-            data=replace(config.data, train=sources, seed=plan.seed),
+            data=replace(config.data, train=_sources(plan, stage), seed=plan.seed),
             train=replace(config.train, seed=plan.seed, num_threads=plan.num_threads),
             tokenizer=replace(
                 config.tokenizer, path=plan.text_tokenizer or str(folder / TEXT_TOKENIZER)
             ),
         )
-        if stage == "image_tokenizer":
-            runs[stage] = _at_patches(config, plan.scale)
+        if stage == IMAGE_TOKENIZER:
+            runs[stage] = _at_patches(config, plan)
             continue
-        if stage == "vision":
-            tokenizer = plan.image_tokenizer or str(folder / "image_tokenizer" / MODEL_FOLDER)
+        if before is None:
+            tokenizer = plan.image_tokenizer or str(folder / IMAGE_TOKENIZER / MODEL_FOLDER)
             config = replace(config, task=replace(config.task, image_tokenizer=tokenizer))  # type: ignore[type-var]
-        if before is not None:
+        else:
             init_from = str(folder / before / MODEL_FOLDER)
             config = replace(config, model=replace(config.model, init_from=init_from))
         runs[stage] = _on_all_cores(config, plan.num_threads)
@@ -149,10 +180,30 @@ def plan_stages(plan: StagewisePlan, folder: Path) -> dict[str, RunConfig]:
     return runs
 
 
+def _sources(plan: StagewisePlan, stage: str) -> tuple[DataSourceConfig, ...]:
+    """Return what a stage trains on."""
+    texts, pictures = plan.texts or plan.pairs, plan.pictures or plan.pairs
+    if stage in ON_TEXTS:
+        return texts
+    if stage == "joint":
+        kinds = {"pair": plan.pairs, "image": pictures, "text": texts}
+        return tuple(
+            replace(
+                source,
+                kind=kind,
+                ratio=JOINT_RATIOS[kind] / len(sources),
+                name=source.name or (kind if len(sources) == 1 else None),
+            )
+            for kind, sources in kinds.items()
+            for source in sources
+        )
+    return pictures if stage in (IMAGE_TOKENIZER, "image", "vision") else plan.pairs
+
+
 def train_stagewise(
     plan: StagewisePlan, folder: Path, *, console: Console | None = None
 ) -> TrainResult:
-    """Train all stages; the last one's model folder is `folder / "pretrain" / "model"`.
+    """Train all stages; `last_stage(folder)` is then where the model folder is.
 
     Args:
         plan: Scale, data and seed.
@@ -171,7 +222,7 @@ def train_stagewise(
     if plan.text_tokenizer is None:
         sources = dict.fromkeys((*plan.pairs, *plan.texts, *plan.words))
         records = [record for source in sources for record in read_records(source).records]
-        config = build_recipe(STAGES["pretrain"], plan.scale)
+        config = build_recipe(list(STAGES[plan.family].values())[-1], plan.scale)
         prepare_tokenizer(config, records).save(folder / TEXT_TOKENIZER)
     for stage, config in plan_stages(plan, folder).items():
         save_yaml(config, folder / PLANS / f"{stage}.yaml")
@@ -184,15 +235,16 @@ def resume_stagewise(folder: Path, *, console: Console | None = None) -> TrainRe
     Raises:
         CheckpointError: The folder holds no stages.
     """
-    if not is_stagewise(folder):
+    family = _family(folder)
+    if family is None:
         raise CheckpointError(f"{folder} holds no stages to resume: there is no {PLANS}/")
     console = console or Console()
-    plans = {stage: folder / PLANS / f"{stage}.yaml" for stage in STAGES}
+    stages = list(STAGES[family])
     result: TrainResult | None = None
-    for stage, path in plans.items():
-        last = stage == list(STAGES)[-1]
+    for stage in stages:
+        path = folder / PLANS / f"{stage}.yaml"
         done = (folder / stage / MODEL_FOLDER / "config.json").is_file()
-        if not path.is_file() or (done and not last):
+        if not path.is_file() or (done and stage != stages[-1]):
             continue
         config = load_yaml(RunConfig, path)
         console.print(f"stage {stage}: {config.train.max_steps:,} steps of {config.recipe}")
@@ -206,13 +258,30 @@ def resume_stagewise(folder: Path, *, console: Console | None = None) -> TrainRe
 
 def is_stagewise(folder: Path) -> bool:
     """Return whether a folder was made by `train_stagewise`."""
-    return (folder / PLANS / f"{list(STAGES)[-1]}.yaml").is_file()
+    return _family(folder) is not None
 
 
-def _at_patches(config: RunConfig, scale: str) -> RunConfig:
+def last_stage(folder: Path) -> Path:
+    """Return the run folder of the last stage of a folder that `train_stagewise` made."""
+    family = _family(folder)
+    assert family is not None, "the folder holds no stages"
+    return folder / list(STAGES[family])[-1]
+
+
+def _family(folder: Path) -> str | None:
+    """Return whose stages a folder holds."""
+    for family, stages in STAGES.items():
+        if (folder / PLANS / f"{list(stages)[-1]}.yaml").is_file():
+            return family
+    return None
+
+
+def _at_patches(config: RunConfig, plan: StagewisePlan) -> RunConfig:
     """Return the image tokenizer's run at the size where one code stands for one patch."""
-    model = model_config(build_recipe(STAGES["vision"], scale).model.name)
-    size = codebook_image_size(model.image_size, model.patch_size)
+    recipe = list(STAGES[plan.family].values())[1]
+    model = model_config(build_recipe(recipe, plan.scale).model.name)
+    side = model.vision.image_size if plan.family == "flava" else model.image_size
+    size = codebook_image_size(side, patch_size(model))
     return replace(config, model=replace(config.model, image_size=size))
 
 
