@@ -63,7 +63,7 @@ SIZES = {
         num_images=48, num_test=12, pretrain_steps=4, vqa_steps=2, grounding_steps=2, rerank_top_k=4
     ),
     "tiny": DemoSize(
-        num_images=24_000, num_test=500, pretrain_steps=1250, vqa_steps=1400, grounding_steps=1000
+        num_images=24_000, num_test=500, pretrain_steps=1900, vqa_steps=1000, grounding_steps=800
     ),
     "small": DemoSize(
         num_images=100_000,

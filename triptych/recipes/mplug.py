@@ -64,7 +64,7 @@ def pretrain(scale: str) -> RunConfig:
             OptimConfig(learning_rate=rate, vision_learning_rate=vision_rate),
             crop_scale=(0.2, 1.0),
         )
-    steps = {"smoke": 4, "tiny": 1250, "small": 20_000}[scale]
+    steps = {"smoke": 4, "tiny": 1900, "small": 20_000}[scale]
     rate = 1.5e-3 if scale != "small" else 5e-4
     return RunConfig(
         recipe="mplug.pretrain",
