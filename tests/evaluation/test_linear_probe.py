@@ -134,3 +134,18 @@ def test_the_sweep_takes_the_strongest_penalty_of_equals_and_fits_on_both():
 def test_unusable_data_are_named(features, labels, message):
     with pytest.raises(DataError, match=message):
         fit_probe(features, labels, c=1.0, num_classes=2)
+
+
+@pytest.mark.parametrize("c", [1e-6, 1e-3, 1e3, 1e6])
+def test_every_strength_of_the_penalty_converges_from_anywhere(c):
+    """The optimum's gradient in plain numpy is zero, also from weights of another strength."""
+    features, labels = waves()
+    far = fit_probe(features, labels, c=1e6 if c < 1 else 1e-6, num_classes=3)
+    probe = fit_probe(features, labels, c=c, num_classes=3, start=far)
+    x, y = features.numpy(), np.eye(3)[labels.numpy()]
+    scores = x @ probe.weight.numpy().T + probe.bias.numpy()
+    shares = np.exp(scores - scores.max(1, keepdims=True))
+    shares /= shares.sum(1, keepdims=True)
+    by_weight = (shares - y).T @ x + probe.weight.numpy() / c
+    assert np.abs(by_weight).max() < 1e-6 * max(60, 60 / math.sqrt(c * 60))
+    assert np.abs((shares - y).mean(0)).max() < 1e-6

@@ -169,6 +169,26 @@ def test_a_probe_tells_colours_apart_as_the_plain_loop_does(folder, colors):
     assert found[0].num_items == 12
 
 
+@pytest.mark.slow
+def test_scenes_have_classes_to_name_and_to_probe(tmp_path, pretrained, capsys):
+    """`triptych data scenes` writes class folders; four steps of training teach no names yet."""
+    out, model = str(tmp_path / "scenes"), str(pretrained / "model")
+    sizes = ["--num-images", "400", "--num-val", "150", "--num-test", "150"]
+    assert main(["data", "scenes", out, *sizes, "--formats", "classes"]) == 0
+    parts = {name: f"{out}/classes/{split}" for name, split in
+             (("train", "train"), ("validation", "val"), ("test", "test"))}  # fmt: skip
+    arguments = [word for name, path in parts.items() for word in (f"--{name}", path)]
+    scores = tmp_path / "scores.json"
+    color = ["--label-pattern", "^(.+)_", "--json", str(scores)]
+    assert main(["probe", model, *arguments, *color]) == 0
+    metric = json.loads(scores.read_text())["metrics"][0]
+    assert metric["num_items"] == 30
+    assert metric["value"] > 0.3  # of eight colours, from features that are hardly trained
+    zero = ["--task", "zero_shot", "--data", parts["test"], "--label-pattern", "_(.+)$"]
+    assert main(["eval", model, *zero]) == 0
+    assert "Of 6 classes, each the mean of 80 sentences" in capsys.readouterr().out
+
+
 def test_an_unknown_class_is_named(folder, colors, tmp_path):
     write_colors(tmp_path / "more", 1, 9)
     (tmp_path / "more" / "red").rename(tmp_path / "more" / "pink")

@@ -8,6 +8,7 @@ with the best C is fitted on both splits together.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +32,8 @@ class LinearProbe:
         weight: (C, D) float64.
         bias: (C,) float64.
         c: Inverse strength of the penalty.
-        gradient: Largest entry of the gradient of the mean loss where fitting stopped.
+        gradient: Largest entry of the gradient of the mean loss where fitting stopped, by biases
+            and by weights in units of min(1, √(C·N)).
         scores: Validation accuracy by C, in the order tried; empty without a sweep.
     """
 
@@ -80,23 +82,24 @@ def fit_probe(
     x = features.detach().double()
     y = labels.to(x.device)
     width = x.shape[1]
+    scale = min(1.0, math.sqrt(c * len(x)))  # W = scale · table: a strong penalty stays round
     table = x.new_zeros(num_classes, width + 1)  # bias last
     if start is not None:
-        table = torch.cat([start.weight, start.bias[:, None]], dim=1).to(x)
+        table = torch.cat([start.weight / scale, start.bias[:, None]], dim=1).to(x)
     table.requires_grad_(True)
     optimizer = torch.optim.LBFGS(
         [table],
         max_iter=max_iterations,
         max_eval=2 * max_iterations,
         tolerance_grad=TOLERANCE,
-        tolerance_change=0.0,
+        tolerance_change=1e-14,  # where float64 cannot go on
         history_size=20,
         line_search_fn="strong_wolfe",
     )
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        weight, bias = table[:, :width], table[:, width]
+        weight, bias = scale * table[:, :width], table[:, width]
         penalty = weight.square().sum() / (2 * c * len(x))
         value = F.cross_entropy(x @ weight.T + bias, y) + penalty
         value.backward()  # type: ignore[no-untyped-call]
@@ -107,9 +110,8 @@ def fit_probe(
         loss()
     assert table.grad is not None
     found = table.detach()
-    return LinearProbe(
-        found[:, :width].clone(), found[:, width].clone(), c, float(table.grad.abs().max()), {}
-    )
+    weight, bias = scale * found[:, :width], found[:, width].clone()
+    return LinearProbe(weight, bias, c, float(table.grad.abs().max()), {})
 
 
 def sweep_probe(
