@@ -49,6 +49,17 @@ def test_attend_equals_a_loop_with_either_kernel(monkeypatch, sdpa):
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("num_keys", [5, 31, 32, 33, 60, 257, 287])
+def test_bf16_weights_equal_those_of_float32(num_keys):
+    torch.manual_seed(0)
+    query, key = torch.randn(2, 2, 3, 4), torch.randn(2, 2, num_keys, 4)
+    value = torch.randn(2, 2, num_keys, 4)
+    expected = attend(query, key, value)
+    found = attend(*(x.bfloat16() for x in (query, key, value)))
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), expected, atol=0.03, rtol=0.03)
+
+
 def test_a_masked_key_counts_for_nothing():
     query, key, value = torch.randn(1, 1, 2, 4), torch.randn(1, 1, 3, 4), torch.randn(1, 1, 3, 4)
     bias = key_bias(torch.tensor([[True, True, False]]))

@@ -71,6 +71,32 @@ class PairReader(Protocol):
         """Return the pooled state (B, D) of pairs, as `fuse` gives it."""
 
 
+@runtime_checkable
+class PairMatcher(Protocol):
+    """A model that can score pairs without the states that only other heads read."""
+
+    def match_pairs(
+        self, image: ImageFeatures, text: TextFeatures, *, image_index: Tensor | None = None
+    ) -> Tensor:
+        """Return `match_logits(fuse(...))`."""
+
+
+def match_pairs(
+    model: Any, image: ImageFeatures, text: TextFeatures, image_index: Tensor | None = None
+) -> Tensor:
+    """Score each text with its image: (M, 2) logits, class 1 = the text describes the image.
+
+    Args:
+        model: A model with "itm" among its capabilities.
+        image: B images.
+        text: M texts.
+        image_index: (M,) int64, the image of each text; None means M = B, in order.
+    """
+    if isinstance(model, PairMatcher):
+        return model.match_pairs(image, text, image_index=image_index)
+    return model.match_logits(model.fuse(image, text, image_index=image_index))  # type: ignore[no-any-return]
+
+
 def num_parameters(model: nn.Module) -> int:
     """Count parameters, shared ones once."""
     return sum(parameter.numel() for parameter in model.parameters())

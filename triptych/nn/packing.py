@@ -53,7 +53,7 @@ class TokenGrid:
         """Put packed tokens (T, ...) in their places: (R, W, ...), zeros where none stands."""
         if self.slots is not None:
             empty = x.new_zeros(self.num_rows * self.width, *x.shape[1:])
-            x = empty.index_copy(0, self.slots, x)
+            x = empty.index_copy_(0, self.slots, x)
         return x.view(self.num_rows, self.width, *x.shape[1:])
 
     def places_of(self, some: TokenGrid) -> Tensor:

@@ -27,6 +27,7 @@ from triptych.evaluation.zero_shot import (
     prompts,
 )
 from triptych.generation.sampling import SamplingConfig
+from triptych.models.base import match_pairs
 from triptych.models.mplug.model import MPLUG
 from triptych.serving.captioning import build_captioning, say_captions
 from triptych.serving.classifying import (
@@ -482,8 +483,8 @@ class Engine:
         pictures = list(distinct.values())
         parts = [self.model.encode_image(chunk).tokens for chunk in self._image_chunks(pictures)]
         text = self.model.encode_text(*self._padded(ids))
-        fused = self.model.fuse(ImageFeatures(torch.cat(parts)), text, image_index=index)
-        scores = torch.softmax(self.model.match_logits(fused).float(), dim=-1)[:, 1]
+        logits = match_pairs(self.model, ImageFeatures(torch.cat(parts)), text, index)
+        scores = torch.softmax(logits.float(), dim=-1)[:, 1]
         return [float(score) for score in scores]
 
     def _batch(

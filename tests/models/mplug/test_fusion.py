@@ -10,6 +10,7 @@ from tests.models.test_registry import shrunken
 from triptych.core.config import from_dict, to_dict
 from triptych.core.errors import CapabilityError, ConfigError
 from triptych.core.outputs import ImageFeatures, TextFeatures
+from triptych.models.base import PairMatcher, match_pairs
 from triptych.models.mplug.config import MPLUGConfig, strided_layers
 from triptych.models.mplug.fusion import SkipConnectedFusion, build_fusion
 from triptych.models.mplug.model import MPLUG
@@ -243,6 +244,19 @@ def test_an_embedding_alone_is_the_same(name):
     image = torch.randn(2, 3, model.image_size, model.image_size)
     expected = model.embed_image(model.encode_image(image))
     torch.testing.assert_close(model.embed_pixels(image), expected, **CLOSE)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", NAMES[:-1])
+def test_pairs_are_matched_with_less_work_alike(name):
+    torch.manual_seed(0)
+    model = MPLUG(_config(fusion=name)).eval()
+    init_weights(model, 0.3)
+    image, text = _states(2)
+    features = ImageFeatures(image), TextFeatures(text, MASK)
+    expected = model.match_logits(model.fuse(*features, image_index=IMAGE_INDEX))
+    assert isinstance(model, PairMatcher)
+    torch.testing.assert_close(match_pairs(model, *features, IMAGE_INDEX), expected, **CLOSE)
 
 
 @torch.no_grad()

@@ -148,6 +148,20 @@ class MPLUG(nn.Module):
             )
         return self.itm_head(fused.pooled)  # type: ignore[no-any-return]
 
+    def match_pairs(
+        self, image: ImageFeatures, text: TextFeatures, *, image_index: Tensor | None = None
+    ) -> Tensor:
+        """Fuse pairs for their score alone: `match_logits(fuse(...))` with less work.
+
+        Args:
+            image: B images.
+            text: M texts.
+            image_index: (M,) int64, the image of each text; None means M = B, in order.
+        """
+        only_cls = torch.zeros_like(text.mask)
+        only_cls[:, 0] = True
+        return self.match_logits(self.fuse(image, text, image_index=image_index, read=only_cls))
+
     def word_logits(self, states: Tensor) -> Tensor:
         """Score every word at fused text states (..., D): (..., V) logits of the MLM head."""
         return self.mlm_head(states, self.text_encoder.embedding.word.weight)  # type: ignore[no-any-return]
