@@ -116,11 +116,14 @@ def test_codes_of_another_tokenizer_are_an_error(tmp_path):
     ABOUT.save(tmp_path)
     source = ImageSource(str(tmp_path / "000000.tar"), 0, 1, "a.codes.npy")
     records = [record(0, "a.jpg", caption="x", codes=source)]
-    check_stored_codes(records, ABOUT)
-    with pytest.raises(DataError, match="another image tokenizer"):
-        check_stored_codes(records, CodesAbout(tokenizer="abd", num_codes=512, image_size=32))
+    wanted = {"num_codes": 512, "image_size": 32}
+    check_stored_codes(records, **wanted, tokenizer="abc")
+    check_stored_codes(records, **wanted, tokenizer=None)
+    for other in ({"tokenizer": "abd"}, {"num_codes": 100}, {"image_size": 64}):
+        with pytest.raises(DataError, match="another image tokenizer or for another size"):
+            check_stored_codes(records, **(wanted | {"tokenizer": None} | other))
     with pytest.raises(DataError, match="record 1: has no stored codes"):
-        check_stored_codes([*records, record(1, "b.jpg")], ABOUT)
+        check_stored_codes([*records, record(1, "b.jpg")], **wanted, tokenizer=None)
     (tmp_path / "image_codes.json").write_text("{}")
     with pytest.raises(DataError, match="cannot be read"):
-        check_stored_codes(records, ABOUT)
+        check_stored_codes(records, **wanted, tokenizer=None)

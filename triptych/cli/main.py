@@ -34,6 +34,11 @@ VERBS = {
     "init": Verb("init", "MANIFEST", "write a documented config for your data"),
     "data check": Verb("data_check", "MANIFEST", "report what is in a dataset, and what is bad"),
     "data scenes": Verb("data_scenes", "OUT --num-images N", "write the built-in scenes"),
+    "data tokenize-images": Verb(
+        "data_tokenize_images",
+        "MANIFEST --tokenizer FOLDER --out SHARDS",
+        "store the codes of pictures beside them",
+    ),
     "train": Verb("train", "RECIPE|CONFIG|RUN_FOLDER", "pre-train, fine-tune, or --resume a run"),
     "eval": Verb("eval", "MODEL_FOLDER --task T --data PATH", "score a model on held-out data"),
     "probe": Verb("probe", "MODEL_FOLDER --train A --validation B --test C", "probe its features"),

@@ -142,6 +142,12 @@ class CodeShardWriter:
             self._shard.close()
             self._shard = None
 
+    def discard(self) -> None:
+        """Remove the shards again: half a dataset is none."""
+        self.close()
+        for number in range(-(-self.num_written // self.samples_per_shard)):
+            (self.folder / f"{number:06d}.tar").unlink(missing_ok=True)
+
 
 def encode_codes(codes: CodeArray) -> bytes:
     """Return codes (P,) as the bytes of an .npy file, two bytes a code where that suffices."""
@@ -175,8 +181,17 @@ def read_codes(source: ImageSource, num_codes: int | None = None) -> CodeArray:
     return found.astype(np.int64)  # type: ignore[no-any-return]
 
 
-def check_stored_codes(records: Sequence[Record], wanted: CodesAbout) -> None:
-    """Raise a DataError unless every record has codes and `wanted` made those of its folder."""
+def check_stored_codes(
+    records: Sequence[Record], *, num_codes: int, image_size: int, tokenizer: str | None
+) -> None:
+    """Raise a DataError unless every record has codes of the wanted kind.
+
+    Args:
+        records: The training data.
+        num_codes: Entries of the codebook that the model knows.
+        image_size: Side in pixels of the picture that has one code a patch.
+        tokenizer: Fingerprint of the image tokenizer; None takes any.
+    """
     folders: set[Path] = set()
     for record in records:
         if record.codes is None:
@@ -187,10 +202,11 @@ def check_stored_codes(records: Sequence[Record], wanted: CodesAbout) -> None:
         folders.add(Path(record.codes.path).parent)
     for folder in sorted(folders):
         found = CodesAbout.load(folder)
+        wanted = CodesAbout(tokenizer or found.tokenizer, num_codes, image_size)
         if found != wanted:
             raise DataError(
                 f"{folder}: its codes were made by another image tokenizer or for another size "
-                f"({found}, but training uses {wanted}): run `triptych data tokenize-images` again"
+                f"({found}, but training wants {wanted}): run `triptych data tokenize-images` again"
             )
 
 

@@ -23,9 +23,10 @@ from triptych.core.config import to_dict
 from triptych.core.errors import CheckpointError, ConfigError
 from triptych.core.machine import current_commit
 from triptych.core.outputs import MetricValue
+from triptych.data.codes import CodesAbout
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.models.dvae.convert import config_for, import_encoder
-from triptych.models.dvae.model import DVAE
+from triptych.models.dvae.model import DVAE, DVAEEncoder
 from triptych.models.families import restore_model
 from triptych.recipes.config import RunConfig
 
@@ -116,13 +117,23 @@ def save(
     )
 
 
-def fingerprint(model: DVAE) -> str:
-    """Return what tells the encoder's weights from any others: 16 hexadecimal digits."""
+def fingerprint(encoder: DVAEEncoder) -> str:
+    """Return what tells an encoder's weights from any others: 16 hexadecimal digits."""
     digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(model.encoder.state_dict().items()):
+    for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def about_codes(encoder: DVAEEncoder, image_size: int) -> CodesAbout:
+    """Return what stored codes of an encoder say about themselves.
+
+    Args:
+        encoder: Makes the codes.
+        image_size: Side in pixels of the picture that it sees.
+    """
+    return CodesAbout(fingerprint(encoder), encoder.config.num_codes, image_size)
 
 
 def _is_released(folder: Path) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from triptych.data.codes import check_stored_codes
 from triptych.data.collate import (
     AnyCollator,
     CaptioningCollator,
@@ -199,6 +200,22 @@ def build_task(
             return FLAVAPretraining(model, config, _tokenizer_if_named(config.image_tokenizer))
         case DVAETrainingConfig():
             return DVAETraining(model, config)
+
+
+def check_task_data(config: TaskConfig, model: Any, records: Iterable[Record]) -> None:
+    """Raise where the data lacks what a task reads of it: the right codes, if they are stored.
+
+    Raises:
+        DataError: A picture has no stored codes, or other ones than the model's codebook gives.
+    """
+    if isinstance(config, FLAVAImageConfig | FLAVAPretrainingConfig) and config.stored_codes:
+        codebook = model.codebook
+        check_stored_codes(
+            [record for record in records if record.image is not None],
+            num_codes=model.config.num_codes,
+            image_size=model.config.codebook_image_size,
+            tokenizer=None if codebook is None else image_tokenizer.fingerprint(codebook),
+        )
 
 
 def _tokenizer_if_named(folder: str) -> DVAE | None:

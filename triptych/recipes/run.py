@@ -28,6 +28,7 @@ from triptych.recipes.kinds import (
     PatchView,
     build_collator,
     build_task,
+    check_task_data,
     complete_task,
     stored_task,
 )
@@ -100,6 +101,7 @@ def _train(
     model = prepare_model(config, tokenizer, console)
     config = replace(config, image=replace(config.image, image_size=model.image_size))
     task = build_task(config.task, model, tokenizer, records)
+    check_task_data(config.task, model, records)
     if isinstance(task, Grounding) and task.config.smooth_coordinates:
         task.init_coordinates()
     sources = data.batch_sources(task)
