@@ -1,6 +1,7 @@
 """SCST, NLVR2 and SNLI-VE from the command line: trained on scenes, scored, asked."""
 
 import json
+import signal
 from dataclasses import replace
 
 import pytest
@@ -17,8 +18,12 @@ from triptych.recipes.baselines import baselines_of
 from triptych.recipes.evaluate import evaluate_model
 from triptych.recipes.kinds import build_collator
 from triptych.recipes.loaded import load_for_evaluation
-from triptych.recipes.run import train_run
+from triptych.recipes.run import resume_run, train_run
+from triptych.tasks.finetuning.nlvr2 import NLVR2
+from triptych.tasks.finetuning.scst import SCST
+from triptych.train.interrupts import TrainingInterrupted
 
+from .kills import MAX_STEPS, same_run
 from .small_runs import small_run, source_of
 
 QUIET = ["--train.progress", "off", "--train.num-threads", "1", "--train.precision", "fp32"]
@@ -185,6 +190,27 @@ def test_scst_leaves_a_folder_that_captions(folders, scenes):
 def test_mistakes_give_code_2_and_say_what_is_wrong(capsys, folders, arguments, message):
     assert main([word.format(**folders) for word in arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "task"), [("mplug.scst", SCST), ("mplug.nlvr2", NLVR2)])
+def test_an_interrupted_run_goes_on_bitwise(tmp_path, scenes, monkeypatch, name, task):
+    """Draws of captions, and heads beside the model, come back with a checkpoint."""
+    config = small_run(name, source_of(scenes, name), log_every_steps=1, max_steps=MAX_STEPS)
+    train_run(config, tmp_path / "whole")
+    after_step = task.after_step
+
+    def terminate(self, step):
+        after_step(self, step)
+        if step == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(task, "after_step", terminate)
+        with pytest.raises(TrainingInterrupted):
+            train_run(config, tmp_path / "run")
+    assert resume_run(tmp_path / "run").step == MAX_STEPS
+    assert same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def test_guesses_of_labels():
