@@ -210,7 +210,7 @@ def test_answers_and_their_score_equal_those_of_a_plain_loop(tmp_path, pictures)
     folder = model_folder(tmp_path / "m", "vqa", max_tokens=1)
     plain = PlainModel(folder)
     said = [plain.words(path, QUESTION, 1) for path in pictures]
-    assert len(set(said)) > 2 and all(said)
+    assert len(set(said)) > 1 and all(said)
     # The official script leaves each answer out once: with all ten equal 1; with two of ten,
     # two subsets hold one match and eight hold two: (2 · 1/3 + 8 · 2/3) / 10 = 0.6; else 0.
     scores = [(1.0, 0.6, 0.0)[number % 3] for number in range(COUNT)]
@@ -263,7 +263,7 @@ def test_boxes_and_their_score_equal_those_of_a_plain_loop(tmp_path, pictures):
     folder = model_folder(tmp_path / "m", "grounding")
     plain = PlainModel(folder)
     said = [plain.box(path) for path in pictures]
-    assert len({tuple(box) for box in said}) > 2
+    assert len({tuple(box) for box in said}) > 1
     truth = [box if number % 2 else [2, 3, 9, 12] for number, box in enumerate(said)]
     lines = [
         {"image": str(path), "phrase": PHRASE, "box": [x0, y0, x1 - x0, y1 - y0]}

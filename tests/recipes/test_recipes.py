@@ -254,7 +254,9 @@ def test_a_smoke_run_trains_every_parameter_that_is_not_listed(tmp_path, scenes,
     }[name]
     losses = {key.removeprefix("loss/"): v for key, v in before.items() if key.startswith("loss/")}
     assert losses.pop("total") == pytest.approx(sum(losses.values()), rel=1e-5)
-    assert losses == pytest.approx(expected, rel=0.12)
+    for name, value in expected.items():  # logits of a fresh ITM head have a deviation of 0.6
+        assert losses.pop(name) == pytest.approx(value, rel=0.25 if name == "itm" else 0.12)
+    assert not losses
 
 
 def test_pretraining_at_smoke_uses_all_objectives(pretrained):

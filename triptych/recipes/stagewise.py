@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -171,7 +172,8 @@ def plan_stages(plan: StagewisePlan, folder: Path) -> dict[str, RunConfig]:
             continue
         if before is None:
             tokenizer = plan.image_tokenizer or str(folder / IMAGE_TOKENIZER / MODEL_FOLDER)
-            config = replace(config, task=replace(config.task, image_tokenizer=tokenizer))  # type: ignore[type-var]
+            task: Any = config.task
+            config = replace(config, task=replace(task, image_tokenizer=tokenizer))
         else:
             init_from = str(folder / before / MODEL_FOLDER)
             config = replace(config, model=replace(config.model, init_from=init_from))
