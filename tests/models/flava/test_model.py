@@ -11,6 +11,7 @@ from tests.tasks.pretraining.flava_batches import make_pairs, small_config
 from triptych.core.config import from_dict, to_dict
 from triptych.core.errors import CapabilityError, ConfigError, DataError
 from triptych.core.outputs import ImageFeatures, TextFeatures
+from triptych.models.base import PairMatcher, match_pairs
 from triptych.models.dvae.config import DVAEConfig
 from triptych.models.flava.config import FLAVAConfig
 from triptych.models.flava.model import FLAVA, resize_model_state
@@ -84,6 +85,18 @@ def test_embeddings_need_only_the_states(model, batch):
     torch.testing.assert_close(model.embed_image(bare[0]), first[0])
     torch.testing.assert_close(model.embed_text(bare[1]), first[1])
     torch.testing.assert_close(first[0].norm(dim=-1), torch.ones(6))
+
+
+@torch.no_grad()
+def test_matching_reads_the_class_token_alone(model, batch):
+    image = model.encode_image(batch["image"])
+    text = model.encode_text(batch["token_ids"], batch["text_mask"])
+    index = torch.tensor([0, 0, 3, 3, 5, 2])
+    for chosen in (None, index):
+        expected = model.match_logits(model.fuse(image, text, image_index=chosen))
+        found = match_pairs(model, image, text, chosen)
+        torch.testing.assert_close(found, expected, **CLOSE)
+    assert isinstance(model, PairMatcher)
 
 
 @torch.no_grad()

@@ -214,6 +214,19 @@ class FLAVA(nn.Module):
         """Score each pair: (M, 2) logits, class 1 = the text describes the image."""
         return self.itm_head(fused.pooled)  # type: ignore[no-any-return]
 
+    def match_pairs(
+        self, image: ImageFeatures, text: TextFeatures, *, image_index: Tensor | None = None
+    ) -> Tensor:
+        """Return `match_logits(fuse(...))`; the last block computes the class token alone."""
+        states = self.fusion(
+            image.tokens,
+            text.tokens,
+            text.mask,
+            image_index=image_index,
+            positions=first_token(text.tokens),
+        )
+        return self.itm_head(self.fusion.final_norm(states[:, 0]))  # type: ignore[no-any-return]
+
     def word_logits(self, states: Tensor) -> Tensor:
         """Score every word at fused text states (..., D): (..., V) logits of MMM."""
         return self.mmm_text_head(states)  # type: ignore[no-any-return]
