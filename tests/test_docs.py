@@ -16,9 +16,11 @@ import pytest
 from triptych.cli.main import main
 from triptych.recipes.registry import RECIPES, build_recipe
 
-from .docs_files import PREPARE
+from .docs_files import PREPARE as FIRST_PAGES
+from .docs_vlmo import prepare_vlmo
 
 ROOT = Path(__file__).parents[1]
+PREPARE = FIRST_PAGES | {"vlmo": prepare_vlmo}
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 REFERENCE = re.compile(r"`([\w./-]+\.py)(?::([A-Za-z_][\w.]*))?`")
@@ -46,6 +48,9 @@ def shrunk(words):
     for flag, value in SMALLER.items():
         if flag in words:
             words[words.index(flag) + 1] = value
+    if words[0] == "train" and words[1].endswith(".stagewise"):
+        del words[words.index("--scale") : words.index("--scale") + 2]
+        return [*words, "--scale", "smoke", "--num-threads", "1"]
     if words[0] != "train" or words[1] not in RECIPES:
         return words
     scale = "tiny"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -30,6 +31,15 @@ class ImageFeatures:
     def pooled(self) -> Tensor:
         """(B, D') state of the picture as a whole: what a classifier reads."""
         return self.tokens[:, 0] if self.cls is None else self.cls
+
+    @classmethod
+    def join(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
+        """Put the pictures of several batches of one model together."""
+        return cls(
+            torch.cat([part.tokens for part in parts]),
+            None if parts[0].cls is None else torch.cat([_there(part.cls) for part in parts]),
+            None if parts[0].inputs is None else torch.cat([_there(p.inputs) for p in parts]),
+        )
 
     def select(self, index: Tensor) -> ImageFeatures:
         """Return the pictures at `index` (M,) int64, which may repeat."""
@@ -168,3 +178,8 @@ class MetricValue:
     high: float
     num_items: int
     protocol: str
+
+
+def _there(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None, "features of one model have the same parts"
+    return tensor

@@ -481,9 +481,9 @@ class Engine:
         places = {key: place for place, key in enumerate(distinct)}
         index = torch.tensor([places[id(image)] for image in images], device=self.device)
         pictures = list(distinct.values())
-        parts = [self.model.encode_image(chunk).tokens for chunk in self._image_chunks(pictures)]
+        parts = [self.model.encode_image(chunk) for chunk in self._image_chunks(pictures)]
         text = self.model.encode_text(*self._padded(ids))
-        logits = match_pairs(self.model, ImageFeatures(torch.cat(parts)), text, index)
+        logits = match_pairs(self.model, ImageFeatures.join(parts), text, index)
         scores = torch.softmax(logits.float(), dim=-1)[:, 1]
         return [float(score) for score in scores]
 

@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from tests.tasks.pretraining.test_vlmo import build, make_batch
 from triptych.core.errors import ConfigError
-from triptych.models.base import PairReader
+from triptych.core.outputs import ImageFeatures
+from triptych.models.base import PairReader, match_pairs
 from triptych.models.vlmo.model import VLMo
 from triptych.tasks.finetuning.image_text_classification import (
     AnswerClassification,
@@ -36,6 +37,17 @@ def test_the_state_of_a_pair_is_that_of_fusing_encoded_sides(name):
     found = model.pair_state(batch["image"], ids, mask)
     expected = model.fuse(model.encode_image(batch["image"]), model.encode_text(ids, mask))
     torch.testing.assert_close(found, expected.pooled, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_matching_pairs_by_index_equals_fusing_them():
+    model, batch = model_of(), make_batch()
+    image = model.encode_image(batch["image"])
+    text = model.encode_text(batch["token_ids"], batch["text_mask"])
+    index = torch.tensor([2, 0, 0, 4, 1])
+    expected = model.match_logits(model.fuse(image.select(index), text))
+    found = match_pairs(model, ImageFeatures.join([image]), text, index)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()

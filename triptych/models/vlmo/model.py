@@ -98,8 +98,8 @@ class VLMo(nn.Module):
             self.config, num_image_types=self.config.num_image_types + 1
         )
         self.trunk.config = self.config
-        self.modality_embedding = nn.Embedding.from_pretrained(
-            torch.cat([rows, rows[1:2]]), freeze=False
+        self.modality_embedding = nn.Embedding(
+            len(rows) + 1, rows.shape[1], _weight=torch.cat([rows, rows[1:2]])
         )
 
     def image_inputs(
@@ -221,13 +221,7 @@ class VLMo(nn.Module):
         Raises:
             CapabilityError: The features lack their inputs.
         """
-        if image.inputs is None or text.inputs is None:
-            raise CapabilityError(
-                "VLMo fuses embeddings, not encoded states: give features with their `inputs`, as "
-                "encode_image and encode_text return them"
-            )
-        sequence = TokenSequence(image.inputs, text.inputs, text.mask, image_index)
-        image_states, text_states = self.trunk(sequence)
+        image_states, text_states = self.trunk(self._paired(image, text, image_index))
         return FusedFeatures(image_states, text_states, text.mask, cls=self.pool(text_states[:, 0]))
 
     def pair_state(
@@ -256,9 +250,29 @@ class VLMo(nn.Module):
         """Score each pair: (M, 2) logits, class 1 = the text describes the image."""
         return self.itm_head(fused.pooled)  # type: ignore[no-any-return]
 
+    def match_pairs(
+        self, image: ImageFeatures, text: TextFeatures, *, image_index: Tensor | None = None
+    ) -> Tensor:
+        """Return `match_logits(fuse(...))`; the last block computes the text [CLS] only."""
+        sequence = self._paired(image, text, image_index)
+        states = self.trunk.read(sequence, [(slice(None), sequence.first_places())])[0]
+        return self.itm_head(self.pool(states[:, 0]))  # type: ignore[no-any-return]
+
     def word_logits(self, states: Tensor) -> Tensor:
         """Score every word at text states (..., D): (..., V) logits of the MLM head."""
         return self.mlm_head(states)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def _paired(
+        image: ImageFeatures, text: TextFeatures, image_index: Tensor | None
+    ) -> TokenSequence:
+        """Return what the fusion encoder starts from."""
+        if image.inputs is None or text.inputs is None:
+            raise CapabilityError(
+                "VLMo fuses embeddings, not encoded states: give features with their `inputs`, as "
+                "encode_image and encode_text return them"
+            )
+        return TokenSequence(image.inputs, text.inputs, text.mask, image_index)
 
     def _pixels(self, patches: Tensor) -> Tensor:
         """Return the (B, 1, S, S) pixels of patches (B, P) bool."""

@@ -105,12 +105,7 @@ def encode_pictures(
     for batch in batches:
         found.append(model.encode_image(batch["image"]))
         embeddings.append(model.embed_image(found[-1]))
-    joined = ImageFeatures(
-        torch.cat([image.tokens for image in found]),
-        _joined([image.cls for image in found]),
-        _joined([image.inputs for image in found]),
-    )
-    return joined, torch.cat(embeddings)
+    return ImageFeatures.join(found), torch.cat(embeddings)
 
 
 @torch.no_grad()
