@@ -71,7 +71,6 @@ def run(recipe: str, arguments: Sequence[str]) -> int:
     text = HELP.format(about=ABOUT[family], recipe=recipe)
     options = parse(StagewiseOptions, arguments, verb=f"train {recipe}", description=text)
     out = options.out or Path("runs") / f"{recipe}-{options.scale}"
-    shared = {"seed": options.seed, "num_threads": options.num_threads}
     if options.sources:
         plan = StagewisePlan(
             family=family,
@@ -81,10 +80,17 @@ def run(recipe: str, arguments: Sequence[str]) -> int:
             pictures=tuple(SourceOptions().source(path) for path in options.pictures),
             image_tokenizer=options.image_tokenizer,
             text_tokenizer=options.text_tokenizer,
-            **shared,
+            seed=options.seed,
+            num_threads=options.num_threads,
         )
     else:
-        plan = scene_plan(out / "data", options.scale, family=family, **shared)
+        plan = scene_plan(
+            out / "data",
+            options.scale,
+            family=family,
+            seed=options.seed,
+            num_threads=options.num_threads,
+        )
     return report(train_stagewise(plan, out).elapsed_s, out)
 
 

@@ -25,4 +25,4 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _KEEP), (_M_TOP_PAD, _AHEAD))
-    return sum(mallopt(name, value) for name, value in settings) == len(settings)
+    return all(int(mallopt(name, value)) == 1 for name, value in settings)

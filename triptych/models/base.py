@@ -30,12 +30,14 @@ class VisionLanguageModel(Protocol):
     """The contract of a model.
 
     Attributes:
-        capabilities: What it can do: "itc", "itm", "mlm", "decode".
-        image_size: Side of the square input in pixels.
+        config: What it was built from.
     """
 
-    capabilities: frozenset[str]
     config: Any
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What it can do: "itc", "itm", "mlm", "mim", "decode"."""
 
     @property
     def image_size(self) -> int:

@@ -131,7 +131,7 @@ def _connected(
     normed = [block.attention_norm(x) if block.pre_norm else x for x in (images, text)]
     joint = torch.cat([normed[0], normed[1].to(images.dtype).expand(2, -1, -1, -1)], dim=2)
     attended = attend(joint.flatten(0, 1)).view(joint.shape)  # (2, B, N + L, D)
-    of_images, of_text = attended.split([num_image, text.shape[1]], dim=2)
+    of_images, of_text = torch.split(attended, [num_image, text.shape[1]], dim=2)
     merged = merge(of_text[0], of_text[1])
     images = _residual(block, block.attention_norm, images, of_images)
     text = _residual(block, block.attention_norm, text, merged)
