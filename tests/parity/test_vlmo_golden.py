@@ -13,6 +13,7 @@ from triptych.models.vlmo.model import VLMo
 from triptych.models.vlmo.trunk import TokenSequence
 from triptych.objectives.contrastive import itc_loss, similarity
 from triptych.objectives.mlm import token_loss
+from triptych.tasks.pretraining.vlmo import VLMoPretraining, VLMoPretrainingConfig
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"
 STATES = {"atol": 1e-5, "rtol": 1e-6}
@@ -114,6 +115,27 @@ def test_word_logits(golden):
     found = golden.model.word_logits(fused.text_tokens)
     expected = golden["out/mlm_logits"]
     torch.testing.assert_close(found[golden.mask], expected[golden.mask], **LOGITS)
+
+
+@torch.no_grad()
+def test_the_task_computes_the_released_losses(golden):
+    task = VLMoPretraining(golden.model, VLMoPretrainingConfig(fused_itc=True))
+    for scale, name in zip(task.logit_scales, TEMPERATURES, strict=True):
+        scale.copy_(golden[f"state_dict/{name}"])
+    keys = torch.arange(len(golden.mask))
+    batch = {
+        "image": golden["batch/image/0"],
+        "token_ids": golden["batch/text_ids"],
+        "text_mask": golden.mask,
+        "mlm_token_ids": golden["batch/text_ids_mlm"],
+        "mlm_labels": golden["batch/text_labels_mlm"],
+        "image_key": keys,
+        "caption_key": keys,
+    }
+    found = task.losses(batch, active=frozenset({"itc", "mlm"}))
+    torch.testing.assert_close(found["itc"], golden["loss_mlm_itc/itc_loss"], **LOGITS)
+    mlm = MLM_WEIGHT * found["mlm"]
+    torch.testing.assert_close(mlm, golden["loss_mlm_itc/mlm_loss"], **LOGITS)
 
 
 def _losses(golden, scales):

@@ -185,7 +185,9 @@ def build_task(
         case TextClassificationConfig():
             return TextClassification(model, config)
         case VLMoVisionConfig():
-            return VLMoVision(model, config, image_tokenizer.load(config.image_tokenizer))
+            size = codebook_image_size(model.config.image_size, model.config.patch_size)
+            named = config.image_tokenizer
+            return VLMoVision(model, config, image_tokenizer.load(named, image_size=size))
         case VLMoLanguageConfig():
             return VLMoLanguage(model, config)
         case VLMoPretrainingConfig():
