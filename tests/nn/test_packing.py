@@ -27,6 +27,7 @@ def test_a_grid_by_hand():
     packed = grid.pack(x)
     assert packed[:, 0].tolist() == [1, 2, 4, 7, 8, 9]
     assert grid.pad(packed)[..., 0].tolist() == [[1, 2, 0], [4, 0, 0], [7, 8, 9]]
+    assert grid.spread(packed)[..., 0].tolist() == [[1, 2, 1], [4, 1, 1], [7, 8, 9]]
 
 
 def test_a_full_grid_copies_nothing():
@@ -35,6 +36,7 @@ def test_a_full_grid_copies_nothing():
     assert grid.slots is None
     assert grid.pack(x).data_ptr() == x.data_ptr()
     assert torch.equal(grid.pad(grid.pack(x)), x)
+    assert torch.equal(grid.spread(grid.pack(x)), x)
 
 
 def test_without_shortcuts_padding_counts_as_tokens():

@@ -26,7 +26,7 @@ def use_sdpa(query: Tensor, key: Tensor, dropout: float = 0.0) -> bool:
 
     The rule is measured: on CUDA always; on a CPU in bf16 never (the kernel is 2-3x slower than
     matmul and softmax there), nor with dropout (there is no kernel for it); on a CPU in fp32 from
-    256 keys on.
+    192 keys on.
 
     Args:
         query: (B, H, L, K).
@@ -200,7 +200,7 @@ class SelfAttention(nn.Module):
             bias: Additive scores, broadcastable to (B, H, S, S), or (B, H, R, S) with `readers`.
             readers: (B, R, D) the tokens that attend, where not all outputs are needed; packed
                 with `grid`.
-            grid: Rows of packed tokens.
+            grid: Rows of packed tokens; the bias must hide the places where none stands.
             readers_grid: Rows of packed readers; `grid` if absent.
 
         Returns:
@@ -257,15 +257,15 @@ class SelfAttention(nn.Module):
             bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
         if readers is None:
             qkv = F.linear(x, weight, bias)
-            qkv = qkv if grid is None else grid.pad(qkv)
+            qkv = qkv if grid is None else grid.spread(qkv)
             qkv = qkv.view(*qkv.shape[:2], 3, self.num_heads, -1)  # (B, S, 3, H, K)
             query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
             return query, key, value
         query = F.linear(readers, weight[:width], bias[:width])
-        query = query if readers_grid is None else readers_grid.pad(query)
+        query = query if readers_grid is None else readers_grid.spread(query)
         query = split_heads(query, self.num_heads)
         both = F.linear(x, weight[width:], bias[width:])
-        both = both if grid is None else grid.pad(both)
+        both = both if grid is None else grid.spread(both)
         both = both.view(*both.shape[:2], 2, self.num_heads, -1)  # (B, S, 2, H, K)
         key, value = both.permute(2, 0, 3, 1, 4).unbind(0)
         return query, key, value
@@ -354,7 +354,7 @@ class CrossAttention(nn.Module):
             (B, L, D), or (T, D) with `grid`.
         """
         query = self.query(x)
-        query = query if grid is None else grid.pad(query)  # (B, L, D)
+        query = query if grid is None else grid.spread(query)  # (B, L, D)
         dropout = self.dropout if self.training else 0.0
         if isinstance(memory, KeyValue):
             heads = split_heads(query, self.num_heads)

@@ -26,11 +26,20 @@ class TokenGrid:
         num_rows: Rows R.
         width: Places W of a row.
         slots: (T,) int64, distinct: row · W + place of each token; None when the grid is full.
+        tokens: (R · W,) int64, the token in each place, and the first one where none stands.
     """
 
     num_rows: int
     width: int
     slots: Tensor | None = None
+    tokens: Tensor | None = None
+
+    @classmethod
+    def at(cls, num_rows: int, width: int, slots: Tensor) -> TokenGrid:
+        """Return the grid with tokens at distinct slots (T,) int64."""
+        tokens = slots.new_zeros(num_rows * width)
+        tokens[slots] = torch.arange(len(slots), device=slots.device)
+        return cls(num_rows, width, slots, tokens)
 
     @classmethod
     def of(cls, mask: Tensor, embed_dim: int) -> TokenGrid:
@@ -42,7 +51,9 @@ class TokenGrid:
         if embed_dim < PACKED_FROM or not shortcuts.are_taken():
             return cls(num_rows, width)
         slots = mask.flatten().nonzero()[:, 0]
-        return cls(num_rows, width, None if len(slots) == num_rows * width else slots)
+        if len(slots) == num_rows * width:
+            return cls(num_rows, width)
+        return cls.at(num_rows, width, slots)
 
     def pack(self, x: Tensor) -> Tensor:
         """Take the tokens of a grid (R, W, ...): (T, ...)."""
@@ -54,6 +65,17 @@ class TokenGrid:
         if self.slots is not None:
             empty = x.new_zeros(self.num_rows * self.width, *x.shape[1:])
             x = empty.index_copy_(0, self.slots, x)
+        return x.view(self.num_rows, self.width, *x.shape[1:])
+
+    def spread(self, x: Tensor) -> Tensor:
+        """Do what `pad` does at less cost, with any token where none stands.
+
+        For what hides these places, such as attention with a bias.
+        """
+        if len(x) == 0:
+            return self.pad(x)
+        if self.tokens is not None:
+            x = x.index_select(0, self.tokens)
         return x.view(self.num_rows, self.width, *x.shape[1:])
 
     def places_of(self, some: TokenGrid) -> Tensor:
@@ -78,5 +100,5 @@ class TokenGrid:
         starts = counts.cumsum(0) - counts
         place = torch.empty_like(group)
         place[order] = torch.arange(len(group), device=group.device) - starts[group[order]]
-        width = int(counts.max())
-        return TokenGrid(num_groups, width, group * width + place)
+        width = max(1, int(counts.max()))
+        return TokenGrid.at(num_groups, width, group * width + place)

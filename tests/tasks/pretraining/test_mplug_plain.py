@@ -106,6 +106,16 @@ def test_distillation_reaches_what_it_should():
         assert not torch.allclose(losses[True][name], losses[False][name], atol=1e-4), name
 
 
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_a_batch_without_a_masked_word_costs_nothing(fusion):
+    task = make_task(fusion=fusion, distill=True)
+    batch = make_batch(image_size=task.model.image_size)
+    batch["mlm_labels"] = torch.full_like(batch["mlm_labels"], -100)
+    losses, grads = run(task, task.losses, batch, frozenset({"mlm"}))
+    assert losses["mlm"] == 0.0
+    assert not any(grad is not None and bool(grad.any()) for grad in grads.values())
+
+
 def test_the_plain_way_takes_no_shortcut(monkeypatch):
     task, seen = make_task(distill=False), []
     batch = make_batch(image_size=task.model.image_size)
