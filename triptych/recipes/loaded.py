@@ -13,8 +13,10 @@ from triptych.core.config import from_dict, kind_of
 from triptych.core.errors import CapabilityError, CheckpointError
 from triptych.data.collate import PretrainingTextConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
+from triptych.models.base import require_decoder
 from triptych.recipes.config import TaskConfig, TextLengths
 from triptych.recipes.kinds import build_task
+from triptych.recipes.registry import RECIPES as KNOWN_RECIPES
 from triptych.recipes.run import load_model
 from triptych.tasks.finetuning.captioning import CaptioningConfig
 from triptych.tasks.finetuning.grounding import GroundingConfig
@@ -117,10 +119,14 @@ class LoadedModel:
 
     def check_trained(self, task: str) -> None:
         """Raise a CapabilityError unless the model was trained for a task."""
+        if task in ("caption", "grounding"):
+            require_decoder(self.model, f"do {task}")
         trained = self.config.get("trained_for")
         words = trained if isinstance(trained, list) else []
         if not TRAINED[task] & set(words):
             recipe = RECIPES.get(task, f"mplug.{task}")
+            own = f"{kind_of(type(self.model.config))}.{task}"
+            recipe = own if own in KNOWN_RECIPES else recipe
             raise CapabilityError(
                 f"{self.folder} was trained for {', '.join(map(str, words)) or 'nothing known'}, "
                 f"not for {task}: fine-tune it with `triptych train {recipe} --init-from "

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from triptych.core.config import check
-from triptych.core.errors import CapabilityError, DataError
+from triptych.core.errors import DataError
 from triptych.core.outputs import ImageFeatures
 from triptych.data.caption_cleaning import clean_caption
 from triptych.data.collate.base import IdArray, TextCache
@@ -39,6 +39,7 @@ from triptych.serving.classifying import (
 )
 from triptych.serving.inputs import ImageInput, as_list, broadcast, check_texts, read_image
 from triptych.serving.loading import ServingSettings, read_model
+from triptych.serving.needs import require
 from triptych.serving.questions import append_seen_words, pair_up
 from triptych.serving.released import find_folder
 from triptych.tasks.finetuning.grounding import Grounding, GroundingConfig
@@ -59,20 +60,6 @@ T = TypeVar("T")
 
 IMAGES_PER_PASS = 32
 PAIRS_PER_PASS = 128
-
-NEEDS = {
-    "caption": (("captioning", "pretraining"), "mplug.caption"),
-    "answer": (("vqa", "answer_classification"), "mplug.vqa"),
-    "ground": (("grounding",), "mplug.grounding"),
-    "match": (("retrieval", "pretraining"), "mplug.retrieval"),
-    "embed": (("retrieval", "pretraining"), "mplug.retrieval"),
-    "classify": (("retrieval", "pretraining"), "mplug.retrieval"),
-    "judge": (("nlvr2",), "mplug.nlvr2"),
-    "entail": (("image_text_classification",), "mplug.snli_ve"),
-    "label": (("image_text_classification",), "classify.pairs"),
-    "label_texts": (("text_classification",), "classify.texts"),
-}
-"""What a model must have been trained for to be asked, and the recipe that does it."""
 
 
 class Engine:
@@ -453,14 +440,7 @@ class Engine:
         return found
 
     def _require(self, asked: str) -> None:
-        enough, recipe = NEEDS[asked]
-        if not set(enough) & set(self.settings.trained_for):
-            trained = " and ".join(self.settings.trained_for) or "nothing"
-            raise CapabilityError(
-                f"{self.folder} was trained for {trained}, which does not teach `{asked}`. "
-                "Fine-tune it: "
-                f"triptych train {recipe} --data YOUR_DATA.jsonl --init-from {self.folder}"
-            )
+        require(asked, self.model, self.settings.trained_for, self.folder)
 
     def _autocast(self) -> AbstractContextManager[None]:
         enabled = self.precision == "bf16"

@@ -1,0 +1,47 @@
+"""What a model can be asked: by what it was trained for, and by what its family can do."""
+
+from pathlib import Path
+
+import pytest
+
+from triptych.core.errors import CapabilityError
+from triptych.models.flava.config import FLAVAConfig
+from triptych.models.registry import model_config
+from triptych.recipes.registry import RECIPES
+from triptych.serving.needs import NEEDS, OTHER_RECIPES, require
+
+FOLDER = Path("runs/mine/model")
+
+
+class Model:
+    """A model as `require` sees it."""
+
+    def __init__(self, name, *capabilities):
+        self.config = model_config(name)
+        self.capabilities = frozenset(capabilities)
+
+
+def test_every_recipe_that_is_named_exists():
+    assert OTHER_RECIPES | {recipe for _, recipe in NEEDS.values()} <= set(RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe"), [("mplug_tiny", "mplug.vqa"), ("vlmo_tiny", "vlmo.vqa")]
+)
+def test_the_recipe_is_that_of_the_family(name, recipe):
+    with pytest.raises(CapabilityError, match=f"triptych train {recipe} "):
+        require("answer", Model(name, "decode"), ["pretraining"], FOLDER)
+
+
+def test_what_was_trained_is_not_refused():
+    require("answer", Model("vlmo_tiny"), ["answer_classification"], FOLDER)
+    require("match", Model("vlmo_tiny"), ["pretraining"], FOLDER)
+
+
+@pytest.mark.parametrize("asked", ["caption", "ground"])
+def test_without_a_decoder_nothing_is_said(asked):
+    with pytest.raises(CapabilityError, match="no decoder"):
+        require(asked, Model("vlmo_tiny"), ["pretraining", "grounding"], FOLDER)
+    assert isinstance(model_config("flava_tiny"), FLAVAConfig)
+    with pytest.raises(CapabilityError, match="no decoder"):
+        require(asked, Model("flava_tiny"), ["pretraining", "grounding"], FOLDER)
