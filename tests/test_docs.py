@@ -17,10 +17,11 @@ from triptych.cli.main import main
 from triptych.recipes.registry import RECIPES, build_recipe
 
 from .docs_files import PREPARE as FIRST_PAGES
+from .docs_flava import prepare_flava
 from .docs_vlmo import prepare_vlmo
 
 ROOT = Path(__file__).parents[1]
-PREPARE = FIRST_PAGES | {"vlmo": prepare_vlmo}
+PREPARE = FIRST_PAGES | {"vlmo": prepare_vlmo, "flava": prepare_flava}
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 REFERENCE = re.compile(r"`([\w./-]+\.py)(?::([A-Za-z_][\w.]*))?`")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from triptych.core.config import check
 from triptych.data.collate import PretrainingTextConfig
+from triptych.data.collate.crops import MultiCropConfig
 from triptych.data.source import DataSourceConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.tasks.finetuning.captioning import CaptioningConfig
@@ -21,6 +22,7 @@ from triptych.tasks.finetuning.text_classification import TextClassificationConf
 from triptych.tasks.finetuning.vlmo_nlvr2 import VLMoNLVR2Config
 from triptych.tasks.finetuning.vlmo_retrieval import VLMoRetrievalConfig
 from triptych.tasks.finetuning.vqa import VQAConfig
+from triptych.tasks.pretraining.dino import DINOConfig
 from triptych.tasks.pretraining.dvae import DVAETrainingConfig
 from triptych.tasks.pretraining.flava import FLAVAPretrainingConfig
 from triptych.tasks.pretraining.flava_stages import FLAVAImageConfig, FLAVATextConfig
@@ -49,6 +51,7 @@ TaskConfig = (
     | FLAVATextConfig
     | FLAVAPretrainingConfig
     | DVAETrainingConfig
+    | DINOConfig
 )
 
 
@@ -152,6 +155,7 @@ class RunConfig:
         tokenizer: Where the tokenizer comes from.
         data: What to train on.
         image: How pictures are prepared; `image_size` is set to the model's.
+        crops: The crops of each picture, for self-distillation.
         captions: How captions are prepared.
         lengths: Longest texts of the fine-tuning tasks.
         task: What is trained.
@@ -166,6 +170,7 @@ class RunConfig:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     data: DataConfig = field(default_factory=DataConfig)
     image: ImageTransformConfig = field(default_factory=ImageTransformConfig)
+    crops: MultiCropConfig = field(default_factory=MultiCropConfig)
     captions: PretrainingTextConfig = field(default_factory=PretrainingTextConfig)
     lengths: TextLengths = field(default_factory=TextLengths)
     task: TaskConfig

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from triptych.data.codes import check_stored_codes
@@ -24,6 +24,7 @@ from triptych.data.collate.classification import (
     ImageTextClassCollator,
     TextClassCollator,
 )
+from triptych.data.collate.crops import MultiCropCollator, MultiCropConfig
 from triptych.data.collate.flava import FLAVAPairCollator
 from triptych.data.collate.image import ImageCollator, MaskedImageCollator
 from triptych.data.collate.masked_text import MaskedTextCollator
@@ -53,6 +54,7 @@ from triptych.tasks.finetuning.text_classification import (
 from triptych.tasks.finetuning.vlmo_nlvr2 import VLMoNLVR2, VLMoNLVR2Config
 from triptych.tasks.finetuning.vlmo_retrieval import VLMoRetrieval, VLMoRetrievalConfig
 from triptych.tasks.finetuning.vqa import VQA, VQAConfig
+from triptych.tasks.pretraining.dino import DINO, DINOConfig
 from triptych.tasks.pretraining.dvae import DVAETraining, DVAETrainingConfig
 from triptych.tasks.pretraining.flava import FLAVAPretraining, FLAVAPretrainingConfig
 from triptych.tasks.pretraining.flava_stages import (
@@ -92,21 +94,24 @@ TRAINED_FOR = {
     FLAVATextConfig: "language",
     FLAVAPretrainingConfig: "pretraining",
     DVAETrainingConfig: image_tokenizer.TRAINED_FOR,
+    DINOConfig: "vision",
 }
 """The word in a model folder's `trained_for`, by task config."""
 
 
 @dataclass(frozen=True, slots=True)
 class PatchView:
-    """What hiding patches must know.
+    """What hiding patches, or taking several crops, must know.
 
     Attributes:
         image: How pictures are prepared.
         patch_size: Side of a patch of the model, in pixels.
+        crops: The crops of each picture.
     """
 
     image: ImageTransformConfig
     patch_size: int
+    crops: MultiCropConfig = field(default_factory=MultiCropConfig)
 
 
 def stored_task(config: TaskConfig) -> TaskConfig:
@@ -202,6 +207,8 @@ def build_task(
             return FLAVAPretraining(model, config, _tokenizer_if_named(config.image_tokenizer))
         case DVAETrainingConfig():
             return DVAETraining(model, config)
+        case DINOConfig():
+            return DINO(model, config)
 
 
 def check_task_data(config: TaskConfig, model: Any, records: Iterable[Record]) -> None:
@@ -312,6 +319,9 @@ def build_collator(
             return _flava_collator(config, tokenizer, captions, kind, pictures)
         case DVAETrainingConfig():
             return ImageCollator()
+        case DINOConfig():
+            assert pictures is not None, "self-distillation needs to know its crops"
+            return MultiCropCollator(pictures.image, pictures.crops)
 
 
 def _flava_collator(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from triptych.core.registry import Registry
-from triptych.recipes import classification, dvae, flava, mplug, vlmo
+from triptych.recipes import classification, dino, dvae, flava, mplug, vlmo
 from triptych.recipes.config import RunConfig
 
 RECIPES: Registry[Callable[[str], RunConfig]] = Registry("recipe")
@@ -33,6 +33,7 @@ for _build in (
 ):
     RECIPES.register(f"vlmo.{_build.__name__}")(_build)
 RECIPES.register(dvae.RECIPE)(dvae.dvae)
+RECIPES.register(dino.RECIPE)(dino.dino)
 for _build in (
     flava.image,
     flava.text,

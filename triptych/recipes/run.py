@@ -114,7 +114,7 @@ def _train(
             config.lengths,
             train=True,
             kind=kind,
-            pictures=PatchView(config.image, patch_size(model.config)),
+            pictures=PatchView(config.image, patch_size(model.config), config.crops),
         )
 
     trainer = Trainer(

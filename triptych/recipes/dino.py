@@ -1,0 +1,88 @@
+"""The run that trains an image encoder by self-distillation (DINO, Caron et al. 2021)."""
+
+from __future__ import annotations
+
+from triptych.core.errors import ConfigError
+from triptych.data.collate.crops import MultiCropConfig
+from triptych.data.transforms.pipeline import ImageTransformConfig
+from triptych.recipes.config import DataConfig, ModelSource, RunConfig
+from triptych.tasks.pretraining.dino import DINOConfig
+from triptych.train.config import OptimConfig, TrainConfig
+
+RECIPE = "dino"
+MODELS = {
+    "smoke": "flava_tiny",
+    "tiny": "flava_tiny",
+    "small": "flava_small",
+    "base": "flava_full",
+    "large": "flava_900m",
+}
+WHOLE = ImageTransformConfig(crop_scale=None, flip_probability=0.0, randaugment_num_ops=0)
+
+
+def dino(scale: str) -> RunConfig:
+    """Return DINO on pictures alone, for the image encoder of any model (`--model.name`).
+
+    FLAVA's is the default: its paper pre-trains it so. Texts of the data, or `--tokenizer.path`,
+    give the words of the model, which it does not learn here.
+
+    base, large: the paper's ViT-B/16: 400 epochs of ImageNet's 1.28 M pictures at a batch of 1,024
+    are 500,000 steps; learning rate 7.5e-4 at this batch, 10 epochs of warm-up, cosine to 2e-6,
+    gradients clipped at 0.3; two crops at 224 px and ten at 96 px. Weight decay is the mean of the
+    paper's 0.04 and 0.4.
+    """
+    if scale not in MODELS:
+        raise ConfigError(f"unknown scale {scale!r} (known: {', '.join(MODELS)})")
+    if scale in ("base", "large"):
+        return RunConfig(
+            recipe=RECIPE,
+            scale=scale,
+            model=ModelSource(name=MODELS[scale]),
+            image=WHOLE,
+            crops=MultiCropConfig(),
+            task=DINOConfig(),
+            train=TrainConfig(
+                max_steps=500_000, local_batch_size=1024, accumulate=8, max_grad_norm=0.3
+            ),
+            optim=OptimConfig(
+                learning_rate=7.5e-4,
+                vision_learning_rate=7.5e-4,
+                weight_decay=0.2,
+                warmup_steps=12_500,
+                min_learning_rate=2e-6,
+            ),
+        )
+    steps = {"smoke": 4, "tiny": 1500, "small": 20_000}[scale]
+    small = {"smoke": 32, "tiny": 32, "small": 64}[scale]
+    return RunConfig(
+        recipe=RECIPE,
+        scale=scale,
+        model=ModelSource(name=MODELS[scale]),
+        data=DataConfig(cache_mib=1024),
+        image=WHOLE,
+        crops=MultiCropConfig(
+            num_small=4, small_size=small, large_scale=(0.4, 1.0), small_scale=(0.1, 0.4)
+        ),
+        task=DINOConfig(
+            out_dim=1024 if scale != "small" else 8192,
+            hidden_dim=256 if scale != "small" else 1024,
+            bottleneck_dim=64 if scale != "small" else 256,
+            teacher_warmup_steps=steps // 5,
+            freeze_last_layer_steps=steps // 20,
+            momentum=0.99,
+            max_steps=steps,
+            init_std=0.05,
+        ),
+        train=TrainConfig(
+            max_steps=steps,
+            local_batch_size=8 if scale == "smoke" else 64,
+            checkpoint_every_steps=1000,
+        ),
+        optim=OptimConfig(
+            learning_rate=1e-3,
+            vision_learning_rate=1e-3,
+            weight_decay=0.04,
+            warmup_steps=min(100, steps),
+            min_learning_rate=1e-6,
+        ),
+    )

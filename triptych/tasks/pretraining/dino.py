@@ -1,0 +1,273 @@
+"""DINO: an image encoder learns from its own slow copy (Caron et al. 2021, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from triptych.core.config import check
+from triptych.core.errors import ConfigError
+from triptych.core.outputs import Predictions
+from triptych.models.families import family_of, patch_size
+from triptych.objectives.dino import (
+    dino_loss,
+    moved_center,
+    teacher_distribution,
+    teacher_momentum,
+)
+from triptych.objectives.momentum import MomentumEncoder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DINOConfig:
+    """Settings of self-distillation. The defaults are the paper's for ViT-B/16.
+
+    Attributes:
+        out_dim: Classes K of the head (65,536).
+        hidden_dim: Width of its two hidden layers (2,048).
+        bottleneck_dim: Width before the last layer, where states have length 1 (256).
+        student_temperature: Of the student's softmax (0.1).
+        teacher_temperature: Of the teacher's softmax (0.07); lower is sharper.
+        start_teacher_temperature: Where the teacher's temperature begins (0.04).
+        teacher_warmup_steps: Steps over which it rises (the paper: 50 of 400 epochs).
+        momentum: Share of the teacher that the first step keeps (0.996); it rises to 1.
+        center_momentum: Share of the center that a step keeps (0.9).
+        freeze_last_layer_steps: Steps before the last layer learns (the paper: 1 to 3 epochs).
+        max_steps: Steps over which the momentum rises; those of the run.
+        init_std: Deviation of the head's fresh weights (0.02).
+    """
+
+    KIND: ClassVar[str] = "dino"
+
+    out_dim: int = 65_536
+    hidden_dim: int = 2048
+    bottleneck_dim: int = 256
+    student_temperature: float = 0.1
+    teacher_temperature: float = 0.07
+    start_teacher_temperature: float = 0.04
+    teacher_warmup_steps: int = 62_500
+    momentum: float = 0.996
+    center_momentum: float = 0.9
+    freeze_last_layer_steps: int = 3750
+    max_steps: int = 500_000
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        """Reject values out of range."""
+        for name in ("out_dim", "hidden_dim", "bottleneck_dim", "max_steps"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "be at least 1")
+        for name in ("momentum", "center_momentum"):
+            check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "be in [0, 1]")
+        for name in ("student_temperature", "teacher_temperature", "start_teacher_temperature"):
+            check(getattr(self, name) > 0, name, getattr(self, name), "be above 0")
+
+
+class DINOHead(nn.Module):
+    """Three layers to a state of length 1, then its cosine with each of K directions (appendix C).
+
+    Without batch norms, as the paper's ViT have it. The last layer has no bias, and its rows have
+    length 1 (weight norm with a fixed gain).
+    """
+
+    def __init__(self, embed_dim: int, config: DINOConfig) -> None:
+        super().__init__()
+        dims = [embed_dim, config.hidden_dim, config.hidden_dim, config.bottleneck_dim]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(dims))
+        self.directions = nn.Parameter(torch.empty(config.out_dim, config.bottleneck_dim))
+        for layer in self.layers:
+            assert isinstance(layer, nn.Linear)
+            nn.init.trunc_normal_(layer.weight, std=config.init_std)
+            nn.init.zeros_(layer.bias)
+        nn.init.trunc_normal_(self.directions, std=config.init_std)
+
+    def forward(self, x: Tensor, *, freeze_last: bool = False) -> Tensor:
+        """Map (..., D) to (..., K) in [-1, 1].
+
+        Args:
+            x: Pooled states.
+            freeze_last: Whether the last layer gets no gradient.
+        """
+        for place, layer in enumerate(self.layers):
+            x = layer(x if place == 0 else F.gelu(x))
+        directions = self.directions.detach() if freeze_last else self.directions
+        return F.linear(F.normalize(x, dim=-1), F.normalize(directions, dim=-1).to(x.dtype))
+
+
+class SmallCropEncoder:
+    """Runs a model on smaller pictures: the same parameters, position tables resized.
+
+    A second model of the smaller size holds the first one's parameters. Only its position tables
+    are its own: they are resized in each call, so gradients reach the first model's, as in the
+    released code.
+
+    Args:
+        model: Of any family with an image encoder.
+        image_size: Side of the smaller pictures in pixels.
+
+    Raises:
+        ConfigError: The side is no multiple of the patch size.
+    """
+
+    def __init__(self, model: Any, image_size: int) -> None:
+        patch = patch_size(model.config)
+        if image_size % patch:
+            must = f"be a multiple of patch {patch}"
+            raise ConfigError(f"crops.small_size = {image_size}: must {must}")
+        self._model, self._family, self._image_size = model, family_of(model.config), image_size
+        state, config = self._resized()
+        twin: Any = self._family.build(config)
+        own = dict(model.named_parameters(remove_duplicate=False))
+        self._tables: dict[str, nn.Module] = {}
+        for name in own:
+            owner, leaf = _owner(twin, name)
+            if state[name] is own[name]:
+                owner._parameters[leaf] = own[name]
+            else:
+                del owner._parameters[leaf]
+                self._tables[name] = owner
+        self._twin = twin.to(next(model.parameters()).device)  # buffers, such as place numbers
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Return the (B, D) pooled states of (B, 3, s, s) pictures."""
+        state, _ = self._resized()
+        for name, owner in self._tables.items():
+            setattr(owner, name.rpartition(".")[2], state[name])
+        self._twin.train(self._model.training)
+        return self._twin.encode_image(image).pooled  # type: ignore[no-any-return]
+
+    def _resized(self) -> tuple[dict[str, Tensor], Any]:
+        parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        return self._family.resize(parameters, self._model.config, self._image_size)
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the module that holds a parameter, and its name there."""
+    path, _, leaf = name.rpartition(".")
+    return model.get_submodule(path), leaf
+
+
+class DINO:
+    """The Task of self-distillation, for any model with an image encoder.
+
+    Student and teacher are the whole model and a head; what no picture goes through stays as it
+    is. The student sees all crops, the teacher, its momentum copy, the large ones.
+
+    Deviations from the paper: weight decay stays constant (there it rises from 0.04 to 0.4), and
+    crops differ in colour by RandAugment.
+
+    Beside the loss it returns `teacher_entropy`: at 0 one class has won, at ln K none has.
+    """
+
+    batch_keys = frozenset({"large_crops", "small_crops", "index"})
+    objective_names = frozenset({"dino"})
+
+    def __init__(self, model: Any, config: DINOConfig) -> None:
+        self.config = config
+        head = DINOHead(model.feature_dims.image, config)
+        self._student = nn.ModuleDict({"model": model, "head": head})
+        state = nn.Module()
+        state.register_buffer("center", torch.zeros(config.out_dim))
+        self.modules = nn.ModuleDict(
+            {
+                "model": model,
+                "dino_head": head,
+                "teacher": MomentumEncoder(self._student, config.momentum),
+                "state": state,
+            }
+        )
+        self._smaller: dict[int, SmallCropEncoder] = {}
+        self._pending: list[Tensor] = []
+        self._step = 0
+
+    @property
+    def model(self) -> Any:
+        """The model that is trained."""
+        return self.modules["model"]
+
+    @property
+    def center(self) -> Tensor:
+        """(K,) running mean of the teacher's outputs."""
+        return cast(Tensor, self.modules["state"].center)
+
+    @property
+    def teacher_temperature(self) -> float:
+        """Temperature of the teacher at the current step."""
+        c = self.config
+        share = min(1.0, self._step / c.teacher_warmup_steps) if c.teacher_warmup_steps else 1.0
+        low, high = c.start_teacher_temperature, c.teacher_temperature
+        return low + share * (high - low)
+
+    def extra_state(self) -> dict[str, int]:
+        """Return what a checkpoint must hold besides tensors."""
+        return {"step": self._step}
+
+    def load_extra_state(self, state: dict[str, int]) -> None:
+        """Restore what `extra_state` returned."""
+        self._step = state["step"]
+
+    def losses(
+        self, batch: Mapping[str, Tensor], *, active: frozenset[str] = objective_names
+    ) -> dict[str, Tensor]:
+        """Return {"dino": ...} and what is only logged.
+
+        Args:
+            batch: `large_crops` (G, B, 3, S, S) and `small_crops` (C, B, 3, s, s), C may be 0.
+            active: Not read: there is one objective.
+        """
+        del active
+        large, small = batch["large_crops"], batch["small_crops"]
+        teacher = cast(nn.ModuleDict, cast(MomentumEncoder, self.modules["teacher"]).module)
+        with torch.no_grad():
+            targets = teacher["head"](_pooled(teacher["model"], large))  # (G, B, K)
+            probs = teacher_distribution(targets, self.center, self.teacher_temperature)
+            entropy = -torch.special.xlogy(probs, probs).sum(dim=-1).mean()
+        if self.model.training:
+            self._pending.append(targets.detach())
+        states = [_pooled(self.model, large)]
+        if len(small):
+            states.append(self._small_states(small))
+        frozen = self._step < self.config.freeze_last_layer_steps
+        logits = self._student["head"](torch.cat(states), freeze_last=frozen)  # (G + C, B, K)
+        loss = dino_loss(logits, probs, self.config.student_temperature)
+        return {"dino": loss, "teacher_entropy": entropy}
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """Move the teacher and the center.
+
+        Args:
+            step: Optimizer steps done so far, this one included.
+        """
+        self._step = step
+        teacher = cast(MomentumEncoder, self.modules["teacher"])
+        teacher.momentum = teacher_momentum(step, self.config.max_steps, self.config.momentum)
+        teacher.update(self._student)
+        if self._pending:  # one a micro-batch
+            outputs = torch.cat([p.flatten(0, 1) for p in self._pending])
+            self.center.copy_(moved_center(self.center, outputs, self.config.center_momentum))
+        self._pending = []
+
+    @torch.no_grad()
+    def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
+        """Return the (B, D) state of each picture, for a probe; reads `image` and `index`."""
+        states = self.model.encode_image(batch["image"]).pooled
+        return Predictions(index=batch["index"].tolist(), embeddings={"image": states})
+
+    def _small_states(self, small: Tensor) -> Tensor:
+        """Return the (C, B, D) states of small crops."""
+        size = small.shape[-1]
+        if size not in self._smaller:
+            self._smaller[size] = SmallCropEncoder(self.model, size)
+        return self._smaller[size](small.flatten(0, 1)).view(*small.shape[:2], -1)
+
+
+def _pooled(model: Any, crops: Tensor) -> Tensor:
+    """Return the (G, B, D) states of crops (G, B, 3, S, S)."""
+    states: Tensor = model.encode_image(crops.flatten(0, 1)).pooled
+    return states.view(*crops.shape[:2], -1)
