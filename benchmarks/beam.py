@@ -1,8 +1,8 @@
 """Beam search at base size with caches over the released way without; prints JSON.
 
 Both run the same search on the same random weights: one image of 257 image and 16 text tokens,
-5 beams, 20 tokens. Without caches, each step reads the whole text of each beam again and projects
-the memory, copied for each beam, again in each layer, as the released code does.
+5 beams (or `--beams`), 20 tokens. Without caches, each step reads the whole text of each beam again
+and projects the memory, copied for each beam, again in each layer, as the released code does.
 
     python benchmarks/beam.py --pairs 3
 """
@@ -49,9 +49,11 @@ class UncachedDecoder:
         self.texts = self.texts[rows]
 
 
-def search(decoder: TextDecoder, memory: Tensor, *, cached: bool) -> tuple[float, list[Hypothesis]]:
+def search(
+    decoder: TextDecoder, memory: Tensor, *, cached: bool, num_beams: int = 5
+) -> tuple[float, list[Hypothesis]]:
     """Return the seconds of one search and its n-best list."""
-    config = BeamConfig(num_beams=5, min_tokens=19, max_tokens=20)
+    config = BeamConfig(num_beams=num_beams, min_tokens=19, max_tokens=20)
     start = time.perf_counter()
     step: DecodeStep = (
         CachedDecoder(decoder, decoder.project_memory(memory, None))
@@ -73,20 +75,21 @@ def check_same(first: list[Hypothesis], second: list[Hypothesis]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=3, help="paired runs; their median counts")
+    parser.add_argument("--beams", type=int, default=5, help="beams of the search")
     parser.add_argument("--num-threads", type=int, default=1, help="threads of torch")
     arguments = parser.parse_args()
-    pairs = arguments.pairs
+    pairs, beams = arguments.pairs, arguments.beams
     torch.set_num_threads(arguments.num_threads)
     torch.manual_seed(0)
     config = model_config("mplug_base_patch16_256")
     decoder = TextDecoder(config.text, config.decoder_depth).eval()
     init_weights(decoder, 0.05)
     memory = torch.randn(1, MEMORY_TOKENS, config.text.embed_dim)
-    search(decoder, memory, cached=True)
+    search(decoder, memory, cached=True, num_beams=beams)
     with_cache, without = [], []
     for _ in range(pairs):
-        slow, slow_texts = search(decoder, memory, cached=False)
-        fast, fast_texts = search(decoder, memory, cached=True)
+        slow, slow_texts = search(decoder, memory, cached=False, num_beams=beams)
+        fast, fast_texts = search(decoder, memory, cached=True, num_beams=beams)
         check_same(slow_texts, fast_texts)
         without.append(slow)
         with_cache.append(fast)
@@ -97,6 +100,7 @@ def main() -> None:
                 "beam_cache_speedup": round(statistics.median(ratios), 2),
                 "cached_s": round(statistics.median(with_cache), 3),
                 "uncached_s": round(statistics.median(without), 3),
+                "num_beams": beams,
                 "num_threads": torch.get_num_threads(),
                 "pairs": pairs,
             }

@@ -1,0 +1,90 @@
+"""Time several ways of doing the same work, in turn, in one process."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+Seconds = dict[str, list[float]]
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def time_in_turn(
+    variants: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Seconds:
+    """Run each variant once a round, each round in another order, after one run that is not timed.
+
+    Args:
+        variants: What to run, by name.
+        rounds: Runs of each that count.
+        clock: Gives seconds.
+    """
+    names = list(variants)
+    for name in names:
+        variants[name]()
+    seconds: Seconds = {name: [] for name in names}
+    for number in range(rounds):
+        turn = names[number % len(names) :] + names[: number % len(names)]
+        for name in turn:
+            start = clock()
+            variants[name]()
+            seconds[name].append(clock() - start)
+    return seconds
+
+
+def speedup(seconds: Seconds, slow: str, fast: str) -> float:
+    """Return the median over rounds of the ratio of two runs of the same round."""
+    pairs = zip(seconds[slow], seconds[fast], strict=True)
+    return round(statistics.median(one / other for one, other in pairs), 3)
+
+
+def ratio_range(seconds: Seconds, slow: str, fast: str) -> list[float]:
+    """Return the lowest and the highest of these ratios."""
+    ratios = [one / other for one, other in zip(seconds[slow], seconds[fast], strict=True)]
+    return [round(min(ratios), 3), round(max(ratios), 3)]
+
+
+def median_ms(seconds: Seconds) -> dict[str, float]:
+    """Return the median time of each variant in milliseconds."""
+    return {name: round(1000 * statistics.median(values), 1) for name, values in seconds.items()}
+
+
+def build_parser(doc: str | None, rounds: int) -> argparse.ArgumentParser:
+    """Return a parser with what all parts of the benchmark have."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=rounds, help="paired runs; medians count")
+    parser.add_argument("--num-threads", type=int, default=None, help="threads of torch; all cores")
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="cpu: seconds of this process, for a look on a busy machine with one thread",
+    )
+    return parser
+
+
+def start(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse, and set the threads and the seed."""
+    options = parser.parse_args(arguments)
+    if options.num_threads is not None:
+        torch.set_num_threads(options.num_threads)
+    torch.manual_seed(0)
+    return options
+
+
+def run_facts(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what a reader of the numbers must know of the run."""
+    return {
+        "rounds": options.rounds,
+        "num_threads": torch.get_num_threads(),
+        "clock": options.clock,
+    }
