@@ -1,26 +1,19 @@
-"""The assembler of benchmarks/results/foundation.json, without running any benchmark."""
+"""The gatherer, and what it is asked for in foundation.json, without running any benchmark."""
 
 import json
+from functools import partial
 
 import pytest
 
-from benchmarks import foundation
-from benchmarks.foundation import (
-    BARS,
-    DEMO_KEYS,
-    PARTS,
-    Part,
-    assemble,
-    demo_figures,
-    load_json,
-    part_figures,
-    read_json_line,
-    read_own_data,
-)
+from benchmarks import foundation, gather
+from benchmarks.foundation import DEMO_KEYS, FOUNDATION, demo_figures, read_own_data
+from benchmarks.gather import Part, load_json, part_figures, read_json_line
 from triptych.cli.demo import BARS as DEMO_BARS
 from triptych.core.errors import DataError
 
+BARS, PARTS = FOUNDATION.bars, FOUNDATION.parts
 MACHINE = {"CPU": "one", "cores": "2"}
+assemble = partial(gather.assemble, FOUNDATION)
 GOOD = {
     "demo_minutes": 14.2,
     "i2t_r1": 0.81,
@@ -204,8 +197,8 @@ def test_own_data_without_tests_is_an_error():
 @pytest.fixture
 def stored_parts(tmp_path, monkeypatch):
     """Every part's file as of an earlier run, beside the file to be written."""
-    monkeypatch.setattr(foundation, "describe_machine", lambda: MACHINE)
-    monkeypatch.setattr(foundation, "current_commit", lambda: "abc")
+    monkeypatch.setattr(gather, "describe_machine", lambda: MACHINE)
+    monkeypatch.setattr(gather, "current_commit", lambda: "abc")
     for part in PARTS:
         output = {key: GOOD[key] for key in part.keys}
         content = {"machine": MACHINE, "commit": "old", "command": part.command, "output": output}
@@ -240,7 +233,7 @@ def test_a_part_that_fails_leaves_the_others_stored_and_writes_no_result(
         output = {"beam_cache_speedup": 8.0}
         return {"machine": machine, "commit": commit, "command": part.command, "output": output}
 
-    monkeypatch.setattr(foundation, "run_part", run_part)
+    monkeypatch.setattr(gather, "run_part", run_part)
     assert run_main(stored_parts, tmp_path, skip=skip) == 1
     assert "scenes broke" in capsys.readouterr().out
     assert not (tmp_path / "o.json").exists()
@@ -256,9 +249,9 @@ def test_a_part_to_skip_that_was_never_stored_is_an_error(stored_parts, tmp_path
 
 
 def test_a_part_runs_with_this_python_in_the_root_and_shows_what_went_wrong(tmp_path, monkeypatch):
-    monkeypatch.setattr(foundation, "ROOT", tmp_path)
+    monkeypatch.setattr(gather, "ROOT", tmp_path)
     good = Part("good", ("-c", "print('{\"cwd\": 1}')"), ("cwd",), read_json_line)
-    assert foundation.run_part(good, MACHINE, "abc")["output"] == {"cwd": 1}
+    assert gather.run_part(good, MACHINE, "abc")["output"] == {"cwd": 1}
     bad = Part("bad", ("-c", "raise SystemExit('out of luck')"), (), read_json_line)
     with pytest.raises(DataError, match="out of luck"):
-        foundation.run_part(bad, MACHINE, "abc")
+        gather.run_part(bad, MACHINE, "abc")

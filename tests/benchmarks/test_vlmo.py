@@ -1,13 +1,13 @@
 """VLMo's figures: their assembler, and the parts that take no training."""
 
 import json
-import math
 
 import pytest
 import torch
 
-from benchmarks import vlmo, vlmo_dual, vlmo_golden, vlmo_scenes, vlmo_step
-from benchmarks.foundation import part_figures
+from benchmarks import vlmo_dual, vlmo_golden, vlmo_scenes, vlmo_step
+from benchmarks.gather import assemble, part_figures, result_table
+from benchmarks.vlmo import VLMO
 from triptych.core.errors import DataError
 from triptych.models.vlmo.model import VLMo
 
@@ -30,7 +30,7 @@ GOOD = {
 
 def figures(values):
     found = {}
-    for part in vlmo.PARTS:
+    for part in VLMO.parts:
         output = {key: values[key] for key in part.keys if key in values}
         stored = {"machine": MACHINE, "commit": "abc", "command": part.command, "output": output}
         found |= part_figures(part, stored)
@@ -38,20 +38,20 @@ def figures(values):
 
 
 def test_every_figure_stands_beside_its_bar():
-    result = vlmo.assemble(figures(GOOD), MACHINE, "abc")["figures"]
+    result = assemble(VLMO, figures(GOOD), MACHINE, "abc")["figures"]
     assert {key: figure["value"] for key, figure in result.items()} == GOOD
     reached = {key: figure["reached"] for key, figure in result.items()}
     assert reached["t2i_r1"] is False
-    assert all(reached[key] for key in vlmo.BARS if key != "t2i_r1")
+    assert all(reached[key] for key in VLMO.bars if key != "t2i_r1")
     assert reached["stagewise_gain"] is None
     assert "t2i_r1" in "".join(
-        str(c) for c in vlmo.result_table({"figures": result}).columns[0].cells
+        str(c) for c in result_table(VLMO, {"figures": result}).columns[0].cells
     )
 
 
 def test_a_missing_figure_is_an_error():
     with pytest.raises(DataError, match="vqa"):
-        vlmo.assemble(figures({k: v for k, v in GOOD.items() if k != "vqa"}), MACHINE, "abc")
+        assemble(VLMO, figures({k: v for k, v in GOOD.items() if k != "vqa"}), MACHINE, "abc")
 
 
 def test_outputs_are_within_a_tenth_of_the_bar_of_the_released_ones(capsys):
@@ -77,11 +77,6 @@ def test_times_are_extrapolated_to_all_pairs(capsys, monkeypatch):
     found = json.loads(capsys.readouterr().out)
     dual = 50 * found["image_s"] + 250 * found["text_s"] + found["search_s"]
     assert found["dual_over_fusion_speed"] == round(50 * 250 * found["pair_s"] / dual)
-
-
-def test_the_interval_of_three_seeds():
-    # a mean of three with deviation 1: 4.303 / sqrt(3)
-    assert vlmo_scenes.t_interval([1.0, 2.0, 3.0]) == pytest.approx(4.303 / math.sqrt(3))
 
 
 def test_the_shared_model_has_one_ffn_and_fewer_weights():

@@ -1,0 +1,66 @@
+"""Gather FLAVA's figures: parity, first gradient, step and memory against transformers, scenes.
+
+Writes `benchmarks/results/flava.json`; `benchmarks/gather.py` says how. Parity, step and memory
+need transformers (`pip install triptych[bench]`). The joint recipe takes under 20 minutes on two
+idle cores, the comparisons of seeds about as long.
+
+    python -m benchmarks.flava
+    python -m benchmarks.flava --only parity step
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from benchmarks.gather import Benchmark, Part, at_least, at_most, build_parser, gather
+
+FLAVA = Benchmark(
+    name="flava",
+    prefix="flava_",
+    details=("low", "high", "with", "without", "fp32_range", "bf16_range"),
+    parts=(
+        Part("parity", ("-m", "benchmarks.flava_parity"), ("parity_max_error",)),
+        Part("gradients", ("-m", "benchmarks.flava_step", "--gradients"), ("grad_norm_step0",)),
+        Part(
+            "step",
+            ("-m", "benchmarks.flava_step"),
+            ("step_fp32_over_transformers", "step_bf16_over_transformers"),
+        ),
+        Part(
+            "memory",
+            ("-m", "benchmarks.flava_step", "--memory"),
+            ("memory_over_transformers",),
+        ),
+        Part("masking", ("benchmarks/masking.py",), ("masking_speedup",)),
+        Part(
+            "joint",
+            ("-m", "benchmarks.flava_scenes", "joint"),
+            ("joint_minutes", "i2t_r1", "t2i_r1", "probe_shape"),
+        ),
+        *(
+            Part(name, ("-m", "benchmarks.flava_scenes", name), (name,))
+            for name in ("joint_gain", "global_contrastive_gain")
+        ),
+    ),
+    bars={
+        "parity_max_error": at_most("parity_max_error", 1e-4),
+        "grad_norm_step0": at_most("grad_norm_step0", 50),
+        "step_fp32_over_transformers": at_least("step_fp32_over_transformers", 1.3),
+        "step_bf16_over_transformers": at_least("step_bf16_over_transformers", 1.3),
+        "memory_over_transformers": at_most("memory_over_transformers", 0.8),
+        "masking_speedup": at_least("masking_speedup", 20),
+        "joint_minutes": at_most("joint_minutes", 20),
+        "i2t_r1": at_least("i2t_r1", 0.65),
+        "t2i_r1": at_least("t2i_r1", 0.65),
+        "probe_shape": at_least("probe_shape", 0.95),
+    },
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return gather(FLAVA, build_parser(FLAVA, __doc__).parse_args(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
