@@ -54,7 +54,10 @@ def test_version(capsys):
         (["dat"], "there is no verb 'dat'; did you mean 'data'?"),
         (["--vershun"], "there is no option '--vershun': `triptych --help` lists the verbs"),
         (["data", "chek", "x"], "`triptych data` has no 'chek'; did you mean 'check'?"),
-        (["data", "zzz"], "`triptych data` has no 'zzz': say one of check, scenes, tokenize-images"),
+        (
+            ["data", "zzz"],
+            "`triptych data` has no 'zzz': say one of check, scenes, tokenize-images",
+        ),
     ],
 )
 def test_a_wrong_verb_names_the_nearest(capsys, arguments, message):
