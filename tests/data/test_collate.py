@@ -1,8 +1,11 @@
 import hashlib
+import json
+import tarfile
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from triptych.core.errors import ConfigError
 from triptych.data.collate import (
@@ -16,6 +19,8 @@ from triptych.data.collate import (
     StatementCollator,
     VQACollator,
 )
+from triptych.data.collate.base import image_key
+from triptych.data.manifest import DataSourceConfig, read_records
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind
 from triptych.data.transforms.pipeline import TransformedImage
@@ -62,6 +67,53 @@ def test_pretraining_keys_and_full_caption(tokenizer):
     first, second = ids("[CLS] a red dog [SEP] [PAD]"), ids("[CLS] two t shirt ##s [SEP]")
     assert batch["token_ids"].tolist() == [first, second]
     assert batch["text_mask"].tolist() == [[True] * 5 + [False], [True] * 6]
+
+
+def test_equal_ids_of_two_sources_are_two_pictures(tmp_path):
+    """Shards of one name in two folders, and annotations that count pictures alike."""
+    records = []
+    for folder in ("one", "two"):
+        place = tmp_path / folder
+        place.mkdir()
+        Image.new("RGB", (4, 4)).save(place / "7.jpg")
+        with tarfile.open(place / "00000.tar", "w") as tar:
+            tar.add(place / "7.jpg", "000.jpg")
+        images = [{"id": 7, "file_name": "7.jpg"}]
+        annotations = [{"id": n, "image_id": 7, "caption": "a dog"} for n in (1, 2)]
+        text = json.dumps({"images": images, "annotations": annotations})
+        (place / "captions.json").write_text(text)
+        for name, reader in (
+            ("00000.tar", "auto"),
+            ("captions.json", "auto"),
+            (".", "image_folder"),
+        ):
+            source = DataSourceConfig(path=str(place / name), reader=reader)
+            records.append(read_records(source).records)
+    shard, coco, pictures, other_shard, other_coco, other_pictures = records
+    assert coco[0].image_id == other_coco[0].image_id
+    assert pictures[0].image_id == other_pictures[0].image_id
+    assert image_key(coco[0]) == image_key(coco[1])  # two captions of one picture
+    assert image_key(coco[0]) == image_key(pictures[0])  # one file, read in two ways
+    first = {image_key(part[0]) for part in (shard, coco, pictures)}
+    second = {image_key(part[0]) for part in (other_shard, other_coco, other_pictures)}
+    assert len(first) == len(second) == 2 and not first & second
+    both = DataSourceConfig(path=str(tmp_path / "{one,two}/00000.tar"))
+    assert len({image_key(record) for record in read_records(both).records}) == 2
+
+
+def test_files_that_a_source_gives_one_id_are_one_picture(tmp_path):
+    lines = [
+        {"image": "a.jpg", "image_id": 1, "caption": "x"},
+        {"image": "b.jpg", "image_id": 1, "caption": "y"},
+        {"image": "c.jpg", "image_id": 2, "caption": "z"},
+    ]
+    (tmp_path / "a.jpg").touch()
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    records = read_records(DataSourceConfig(path=str(tmp_path / "m.jsonl"))).records
+    a, b, c = map(image_key, records)
+    assert a == b != c
+    digest = hashlib.blake2b(str(tmp_path / "a.jpg").encode(), digest_size=8).digest()
+    assert a == int.from_bytes(digest, "little") >> 1  # the same on every machine
 
 
 def test_mlm_hides_what_its_labels_hold(tokenizer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from triptych.data.readers.snli_ve import is_snli_ve, read_snli_ve
 from triptych.data.readers.text_file import read_text_file
 from triptych.data.readers.vqav2 import is_vqav2, read_vqav2
 from triptych.data.readers.webdataset import is_shards, read_webdataset
-from triptych.data.records import Record
+from triptych.data.records import ImageSource, Record
 from triptych.data.skips import Skipped
 from triptych.data.source import READER_NAMES, DataSourceConfig, RecordList
 
@@ -84,6 +85,7 @@ def read_records(source: DataSourceConfig) -> RecordList:
     if not found.records:
         raise DataError(_nothing_usable(source, name, found.skipped))
     _check_files(source, found.records)
+    _join_pictures(found.records)
     return found
 
 
@@ -157,6 +159,17 @@ def _nothing_usable(source: DataSourceConfig, name: str, skipped: list[Skipped])
         f"{source.path}: none of its {len(skipped)} entries is usable (read as {name!r}). "
         f"The first: {first}"
     )
+
+
+def _join_pictures(records: list[Record]) -> None:
+    """Note the first file of each `image_id` on the records that have another one."""
+    first_of: dict[str, ImageSource] = {}
+    for index, record in enumerate(records):
+        if record.image is None or record.image_id is None:
+            continue
+        first = first_of.setdefault(record.image_id, record.image)
+        if first != record.image:
+            records[index] = replace(record, first_image=first)
 
 
 def _check_files(source: DataSourceConfig, records: list[Record]) -> None:

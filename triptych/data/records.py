@@ -58,8 +58,10 @@ class Record:
         record_id: Unique in its source: a question id, a reference id, or a line number.
         image: The picture.
         images: The pictures of a statement about several (NLVR2), in order.
-        image_id: Equal for all records of one picture: COCO's five captions of a picture are five
-            records with one `image_id`.
+        image_id: Equal for all records of one picture in one source: COCO's five captions of a
+            picture are five records with one `image_id`. Other sources may use it for other ones.
+        first_image: The first file that the source gives under this `image_id`; None where that is
+            `image` itself.
         caption: A sentence that describes the picture or the clip.
         question: A question about the picture.
         answers: Human answers, 10 in VQAv2; repeated answers are kept. Empty for test questions.
@@ -84,6 +86,7 @@ class Record:
     image: ImageSource | None = None
     images: tuple[ImageSource, ...] = ()
     image_id: str | None = None
+    first_image: ImageSource | None = None
     caption: str | None = None
     question: str | None = None
     answers: tuple[str, ...] = ()

@@ -183,11 +183,16 @@ def stable_key(text: str) -> int:
 
 
 def image_key(record: Record) -> int:
-    """Return the key of the record's picture: equal for records of one picture."""
-    name = record.image_id
-    if name is None:
-        name = record.record_id if record.image is None else str(record.image)
-    return stable_key(name)
+    """Return the key of the record's picture: equal for records of one picture.
+
+    It is that of the place of the picture, since ids of several sources may be equal: COCO's 42 is
+    not Visual Genome's, and `00000/000` is in every WebDataset. Files to which one source gives the
+    same `image_id` count as one picture, that of the first.
+    """
+    image = record.first_image or record.image
+    if image is not None:
+        return stable_key(str(image))
+    return stable_key(record.record_id if record.image_id is None else record.image_id)
 
 
 def int_tensor(values: Iterable[int]) -> Tensor:

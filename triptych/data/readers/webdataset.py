@@ -167,7 +167,6 @@ def _sample(
         yield Skipped(error.kind, where, str(error))
         return
     fields["image"] = picture.name
-    fields.setdefault("image_id", record_id)
     entries = parse_entry(
         fields,
         record_id=record_id,
