@@ -82,7 +82,7 @@ def text(scale: str) -> RunConfig:
 
     base, large: texts of 512 tokens (paper: CCNews and BookCorpus); learning rate, decay, warm-up
     and batch are those of the joint stage (seed), since the stage's own are not known, and so is
-    the number of steps.
+    the number of steps. Its 64 micro-batches count alike, however many words each has to predict.
     """
     _check_scale(scale)
     task = FLAVATextConfig(max_text_tokens=POSITIONS[scale])
@@ -101,7 +101,9 @@ def joint(scale: str) -> RunConfig:
 
     base, large: seed: AdamW, batch 8,192, learning rate 1e-3, 10,000 warm-up steps, decay 0.1;
     torchmultimodal's config: 100,000 steps, all six losses with weight 1. Biases, norms, class
-    tokens and positions do not decay here; in torchmultimodal they do.
+    tokens and positions do not decay here; in torchmultimodal they do. One process has the whole
+    batch, in chunks of 128; each of n processes wants `train.local_batch_size` 8,192 / n. It is not
+    accumulated: negatives, swapped captions and token means are those of one micro-batch.
 
     Small scales: GC takes every step on pairs; ITM, MMM-image and MMM-text join every other step
     after 40 % of them.
@@ -109,7 +111,8 @@ def joint(scale: str) -> RunConfig:
     _check_scale(scale)
     task = FLAVAPretrainingConfig(max_text_tokens=POSITIONS[scale])
     if scale in PAPER_SCALES:
-        train = TrainConfig(max_steps=100_000, local_batch_size=8192, accumulate=64)
+        train = TrainConfig(max_steps=100_000, local_batch_size=8192)
+        task = replace(task, chunk_size=128)
         return _paper_run("flava.joint", scale, task, train, _large_batches())
     steps = {"smoke": 6, "tiny": 2400, "small": 20_000}[scale]
     run = _small_run("flava.joint", scale, task, steps, 1.5e-3)

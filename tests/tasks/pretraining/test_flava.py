@@ -74,13 +74,41 @@ def test_each_objective_alone_is_the_same(name):
     torch.testing.assert_close(alone[name], task.losses(batch)[name], **CLOSE)
 
 
+@pytest.mark.parametrize("kind", ["pair", "image", "text"])
 @pytest.mark.parametrize("chunk_size", [1, 2, 4, 6, 100])
-def test_chunks_equal_the_whole_batch(chunk_size):
-    task, batch = make_task(), make_pairs()
+def test_chunks_equal_the_whole_batch(kind, chunk_size):
+    task, batch = make_task(), of_kind(make_pairs(), kind)
+    batch["mlm_labels" if kind == "text" else "hidden_patches"][1:3] = -100 if kind == "text" else 0
+    counts = _targets(batch, kind)
+    assert len(set(counts)) > 1  # a mean of the chunks' means would be another number
+    assert 0 in counts  # and one chunk of a row has nothing to predict
     chunked = make_task(task.model, chunk_size=chunk_size)
     whole, parts = task.losses(batch), chunked.losses(batch)
     torch.testing.assert_close(parts, whole, **CLOSE)
     torch.testing.assert_close(gradients(chunked, parts), gradients(task, whole), **CLOSE)
+
+
+def _targets(batch, kind):
+    """Return what each row has to predict: a number of words, or of patches."""
+    read = batch["mlm_labels"] != -100 if kind == "text" else batch["hidden_patches"]
+    return read.flatten(1).sum(dim=1).tolist()
+
+
+@pytest.mark.parametrize("kind", ["pair", "image", "text"])
+def test_chunks_keep_the_activations_of_one_chunk(kind):
+    task, batch = make_task(), of_kind(make_pairs(), kind)
+    kept = {}
+    for size in (None, 2):
+        bound, largest = make_task(task.model, chunk_size=size), []
+
+        def save(tensor, largest=largest):
+            largest.append(tensor.numel() if tensor.dim() == 3 else 0)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor):
+            bound.losses(batch)
+        kept[size] = sum(largest)
+    assert kept[2] == 0 < kept[None]  # (B, S, D) states: only a chunk's backward pass has them
 
 
 @pytest.mark.parametrize("kind", ["pair", "image", "text"])
@@ -298,8 +326,12 @@ CASES = {
     "pair": ("pair", {}),
     "text": ("text", {}),
     "chunks": ("pair", {"chunk_size": 2}),
+    "text chunks": ("text", {"chunk_size": 2}),
     "local": ("pair", {"contrastive": "local"}),
 }
+
+WHOLE = {"chunks": "pair", "text chunks": "text"}
+"""What a case in chunks must equal."""
 
 
 def _loss_and_gradients(kind, settings, split):
@@ -336,7 +368,7 @@ def _largest_difference(found, expected):
 def test_several_processes_equal_one_with_the_joined_batch(joined, num_processes):
     split = run_processes(_all_cases, num_processes, SPLITS[num_processes])
     for name, (losses, found) in split.items():
-        expected_losses, expected = joined["pair" if name == "chunks" else name]
+        expected_losses, expected = joined[WHOLE.get(name, name)]
         assert losses == pytest.approx(expected_losses, abs=1e-5), name
         if name == "local":  # the same value, another gradient
             assert _largest_difference(found, expected) > 1e-3

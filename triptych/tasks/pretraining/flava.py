@@ -22,8 +22,7 @@ from triptych.objectives.global_contrastive import (
     PairKeys,
     global_contrastive_loss,
 )
-from triptych.objectives.gradient_cache import encode_in_chunks
-from triptych.objectives.mlm import token_loss
+from triptych.objectives.gradient_cache import Encode, encode_in_chunks
 
 Kind = Literal["pair", "image", "text"]
 
@@ -60,9 +59,9 @@ class FLAVAPretrainingConfig:
         swap_probability: Share of pairs whose caption is swapped for ITM (0.1 in torchmultimodal;
             the paper does not say).
         max_text_tokens: Longest of the texts alone, [CLS] and [SEP] counted (released: 512).
-        chunk_size: Pairs whose activations are kept at a time. The rest of a batch is computed
-            again in the backward pass: a contrastive batch of any size on one device, the same
-            losses and gradients. None keeps the whole batch.
+        chunk_size: Rows of a batch (pairs, pictures or texts) whose activations are kept at a time.
+            The rest is computed again in the backward pass: a contrastive batch of any size on one
+            device, the same losses and gradients. None keeps the whole batch.
     """
 
     contrastive: ContrastiveScope = "global"
@@ -178,20 +177,35 @@ class FLAVAPretraining:
 
     def _mim(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Predict the codes of hidden patches from the picture alone (paper, section 3.3)."""
-        encoder = self.model.visual_encoder
-        labels = self._code_labels(batch, None)  # (B, P)
-        positions, valid = places(F.pad(labels != IGNORE_INDEX, (1, 0)))
-        states = encoder.read(batch["image"], _hidden(batch), positions)[valid]
-        states = encoder.final_norm(states)
-        return token_loss(self.model.mim_head(states), labels[labels != IGNORE_INDEX])
+        model, labels = self.model, self._code_labels(batch, None)  # (B, P)
+
+        def run(image: Tensor, hidden: Tensor, labels: Tensor) -> Tensor:
+            positions, valid = places(F.pad(labels != IGNORE_INDEX, (1, 0)))
+            states = model.visual_encoder.read(image, hidden, positions)[valid]
+            logits = model.mim_head(model.visual_encoder.final_norm(states))
+            return _sum_loss(logits, labels[labels != IGNORE_INDEX])
+
+        (sums,) = self._in_chunks(run, batch["image"], _hidden(batch), labels)
+        return mean_over_ranks(sums.sum(), (labels != IGNORE_INDEX).sum())
 
     def _mlm(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Predict hidden words from the text alone (paper, section 3.3)."""
         model, labels = self.model, batch["mlm_labels"]
-        positions, valid = places(labels != IGNORE_INDEX)
-        states = model.text_encoder.read(batch["mlm_token_ids"], batch["text_mask"], positions)
-        states = model.text_encoder.final_norm(states[valid])
-        return token_loss(model.mlm_head(states), labels[labels != IGNORE_INDEX])
+
+        def run(ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+            positions, valid = places(labels != IGNORE_INDEX)
+            states = model.text_encoder.read(ids, mask, positions)[valid]
+            logits = model.mlm_head(model.text_encoder.final_norm(states))
+            return _sum_loss(logits, labels[labels != IGNORE_INDEX])
+
+        (sums,) = self._in_chunks(run, batch["mlm_token_ids"], batch["text_mask"], labels)
+        return mean_over_ranks(sums.sum(), (labels != IGNORE_INDEX).sum())
+
+    def _in_chunks(self, run: Encode, *rows: Tensor) -> tuple[Tensor, ...]:
+        """Return what `run` makes of the batch, `chunk_size` rows at a time if that is set."""
+        size = self.config.chunk_size
+        found = run(*rows) if size is None else encode_in_chunks(run, *rows, chunk_size=size)
+        return (found,) if isinstance(found, Tensor) else found
 
     def _pair_losses(
         self, batch: Mapping[str, Tensor], active: frozenset[str]
@@ -218,9 +232,7 @@ class FLAVAPretraining:
         def run(*tensors: Tensor) -> tuple[Tensor, ...]:
             return self._pair_pass(_Pairs(*tensors), active)
 
-        size = self.config.chunk_size
-        found = run(*rows) if size is None else encode_in_chunks(run, *rows, chunk_size=size)
-        image, text, itm, mmm_image, mmm_text = found
+        image, text, itm, mmm_image, mmm_text = self._in_chunks(run, *rows)
         counts = {"itm": itm_labels >= 0, "mmm_image": codes >= 0, "mmm_text": words >= 0}
         sums = {"itm": itm, "mmm_image": mmm_image, "mmm_text": mmm_text}
         losses = {"gc": self._gc(image, text, batch, matched)} if "gc" in active else {}
