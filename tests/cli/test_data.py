@@ -34,6 +34,16 @@ def test_check_fails_where_too_much_is_bad(capsys, manifest, tmp_path):
     assert line["where"] == str(tmp_path / "3.png")
 
 
+def test_the_share_that_check_advises_is_enough(capsys, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    lines = [{"image": "a.png", "caption": "x" if n > 2 else ""} for n in range(197)]
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert main(["data", "check", str(path)]) == 1
+    assert capsys.readouterr().err.endswith("with --data.max-bad-share 0.02\n")  # not 0.0152
+    assert main(["data", "check", str(path), "--max-bad-share", "0.02"]) == 0
+
+
 def test_check_passes_where_more_is_allowed(capsys, manifest):
     assert main(["data", "check", str(manifest), "--max-bad-share", "0.25"]) == 0
     assert capsys.readouterr().err == ""

@@ -6,7 +6,14 @@ import pickle
 import pytest
 
 from triptych.core.errors import DataError
-from triptych.data.skips import ImageProblem, SkipKind, SkipLog, Skipped
+from triptych.data.skips import (
+    VERB_FLAG,
+    ImageProblem,
+    SkipKind,
+    SkipLog,
+    Skipped,
+    share_to_allow,
+)
 
 
 def bad(name, kind=SkipKind.TRUNCATED, record_id=None):
@@ -24,6 +31,20 @@ def test_three_of_200_stop_the_run_at_one_percent(tmp_path):
     assert "2 truncated, 1 not_an_image" in message
     assert str(tmp_path / "skipped.jsonl") in message
     assert "--data.max-bad-share 0.02" in message
+
+
+@pytest.mark.parametrize(
+    ("num_bad", "num_samples", "allowed"),
+    [(3, 197, 0.02), (3, 200, 0.02), (2, 200, 0.01), (1, 3, 0.34), (1, 1, 1)],
+)
+def test_the_share_that_is_advised_is_enough(num_bad, num_samples, allowed):
+    share = num_bad / num_samples
+    assert share_to_allow(share) == allowed >= share
+
+
+def test_the_message_names_the_flag_that_the_verb_has():
+    with pytest.raises(DataError, match=r" with --max-bad-share 0\.5"):
+        SkipLog(None, num_samples=2, flag=VERB_FLAG).add(bad("a"))
 
 
 def test_a_higher_share_goes_on(tmp_path):

@@ -344,7 +344,7 @@ def test_an_unreadable_picture_is_left_out_and_said(tmp_path, folder, lines, pic
     assert all("1 of 13 samples left out (unreadable)" in result.protocol for result in found)
     with pytest.raises(DataError, match="1 of 13 samples are bad") as stop:
         evaluate_model(folder, "retrieval", source)
-    assert str(cut) in str(stop.value) and "max-bad-share" in str(stop.value)
+    assert str(cut) in str(stop.value) and "with --max-bad-share 0.08" in str(stop.value)
 
 
 def test_progress_counts_samples(tmp_path, folder, lines):

@@ -197,6 +197,23 @@ def test_an_unknown_class_is_named(folder, colors, tmp_path):
         probe_folder(folder, *sources)
 
 
+@pytest.mark.parametrize("verb", ["probe", "eval"])
+def test_the_message_on_bad_pictures_names_the_flag_of_the_verb(
+    folder, noise, tmp_path, capsys, verb
+):
+    for name in ("blue", "red"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1.png").write_bytes(pictures_of(noise)[0].read_bytes())
+    (tmp_path / "red" / "2.png").write_bytes(b"no picture")
+    arguments = {
+        "probe": [word for part in ("train", "validation", "test") for word in (f"--{part}", "")],
+        "eval": ["--task", "zero_shot", "--data", ""],
+    }[verb]
+    data = [word or str(tmp_path) for word in arguments]
+    assert main([verb, str(folder), *data]) == 2
+    assert "or allow more with --max-bad-share 0.34\n" in capsys.readouterr().err
+
+
 def test_the_command_line_probes(folder, colors, tmp_path, capsys):
     train, validation, test = map(str, colors)
     arguments = ["--train", train, "--validation", validation, "--test", test]

@@ -98,7 +98,7 @@ def test_the_command_lists_them_and_says_whether_training_would_stop(
     assert "197 usable of 200" in shown.out
     assert all(path in shown.out for path in BAD)
     assert _listed(skipped, own) == BAD
-    assert ("--data.max-bad-share 0.015" in shown.err) == bool(code)
+    assert ("--data.max-bad-share 0.02" in shown.err) == bool(code)
 
 
 def test_training_reads_every_good_file_and_lists_the_bad(own, run):

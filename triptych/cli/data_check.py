@@ -13,6 +13,7 @@ import tyro
 from triptych.cli.parsing import SourceGroup, SourceOptions, parse, shows_progress
 from triptych.core.errors import ConfigError
 from triptych.core.files import write_json
+from triptych.data.skips import TRAIN_FLAG, share_to_allow
 from triptych.data.source import DataSourceConfig
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def run(arguments: Sequence[str]) -> int:
     print(
         f"triptych: {report.bad_share:.2%} is bad, more than the {options.max_bad_share:.2%} that "
         "is borne: training would stop. Mend or remove what is listed, or allow more with "
-        f"--data.max-bad-share {report.bad_share:.3g}",
+        f"{TRAIN_FLAG} {share_to_allow(report.bad_share):g}",
         file=sys.stderr,
     )
     return 1

@@ -12,6 +12,8 @@ from pathlib import Path
 from triptych.core.errors import DataError
 
 NUM_EXAMPLES = 5  # entries quoted in the error
+TRAIN_FLAG = "--data.max-bad-share"
+VERB_FLAG = "--max-bad-share"  # of the verbs that read data without training on it
 
 
 class SkipKind(StrEnum):
@@ -80,6 +82,7 @@ class SkipLog:
         max_share: float = 0.01,
         *,
         file_name: str = "skipped.jsonl",
+        flag: str = TRAIN_FLAG,
     ) -> None:
         """Open the log.
 
@@ -88,6 +91,7 @@ class SkipLog:
             num_samples: Size of the dataset, bad lines included.
             max_share: Largest share of bad samples that is borne, from 0 to 1.
             file_name: Of the list; each of several processes needs its own.
+            flag: What sets `max_share` on the command line, for the error.
 
         Raises:
             DataError: `max_share` is not a share.
@@ -97,6 +101,7 @@ class SkipLog:
         self.path = None if folder is None else folder / file_name
         self.num_samples = num_samples
         self.max_share = max_share
+        self.flag = flag
         self.counts: Counter[SkipKind] = Counter()
         self.examples: list[Skipped] = []
         self.num_ok = 0
@@ -170,12 +175,16 @@ class SkipLog:
             listed = f"They are listed in {self.path}."
         else:
             listed = "The first: " + "; ".join(f"{s.where} ({s.kind.value})" for s in self.examples)
-        allow = min(1.0, math.ceil(round(self.share * 100, 6)) / 100)
         return (
             f"{self.num_bad} of {self.num_samples} samples are bad so far ({self.share:.2%}): "
             f"{kinds}. That is more than the {self.max_share:.2%} that is borne. {listed} "
-            f"Mend or remove them, or allow more with --data.max-bad-share {allow:g}"
+            f"Mend or remove them, or allow more with {self.flag} {share_to_allow(self.share):g}"
         )
+
+
+def share_to_allow(share: float) -> float:
+    """Return the next whole percent of a share, as a share: what a run needs to bear it."""
+    return min(1.0, math.ceil(round(share * 100, 6)) / 100)
 
 
 def _listed_places(path: Path | None) -> set[str]:

@@ -16,7 +16,7 @@ from triptych.core.outputs import MetricValue, Predictions
 from triptych.data.collate.base import image_key
 from triptych.data.manifest import read_records
 from triptych.data.records import Record
-from triptych.data.skips import SkipLog
+from triptych.data.skips import VERB_FLAG, SkipLog
 from triptych.data.source import DataSourceConfig
 from triptych.data.stream import BatchLoader, build_loader
 from triptych.data.transforms.pipeline import ImageTransform
@@ -132,10 +132,10 @@ def evaluate_model(
     if task == "retrieval":
         usable = first_captions(usable, settings.captions_per_image)
     records = usable[:limit]
-    log = SkipLog(None, len(usable) + len(found.skipped), max_bad_share)
+    log = SkipLog(None, len(usable) + len(found.skipped), max_bad_share, flag=VERB_FLAG)
     log.add_all(found.skipped)
     if len(records) < len(usable):  # bad lines are judged with the whole file, pictures without it
-        log = SkipLog(None, len(records), max_bad_share)
+        log = SkipLog(None, len(records), max_bad_share, flag=VERB_FLAG)
     loaded.model.to(device)
     with autocast(device, resolve_precision("auto", device, loaded.model)):
         if task == "retrieval":

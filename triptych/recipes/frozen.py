@@ -18,7 +18,7 @@ from triptych.data.collate import PictureKeyCollator
 from triptych.data.labels import class_names
 from triptych.data.manifest import read_records
 from triptych.data.records import Record
-from triptych.data.skips import SkipLog
+from triptych.data.skips import VERB_FLAG, SkipLog
 from triptych.data.source import DataSourceConfig
 from triptych.data.stream import build_loader
 from triptych.data.transforms.pipeline import ImageTransform
@@ -82,10 +82,10 @@ def read_labelled(
             "'image' and 'label'"
         )
     records = usable[:limit]
-    log = SkipLog(None, len(usable) + len(found.skipped), max_bad_share)
+    log = SkipLog(None, len(usable) + len(found.skipped), max_bad_share, flag=VERB_FLAG)
     log.add_all(found.skipped)
     if len(records) < len(usable):
-        log = SkipLog(None, len(records), max_bad_share)
+        log = SkipLog(None, len(records), max_bad_share, flag=VERB_FLAG)
     pick = _picker(label_pattern)
     return LabelledPictures(records, [pick(str(record.label)) for record in records], log)
 

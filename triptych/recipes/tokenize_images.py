@@ -20,7 +20,7 @@ from triptych.data.codes import (
 from triptych.data.collate.image import CODEBOOK_MEAN, CODEBOOK_STD, codebook_view
 from triptych.data.images import decode_image
 from triptych.data.manifest import read_records
-from triptych.data.skips import ImageProblem, SkipLog, Skipped
+from triptych.data.skips import VERB_FLAG, ImageProblem, SkipLog, Skipped
 from triptych.data.source import DataSourceConfig
 from triptych.data.transforms.geometry import Pixels
 from triptych.data.transforms.pipeline import TransformedImage, normalise_batch
@@ -84,7 +84,7 @@ def tokenize_images(
     found = read_records(source)
     groups = group_by_picture(found.records)
     writer = CodeShardWriter(out, samples_per_shard)
-    log = SkipLog(out, len(groups) + len(found.skipped), max_bad_share)
+    log = SkipLog(out, len(groups) + len(found.skipped), max_bad_share, flag=VERB_FLAG)
     log.add_all(found.skipped)
     num_records = 0
     try:
