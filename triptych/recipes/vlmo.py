@@ -69,7 +69,7 @@ def vision(scale: str) -> RunConfig:
         )
         image = replace(IMAGE, crop_scale=(0.08, 1.0), randaugment_geometric=False)
         return _paper_run("vlmo.vision", scale, task, train, optim, image)
-    steps = {"smoke": 4, "tiny": 1200, "small": 8000}[scale]
+    steps = {"smoke": 4, "tiny": 600, "small": 8000}[scale]
     return _small_run("vlmo.vision", scale, task, steps, 1.5e-3)
 
 
