@@ -1,20 +1,37 @@
 """The report on a whole dataset, against a small one whose every fault was put there."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from triptych.data.check import Spread, box_problem, check_sources, normalise_text
+from triptych.data.check import (
+    Spread,
+    box_problem,
+    caption_problem,
+    check_sources,
+    normalise_text,
+)
+from triptych.data.collate import GroundingCollator, PretrainingCollator, SampleProblem
 from triptych.data.manifest import DataSourceConfig
 from triptych.data.records import Record
 from triptych.data.skips import SkipKind
+from triptych.data.transforms.pipeline import TransformedImage
+from triptych.text import Tokenizer
 
 
 def save(path, width, height, seed=0):
     array = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     Image.fromarray(array).save(path)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
+    path.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "the", "cat"]))
+    return Tokenizer.load(path)
 
 
 @pytest.fixture
@@ -35,7 +52,7 @@ def source(tmp_path):
         {"image": "absent.jpg", "caption": "absent"},
         {"image": "b.jpg", "caption": ""},
         {"image": "a.png", "phrase": "inside", "box": [0, 0, 20, 10]},
-        {"image": "a.png", "phrase": "outside", "box": [10, 0, 20, 5]},
+        {"image": "a.png", "phrase": "outside", "box": [20, 0, 20, 5]},
         {"text": "no picture"},
     ]
     path = tmp_path / "m.jsonl"
@@ -77,7 +94,7 @@ def test_lines_name_counts_and_places(source, tmp_path):
     assert text.count(f"{tmp_path / 'cut.jpg'}: ") == 1
     assert "20 to 60 px, median 30" in text
     assert "'a red cat' 3 times" in text
-    assert "reaches 10 px out of the 20 x 10 picture" in text
+    assert "box [20.0, 0.0, 20.0, 5.0] lies outside the 20 x 10 picture" in text
 
 
 def test_to_dict_is_json_and_skipped_lists_each_place_once(source, tmp_path):
@@ -123,20 +140,51 @@ def test_a_missing_clip_is_found(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("box", "reach"),
+    ("box", "is_bad"),
     [
-        ((0, 0, 100, 50), None),
-        ((-2, 0, 100, 50), None),  # rounding, as in COCO
-        ((0, 0, 102, 52), None),
-        ((-2.5, 0, 10, 10), "2.5"),
-        ((0, -7, 10, 10), "7"),
-        ((95, 0, 10, 10), "5"),
-        ((0, 45, 10, 10), "5"),
+        ((0, 0, 100, 50), False),
+        ((-7, -7, 200, 100), False),  # reaches out on all sides, and is cut off
+        ((99, 49, 10, 10), False),
+        ((100, 0, 10, 10), True),
+        ((0, 50, 10, 10), True),
+        ((-10, 0, 10, 10), True),
+        ((0, -10.5, 10, 10), True),
     ],
 )
-def test_boxes_out_of_the_picture(box, reach):
-    found = box_problem(Record(record_id="1", box=box), 100, 50)
-    assert found is None if reach is None else f"reaches {reach} px" in found
+def test_the_check_calls_those_boxes_bad_that_training_leaves_out(tokenizer, box, is_bad):
+    record = Record(record_id="1", phrase="the cat", box=box)
+    assert (box_problem(record, 100, 50) is not None) == is_bad
+    image = TransformedImage(np.zeros((4, 4, 3), np.uint8), width=100, height=50)
+    assert _is_left_out(GroundingCollator(tokenizer), record, image) == is_bad
+
+
+@pytest.mark.parametrize(
+    ("caption", "is_bad"), [("!!!", True), ("- / -", True), ("...a", False), ("a cat", False)]
+)
+def test_the_check_calls_those_captions_bad_that_training_leaves_out(tokenizer, caption, is_bad):
+    record = Record(record_id="1", caption=caption)
+    assert (caption_problem(record) is not None) == is_bad
+    image = TransformedImage(np.zeros((4, 4, 3), np.uint8), width=100, height=50)
+    assert _is_left_out(PretrainingCollator(tokenizer), record, image) == is_bad
+    assert caption_problem(replace(record, question="what is it?")) is None
+
+
+def _is_left_out(collator, record, image):
+    try:
+        collator.sample(record, image, np.random.default_rng(0))
+    except SampleProblem:
+        return True
+    return False
+
+
+def test_an_emptied_caption_is_counted_and_named(tmp_path):
+    save(tmp_path / "a.png", 8, 8)
+    (tmp_path / "m.csv").write_text("image,caption\na.png,a cat\na.png,!!!\n")
+    report = check_sources([DataSourceConfig(path=str(tmp_path / "m.csv"))])
+    assert (report.num_usable, report.num_bad) == (1, 1)
+    (skipped,) = report.skipped
+    assert skipped.kind is SkipKind.EMPTY_CAPTION
+    assert skipped.message == "nothing is left of the caption '!!!' once it is cleaned"
 
 
 @pytest.mark.parametrize(

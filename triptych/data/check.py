@@ -16,19 +16,21 @@ from typing import Any
 import numpy as np
 
 from triptych.core.files import write_atomic
+from triptych.data.caption_cleaning import clean_caption
 from triptych.data.images import decode_image
 from triptych.data.manifest import read_records
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import ImageProblem, SkipKind, Skipped
 from triptych.data.source import DataSourceConfig
+from triptych.data.transforms.geometry import relative_box
 
 COUNTED_FIELDS = (
     *("image", "images", "video", "caption", "question", "answers", "phrase", "box"),
     *("statement", "premise", "hypothesis", "label", "text"),
 )
+OTHER_USES = ("question", "phrase", "statement", "hypothesis")  # of a record with a caption
 NUM_EXAMPLES = 3  # first examples of each kind that the report quotes
 CHUNK = 256  # pictures handed to the threads at a time
-BOX_TOLERANCE_PX = 2.0  # COCO's own boxes reach past the picture by rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ class CheckReport:
     Attributes:
         sources: The paths that were read.
         num_records: Usable lines, before pictures were opened.
-        num_usable: Records whose every picture decodes and whose box lies in its picture.
+        num_usable: Records whose every picture decodes, whose box has a part in its picture, and
+            whose caption is not empty once it is cleaned.
         num_images: Distinct pictures that the records name.
         field_counts: Records that have each field.
         width_px: Spread of the widths of good pictures, in pixels, upright.
@@ -229,14 +232,26 @@ def normalise_text(text: str) -> str:
 
 
 def box_problem(record: Record, width: int, height: int) -> str | None:
-    """Return what is wrong with a record's box in a picture of this size, or None."""
-    if record.box is None:
+    """Return what is wrong with a record's box in a picture of this size, or None.
+
+    As in training, a box that reaches out of the picture is cut off, and is bad if nothing is left.
+    """
+    if record.box is None or min(relative_box(record.box, width, height)[2:]) > 0:
         return None
-    x, y, box_width, box_height = record.box
-    reach = max(-x, -y, x + box_width - width, y + box_height - height)
-    if reach <= BOX_TOLERANCE_PX:
+    return f"box {list(record.box)} lies outside the {width} x {height} picture"
+
+
+def caption_problem(record: Record) -> str | None:
+    """Return what is wrong with a caption that its record is made for, or None.
+
+    Pre-training and retrieval clean captions; a record with a question or another use is good
+    without one.
+    """
+    if record.caption is None or any(getattr(record, name) for name in OTHER_USES):
         return None
-    return f"box {list(record.box)} reaches {reach:g} px out of the {width} x {height} picture"
+    if clean_caption(record.caption):
+        return None
+    return f"nothing is left of the caption {record.caption!r} once it is cleaned"
 
 
 def _look_at(
@@ -289,6 +304,10 @@ def _record_problem(record: Record, pictures: dict[ImageSource, _Picture]) -> Sk
         if message:
             where = f"{record.image} (record {record.record_id})"
             return Skipped(SkipKind.BAD_BOX, where, message, record.record_id)
+    message = caption_problem(record) or ""
+    if message:
+        where = f"{record.image or record.video} (record {record.record_id})"
+        return Skipped(SkipKind.EMPTY_CAPTION, where, message, record.record_id)
     if record.video is not None and not Path(record.video).is_file():
         message = "there is no such file"
         return Skipped(SkipKind.MISSING_FILE, record.video, message, record.record_id)

@@ -140,3 +140,17 @@ def mirror_box(
     """Return a box x, y, w, h of a picture `width` wide after `mirror`, in the same unit."""
     x, y, w, h = box
     return (width - x - w, y, w, h)
+
+
+def relative_box(
+    box: tuple[float, float, float, float], width: float, height: float
+) -> tuple[float, float, float, float]:
+    """Return the part of a box x, y, w, h in pixels that lies in its picture, in shares of it.
+
+    Returns:
+        Centre x, centre y, width, height in [0, 1]; a side of 0 where the box lies outside.
+    """
+    x, y, w, h = box
+    left, right = (min(max(v / width, 0.0), 1.0) for v in (x, x + w))
+    top, bottom = (min(max(v / height, 0.0), 1.0) for v in (y, y + h))
+    return ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)

@@ -18,6 +18,7 @@ from triptych.data.transforms.geometry import (
     draw_crop,
     mirror,
     mirror_box,
+    relative_box,
     resize,
     resize_fast,
 )
@@ -108,10 +109,8 @@ class TransformedImage:
         Returns:
             Centre x, centre y, width, height in [0, 1].
         """
-        x, y, w, h = mirror_box(box, self.width) if self.flipped else box
-        left, right = (min(max(v / self.width, 0.0), 1.0) for v in (x, x + w))
-        top, bottom = (min(max(v / self.height, 0.0), 1.0) for v in (y, y + h))
-        return ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top)
+        upright = mirror_box(box, self.width) if self.flipped else box
+        return relative_box(upright, self.width, self.height)
 
 
 class ImageTransform:
