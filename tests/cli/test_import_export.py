@@ -273,11 +273,14 @@ def test_wrong_words_are_named(released, tmp_path, capsys, change, says):
     assert not (tmp_path / "m").exists()
 
 
-def test_the_temperature_of_a_file_is_told(released, tmp_path, capsys):
+def test_the_temperature_of_a_file_is_told_and_given_back(released, tmp_path, capsys):
     golden, checkpoint, sizes, words = released
     torch.save({"model": golden.state | {"temp": torch.tensor(0.0123)}}, checkpoint)
     assert main(arguments(checkpoint, tmp_path / "m", sizes, words)) == 0
     assert "--task.temperature 0.0123" in capsys.readouterr().out
+    assert main(["export", "mplug", str(tmp_path / "m"), str(tmp_path / "back.pth")]) == 0
+    back = torch.load(tmp_path / "back.pth", weights_only=True)["model"]
+    assert torch.equal(back["temp"], torch.tensor(0.0123))
 
 
 def test_a_model_folder_need_not_be_imported(released, tmp_path, capsys):

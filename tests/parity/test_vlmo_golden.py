@@ -70,7 +70,7 @@ def test_every_tensor_of_the_file_is_explained(golden):
     assert golden.report.resized == []
     assert set(golden.report.loaded) == set(golden.model.state_dict())
     never_read = {"text positions, never read with relative ones"}
-    reasons = {"index buffer", "temperature, which the task keeps"}
+    reasons = {"index buffer", "temperature, kept beside the model"}
     absolute = golden.model.config.positions == "absolute"
     assert set(golden.report.dropped.values()) == reasons | (set() if absolute else never_read)
 

@@ -46,6 +46,8 @@ class ImportOptions:
             own if absent.
         trained_for: What it was trained for, such as captioning or vqa; told by its names if
             absent.
+        answers: The answers of a VQA classifier in the order of its scores, which the file does not
+            hold: one a line, or a JSON list; without them the classifier is left out.
         allow: Faults to report instead of refusing: tensors that are missing, reshaped (of another
             shape) or unexpected (not understood).
         json: Also write the whole report to this file.
@@ -58,6 +60,7 @@ class ImportOptions:
     tokenizer: Path | None = None
     image_size: int | None = None
     trained_for: str | None = None
+    answers: Path | None = None
     allow: tuple[Literal["missing", "reshaped", "unexpected"], ...] = ()
     json: Path | None = None
 
@@ -73,6 +76,7 @@ def run(arguments: Sequence[str]) -> int:
         image_size=options.image_size,
         trained_for=options.trained_for,
         allow=options.allow,
+        answers=options.answers,
     )
     report = import_checkpoint(options.family, options.source, options.out, settings)
     print_report(str(options.source), report)

@@ -37,6 +37,7 @@ class ImportReport:
             model keeps its own values.
         unexpected: Foreign names that nothing explains.
         temperature: The file's ITC temperature, which belongs to the task; None when absent.
+        contrast: The file's scalars behind it as they are, by our tasks' names.
     """
 
     loaded: list[str] = field(default_factory=list)
@@ -46,6 +47,7 @@ class ImportReport:
     reinitialised: dict[str, str] = field(default_factory=dict)
     unexpected: list[str] = field(default_factory=list)
     temperature: float | None = None
+    contrast: dict[str, float] = field(default_factory=dict)
 
     @property
     def is_complete(self) -> bool:
@@ -181,6 +183,20 @@ def explain_rest(
             report.dropped[name] = why
 
 
+def read_scalars(foreign: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, float]:
+    """Return the scalars that a file has, by our names; a float holds a float32 bit by bit.
+
+    Args:
+        foreign: The foreign state dict, names normalised.
+        names: Our name to the foreign one.
+    """
+    return {
+        ours: float(foreign[name])
+        for ours, name in names.items()
+        if name in foreign and not foreign[name].is_meta
+    }
+
+
 def used_names(table: KeyTable) -> set[str]:
     """Return every foreign name that a table reads."""
     return {name for names in table.values() for name in names}
@@ -273,6 +289,12 @@ class Converter:
             "retrieval", "vqa" and so on.
         optional: Patterns of our names that a good file may lack, such as heads, by what the file
             was trained for.
+        contrast: Names of the scalars of contrastive losses that tasks keep beside the model, such
+            as temperatures, and the released ones.
+        import_head: The classifier of a fine-tuned file, as weights of ours; None if the family's
+            are not read.
+        head_names: From our names of a folder's classifier and the kind of its task to the released
+            ones; None where the layout has none for it.
         wrapper: Key under which the released code stores its state dict; None for a bare one.
         folder_config: `config.json` of an export that transformers reads; None if there is none.
         export_note: What to tell who exports a model; None for nothing.
@@ -296,6 +318,9 @@ class Converter:
     export_state: Callable[[Any], dict[str, Tensor]]
     trained_for: Callable[[Iterable[str]], str]
     optional: Callable[[str], tuple[str, ...]] = lambda _: ()
+    contrast: Mapping[str, str] = field(default_factory=dict)
+    import_head: Callable[[Mapping[str, Tensor]], dict[str, Tensor] | None] | None = None
+    head_names: Callable[[Iterable[str], str], dict[str, str] | None] = lambda *_: None
     wrapper: str | None = "model"
     folder_config: Callable[[Any], dict[str, Any]] | None = None
     export_note: Callable[[Any], str] | None = None

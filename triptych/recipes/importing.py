@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from triptych.checkpoint.foreign import (
     ForeignCheckpoint,
@@ -36,6 +36,7 @@ from triptych.models.families import FAMILIES, restore_model, text_sizes
 from triptych.models.registry import build_model, list_models, model_config
 from triptych.recipes.config import TextLengths
 from triptych.recipes.kinds import TRAINED_FOR
+from triptych.recipes.released_heads import ReleasedHead, export_head, read_head
 from triptych.text import Tokenizer
 
 PADDED_VOCABULARY = 128
@@ -54,6 +55,8 @@ class ImportSettings:
             the file's.
         trained_for: What the file was trained for; None goes by its names.
         allow: Kinds of faults that are reported instead of raised.
+        answers: The list of a VQA classifier: a file with an answer a line, or a JSON list, in the
+            order of the scores.
     """
 
     variant: str
@@ -61,6 +64,7 @@ class ImportSettings:
     image_size: int | None = None
     trained_for: str | None = None
     allow: tuple[Allowed, ...] = ()
+    answers: Path | None = None
 
 
 def import_checkpoint(
@@ -97,7 +101,12 @@ def import_checkpoint(
     tokenizer = _load_tokenizer(settings.tokenizer, foreign, text_sizes(config).vocab_size)
     what = f"{source} as {settings.variant}"
     model, report = _import(converter, foreign, config, task, what, settings.allow)
-    _save(out, converter, model, tokenizer, task, _provenance(foreign, settings.variant, report))
+    head = read_head(converter, foreign, task, settings.answers)
+    if head is not None:
+        head.check_fits(model, tokenizer, foreign.path)
+        head.note_in(report)
+    facts = _provenance(foreign, settings.variant, report)
+    _save(out, converter, model, tokenizer, task, facts, report.contrast, head)
     return report
 
 
@@ -125,11 +134,11 @@ def export_checkpoint(family: str, folder: Path, out: Path) -> tuple[int, str]:
     if stored.get("kind") != family:
         raise CheckpointError(f"{folder} holds a model of {stored.get('kind')}, not of {family}")
     model = restore_model(stored, content.state_dict, str(folder))
-    tensors = converter.export_state(model)
+    tensors = converter.export_state(model) | _contrast_tensors(converter, content.config)
     notes = [] if converter.export_note is None else [converter.export_note(model)]
-    if content.head:
-        notes.append("its classifier (head.safetensors) has no place there and is left out")
-    note = "; ".join(notes)
+    head, head_note = export_head(converter, content)
+    note = "; ".join(notes + ([head_note] if head_note else []))
+    tensors |= head
     if out.suffix:
         write_foreign(out, tensors, wrapper=converter.wrapper)
         return len(tensors), note
@@ -139,6 +148,16 @@ def export_checkpoint(family: str, folder: Path, out: Path) -> tuple[int, str]:
         )
     write_foreign_folder(out, tensors, converter.folder_config(model), [content.tokenizer_path])
     return len(tensors), note
+
+
+def _contrast_tensors(converter: Converter, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the scalars of contrastive losses that a folder keeps, under the released names."""
+    stored = config.get("contrast") or {}
+    return {
+        name: torch.tensor(float(stored[ours]))
+        for ours, name in converter.contrast.items()
+        if ours in stored
+    }
 
 
 def _task(asked: str | None, converter: Converter, foreign: ForeignCheckpoint) -> str:
@@ -270,7 +289,10 @@ def _save(
     tokenizer: Tokenizer,
     task: str,
     facts: dict[str, str],
+    contrast: Mapping[str, float],
+    head: ReleasedHead | None,
 ) -> None:
+    trained_for = task if head is None else TRAINED_FOR[type(head.task)]
     title = FAMILIES[converter.family].title
     positions = text_sizes(model.config).max_tokens
     longest = min(converter.max_text_tokens, positions)
@@ -291,7 +313,9 @@ def _save(
         out,
         config={
             "model": to_dict(model.config, tagged=True),
-            "trained_for": [task],
+            "trained_for": [trained_for],
+            **({} if head is None else {"task": to_dict(head.task, tagged=True)}),
+            **({"contrast": dict(contrast)} if contrast else {}),
             "text": {"max_text_tokens": longest, "max_words": converter.max_words, **lengths},
         },
         state_dict=model.state_dict(),
@@ -302,4 +326,5 @@ def _save(
             )
         ),
         card=card,
+        head=None if head is None else head.weights,
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,8 @@ def _train(
     result = trainer.fit(resume=resume)
     if is_main():
         head = task.modules["head"] if "head" in task.modules else None  # noqa: SIM401
-        save_model(run_folder / MODEL_FOLDER, config, model, tokenizer, len(records), head)
+        beside = Beside(head, contrast_scalars(task.modules))
+        save_model(run_folder / MODEL_FOLDER, config, model, tokenizer, len(records), beside)
     return result
 
 
@@ -230,15 +232,38 @@ def load_model(folder: Path, *, image_size: int | None = None) -> Any:
     return restore_model(plain, stored.state_dict, str(folder), image_size=image_size, train=True)
 
 
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What a task trained beside the model.
+
+    Attributes:
+        head: Its classifier.
+        contrast: Its learned temperature, or log(1/τ) of each contrastive loss, which an export
+            writes.
+    """
+
+    head: nn.Module | None = None
+    contrast: Mapping[str, float] = field(default_factory=dict)
+
+
+def contrast_scalars(modules: nn.ModuleDict) -> dict[str, float]:
+    """Return the scalars that a task's contrastive losses learn, by name."""
+    if "state" not in modules:
+        return {}
+    named = modules["state"].named_parameters()
+    return {name: float(value.detach()) for name, value in named if value.ndim == 0}
+
+
 def save_model(
     folder: Path,
     config: RunConfig,
     model: Any,
     tokenizer: Tokenizer,
     num_records: int,
-    head: nn.Module | None = None,
+    beside: Beside | None = None,
 ) -> None:
-    """Write the model folder of a run, its card and the task's classifier included."""
+    """Write the model folder of a run, its card and what stands beside the model included."""
+    beside = beside or Beside()
     trained_for = TRAINED_FOR[type(config.task)]
     settings = {
         "model": to_dict(model.config, tagged=True),
@@ -250,6 +275,8 @@ def save_model(
             **to_dict(config.lengths),
         },
     }
+    if beside.contrast:
+        settings["contrast"] = dict(beside.contrast)
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     card = build_model_card(
         title=f"{config.model.name}: {config.recipe}",
@@ -274,5 +301,5 @@ def save_model(
         tokenizer_json=tokenizer.to_json(),
         preprocess=to_dict(config.image),
         card=card,
-        head=None if head is None else head.state_dict(),
+        head=None if beside.head is None else beside.head.state_dict(),
     )

@@ -23,6 +23,7 @@ from triptych.models.vlmo.convert import (
     import_state_dict,
     key_table,
     optional_names,
+    released_head_names,
     resize_model_state,
     trained_for,
 )
@@ -101,13 +102,43 @@ def test_import_then_export_gives_the_file_back_bit_by_bit(name):
         temperature=report.temperature,
         fused_temperature=math.exp(-float(state["logit_vl_scale"])),
     )
-    never_read = {TEXT_POSITIONS, "text_embeddings.position_ids"} if "relative" in name else set()
-    for key in state.keys() - never_read:
-        assert exported[key].dtype == state[key].dtype
-        assert torch.equal(exported[key], state[key]), key
+    for key, tensor in state.items():
+        assert exported[key].dtype == tensor.dtype
+        assert exported[key].shape == tensor.shape
+        if "absolute" in name or key != TEXT_POSITIONS:  # the module owns them and never reads them
+            assert torch.equal(exported[key], tensor), key
     again = VLMo(golden_config(exported))
     assert import_state_dict(exported, again).is_complete
     assert all(torch.equal(t, again.state_dict()[k]) for k, t in model.state_dict().items())
+
+
+LATER = ("vqa_classifier.", "nlvr2_classifier.", "logit_")
+"""What stands beside the model: a folder's classifier and temperatures."""
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if "textmlm" not in name])
+def test_an_export_has_all_that_the_released_module_owns_in_its_shape(name):
+    """So `load_state_dict` takes it: no mismatch, nothing missing, index buffers as extra names."""
+    variant, task = FILES[name]
+    owned = released(name)
+    with torch.device("meta"):
+        model = VLMo(config_for(owned, model_config(variant), trained_for=task))
+    exported = export_state_dict(model)
+    for key in owned.keys() - {k for k in owned if k.startswith(LATER)}:
+        assert exported[key].shape == owned[key].shape, key
+    indices = {k for k in exported if k.endswith("position_index")}
+    assert len(indices) == (0 if "plus" in name else 3)
+    # the loader of the released code pops these three where it resizes the table
+
+
+def test_an_exported_language_model_fits_the_stage_after_it():
+    variant, task = FILES["vlmo_base_textmlm_224"]
+    stored, owned = released("vlmo_base_textmlm_224"), released("vlmo_base_pretrain_224")
+    with torch.device("meta"):
+        model = VLMo(config_for(stored, model_config(variant), trained_for=task))
+    exported = export_state_dict(model)
+    shared = {k for k in owned if not k.startswith(LATER)}
+    assert all(exported[key].shape == owned[key].shape for key in shared)
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "module", "model"])
@@ -235,6 +266,13 @@ def test_a_classifier_fits_our_head():
     )
     expected = torch.nn.functional.gelu(normed) @ foreign["vqa_classifier.3.weight"].T
     torch.testing.assert_close(head(x), expected + foreign["vqa_classifier.3.bias"])
+    names = released_head_names(head.state_dict(), "answer_classification")
+    back = {names[name]: tensor for name, tensor in head.state_dict().items()}
+    assert back.keys() == foreign.keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in foreign.items())
+    assert released_head_names(head.state_dict(), "image_text_classification") is None
+    linear = ClassificationHead(4, 5)
+    assert released_head_names(linear.state_dict(), "answer_classification") is None
     assert import_classifier(golden("vlmo_relative")) is None
 
 

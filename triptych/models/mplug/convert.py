@@ -31,6 +31,7 @@ from triptych.models.conversion import (
     gather_tensors,
     linear_keys,
     load_tensors,
+    read_scalars,
     split_tensors,
     used_names,
 )
@@ -44,6 +45,9 @@ TEXT_WORDS = "text_encoder.embeddings.word_embeddings.weight"
 TEXT_POSITIONS = "text_encoder.embeddings.position_embeddings.weight"
 VISION_POSITIONS = "visual_encoder.visual.positional_embedding"
 POSITIONS = "visual_encoder.position_embedding"
+
+CONTRAST = {"temperature": "temp"}
+"""τ of ITC, as `MPLUGPretraining` names it and as the released code does."""
 
 _DEAD = [
     (r"\w+_m\..*", "momentum copy"),
@@ -267,6 +271,7 @@ def import_state_dict(official: Mapping[str, Any], model: MPLUG) -> ImportReport
     )
     if "temp" in foreign and not foreign["temp"].is_meta:
         report.temperature = float(foreign["temp"])
+    report.contrast = read_scalars(foreign, CONTRAST)
     first_live = _num_fusion_layers(foreign, model.config) - model.config.fusion_depth
     explain_rest(
         foreign,
@@ -318,7 +323,7 @@ def _reason(
     if (reason := first_reason(name, _DEAD)) is not None:
         return reason
     if name == "temp":
-        return "temperature, which the task keeps"
+        return "temperature, kept beside the model"
     fusion = re.match(r"fusion_encoder\.encoder\.layer\.(\d+)\.(\w+)", name)
     if fusion and int(fusion[1]) < first_live:
         return "fusion layer that never runs"
@@ -363,6 +368,7 @@ CONVERTER = Converter(
     export_state=export_state_dict,
     trained_for=trained_for,
     optional=optional_names,
+    contrast=CONTRAST,
     export_note=export_note,
     init_vision=init_vision,
     init_text=init_text,

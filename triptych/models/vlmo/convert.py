@@ -1,8 +1,9 @@
 """The released VLMo checkpoints: their key table, import and export.
 
 Released files hold, beside the weights, index buffers, position tables of 196 rows that the models
-with relative positions never read, and temperatures. `import_state_dict` names each in its report,
-and `export_state_dict` writes the buffers again, which the released code wants to resize a table.
+with relative positions never read, temperatures and classifiers. `import_state_dict` names each in
+its report. `export_state_dict` writes all that the released module owns, in its shapes, and the
+index buffers, which its loader takes away by name where it resizes a table.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from triptych.models.conversion import (
     gather_tensors,
     linear_keys,
     load_tensors,
+    read_scalars,
     split_tensors,
     used_names,
 )
@@ -46,6 +48,10 @@ from triptych.nn.positions import resize_position_table
 RELEASED_TEXT_TOKENS = 196
 """Texts that the released relative tables have rows for (`max_text_len_of_initckpt`)."""
 
+RELEASED_CAPTION = 40
+"""Rows of the text positions that the released module owns (`max_text_len`); with relative ones it
+never reads them."""
+
 EXPERTS = {"text": "text", "image": "imag", "fused": "vl"}
 """Our names of the experts, and the released ones."""
 
@@ -55,11 +61,20 @@ TEXT_POSITIONS = "text_embeddings.position_embeddings.weight"
 IMAGE_POSITIONS = "transformer.pos_embed"
 OUR_TABLE = "trunk.relative_positions.table"
 
+CONTRAST = {"logit_scale": "logit_scale", "fused_logit_scale": "logit_vl_scale"}
+"""log(1/τ) of both ITC losses, as `VLMoPretraining` names them and as the released code does."""
+
+_HEAD_LAYERS = {"0": "0", "1": "1", "3": "4"}
+"""Released layers of a classifier and ours, which has a dropout in front of the last one."""
+
+_HEAD_KINDS = {"answer_classification": "vqa_classifier", "vlmo_nlvr2": "nlvr2_classifier"}
+"""Kinds of our tasks, and the released classifiers."""
+
 _DROPPED = [
     (r"(text_)?(imag_)?relative_position_index", "index buffer"),
     (r"text_embeddings\.position_ids", "index buffer"),
-    (r"logit_(vl_)?scale", "temperature, which the task keeps"),
-    (r"(vqa|nlvr2)_classifier\..*", "classifier of a fine-tuned task, which the task keeps"),
+    (r"logit_(vl_)?scale", "temperature, kept beside the model"),
+    (r"(vqa|nlvr2)_classifier\..*", "classifier, which stands beside the model"),
 ]
 
 
@@ -241,8 +256,9 @@ def import_state_dict(official: Mapping[str, Any], model: VLMo) -> ImportReport:
         return import_beit_state(foreign, model)
     config, table = model.config, key_table(model.config)
     tensors = gather_tensors(foreign, model.state_dict(), table, _resizes(config), report)
-    if "logit_scale" in foreign and not foreign["logit_scale"].is_meta:
-        report.temperature = math.exp(-float(foreign["logit_scale"]))
+    report.contrast = read_scalars(foreign, CONTRAST)
+    if "logit_scale" in report.contrast:
+        report.temperature = math.exp(-report.contrast["logit_scale"])
     explain_rest(foreign, used_names(table), lambda name: _reason(name, config), report)
     load_tensors(model, tensors)
     return report
@@ -257,6 +273,9 @@ def export_state_dict(
 ) -> dict[str, Tensor]:
     """Return the model under the released names.
 
+    The released module owns text positions with relative ones too, and never reads them: they are
+    written as zeros.
+
     Args:
         model: Read only.
         temperature: τ of ITC, which the task keeps; written as `logit_scale` = ln(1/τ).
@@ -269,6 +288,8 @@ def export_state_dict(
             foreign[name] = foreign[name].view(1, 1, -1)
     if IMAGE_POSITIONS in foreign:
         foreign[IMAGE_POSITIONS] = foreign[IMAGE_POSITIONS][None]
+    if model.config.positions == "relative":
+        foreign[TEXT_POSITIONS] = torch.zeros(RELEASED_CAPTION, model.config.embed_dim)
     for name, value in (("logit_scale", temperature), ("logit_vl_scale", fused_temperature)):
         if value is not None:
             foreign[name] = torch.tensor(-math.log(value))
@@ -284,13 +305,30 @@ def import_classifier(official: Mapping[str, Any]) -> dict[str, Tensor] | None:
     Returns:
         Weights of dense, LayerNorm and dense; None if the file has no classifier.
     """
-    places = {"0": "0", "1": "1", "3": "4"}  # ours has a dropout in front of the last layer
     found = {}
     for name, tensor in normalise_names(official).items():
         match = re.match(r"(?:vqa|nlvr2)_classifier\.(\d)\.(weight|bias)$", name)
         if match:
-            found[f"{places[match[1]]}.{match[2]}"] = tensor
+            found[f"{_HEAD_LAYERS[match[1]]}.{match[2]}"] = tensor
     return found or None
+
+
+def released_head_names(names: Iterable[str], kind: str) -> dict[str, str] | None:
+    """Return the released names of our classifier's weights.
+
+    Args:
+        names: Of its state dict.
+        kind: Of the task's config.
+
+    Returns:
+        The released name of each; None where the layout has no such classifier.
+    """
+    back = {ours: theirs for theirs, ours in _HEAD_LAYERS.items()}
+    wanted = {f"{layer}.{name}" for layer in back for name in ("weight", "bias")}
+    listed = set(names)
+    if kind not in _HEAD_KINDS or listed != wanted:
+        return None
+    return {name: f"{_HEAD_KINDS[kind]}.{back[name[0]]}{name[1:]}" for name in listed}
 
 
 def resize_model_state(
@@ -348,10 +386,16 @@ def _file_grid(foreign: Mapping[str, Tensor]) -> int | None:
 
 
 def _buffers(config: VLMoConfig) -> dict[str, Tensor]:
-    """Return the index buffers of the released files."""
+    """Return the index buffers of the released files.
+
+    `position_ids` has the shape that the released module owns, which its loader cuts only together
+    with the text positions.
+    """
     length, grid = config.max_text_tokens, config.grid_size
-    buffers = {"text_embeddings.position_ids": torch.arange(length)[None]}
-    if config.positions == "relative":
+    relative = config.positions == "relative"
+    rows = RELEASED_CAPTION if relative else length
+    buffers = {"text_embeddings.position_ids": torch.arange(rows)[None]}
+    if relative:
         buffers["relative_position_index"] = image_index(grid)
         buffers["text_relative_position_index"] = text_index(length, grid, length)
         joint = joint_index(length, True, grid, length, torch.device("cpu"))
@@ -399,6 +443,9 @@ CONVERTER = Converter(
     export_state=export_state_dict,
     trained_for=trained_for,
     optional=optional_names,
+    contrast=CONTRAST,
+    import_head=import_classifier,
+    head_names=released_head_names,
     wrapper=None,
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
