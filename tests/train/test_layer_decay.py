@@ -1,5 +1,7 @@
 """Learning rates of lower blocks, against BEiT's rule worked by hand."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from triptych.core.errors import ConfigError
 from triptych.models.registry import model_config
 from triptych.models.vlmo.model import VLMo
+from triptych.tasks.pretraining.vlmo import VLMoPretraining, VLMoPretrainingConfig
 from triptych.train.config import OptimConfig
 from triptych.train.layer_decay import layer_factors
 from triptych.train.optim import group_parameters, has_weight_decay
@@ -51,12 +54,33 @@ def test_a_factor_above_one_is_refused():
         OptimConfig(layer_decay=1.1)
 
 
-def test_what_the_released_code_decays_by_mistake_does_not_decay():
+@pytest.mark.parametrize("variant", ["vlmo_base_patch16", "vlmo_base_plus_patch16"])
+def test_what_the_released_code_decays_by_mistake_does_not_decay(variant):
+    """Weights of layers, convolution and words decay; nothing else, the type tables neither."""
+    config = VLMoPretrainingConfig(fused_itc=True)
     with torch.device("meta"):
-        model = VLMo(model_config("vlmo_base_patch16"))
-    leaks = ("norm", "_scale", "class_embedding", "relative_positions", "modality_embedding")
-    for name, parameter in model.named_parameters():
-        leaking = any(leak in name for leak in leaks) or name.endswith("bias")
-        assert has_weight_decay(f"model.{name}", parameter) == (
-            not leaking and name not in ("mask_token", "modality_embedding.weight")
-        ), name
+        task = VLMoPretraining(VLMo(model_config(variant)), config)
+    matrices = r"(attention\.(qkv|out)|mlp\.(up|down)|patch_embedding|word|pooler|dense"
+    matrices += r"|itm_head|mlm_head|(fused_)?(image|text)_projection)\.weight"
+    decaying = {
+        name
+        for name, parameter in task.modules.named_parameters()
+        if has_weight_decay(name, parameter)
+    }
+    named = {name for name, _ in task.modules.named_parameters()}
+    assert decaying == {name for name in named if re.search(rf"\.{matrices}$", name)}
+    spared = {
+        "model.text_embedding.token_type.weight",
+        "model.modality_embedding.weight",
+        "model.class_embedding",
+        "model.mask_token",
+        "state.logit_scale",
+        "state.fused_logit_scale",
+        "model.trunk.blocks.0.experts.image.norm.weight",
+    }
+    spared |= (
+        {"model.trunk.relative_positions.table", "model.trunk.blocks.0.attention_scale"}
+        if variant == "vlmo_base_patch16"
+        else {"model.position_embedding", "model.text_embedding.position.weight"}
+    )
+    assert spared <= named - decaying

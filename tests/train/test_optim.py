@@ -44,6 +44,7 @@ def test_each_trainable_parameter_is_in_exactly_one_group():
         ("model.visual_encoder.positional_embedding", False),
         ("model.visual_encoder.class_embedding", False),
         ("model.cls_token", False),
+        ("model.text_embedding.token_type.weight", False),
         ("logit_scale", False),
         ("temperature", False),
         ("model.text.word_embeddings.weight", True),

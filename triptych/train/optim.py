@@ -16,7 +16,7 @@ from triptych.train.layer_decay import split_by_layer
 from triptych.train.muon import Muon
 
 _NO_DECAY = re.compile(
-    r"(?<![a-z])position|(class|modality)_embedding|cls_token|logit_scale|temperature",
+    r"(?<![a-z])position|(class|modality)_embedding|cls_token|token_type|logit_scale|temperature",
     re.IGNORECASE,
 )
 
