@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +10,9 @@ import torch
 
 from triptych.data.images import decode_image
 from triptych.data.records import Record
-from triptych.evaluation.baselines import MajorityAnswers, MeanBox
-from triptych.evaluation.boxes import hits_at_iou, xywh_to_xyxy
+from triptych.evaluation import captions, ptb
+from triptych.evaluation.baselines import MajorityAnswers, MeanBox, most_frequent_caption
+from triptych.evaluation.boxes import hits_at_iou, iou_xyxy, xywh_to_xyxy
 from triptych.evaluation.classification import compute_accuracy, compute_majority_accuracy
 from triptych.evaluation.vqa import vqa_accuracy
 
@@ -21,7 +22,7 @@ class Baseline:
     """Two ways to guess.
 
     Attributes:
-        chance: Drawing one training answer, box or candidate at random.
+        chance: Drawing one training answer, box, caption or candidate at random.
         blind: The best constant without looking at the picture.
     """
 
@@ -30,7 +31,12 @@ class Baseline:
 
 
 def baselines_of(
-    task: str, train: Sequence[Record], records: Sequence[Record], seed: int
+    task: str,
+    train: Sequence[Record],
+    records: Sequence[Record],
+    seed: int,
+    *,
+    references: Mapping[int, Sequence[str]] | None = None,
 ) -> dict[str, Baseline]:
     """Return guesses by metric name.
 
@@ -39,6 +45,8 @@ def baselines_of(
         train: Training records, that the guesses are taken from.
         records: Held-out records, that they are scored on.
         seed: Seed of the random draws.
+        references: Captions: all true ones of each held-out record, by position; None takes the
+            record's own.
     """
     rng = np.random.default_rng(seed)
     if task == "retrieval":
@@ -47,7 +55,10 @@ def baselines_of(
     if task == "vqa":
         return _answers(train, records, rng)
     if task == "grounding":
-        return {"grounding": _boxes(train, records, rng)}
+        return _boxes(train, records, rng)
+    if task == "caption":
+        own = {i: (record.caption or "",) for i, record in enumerate(records)}
+        return _captions(train, references or own, rng)
     if task in ("nlvr2", "snli_ve"):
         return {task: _labels([r.label for r in train], [r.label for r in records], rng)}
     return {}
@@ -86,22 +97,44 @@ def _labels(
     )
 
 
+def _captions(
+    train: Sequence[Record], references: Mapping[int, Sequence[str]], rng: np.random.Generator
+) -> dict[str, Baseline]:
+    """Score a random training caption, and the most frequent one, as captions of each picture."""
+    known = [r.caption for r in train if r.caption]
+    truth = [[ptb.tokenize(text) for text in references[i]] for i in sorted(references)]
+    drawn = [known[i] for i in rng.integers(0, len(known), len(truth))]
+    common = [most_frequent_caption(known)] * len(truth)
+    by_chance, blind = (_caption_scores(said, truth) for said in (drawn, common))
+    return {name: Baseline(by_chance[name], blind[name]) for name in blind}
+
+
+def _caption_scores(said: Sequence[str], truth: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Return what `CaptionMetric` gives, without intervals."""
+    candidates = [ptb.tokenize(text) for text in said]
+    bleu = captions.compute_bleu(candidates, truth)
+    scores = {f"bleu_{n}": float(one.corpus) for n, one in enumerate(bleu, start=1)}
+    scores["rouge_l"] = float(captions.compute_rouge_l(candidates, truth).corpus)
+    scores["cider"] = float(captions.compute_cider(candidates, truth).corpus)
+    return scores
+
+
 def _boxes(
     train: Sequence[Record], records: Sequence[Record], rng: np.random.Generator
-) -> Baseline:
-    """Score a random training box, and the mean training box."""
+) -> dict[str, Baseline]:
+    """Score a random training box, and the mean of the drawn ones."""
     truth = torch.tensor([r.box for r in records], dtype=torch.float64)
     sizes = torch.tensor([_size(r) for r in records], dtype=torch.float64)
     sample = [train[i] for i in rng.integers(0, len(train), len(records))]
     drawn = torch.tensor([r.box for r in sample], dtype=torch.float64)
     drawn_sizes = torch.tensor([_size(r) for r in sample], dtype=torch.float64)
-    mean = MeanBox.fit(drawn, drawn_sizes).predict(sizes)
+    mean = MeanBox.fit(drawn, drawn_sizes).predict(sizes).double()
     scaled = xywh_to_xyxy(drawn) / drawn_sizes.repeat(1, 2) * sizes.repeat(1, 2)
     target = xywh_to_xyxy(truth)
-    return Baseline(
-        chance=float(hits_at_iou(scaled, target).double().mean()),
-        blind=float(hits_at_iou(mean.double(), target).double().mean()),
-    )
+    return {
+        name: Baseline(*(float(score(boxes, target).double().mean()) for boxes in (scaled, mean)))
+        for name, score in (("grounding", hits_at_iou), ("grounding_iou", iou_xyxy))
+    }
 
 
 def _size(record: Record) -> tuple[int, int]:

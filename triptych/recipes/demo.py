@@ -25,7 +25,7 @@ from triptych.data.source import DataSourceConfig
 from triptych.evaluation.bootstrap import mean_value
 from triptych.recipes.baselines import Baseline, baselines_of
 from triptych.recipes.config import RunConfig
-from triptych.recipes.evaluate import evaluate_model, evaluation_records
+from triptych.recipes.evaluate import caption_references, evaluate_model, evaluation_records
 from triptych.recipes.registry import build_recipe
 from triptych.recipes.run import prepare_tokenizer, train_run
 from triptych.recipes.side_by_side import train_side_by_side
@@ -265,7 +265,8 @@ def _evaluate_split(
         ("grounding", "grounding"),
     ):
         source = scene_source(files, task, split)
-        records = evaluation_records(read_records(source).records, task, source.path)
+        found = read_records(source).records
+        records = evaluation_records(found, task, source.path)
         kept: dict[int, object] = {}
         values = evaluate_model(
             result.model(stage),
@@ -278,7 +279,8 @@ def _evaluate_split(
             values = [_caption_objects(records, kept, files, split), *values]
         result.predictions[task, split], result.records[task, split] = kept, records
         train = read_records(scene_source(files, task, "train")).records
-        guesses = baselines_of(task, train, records, seed)
+        references = caption_references(records, found) if task == "caption" else None
+        guesses = baselines_of(task, train, records, seed, references=references)
         if task == "caption":
             guesses["caption_objects"] = _guessed_objects(train, records, files, split, seed)
         for value in values:
