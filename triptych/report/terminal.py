@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -11,38 +11,78 @@ from rich.text import Text
 from triptych.report.data import ScoreRow
 from triptych.report.numbers import format_score
 
+NUMBERS = ("score", "95 % interval", "chance", "blind", "bar")
+LEFT_OUT = ((), ("95 % interval",), ("95 % interval", "chance"), NUMBERS[1:])
+"""What a terminal too narrow for everything does without, from little to much."""
+
 
 def print_scores(rows: Iterable[ScoreRow], console: Console) -> None:
     """Print each score with its 95 % interval, beside chance, the blind baseline and its bar.
 
+    Where the ruled table is too wide, each task is a heading above its scores and the rules go;
+    where that is too wide still, so does the interval, then chance. No name is broken into lines.
+
     Args:
-        rows: The scores, in the order to show; a rule separates the tasks.
+        rows: The scores, in the order to show; rows of a task follow each other.
         console: Where to print.
     """
+    rows = list(rows)
+    tables = [_ruled(rows), *(_compact(rows, without) for without in LEFT_OUT)]
+    unbounded = console.options.update(max_width=10_000)
+    widths = [console.measure(table, options=unbounded).maximum for table in tables]
+    pairs = zip(tables, widths, strict=True)
+    console.print(next((table for table, width in pairs if width <= console.width), tables[-1]))
+
+
+def _ruled(rows: Sequence[ScoreRow]) -> Table:
     table = Table(title="Scores", title_justify="left", header_style="bold")
-    for name in ("task", "metric", "split"):
-        table.add_column(name, overflow="fold")
-    for name in ("score", "95 % interval", "chance", "blind", "bar"):
-        table.add_column(name, justify="right", no_wrap=True)
+    _add_columns(table, ("task", "metric", "split"), NUMBERS)
     task = None
     for row in rows:
         if task not in (None, row.task):
             table.add_section()
-        table.add_row(Text("" if row.task == task else row.task), *_cells(row))
+        names = "" if row.task == task else row.task, row.metric, row.split
+        table.add_row(*map(Text, names), *_numbers(row, NUMBERS))
         task = row.task
-    console.print(table)
+    return table
 
 
-def _cells(row: ScoreRow) -> list[Text]:
-    return [
-        Text(row.metric),
-        Text(row.split),
-        Text(format_score(row.value), style="bold"),
-        Text(f"{format_score(row.low)} to {format_score(row.high)}"),
-        Text(format_score(row.chance), style="dim"),
-        Text(format_score(row.blind), style="dim"),
-        _bar_cell(row),
-    ]
+def _compact(rows: Sequence[ScoreRow], without: Sequence[str]) -> Table:
+    table = Table(
+        title="Scores",
+        title_justify="left",
+        header_style="bold",
+        box=None,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )
+    shown = [name for name in NUMBERS if name not in without]
+    _add_columns(table, ("metric", "split"), shown)
+    task = None
+    for row in rows:
+        if row.task != task:
+            table.add_row(Text(row.task, style="bold"))
+        table.add_row(Text(row.metric), Text(row.split), *_numbers(row, shown))
+        task = row.task
+    return table
+
+
+def _add_columns(table: Table, names: Sequence[str], numbers: Sequence[str]) -> None:
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
+
+
+def _numbers(row: ScoreRow, names: Sequence[str]) -> list[Text]:
+    cells = {
+        "score": Text(format_score(row.value), style="bold"),
+        "95 % interval": Text(f"{format_score(row.low)} to {format_score(row.high)}"),
+        "chance": Text(format_score(row.chance), style="dim"),
+        "blind": Text(format_score(row.blind), style="dim"),
+        "bar": _bar_cell(row),
+    }
+    return [cells[name] for name in names]
 
 
 def _bar_cell(row: ScoreRow) -> Text:
