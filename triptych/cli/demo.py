@@ -80,7 +80,7 @@ def demo(
     console = Console()
     start = time.perf_counter()
     result = run_demo(out, scale, seed=seed, num_threads=num_threads, console=console)
-    command = f"triptych demo --scale {scale} --seed {seed}"
+    command = _command(scale, seed, num_threads)
     rows = [score_row(score, scale) for score in result.scores if _is_shown(score)]
     pictures = picture_cards(result, seed=seed, count=NUM_PICTURES)
     minutes = (time.perf_counter() - start) / 60
@@ -92,8 +92,9 @@ def demo(
                 f"One command wrote the scenes, trained the tokenizer, pre-trained a small mPLUG "
                 f"with four objectives, fine-tuned it twice and measured it, in {minutes:.1f} "
                 "minutes.",
-                "Every number below is from pictures that training never saw. The compositional "
-                "split holds colour and shape pairs that never occur in training.",
+                "Every number below is from pictures that training never saw. Each scene "
+                "of the compositional split holds at least one pair of colour and shape that never "
+                "occurs in training.",
             ),
             scores=tuple(rows),
             curves=tuple(
@@ -114,12 +115,19 @@ def demo(
     )
     write_json(out / "results.json", results(result, command, minutes, scale))
     print_scores(rows, console)
-    console.print(f"{minutes:.1f} minutes in all. Report: {report.resolve()}")
-    console.print(
-        f"Try it: triptych caption {result.model('pretrain')} "
-        f"{out / 'data' / 'images' / 'test'}/*7.jpg"
-    )
+    pictures_of_test = out / "data" / "images" / "test"
+    for line in (  # whole lines, so that a path can be copied out of a pipe
+        f"{minutes:.1f} minutes in all. Report: {report.resolve()}",
+        f"Try it: triptych caption {result.model('pretrain')} {pictures_of_test}/*7.jpg",
+    ):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     return result
+
+
+def _command(scale: str, seed: int, num_threads: int | None) -> str:
+    """Return the command that gives the same numbers; where it writes does not change them."""
+    threads = "" if num_threads is None else f" --num-threads {num_threads}"
+    return f"triptych demo --scale {scale} --seed {seed}{threads}"
 
 
 def score_row(score: Score, scale: str) -> ScoreRow:
