@@ -1,8 +1,6 @@
 """Folders that transformers writes, loaded as they are."""
 
 import json
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -12,9 +10,9 @@ from PIL import Image
 pytest.importorskip("transformers")
 
 import triptych
+from tests.checkpoint.test_hub import fake_hub
 from tests.parity import flava_oracle as oracle
 from triptych.core.errors import CheckpointError
-from triptych.serving.released import find_folder
 from triptych.text import Tokenizer
 
 WORDS = ["a", "photo", "of", "cat", "dog", "two", "red", ",", ".", "!", "x", "y", "z"]
@@ -113,36 +111,23 @@ def test_faults_of_a_folder_are_named(tmp_path):
         triptych.load(folder)
 
 
-def _fake_hub(monkeypatch, answer):
-    hub = types.ModuleType("huggingface_hub")
-    hub.snapshot_download = answer
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-
-
-def test_a_hub_id_is_resolved_once_and_a_folder_never(tmp_path, monkeypatch):
+def test_a_hub_id_loads_like_its_folder(tmp_path, monkeypatch):
+    _write(tmp_path / "snapshot")
     asked = []
 
     def download(name, allow_patterns):
-        asked.append((name, "model*.safetensors" in allow_patterns))
-        return str(tmp_path)
+        asked.append(name)
+        return str(tmp_path / "snapshot")
 
-    _fake_hub(monkeypatch, download)
-    assert find_folder("facebook/flava-full") == tmp_path
-    assert asked == [("facebook/flava-full", True)]
-    (tmp_path / "some" / "model").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    assert str(find_folder("some/model")) == "some/model"
-    assert str(find_folder(tmp_path / "no" / "such" / "folder")).endswith("folder")
-    assert len(asked) == 1
+    fake_hub(monkeypatch, download)
+    found = triptych.load("owner/name", device="cpu").embed_texts(TEXTS)
+    assert asked == ["owner/name"]
+    expected = triptych.load(tmp_path / "snapshot", device="cpu").embed_texts(TEXTS)
+    np.testing.assert_array_equal(found, expected)
 
 
-def test_a_hub_that_cannot_be_reached_says_so(monkeypatch):
-    def fail(name, allow_patterns):
-        raise OSError("We couldn't connect to the hub.\nmore")
-
-    _fake_hub(monkeypatch, fail)
-    with pytest.raises(CheckpointError, match=r"no folder facebook/flava-full.*couldn't connect"):
-        triptych.load("facebook/flava-full")
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(CheckpointError, match="pip install huggingface_hub"):
-        triptych.load("facebook/flava-full")
+def test_a_folder_of_another_family_is_named(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="type 'bert'; of those, only flava"):
+        triptych.load(tmp_path)

@@ -18,6 +18,7 @@ from triptych.checkpoint.foreign import (
     write_foreign,
     write_foreign_folder,
 )
+from triptych.checkpoint.hub import find_folder
 from triptych.checkpoint.model_card import build_model_card
 from triptych.checkpoint.model_folder import load_model_folder, save_model_folder, stored_config
 from triptych.core.config import from_dict, kind_of, to_dict
@@ -74,7 +75,7 @@ def import_checkpoint(
 
     Args:
         family: Such as "mplug".
-        source: A file or folder that the family's released code wrote.
+        source: A file or folder that the family's released code wrote, or a hub id of one.
         out: The new model folder; it appears whole or not at all.
         settings: What the file does not say.
 
@@ -90,7 +91,7 @@ def import_checkpoint(
     if out.exists():
         raise CheckpointError(f"{out} exists: choose another folder, or remove it")
     config = _base_config(family, settings.variant)
-    foreign = read_foreign(source)
+    foreign = read_foreign(find_folder(source))
     _check_family(family, foreign)
     task = _task(settings.trained_for, converter, foreign)
     if foreign.config and converter.config_from_folder is not None:

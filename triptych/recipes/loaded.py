@@ -8,16 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
-from triptych.checkpoint.model_folder import load_model_folder
+from triptych.checkpoint.model_folder import stored_config
+from triptych.checkpoint.released import open_model_folder
 from triptych.core.config import from_dict, kind_of
 from triptych.core.errors import CapabilityError, CheckpointError
 from triptych.data.collate import PretrainingTextConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.models.base import require_decoder
+from triptych.models.families import restore_model
+from triptych.models.released import restate
 from triptych.recipes.config import TaskConfig, TextLengths
 from triptych.recipes.kinds import build_task
 from triptych.recipes.registry import RECIPES as KNOWN_RECIPES
-from triptych.recipes.run import load_model
 from triptych.tasks.finetuning.captioning import CaptioningConfig
 from triptych.tasks.finetuning.grounding import GroundingConfig
 from triptych.tasks.finetuning.image_text_classification import (
@@ -139,14 +141,15 @@ class LoadedModel:
 
 
 def load_for_evaluation(folder: Path) -> LoadedModel:
-    """Load a model folder.
+    """Load a model folder, a folder that transformers wrote, or either by its hub id.
 
     Raises:
         CheckpointError: It is incomplete or damaged.
     """
-    stored = load_model_folder(folder)
+    stored = open_model_folder(folder, restate)
+    plain = stored_config(stored.config, folder)
     return LoadedModel(
-        load_model(folder),
+        restore_model(plain, stored.state_dict, str(folder), train=True),
         Tokenizer.load(stored.tokenizer_path),
         from_dict(ImageTransformConfig, stored.preprocess, "preprocess"),
         stored.config,

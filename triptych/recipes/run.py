@@ -12,7 +12,8 @@ from rich.console import Console
 from torch import nn
 
 from triptych.checkpoint.model_card import build_model_card
-from triptych.checkpoint.model_folder import load_model_folder, save_model_folder, stored_config
+from triptych.checkpoint.model_folder import save_model_folder, stored_config
+from triptych.checkpoint.released import open_model_folder
 from triptych.core.config import load_yaml, save_yaml, to_dict
 from triptych.core.errors import CheckpointError, ConfigError, DataError
 from triptych.core.machine import current_commit, num_cores
@@ -23,6 +24,7 @@ from triptych.data.records import Record
 from triptych.distributed.env import is_main, joined, launched, run_processes, world_size
 from triptych.models.families import family_of, patch_size, restore_model, text_sizes
 from triptych.models.registry import build_model, model_config
+from triptych.models.released import restate
 from triptych.recipes.config import RunConfig
 from triptych.recipes.kinds import (
     TRAINED_FOR,
@@ -157,7 +159,7 @@ def resume_run(run_folder: Path, *, console: Console | None = None) -> TrainResu
 def prepare_tokenizer(config: RunConfig, records: list[Record]) -> Tokenizer:
     """Return the tokenizer of the start, a stored one, or one trained on the data."""
     if config.model.init_from is not None:
-        return Tokenizer.load(load_model_folder(Path(config.model.init_from)).tokenizer_path)
+        return Tokenizer.load(open_model_folder(config.model.init_from, restate).tokenizer_path)
     if config.tokenizer.path is not None:
         return Tokenizer.load(config.tokenizer.path)
     if config.model.init_text_from is not None:
@@ -221,13 +223,13 @@ def load_model(folder: Path, *, image_size: int | None = None) -> Any:
     """Load the model of a model folder to train it, on the CPU in fp32.
 
     Args:
-        folder: A model folder.
+        folder: A model folder, a folder that transformers wrote, or the hub id of either.
         image_size: Side of the input in pixels; the position table is resized to it.
 
     Raises:
         CheckpointError: The folder is incomplete, or its weights do not fit its config.
     """
-    stored = load_model_folder(folder)
+    stored = open_model_folder(folder, restate)
     plain = stored_config(stored.config, folder)
     return restore_model(plain, stored.state_dict, str(folder), image_size=image_size, train=True)
 

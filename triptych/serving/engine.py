@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from triptych.checkpoint.hub import find_folder
 from triptych.core.config import check
 from triptych.core.errors import DataError
 from triptych.core.outputs import ImageFeatures
@@ -41,7 +42,6 @@ from triptych.serving.inputs import ImageInput, as_list, broadcast, check_texts,
 from triptych.serving.loading import ServingSettings, read_model
 from triptych.serving.needs import require
 from triptych.serving.questions import append_seen_words, pair_up
-from triptych.serving.released import find_folder
 from triptych.tasks.finetuning.grounding import Grounding, GroundingConfig
 from triptych.tasks.finetuning.image_text_classification import (
     AnswerClassification,

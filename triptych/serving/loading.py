@@ -9,17 +9,15 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from triptych.checkpoint.model_folder import load_model_folder, stored_config
+from triptych.checkpoint.model_folder import stored_config
+from triptych.checkpoint.released import open_model_folder
 from triptych.core.config import from_dict, kind_of
 from triptych.core.errors import CheckpointError, ConfigError, DataError
 from triptych.data.caption_cleaning import MAX_WORDS
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.models.families import restore_model, text_sizes
-from triptych.serving.released import is_released_folder, read_released
+from triptych.models.released import restate
 from triptych.text import Tokenizer
-
-RELEASED_CAPTION = 77
-"""Tokens of a caption that transformers' processor for FLAVA keeps."""
 
 C = TypeVar("C")
 
@@ -83,12 +81,7 @@ def read_model(folder: Path) -> LoadedModel:
     Raises:
         CheckpointError: A file is missing or damaged, or two of them do not fit together.
     """
-    if is_released_folder(folder):
-        model, tokenizer, preprocess = read_released(folder)
-        limits = TextLimits(caption=RELEASED_CAPTION, max_words=None)
-        settings = ServingSettings(("pretraining",), limits=limits)
-        return LoadedModel(model.requires_grad_(False), tokenizer, preprocess, settings)
-    content = load_model_folder(folder)
+    content = open_model_folder(folder, restate)
     if content.config.get("text", {}) is None:
         raise CheckpointError(
             f"{folder} holds an image tokenizer, which answers no question: name it as "
@@ -106,7 +99,7 @@ def read_model(folder: Path) -> LoadedModel:
     vocab_size = text_sizes(model.config).vocab_size
     if tokenizer.vocab_size > vocab_size:
         raise CheckpointError(
-            f"{folder}: tokenizer.json has {tokenizer.vocab_size} tokens but the model knows "
+            f"{folder}: its vocabulary has {tokenizer.vocab_size} tokens but the model knows "
             f"{vocab_size}: the files belong to different models"
         )
     if preprocess.image_size != model.image_size:
