@@ -1,5 +1,11 @@
 """Two runs at once compute what they compute in turn."""
 
+import os
+import signal
+import threading
+import time
+from multiprocessing import active_children
+
 import pytest
 from safetensors.torch import load_file
 
@@ -7,6 +13,7 @@ from tests.train.toy import exact_lines
 from triptych.core.errors import DataError
 from triptych.data.source import DataSourceConfig
 from triptych.recipes.side_by_side import train_side_by_side
+from triptych.train.interrupts import TrainingInterrupted
 
 from .kills import same_tensors
 from .small_runs import small_run, source_of
@@ -42,3 +49,41 @@ def test_an_error_of_one_run_arrives_as_it_was(tmp_path, scenes):
     runs["good"] = small_run("mplug.vqa", source_of(scenes, "vqa"), max_steps=1)
     with pytest.raises(DataError, match="none of the 1 pictures"):
         train_side_by_side(runs, {name: tmp_path / name for name in runs}, num_threads=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to", ["parent", "child"])
+def test_a_signal_ends_runs_at_once_saved(tmp_path, scenes, to):
+    """From this process it reaches both; the outcome of a child alone is what is raised."""
+    steps = 5000 if to == "parent" else 40
+    runs = {
+        name: small_run(
+            f"mplug.{name}",
+            source_of(scenes, name),
+            max_steps=5000 if name == "vqa" else steps,
+            log_every_steps=1,
+        )
+        for name in NAMES
+    }
+    folders = {name: tmp_path / name for name in NAMES}
+
+    def send_once_both_train():
+        logs = [folder / "metrics.jsonl" for folder in folders.values()]
+        while not all(log.is_file() and log.stat().st_size for log in logs):
+            time.sleep(0.05)
+        target = os.getpid() if to == "parent" else min(p.pid for p in active_children())
+        os.kill(target, signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    sender = threading.Thread(target=send_once_both_train, daemon=True)
+    sender.start()
+    with pytest.raises(TrainingInterrupted) as stop:
+        train_side_by_side(runs, folders, num_threads=2)
+    sender.join()
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert (stop.value.signal_number, stop.value.exit_code) == (signal.SIGTERM, 143)
+    assert stop.value.checkpoint.parent == folders["vqa"] / "checkpoints"
+    for folder in folders.values() if to == "parent" else [folders["vqa"]]:
+        (saved,) = (folder / "checkpoints").iterdir()
+        assert exact_lines(folder)[-1]["step"] == int(saved.name.removeprefix("step_"))
+        assert not (folder / "model").exists()

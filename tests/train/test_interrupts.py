@@ -1,6 +1,7 @@
 """Signals: the first asks, a second Ctrl-C aborts, handlers come back."""
 
 import os
+import pickle
 import signal
 
 import pytest
@@ -68,3 +69,10 @@ def test_the_outcome_says_what_and_where(tmp_path):
     outcome = TrainingInterrupted(signal.SIGTERM, 12, tmp_path / "step_12")
     assert str(outcome) == f"SIGTERM: stopped after step 12; saved {tmp_path / 'step_12'}"
     assert outcome.exit_code == 143
+    other = pickle.loads(pickle.dumps(outcome))  # as it comes from a process of its own
+    assert str(other) == str(outcome)
+    assert (other.signal_number, other.step, other.checkpoint) == (
+        signal.SIGTERM,
+        12,
+        tmp_path / "step_12",
+    )

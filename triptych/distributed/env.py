@@ -8,10 +8,11 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -96,7 +97,7 @@ def run_processes(function: Callable[..., T], num_processes: int, *arguments: An
             there.close()
             processes.append(process)
             ends.append(here)
-        with _signals_passed_on(processes):
+        with signals_passed_on(processes):
             outcomes = _outcomes(processes, ends)
     failures = [error for ok, error in outcomes if not ok]
     for error in sorted(failures, key=_is_consequence):
@@ -183,7 +184,12 @@ def _is_consequence(error: BaseException) -> bool:
 
 
 @contextmanager
-def _signals_passed_on(processes: list[SpawnProcess]) -> Iterator[None]:
+def signals_passed_on(processes: Sequence[BaseProcess]) -> Iterator[None]:
+    """Pass SIGINT and SIGTERM on to other processes, as SIGTERM, instead of ending here.
+
+    Args:
+        processes: Those that are alive when the signal comes get it; the list may still grow.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TextIO
 
@@ -18,6 +19,7 @@ import torch
 from rich.console import Console
 
 from triptych.core.machine import num_cores
+from triptych.distributed.env import signals_passed_on
 from triptych.recipes.config import RunConfig
 from triptych.recipes.run import train_run
 
@@ -31,6 +33,8 @@ def train_side_by_side(
 ) -> None:
     """Train each run in its folder; together on a CPU with a core for each, else in turn.
 
+    Runs at once get SIGINT and SIGTERM from this process, so that each saves and stops.
+
     Args:
         runs: Configs by name.
         folders: Run folders by the same names.
@@ -39,6 +43,7 @@ def train_side_by_side(
 
     Raises:
         TriptychError: What a run raised.
+        TrainingInterrupted: SIGINT or SIGTERM came; each run that had begun to train was saved.
     """
     cores = num_threads or num_cores()
     if torch.cuda.is_available() or len(runs) < 2 or cores < len(runs):
@@ -47,11 +52,17 @@ def train_side_by_side(
         return
     share = max(1, cores // len(runs))
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(runs), mp_context=context) as pool:
-        started = [
-            pool.submit(_train_one, name, _with_threads(config, share), folders[name])
-            for name, config in runs.items()
-        ]
+    others = set(multiprocessing.active_children())
+    children: list[BaseProcess] = []
+    with (
+        ProcessPoolExecutor(len(runs), mp_context=context) as pool,
+        signals_passed_on(children),
+    ):
+        started = []
+        for name, config in runs.items():
+            run = _with_threads(config, share)
+            started.append(pool.submit(_train_one, name, run, folders[name]))
+            children[:] = [p for p in multiprocessing.active_children() if p not in others]
         for future in started:
             future.result()
 

@@ -27,6 +27,9 @@ class TrainingInterrupted(Exception):  # noqa: N818 - an outcome, not an error
         name = signal.Signals(signal_number).name
         super().__init__(f"{name}: stopped after step {step}; saved {checkpoint}")
 
+    def __reduce__(self) -> tuple[type[TrainingInterrupted], tuple[int, int, Path]]:
+        return type(self), (self.signal_number, self.step, self.checkpoint)
+
     @property
     def exit_code(self) -> int:
         """The shell's code for a signal: 130 for Ctrl-C, 143 for SIGTERM."""
