@@ -10,6 +10,7 @@ from PIL import Image
 
 from triptych.cli.documented_yaml import documented_yaml
 from triptych.cli.field_help import field_help
+from triptych.cli.init import NEEDS
 from triptych.cli.main import main
 from triptych.core.config import load_yaml
 from triptych.data.source import DataSourceConfig
@@ -116,11 +117,52 @@ def test_init_fills_in_the_users_data(capsys, here):
         ({"image": "a.png", "caption": "x"}, "mplug.pretrain"),
         ({"image": "a.png", "question": "x?", "answers": ["y"]}, "mplug.vqa"),
         ({"image": "a.png", "phrase": "x", "box": [0, 0, 4, 4]}, "mplug.grounding"),
+        ({"images": ["a.png", "a.png"], "statement": "x", "label": False}, "mplug.nlvr2"),
+        ({"image": "a.png", "hypothesis": "x", "label": "neutral"}, "mplug.snli_ve"),
+        ({"premise": "x", "hypothesis": "y", "label": "neutral"}, "classify.texts"),
+        ({"text": "only words"}, "flava.text"),
+        ({"text": "x", "label": 0}, "classify.texts"),
+        ({"image": "a.png", "text": "x", "label": 0}, "flava.hateful_memes"),
+        ({"image": "a.png"}, "dvae"),
+        ({"image": "a.png", "label": "cat"}, "dvae"),
     ],
 )
 def test_the_fields_choose_the_recipe(here, entry, recipe):
     assert main(["init", _manifest(entry), "--out", "mine.yaml"]) == 0
     assert yaml.safe_load(Path("mine.yaml").read_text())["recipe"] == recipe
+
+
+def test_an_image_folder_and_a_text_file_have_recipes(capsys, here):
+    Path("pictures/cat").mkdir(parents=True)
+    Path("a.png").rename("pictures/cat/a.png")
+    Path("corpus.txt").write_text("a sentence\n")
+    assert main(["init", "pictures", "--out", "pictures.yaml"]) == 0
+    assert "also good for --recipe vlmo.vision, flava.image, flava.joint, dino" in (
+        capsys.readouterr().out
+    )
+    assert main(["init", "corpus.txt", "--out", "text.yaml"]) == 0
+    assert "also good for --recipe vlmo.language, flava.joint" in capsys.readouterr().out
+    recipes = [load_yaml(RunConfig, Path(f"{name}.yaml")).recipe for name in ("pictures", "text")]
+    assert recipes == ["dvae", "flava.text"]
+
+
+def test_init_knows_what_every_recipe_needs():
+    assert set(NEEDS) == set(RECIPES)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "hint"),
+    [
+        *((name, None) for name in ("mplug.pretrain", "vlmo.pretrain", "flava.joint", "dvae")),
+        *((name, "image_tokenizer") for name in ("flava.image", "vlmo.vision")),
+        *((name, "Fine-tuning wants") for name in ("mplug.caption", "vlmo.retrieval")),
+    ],
+)
+def test_the_head_says_what_the_recipe_starts_from(here, recipe, hint):
+    assert main(["init", _manifest({"image": "a.png", "caption": "x"}), "--recipe", recipe]) == 0
+    head = Path("run.yaml").read_text().split("\n\n", 1)[0]
+    for word in ("image_tokenizer", "Fine-tuning wants"):
+        assert (word in head) == (word == hint)
 
 
 def test_source_flags_and_start_are_kept(capsys, here):
@@ -139,16 +181,18 @@ def test_source_flags_and_start_are_kept(capsys, here):
     ("arguments", "message"),
     [
         (["absent.jsonl"], "absent.jsonl: there is no such file"),
-        (["my.jsonl", "--recipe", "mplug.vqa"], "no record has question or answers"),
+        (["my.jsonl", "--recipe", "mplug.vqa"], "no record has question and answers"),
         (["my.jsonl", "--recipe", "mplug.captoin"], "did you mean 'mplug.caption'?"),
         (["my.jsonl", "--out", "a.png"], "a.png exists: choose another file"),
-        (["text.jsonl"], "no recipe fits the fields"),
+        (["clip.jsonl"], "no recipe fits the fields"),
+        (["my.jsonl", "--recipe", "flava.glue"], "no record has text or hypothesis and label"),
         (["my.jsonl", "--recipy", "x"], "--recipe"),
     ],
 )
 def test_init_refuses(capsys, here, arguments, message):
     _manifest({"image": "a.png", "caption": "x"})
-    Path("text.jsonl").write_text('{"text": "only words"}\n')
+    Path("clip.mp4").touch()
+    Path("clip.jsonl").write_text('{"video": "clip.mp4", "label": "cat"}\n')
     assert main(["init", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not Path("run.yaml").exists()

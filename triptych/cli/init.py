@@ -28,12 +28,36 @@ NEEDS = {
     "mplug.pretrain": ("caption",),
     "mplug.vqa": ("question", "answers"),
     "mplug.grounding": ("phrase", "box"),
-    "mplug.caption": ("caption",),
-    "mplug.retrieval": ("caption",),
     "mplug.nlvr2": ("statement", "label"),
-    "mplug.snli_ve": ("hypothesis", "label"),
+    "mplug.snli_ve": ("image", "hypothesis", "label"),
+    "flava.hateful_memes": ("image", "text", "label"),
+    "classify.texts": ("text|hypothesis", "label"),
+    "dvae": ("image",),
+    "flava.text": ("text|caption",),
+    "mplug.caption": ("caption",),
+    "mplug.scst": ("caption",),
+    "mplug.retrieval": ("caption",),
+    "vlmo.vision": ("image",),
+    "vlmo.language": ("text|caption",),
+    "vlmo.pretrain": ("caption",),
+    "vlmo.retrieval": ("caption",),
+    "vlmo.vqa": ("question", "answers"),
+    "vlmo.nlvr2": ("statement", "label"),
+    "vlmo.snli_ve": ("image", "hypothesis", "label"),
+    "flava.image": ("image",),
+    "flava.joint": ("caption|image|text",),
+    "flava.vqa": ("question", "answers"),
+    "flava.snli_ve": ("image", "hypothesis", "label"),
+    "flava.glue": ("text|hypothesis", "label"),
+    "dino": ("image",),
+    "classify.answers": ("question", "answers"),
+    "classify.pairs": ("image", "text|hypothesis", "label"),
 }
-"""What the records must have for each recipe; the first that fits is the default."""
+"""What a record must have for each recipe, `|` between fields that either will do.
+
+The first that fits is the default. Of pictures alone it is the image tokenizer, which needs nothing
+else and which other recipes for pictures start from.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +92,7 @@ def run(arguments: Sequence[str]) -> int:
     found = read_records(options.source.source(options.manifest))
     recipe = choose_recipe(found.records, options.recipe, options.manifest)
     config = _config(options, recipe)
-    write_atomic(options.out, documented_yaml(config, _header(options, recipe)))
+    write_atomic(options.out, documented_yaml(config, _header(options, config)))
     counts = ", ".join(f"{n:,} with {name}" for name, n in count_fields(found.records).items())
     print(f"{options.manifest}: {len(found.records):,} records ({counts})")
     if found.skipped:
@@ -76,6 +100,9 @@ def run(arguments: Sequence[str]) -> int:
         print(f"{len(found.skipped):,} entries cannot be used; the first: {first.where}: ", end="")
         print(first.message)
     print(f"wrote {options.out} ({recipe}, {options.scale})")
+    others = [name for name in fitting_recipes(found.records) if name != recipe]
+    if options.recipe is None and others:
+        print(f"the data is also good for --recipe {', '.join(others)}")
     print(f"next: triptych data check {options.manifest}{options.source.flags()}")
     print(f"      triptych train {options.out} --out runs/{options.out.stem}")
     return 0
@@ -83,9 +110,24 @@ def run(arguments: Sequence[str]) -> int:
 
 def count_fields(records: Sequence[Record]) -> dict[str, int]:
     """Return how many records have each field that a recipe needs."""
-    names = dict.fromkeys(name for needed in NEEDS.values() for name in needed)
-    counts = {name: sum(bool(getattr(r, name)) for r in records) for name in ("image", *names)}
+    ways = (way for needed in NEEDS.values() for need in needed for way in need.split("|"))
+    names = dict.fromkeys(("image", *ways))
+    counts = {name: sum(_has(record, name) for record in records) for name in names}
     return {name: count for name, count in counts.items() if count}
+
+
+def fitting_recipes(records: Sequence[Record]) -> list[str]:
+    """Return the recipes that some record has all fields for."""
+    return [name for name in NEEDS if any(not _missing(name, record) for record in records)]
+
+
+def _missing(recipe: str, record: Record) -> list[str]:
+    """Return what a record lacks of what a recipe needs."""
+    return [n for n in NEEDS[recipe] if not any(_has(record, way) for way in n.split("|"))]
+
+
+def _has(record: Record, name: str) -> bool:
+    return getattr(record, name) not in (None, ())
 
 
 def choose_recipe(records: Sequence[Record], asked: str | None, where: str) -> str:
@@ -97,21 +139,24 @@ def choose_recipe(records: Sequence[Record], asked: str | None, where: str) -> s
     """
     from triptych.recipes.registry import RECIPES
 
-    counts = count_fields(records)
     if asked is not None:
         RECIPES.get(asked)
-        missing = [name for name in NEEDS.get(asked, ()) if name not in counts]
+        missing = min((_missing(asked, record) for record in records), key=len)
         if missing:
             raise DataError(
-                f"{where}: no record has {' or '.join(missing)}, which {asked} needs "
-                f"(found: {', '.join(counts) or 'nothing'})"
+                f"{where}: no record has {_listed(missing, ' and ')}, which {asked} needs "
+                f"(found: {', '.join(count_fields(records)) or 'nothing'})"
             )
         return asked
-    for recipe, needed in NEEDS.items():
-        if all(name in counts for name in needed):
-            return recipe
-    ways = "; ".join(f"{recipe}: {', '.join(names)}" for recipe, names in NEEDS.items())
+    fitting = fitting_recipes(records)
+    if fitting:
+        return fitting[0]
+    ways = "; ".join(f"{recipe}: {_listed(needed, ', ')}" for recipe, needed in NEEDS.items())
     raise DataError(f"{where}: no recipe fits the fields of the records. Recipes need: {ways}")
+
+
+def _listed(needs: Sequence[str], between: str) -> str:
+    return between.join(need.replace("|", " or ") for need in needs)
 
 
 def _config(options: InitOptions, recipe: str) -> RunConfig:
@@ -123,12 +168,27 @@ def _config(options: InitOptions, recipe: str) -> RunConfig:
     return replace(config, data=replace(config.data, train=(source,)), model=model)
 
 
-def _header(options: InitOptions, recipe: str) -> str:
+def _header(options: InitOptions, config: RunConfig) -> str:
     lines = [
-        f"{recipe} at scale {options.scale}, for {options.manifest}.",
+        f"{config.recipe} at scale {options.scale}, for {options.manifest}.",
         f"Train:  triptych train {options.out} --out runs/{options.out.stem}",
         "Any field can also be set on the command line, such as --train.max-steps 500.",
     ]
-    if recipe != "mplug.pretrain" and options.init_from is None:
-        lines.append("Fine-tuning wants a pre-trained model: set model.init_from to its folder.")
-    return "\n".join(lines)
+    hint = _start(config)
+    return "\n".join([*lines, hint] if hint else lines)
+
+
+def _start(config: RunConfig) -> str | None:
+    """Return what a task wants to be given beside the data, in words, or None."""
+    from triptych.recipes.kinds import PRETRAINING
+    from triptych.tasks.pretraining.flava_stages import FLAVAImageConfig
+    from triptych.tasks.pretraining.vlmo_stages import VLMoVisionConfig
+
+    if isinstance(config.task, FLAVAImageConfig | VLMoVisionConfig):
+        return (
+            "It predicts codes: set task.image_tokenizer to a model folder of `triptych train "
+            "dvae`, or to released weights."
+        )
+    if isinstance(config.task, PRETRAINING) or config.model.init_from is not None:
+        return None
+    return "Fine-tuning wants a pre-trained model: set model.init_from to its folder."

@@ -98,6 +98,23 @@ TRAINED_FOR = {
 }
 """The word in a model folder's `trained_for`, by task config."""
 
+PRETRAINING = (
+    MPLUGPretrainingConfig,
+    VLMoVisionConfig,
+    VLMoLanguageConfig,
+    VLMoPretrainingConfig,
+    FLAVAImageConfig,
+    FLAVATextConfig,
+    FLAVAPretrainingConfig,
+    DVAETrainingConfig,
+    DINOConfig,
+)
+"""The task configs that begin from fresh weights, or from an earlier stage; others fine-tune."""
+
+
+PICTURES_ALONE = (DINOConfig, FLAVAImageConfig, VLMoVisionConfig)
+"""Tasks that read no text, and can do without a vocabulary."""
+
 
 @dataclass(frozen=True, slots=True)
 class PatchView:
