@@ -79,6 +79,70 @@ def test_local_negatives_stay_in_the_process():
     assert 0 <= low <= high < 4
 
 
+DRAWN = ([5, 5, 1, 6], [0, 0, 2, 7])
+"""Wrong images of the texts of two processes of four rows: 5 and 6 lie on the other one of the
+first, 0 and 2 on that of the second; 5 and 0 are drawn twice."""
+
+
+def _itm_traffic():
+    """Return what ITM sends, (collective, rows, numbers a row), and if its images are right."""
+    sent, images = [], []
+    draws = iter([torch.tensor([(4 * rank() + i + 1) % ROWS for i in range(4)]), DRAWN[rank()]])
+
+    def drawn(sim, positives):
+        return torch.as_tensor(next(draws)), ~positives.all(dim=1)
+
+    def spied(name, place):
+        original = getattr(dist, name)
+
+        def call(*arguments, **options):
+            given = arguments[place]
+            if isinstance(given, torch.Tensor):
+                rows = len(given) if given.ndim else 1
+                sent.append((name, rows, given.numel() // max(rows, 1)))
+            return original(*arguments, **options)
+
+        return call
+
+    places = {"all_to_all_single": 1, "all_gather": 1, "all_gather_into_tensor": 1}
+    places |= {"all_reduce": 0, "broadcast": 0, "all_to_all": 1, "reduce_scatter_tensor": 1}
+    originals = {name: getattr(dist, name) for name in places}
+    for name, place in places.items():
+        setattr(dist, name, spied(name, place))
+    original_draw, vlmo.sample_hard_negatives = vlmo.sample_hard_negatives, drawn
+    task, batch = build("relative"), make_batch(ROWS)
+    find = task.hard_negatives
+
+    def kept(own, embedded):
+        found = find(own, embedded)
+        images.append(torch.cat([own["image"], found.images])[found.image_index])
+        return found
+
+    task.hard_negatives = kept
+    own = slice(4 * rank(), 4 * rank() + 4)
+    losses = task.losses({key: value[own] for key, value in batch.items()}, active={"itm"})
+    losses["itm"].backward()
+    for name, original in originals.items():
+        setattr(dist, name, original)
+    vlmo.sample_hard_negatives = original_draw
+    right = bool(torch.equal(images[0], batch["image"][DRAWN[rank()]]))
+    everything = [None, None]
+    dist.all_gather_object(everything, (sent, right))
+    return everything
+
+
+def test_matching_moves_the_chosen_images_alone():
+    found = run_processes(_itm_traffic, 2)
+    pixels = make_batch(1)["image"].numel()
+    assert all(right for _, right in found)
+    calls = [call for sent, _ in found for call in sent]
+    assert {name for name, _, _ in calls} >= {"all_to_all_single", "all_gather"}
+    images = [rows for _, rows, width in calls if width >= pixels]
+    assert [width for _, rows, width in calls if width >= pixels] == [pixels, pixels]
+    assert {name for name, _, width in calls if width >= pixels} == {"all_to_all_single"}
+    assert images == [2, 2]  # the first sends 0 and 2, the second 5 and 6, each once
+
+
 def _fetch():
     sent = []
     exchange = dist.all_to_all_single

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import triptych
-from tests.serving.tiny_folder import IMAGE_SIZE, write_tiny_folder
+from tests.serving.tiny_folder import IMAGE_SIZE, write_tiny_folder, write_tiny_vlmo
 from triptych.cli.main import main
 from triptych.core.errors import CapabilityError, ConfigError, DataError
 from triptych.data.source import DataSourceConfig
@@ -33,6 +33,11 @@ def _exact(monkeypatch):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write_tiny_folder(tmp_path_factory.mktemp("m") / "model", "pretraining")
+
+
+@pytest.fixture(scope="module")
+def vlmo(tmp_path_factory):
+    return write_tiny_vlmo(tmp_path_factory.mktemp("vlmo") / "model")
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +155,9 @@ def colors(tmp_path_factory):
     return [write_colors(root / f"{seed}", count, seed) for seed, count in enumerate((6, 3, 4))]
 
 
-def test_a_probe_tells_colours_apart_as_the_plain_loop_does(folder, colors):
+@pytest.mark.parametrize("family", ["folder", "vlmo"])
+def test_a_probe_tells_colours_apart_as_the_plain_loop_does(family, colors, request):
+    folder = request.getfixturevalue(family)
     sources = [DataSourceConfig(path=str(root)) for root in colors]
     found, probe = probe_folder(folder, *sources, local_batch_size=4)
     names = ["blue", "green", "red"]
@@ -167,6 +174,16 @@ def test_a_probe_tells_colours_apart_as_the_plain_loop_does(folder, colors):
     assert set(values) == {"probe", *(f"probe/{name}" for name in names)}
     assert "frozen features of 27 pictures" in found[0].protocol
     assert found[0].num_items == 12
+
+
+def test_pictures_alone_pass_through_vlmo(vlmo, noise):
+    """`embed_images` needs no text, and gives what encoding one picture after the other gives."""
+    engine = triptych.load(vlmo, device="cpu", precision="fp32")
+    paths = pictures_of(noise)[:5]
+    found = torch.as_tensor(engine.embed_images([str(path) for path in paths]))
+    torch.testing.assert_close(found, states(vlmo, paths)[0], atol=1e-5, rtol=1e-5)
+    assert found.std(dim=0).max() > 0.01
+    torch.testing.assert_close(found.norm(dim=1), torch.ones(5))
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def test_every_stage_has_a_model_that_starts_from_the_one_before(done):
     assert len(tokenizers) == 1
 
 
-@pytest.mark.parametrize("stopped", NAMES[1:])
+@pytest.mark.parametrize("stopped", NAMES)
 def test_a_stop_between_or_within_stages_loses_nothing(plan, done, tmp_path, monkeypatch, stopped):
     folder = tmp_path / "run"
     train = stagewise.train_run

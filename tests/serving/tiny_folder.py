@@ -11,6 +11,8 @@ from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.generation.beam import BeamConfig
 from triptych.models.mplug.model import MPLUG
 from triptych.models.registry import model_config
+from triptych.models.vlmo.config import VLMoConfig
+from triptych.models.vlmo.model import VLMo
 from triptych.tasks.finetuning.captioning import CaptioningConfig
 from triptych.tasks.finetuning.grounding import GroundingConfig
 from triptych.tasks.finetuning.vqa import VQAConfig
@@ -57,4 +59,34 @@ def write_tiny_folder(folder: Path, trained_for: str, *, vocab_size: int | None 
         tokenizer_json=tokenizer.to_json(),
         preprocess=to_dict(ImageTransformConfig(image_size=IMAGE_SIZE)),
         card="# Tiny\n",
+    )
+
+
+def write_tiny_vlmo(folder: Path, trained_for: str = "pretraining") -> Path:
+    """Write a VLMo's folder with the same words and picture size, patches of 8 px."""
+    tokenizer = Tokenizer.train(WORDS, vocab_size=120, num_unused=12)
+    config = VLMoConfig(
+        vocab_size=tokenizer.vocab_size,
+        image_size=IMAGE_SIZE,
+        patch_size=8,
+        max_text_tokens=24,
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
+        fused_from=1,
+        proj_dim=8,
+        init_std=0.3,
+    )
+    torch.manual_seed(1)
+    return save_model_folder(
+        folder,
+        config={
+            "model": to_dict(config, tagged=True),
+            "trained_for": [trained_for],
+            "text": {"max_text_tokens": 20, "max_words": 30, "question": 12, "phrase": 12},
+        },
+        state_dict=VLMo(config).state_dict(),
+        tokenizer_json=tokenizer.to_json(),
+        preprocess=to_dict(ImageTransformConfig(image_size=IMAGE_SIZE)),
+        card="# Tiny VLMo\n",
     )

@@ -44,7 +44,8 @@ class StagewiseOptions:
         sources: Pictures with captions; absent for the built-in scenes.
         source: How that data is read.
         texts: Texts for the stage on texts alone, such as one a line; absent for the captions.
-        pictures: Pictures alone, such as a folder, for FLAVA; absent for those of the pairs.
+        pictures: Pictures alone, such as a folder, for the stages on pictures (dVAE, vision,
+            FLAVA's joint stage too); absent for those of the pairs.
         image_tokenizer: A model folder with a dVAE; absent to train one first.
         text_tokenizer: A tokenizer.json, vocab.txt or folder; absent to train one on the texts.
         seed: Seed of scenes, order, masks and dropout.

@@ -13,6 +13,12 @@ from triptych.tasks.finetuning.image_text_classification import (
     AnswerClassification,
     AnswerClassificationConfig,
 )
+from triptych.tasks.finetuning.retrieval import (
+    EncodedSet,
+    encode_pictures,
+    encode_texts,
+    score_pairs,
+)
 from triptych.tasks.finetuning.vlmo_nlvr2 import VLMoNLVR2, VLMoNLVR2Config
 from triptych.tasks.finetuning.vlmo_retrieval import VLMoRetrieval, VLMoRetrievalConfig
 
@@ -48,6 +54,47 @@ def test_matching_pairs_by_index_equals_fusing_them():
     expected = model.match_logits(model.fuse(image.select(index), text))
     found = match_pairs(model, ImageFeatures.join([image]), text, index)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["relative", "absolute"])
+@torch.no_grad()
+def test_scores_of_pairs_are_those_of_fusing_them_one_by_one(name, monkeypatch):
+    """Texts of different lengths come from different batches; each side is encoded once."""
+    model = model_of(name).eval()
+    batches = [make_batch(3, length=12, seed=2), make_batch(4, length=6, seed=3)]
+    pictures = make_batch(4, seed=4)["image"]
+    embedded = {"image_inputs": 0, "text_inputs": 0}
+
+    def counted(method):
+        original = getattr(model, method)
+
+        def call(rows, *more, **options):
+            embedded[method] += len(rows)
+            return original(rows, *more, **options)
+
+        return call
+
+    for method in embedded:
+        monkeypatch.setattr(model, method, counted(method))
+    image, image_embedding = encode_pictures(model, [{"image": rows} for rows in pictures.split(3)])
+    text, text_embedding = encode_texts(model, batches)
+    encoded = EncodedSet(image, text, image_embedding, text_embedding)
+    pairs = torch.cartesian_prod(torch.arange(4), torch.arange(7))[torch.randperm(28)]
+    found = score_pairs(model, encoded, pairs, local_batch_size=5)
+    assert embedded == {"image_inputs": 4, "text_inputs": 7}
+
+    monkeypatch.undo()
+    texts = [(batch["token_ids"][row], batch["text_mask"][row])
+             for batch in batches for row in range(len(batch["token_ids"]))]  # fmt: skip
+    assert len({int(mask.sum()) for _, mask in texts}) > 2
+    for (i, t), score in zip(pairs.tolist(), found.tolist(), strict=True):
+        ids, mask = texts[t]
+        one = model.encode_text(ids[mask][None], mask[mask][None])
+        logits = model.match_logits(model.fuse(model.encode_image(pictures[i][None]), one))[0]
+        assert score == pytest.approx(float(logits[1] - logits[0]), abs=1e-5)
+    for row, (ids, mask) in enumerate(texts):
+        one = model.embed_text(model.encode_text(ids[mask][None], mask[mask][None]))[0]
+        torch.testing.assert_close(text_embedding[row], one, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
