@@ -9,6 +9,7 @@ from triptych.data.collate import PretrainingTextConfig
 from triptych.data.collate.crops import MultiCropConfig
 from triptych.data.source import DataSourceConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
+from triptych.models.mplug.config import FusionName
 from triptych.tasks.finetuning.captioning import CaptioningConfig
 from triptych.tasks.finetuning.grounding import GroundingConfig
 from triptych.tasks.finetuning.image_text_classification import (
@@ -54,6 +55,9 @@ TaskConfig = (
     | DINOConfig
 )
 
+FUSION_FIELDS = ("fusion", "connected_layers", "connected_image_residual")
+"""Fields of `ModelSource` that choose the fusion network of a fresh mPLUG model."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSource:
@@ -65,8 +69,15 @@ class ModelSource:
             folder's position table is resized bilinearly.
         drop_path: Share of residual branches that training skips, for models that have this
             (VLMo); None keeps the variant's or the folder's own.
-        init_from: A model folder to start from; its sizes and its tokenizer then count, and `name`
-            is not read.
+        fusion: Which network lets image and text meet in a fresh mPLUG model (paper, figure 4);
+            None keeps the variant's own, "skip_connected". With "none" there is no ITM.
+        connected_layers: Which layers of a fresh skip-connected network, from 0, are
+            connected-attention; None keeps the variant's own. `strided_layers` in
+            `models/mplug/config.py` gives those of a stride.
+        connected_image_residual: Whether a connected layer of such a network adds its image output
+            to its image input (released code); None keeps the variant's own.
+        init_from: A model folder to start from, a folder of transformers, or the hub id of either;
+            its sizes and its tokenizer then count, and `name` is not read.
         init_vision_from: Published weights that the image encoder of a fresh model starts from:
             for mPLUG a CLIP of OpenAI's (.pt) or of transformers' (folder).
         init_text_from: Published weights that the text side of a fresh model starts from: for
@@ -76,13 +87,16 @@ class ModelSource:
     name: str = "mplug_tiny"
     image_size: int | None = None
     drop_path: float | None = None
+    fusion: FusionName | None = None
+    connected_layers: tuple[int, ...] | None = None
+    connected_image_residual: bool | None = None
     init_from: str | None = None
     init_vision_from: str | None = None
     init_text_from: str | None = None
 
     def __post_init__(self) -> None:
-        """Reject two starts for the same weights."""
-        for name in ("init_vision_from", "init_text_from"):
+        """Reject two starts for the same weights, and another network around given weights."""
+        for name in ("init_vision_from", "init_text_from", *FUSION_FIELDS):
             alone = self.init_from is None or getattr(self, name) is None
             must = "be absent where init_from gives a whole model"
             check(alone, f"model.{name}", getattr(self, name), must)

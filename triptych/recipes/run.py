@@ -26,6 +26,7 @@ from triptych.models.families import family_of, patch_size, restore_model, text_
 from triptych.models.registry import build_model, model_config
 from triptych.models.released import restate
 from triptych.recipes.config import RunConfig
+from triptych.recipes.fusion_choice import choose_fusion, leave_itm_out
 from triptych.recipes.kinds import (
     TRAINED_FOR,
     PatchView,
@@ -103,6 +104,7 @@ def _train(
     seed_everything(config.train.seed)
     model = prepare_model(config, tokenizer, console)
     config = replace(config, image=replace(config.image, image_size=model.image_size))
+    config = leave_itm_out(config, model, console)
     task = build_task(config.task, model, tokenizer, records)
     check_task_data(config.task, model, records)
     if isinstance(task, Grounding) and task.config.smooth_coordinates:
@@ -182,13 +184,15 @@ def prepare_model(config: RunConfig, tokenizer: Tokenizer, console: Console | No
         console: Where to say what the parts start from; standard output if absent.
 
     Raises:
-        ConfigError: A text length exceeds the model's position table.
+        ConfigError: A text length exceeds the model's position table, or the fusion network that
+            was chosen does not exist in the model.
     """
     source = config.model
     if source.init_from is None:
-        model = build_model(
-            model_config(source.name, image_size=source.image_size, vocab_size=tokenizer.vocab_size)
+        size = model_config(
+            source.name, image_size=source.image_size, vocab_size=tokenizer.vocab_size
         )
+        model = build_model(choose_fusion(size, source))
         for line in init_parts(model, source):
             if is_main():
                 (console or Console()).print(line, highlight=False)

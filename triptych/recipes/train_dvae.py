@@ -30,6 +30,7 @@ from triptych.models.registry import build_model, model_config
 from triptych.objectives.dvae import code_usage
 from triptych.recipes import image_tokenizer
 from triptych.recipes.config import RunConfig
+from triptych.recipes.fusion_choice import choose_fusion
 from triptych.recipes.sources import read_training_data, training_loader
 from triptych.tasks.pretraining.dvae import DVAETraining, DVAETrainingConfig
 from triptych.train.trainer import Trainer, TrainResult
@@ -202,7 +203,8 @@ def _prepare_model(config: RunConfig) -> DVAE:
         model = image_tokenizer.load(source.init_from, image_size=source.image_size)
         model.need_decoder()
         return model.requires_grad_(True).train()
-    model = build_model(model_config(source.name, image_size=source.image_size))
+    size = model_config(source.name, image_size=source.image_size)
+    model = build_model(choose_fusion(size, source))
     known = isinstance(model, DVAE)
     check(known, "model.name", source.name, "be an image tokenizer, such as dvae_tiny")
     return model  # type: ignore[no-any-return]

@@ -25,12 +25,14 @@ class RetrievalConfig:
         queue_size: Pairs in the feature queue (65,536 in the released code); 0 leaves it out.
         momentum: Share of the momentum encoder kept each step (0.995); 0 leaves it out.
         alpha: Weight of the momentum encoders' distribution in ITC targets (0.4).
+        alpha_ramp_steps: Steps over which alpha grows from 0 (released: the first epoch).
     """
 
     temperature: float = 0.07
     queue_size: int = 65536
     momentum: float = 0.995
     alpha: float = 0.4
+    alpha_ramp_steps: int = 0
 
 
 class Retrieval:
@@ -40,7 +42,6 @@ class Retrieval:
     """
 
     batch_keys = frozenset({"image", "token_ids", "text_mask", "image_key", "caption_key", "index"})
-    objective_names = frozenset({"itc", "itm"})
 
     def __init__(self, model: MPLUG, config: RetrievalConfig) -> None:
         self._pretraining = MPLUGPretraining(
@@ -50,8 +51,10 @@ class Retrieval:
                 queue_size=config.queue_size,
                 momentum=config.momentum,
                 alpha=config.alpha,
+                alpha_ramp_steps=config.alpha_ramp_steps,
             ),
         )
+        self.objective_names = self._pretraining.objective_names & {"itc", "itm"}
 
     @property
     def modules(self) -> nn.ModuleDict:

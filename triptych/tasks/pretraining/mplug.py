@@ -102,10 +102,11 @@ class MPLUGPretraining:
             "index",
         }
     )
-    objective_names = OBJECTIVES
 
     def __init__(self, model: MPLUG, config: MPLUGPretrainingConfig) -> None:
         self.config = config
+        matches = "itm" in model.capabilities  # not without a fusion network
+        self.objective_names = OBJECTIVES if matches else OBJECTIVES - {"itm"}
         state = nn.Module()
         state.register_parameter("temperature", nn.Parameter(torch.tensor(config.temperature)))
         self.modules = nn.ModuleDict({"model": model, "state": state})
