@@ -161,7 +161,7 @@ class Grounding(ModelTask):
 
 
 def paired_giou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
-    """Return the generalised IoU (Rezatofighi et al. 2019) of boxes (B, 4) row by row, in (-1, 1].
+    """Return the generalised IoU (Rezatofighi et al. 2019) of boxes (B, 4) row by row, in [-1, 1].
 
     Boxes of no area have a union of no area; such a pair counts as 0 overlap.
     """
