@@ -54,7 +54,8 @@ def table(results: Mapping[str, Any]) -> str:
         f"`{results['commit'][:12]}`; `benchmarks/results/foundation.json` holds each figure's "
         "command, interval and protocol. Chance draws a training answer, box or caption at random; "
         "blind is the majority answer of the question type, the mean box, or the most frequent "
-        "caption. The compositional split shows colour and shape pairs that training never saw.",
+        "caption. Each scene of the compositional split shows at least one pair of colour and "
+        "shape that training never saw.",
         "<!-- /results -->",
     ]
     return "\n".join(lines)
