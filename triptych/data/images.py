@@ -13,6 +13,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import cv2
@@ -24,7 +25,10 @@ from triptych.data.jpeg import JpegHeader, read_jpeg_header
 from triptych.data.records import ImageSource
 from triptych.data.skips import ImageProblem, SkipKind
 
-__all__ = ["ImageProblem", "decode_image"]
+__all__ = ["ImageProblem", "decode_image", "image_suffixes"]
+
+# Pillow opens these only with a program or a plug-in beside it, or they are no pictures.
+UNDECODED_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 
 RGBArray = npt.NDArray[np.uint8]
 
@@ -41,6 +45,16 @@ TRANSPOSES = {
 ALPHA_MODES = {"RGBA", "LA", "PA", "La", "RGBa"}
 # Each format's magic bytes, and what a whole file has near its end.
 END_MARKS = ((b"\xff\xd8\xff", b"\xff\xd9"), (b"\x89PNG\r\n\x1a\n", b"IEND"), (b"GIF8", b"\x3b"))
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Return the suffixes of files that this Pillow decodes, in lower case: `.jpg`, `.tif`, ..."""
+    return frozenset(
+        suffix
+        for suffix, name in Image.registered_extensions().items()
+        if name in Image.OPEN and name not in UNDECODED_FORMATS
+    )
 
 
 def decode_image(source: ImageSource | bytes | Path | str) -> RGBArray:

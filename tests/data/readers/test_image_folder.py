@@ -27,6 +27,13 @@ def test_the_folder_names_the_class(tmp_path):
     assert records[0].image.path == str(tmp_path / "cat/1.PNG")
 
 
+@pytest.mark.parametrize("suffix", [".gif", ".bmp", ".tif", ".jfif", ".jp2", ".TGA"])
+def test_every_format_that_pillow_decodes_counts(tmp_path, suffix):
+    build(tmp_path, [f"cat/1{suffix}", "cat/2.pdf", "cat/3.mpg", "cat/4.h5", "cat/5.json"])
+    records = read_image_folder(DataSourceConfig(path=str(tmp_path))).records
+    assert [record.record_id for record in records] == [f"cat/1{suffix}"]
+
+
 def test_splits_are_folders_above_the_classes(tmp_path):
     build(tmp_path, ["train/cat/1.jpg", "val/dog/2.jpg"])
     assert is_image_folder(tmp_path)

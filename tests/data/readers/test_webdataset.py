@@ -83,6 +83,23 @@ def test_texts_and_json_of_all_kinds(tmp_path):
     assert (x.caption, y.caption, x.image_id) == ("x", "y", y.image_id)
 
 
+@pytest.mark.parametrize("suffix", ["gif", "bmp", "tif", "JFIF", "jp2"])
+def test_pictures_of_other_formats_are_read(tmp_path, suffix):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (90, 90, 90)).save(
+        buffer, Image.registered_extensions()[f".{suffix.lower()}"]
+    )
+    members = [(f"a.{suffix}", buffer.getvalue()), ("a.txt", b"grey")]
+    write_shard(
+        tmp_path / "s.tar", [*members, ("b.tif", b"mask"), ("b.png", jpeg(1)), ("b.txt", b"b")]
+    )
+    found = read(tmp_path / "s.tar")
+    first, second = found.records
+    assert not found.skipped and first.caption == "grey"
+    assert np.abs(decode_image(first.image).astype(int) - 90).max() <= 2
+    assert second.image.member == "b.png"
+
+
 def test_bad_samples_are_named_by_their_key(tmp_path):
     write_shard(
         tmp_path / "s.tar",

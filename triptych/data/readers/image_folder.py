@@ -6,15 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from triptych.core.errors import DataError
+from triptych.data.images import image_suffixes
 from triptych.data.records import ImageSource, Record
 from triptych.data.source import DataSourceConfig, RecordList, check_split
-
-IMAGE_SUFFIXES = frozenset(
-    {
-        *(".jpg", ".jpeg", ".jpe", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-        *(".ppm", ".pgm", ".pbm", ".jp2", ".avif"),
-    }
-)
 
 
 def is_image_folder(folder: Path) -> bool:
@@ -28,8 +22,8 @@ def read_image_folder(source: DataSourceConfig) -> RecordList:
     """Read `root/class/**/picture`, or `root/split/class/**/picture` where `split` is set.
 
     The class folder's name is the label. Where no class folder holds a picture, those in the root
-    itself are read, without a label. Files that have no picture's suffix, and hidden files, are
-    passed over. Classes and pictures come in the order of their names.
+    itself are read, without a label. Files whose suffix is of no format that Pillow decodes, and
+    hidden files, are passed over. Classes and pictures come in the order of their names.
 
     Raises:
         DataError: The folder or the split does not exist, or no class folder holds a picture.
@@ -55,8 +49,9 @@ def read_image_folder(source: DataSourceConfig) -> RecordList:
 
 
 def _pictures(root: Path, paths: Iterable[Path], label: str | None) -> Iterator[Record]:
+    suffixes = image_suffixes()
     for path in sorted(paths):
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
+        if path.suffix.lower() in suffixes and not path.name.startswith("."):
             name = path.relative_to(root).as_posix()
             image = ImageSource(str(path))
             yield Record(record_id=name, image=image, image_id=name, label=label)
@@ -69,4 +64,5 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _has_image(folder: Path) -> bool:
-    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
+    suffixes = image_suffixes()
+    return any(path.suffix.lower() in suffixes for path in folder.iterdir())

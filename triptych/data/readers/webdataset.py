@@ -15,12 +15,13 @@ from typing import Any
 from triptych.core.errors import DataError
 from triptych.data.codes import CODES_EXTENSION
 from triptych.data.entries import FIELDS, EntryError, parse_caption, parse_entry
+from triptych.data.images import image_suffixes
 from triptych.data.lines import cannot_read
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, RecordList, check_split
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+FIRST_EXTENSIONS = ("jpg", "jpeg", "png", "webp")  # what a picture is, if a sample has several
 MAX_TEXT_BYTES = 16 * 2**20
 MAX_REST_BYTES = 2**20  # how far behind the end mark is looked
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
@@ -68,10 +69,10 @@ def expand_shards(path: str) -> list[Path]:
 def read_webdataset(source: DataSourceConfig) -> RecordList:
     """Read one record for each sample, a group of members that are equal up to the first dot.
 
-    A sample is a picture (`.jpg`, `.jpeg`, `.png`, `.webp`) with a caption from `.txt`, or a
-    `.json` that has manifest fields, `caption`, or `text` (as img2dataset writes them), or with a
-    class number from `.cls`; `.codes.npy` holds stored codes. Ids are `shard/key`. Only headers,
-    texts and JSON are read.
+    A sample is a picture (`.jpg`, `.png`, `.tif` or what else Pillow decodes) with a caption from
+    `.txt`, or a `.json` that has manifest fields, `caption`, or `text` (as img2dataset writes
+    them), or with a class number from `.cls`; `.codes.npy` holds stored codes. Ids are `shard/key`.
+    Only headers, texts and JSON are read.
 
     Raises:
         DataError: No shards, some missing, or one that is compressed or no tar file.
@@ -148,7 +149,7 @@ def _sample(
 ) -> Iterator[Record | Skipped]:
     where = f"{shard}::{key}"
     record_id = f"{shard.stem}/{key}"
-    picture = next((members[e] for e in IMAGE_EXTENSIONS if e in members), None)
+    picture = _picture(members)
     if picture is None:
         message = f"no picture among its members ({', '.join(sorted(members)) or 'none'})"
         yield Skipped(SkipKind.MISSING_FILE, where, message)
@@ -177,6 +178,12 @@ def _sample(
     codes = _source(shard, members.get(CODES_EXTENSION))
     for entry in entries:
         yield replace(entry, codes=codes) if isinstance(entry, Record) and codes else entry
+
+
+def _picture(members: Members) -> tarfile.TarInfo | None:
+    """Return the member that is the picture: the webdataset formats first, then by the alphabet."""
+    others = sorted(name for name in members if f".{name}" in image_suffixes())
+    return next((members[e] for e in (*FIRST_EXTENSIONS, *others) if e in members), None)
 
 
 def _source(shard: Path, member: tarfile.TarInfo | None) -> ImageSource | None:
