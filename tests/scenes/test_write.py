@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from triptych.core.errors import ConfigError, DataError
+from triptych.core.errors import ConfigError, DataError, TriptychError
 from triptych.scenes.config import PALETTE, SPLITS, SceneConfig
 from triptych.scenes.layout import FORMATS, SceneFiles
 from triptych.scenes.write import write_scenes
@@ -245,6 +245,22 @@ def test_clips_without_pyav_fail_before_anything_is_written(tmp_path, monkeypatc
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DataError, match=r"triptych\[video\]"):
         write_scenes(tmp_path / "w", 5, num_clips=1)
+    assert not (tmp_path / "w").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "named"),
+    [
+        (SceneConfig(image_size=65), "image_size = 65: must be even"),
+        (
+            SceneConfig(small_diameter=(0.6, 0.61), large_diameter=(0.75, 0.79)),
+            "no room to move|lower large_diameter",
+        ),
+    ],
+)
+def test_clips_that_cannot_be_made_fail_before_anything_is_painted(tmp_path, config, named):
+    with pytest.raises(TriptychError, match=named):
+        write_scenes(tmp_path / "w", 5, num_clips=1, config=config)
     assert not (tmp_path / "w").exists()
 
 

@@ -85,7 +85,8 @@ def write_scenes(
     asked = (num_images, num_val, num_test, num_compositional)
     sizes = {s: few if n is None else n for s, n in zip(SPLITS, asked)}
     per_image = _PerImage(captions_per_image, questions_per_image, phrases_per_image)
-    _check_arguments(sizes, per_image, num_clips, formats, num_workers)
+    _check_arguments(sizes, per_image, formats, num_workers)
+    clips_of = _draw_clips(config, sizes, num_clips)  # now, as it may fail
     files = SceneFiles(out)
     if out.exists() and any(out.iterdir()):
         raise DataError(f"{out} is not empty: choose another folder, or remove it first")
@@ -97,8 +98,9 @@ def write_scenes(
             if "classes" in formats:
                 painter.paint_classes(content)
     _write_annotations(files, contents, formats, per_image, progress)
-    clips = _write_clips(files, config, sizes, num_clips, questions_per_image, progress)
-    counts = {split: size for split, size in sizes.items() if size} | {"clips": len(clips)}
+    _write_clips(files, config, clips_of, questions_per_image, progress)
+    counts = {split: size for split, size in sizes.items() if size}
+    counts["clips"] = sum(map(len, clips_of.values()))
     summary = {"counts": counts, "formats": list(formats), "config": to_dict(config)}
     write_json(files.summary, summary)
     return files
@@ -114,7 +116,6 @@ class _PerImage:
 def _check_arguments(
     sizes: dict[str, int],
     per_image: _PerImage,
-    num_clips: int,
     formats: Sequence[str],
     num_workers: int,
 ) -> None:
@@ -132,10 +133,29 @@ def _check_arguments(
             raise ConfigError(f"{what}_per_image = {number}: must be within 1 and 10")
     if num_workers < 1:
         raise ConfigError(f"num_workers = {num_workers}: must be at least 1")
+
+
+def _draw_clips(
+    config: SceneConfig, sizes: dict[str, int], num_clips: int
+) -> dict[str, list[Clip]]:
+    """Draw the clips of each split, a fifth as many for those that are not for training.
+
+    Raises:
+        ConfigError: The number is below 0, or pictures of this size cannot be written as clips.
+        DataError: PyAV is not installed, or objects leave no room to move.
+    """
     if num_clips < 0:
         raise ConfigError(f"num_clips = {num_clips}: must be at least 0")
-    if num_clips:
-        require_av()
+    if not num_clips:
+        return {}
+    require_av()
+    if config.image_size % 2:
+        raise ConfigError(
+            f"image_size = {config.image_size}: must be even, as clips are written in H.264; or "
+            "ask for num_clips = 0"
+        )
+    wanted = {s: num_clips if s == "train" else max(1, num_clips // 5) for s in sizes if sizes[s]}
+    return {s: [generate_clip(config, s, index) for index in range(n)] for s, n in wanted.items()}
 
 
 def _draw_contents(
@@ -295,25 +315,22 @@ def _add_member(shard: tarfile.TarFile, name: str, data: bytes) -> None:
 def _write_clips(
     files: SceneFiles,
     config: SceneConfig,
-    sizes: dict[str, int],
-    num_clips: int,
+    clips_of: dict[str, list[Clip]],
     questions_per_clip: int,
     progress: Progress | None,
-) -> list[Clip]:
-    if not num_clips:
-        return []
+) -> None:
+    if not clips_of:
+        return
     files.videos.mkdir(parents=True)
-    wanted = {s: num_clips if s == "train" else max(1, num_clips // 5) for s in sizes if sizes[s]}
-    clips = [generate_clip(config, s, index) for s, n in wanted.items() for index in range(n)]
+    clips = [clip for of_split in clips_of.values() for clip in of_split]
     for number, clip in enumerate(clips):
         frames = render_clip(clip, config.image_size, noise=config.noise)
         write_mp4(files.videos / f"video{number}.mp4", frames)
         _report(progress, "writing clips", number + 1, len(clips))
     _write_compact(files.clips, fm.clips_json(clips, config))
-    for split in wanted:
+    for split in clips_of:
         questions = fm.clip_questions_json(clips, config, split, questions_per_clip)
         _write_compact(files.clip_questions(split), questions)
-    return clips
 
 
 def _write_compact(path: Path, value: Any) -> None:
