@@ -46,11 +46,26 @@ def test_grey_arrays_get_three_equal_channels():
     assert found.tolist() == [[[1, 1, 1], [2, 2, 2]]]
 
 
+def test_arrays_of_one_channel_are_grey():
+    grey = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    assert np.array_equal(read_image(grey[..., None]), read_image(grey))
+
+
+def test_the_alpha_of_an_array_is_laid_on_white_as_that_of_a_file(tmp_path):
+    array = np.array([[[10, 20, 30, 0], [10, 20, 30, 255], [0, 100, 200, 51]]], dtype=np.uint8)
+    Image.fromarray(array).save(tmp_path / "a.png")
+    found = read_image(array)
+    assert np.array_equal(found, read_image(tmp_path / "a.png"))
+    # 51 is a fifth: 0.2 x (0, 100, 200) + 0.8 x 255
+    assert found.tolist() == [[[255, 255, 255], [10, 20, 30], [204, 224, 244]]]
+
+
 @pytest.mark.parametrize(
     ("image", "message"),
     [
         (np.zeros((4, 4, 3), np.float32), "array of float32: pass uint8"),
-        (np.zeros((4, 4, 4), np.uint8), r"shape \(4, 4, 4\): pass height x width x 3"),
+        (np.zeros((4, 4, 2), np.uint8), r"shape \(4, 4, 2\): pass height x width x 3"),
+        (np.zeros((3, 4, 5), np.uint8), r"shape \(3, 4, 5\): pass height x width x 3"),
         (np.zeros((2, 4, 4, 3), np.uint8), "several pictures as a list"),
         (np.zeros((0, 4, 3), np.uint8), "holds no pixel"),
         (b"bytes", "picture 3 is bytes: pass a path"),

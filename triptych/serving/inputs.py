@@ -16,7 +16,7 @@ from triptych.data.images import decode_image
 from triptych.data.transforms.geometry import Pixels
 
 ImageInput = str | Path | Image.Image | NDArray[np.uint8]
-"""A path, a PIL image, or an array: (H, W, 3) RGB or (H, W) grey, uint8."""
+"""A path, a PIL image, or a uint8 array: (H, W, 3) RGB, (H, W, 4) RGBA, (H, W[, 1]) grey."""
 
 PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 TIFF_MODES = frozenset({"I", "F", "CMYK", "LAB", "I;16B"})
@@ -44,7 +44,7 @@ def read_image(image: object, name: str = "image") -> Pixels:
         return _from_array(image, name)
     raise DataError(
         f"{name} is {type(image).__name__}: pass a path, a PIL image, or a uint8 array "
-        "of height x width x 3 (RGB) or height x width (grey)"
+        "of height x width x 3 (RGB) or 4 (RGBA), or height x width (grey)"
     )
 
 
@@ -107,12 +107,16 @@ def _from_array(array: NDArray[Any], name: str) -> Pixels:
     if 0 in array.shape:
         raise DataError(f"{name} is an array of shape {array.shape}: it holds no pixel")
     if array.ndim == 2:
-        array = np.repeat(array[..., None], 3, axis=2)
-    if array.ndim != 3 or array.shape[2] != 3:
+        array = array[..., None]  # (H, W, 1)
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
         raise DataError(
-            f"{name} is an array of shape {array.shape}: pass height x width x 3 (RGB) or "
-            "height x width (grey), and several pictures as a list"
+            f"{name} is an array of shape {array.shape}: pass height x width x 3 (RGB) or 4 "
+            "(RGBA), or height x width (grey), and several pictures as a list"
         )
+    if array.shape[2] == 1:
+        array = np.repeat(array, 3, axis=2)
+    if array.shape[2] == 4:  # as a file with alpha
+        return decode_image(_lossless_bytes(Image.fromarray(np.ascontiguousarray(array))))
     return np.ascontiguousarray(array)
 
 
