@@ -357,7 +357,10 @@ class RetrievalMetric:
         parts = self._parts(list(found))
         ranks = [self._ranks(found, positions) for positions in parts]
         num_images = len({self._image_keys[position] for position in found})
-        size = f"{num_images} images, {len(found)} captions, duplicates of either count as right."
+        size = (
+            f"{num_images} images, {len(found)} captions, duplicates of either count as right "
+            "(images by id or path, captions by text)."
+        )
         if len(parts) > 1:
             size += f" Mean over {len(parts)} folds of the images."
         size += self._embeddings.missing()
