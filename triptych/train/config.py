@@ -24,6 +24,10 @@ class TrainConfig:
     max_grad_norm: float | None = 1.0
     """Global gradient norm above which gradients are scaled down; None turns clipping off."""
 
+    clip_apart: bool = False
+    """Whether `max_grad_norm` bounds the gradient of each parameter instead of the global norm, as
+    in DINO's released code."""
+
     log_every_steps: int = 10
     """Steps between lines of `metrics.jsonl`; a line holds means over the steps since the last."""
 

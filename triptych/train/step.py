@@ -78,18 +78,35 @@ def backward_micro_batch(
     }
 
 
-def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
-    """Scale gradients down to a global norm and return the norm before, without waiting for it.
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], max_norm: float | None, *, apart: bool = False
+) -> Tensor:
+    """Scale gradients down to a norm and return the global norm before, without waiting for it.
 
     Gradients of a non-finite norm are left as they are, so that the finite check can still tell
     which parameter is to blame.
+
+    Args:
+        parameters: What is trained.
+        max_norm: Norm above which gradients are scaled down; None leaves them as they are.
+        apart: Whether that is the norm of each parameter's gradient, instead of the global one.
     """
     with_grad = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in with_grad if p.grad is not None])
-    if max_norm is not None:
+    gradients = [p.grad for p in with_grad if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if max_norm is not None and apart:
+        _clip_apart(gradients, max_norm, norm)
+    elif max_norm is not None:
         safe_norm = torch.where(torch.isfinite(norm), norm, torch.zeros_like(norm))
         torch.nn.utils.clip_grads_with_norm_(with_grad, max_norm, safe_norm)
     return norm
+
+
+def _clip_apart(gradients: list[Tensor], max_norm: float, norm: Tensor) -> None:
+    """Scale each gradient down to a norm of its own, unless the norm of all is not finite."""
+    own = torch.stack([n.to(norm.device) for n in torch._foreach_norm(gradients)])
+    factors = (max_norm / own.clamp(min=max_norm)).where(torch.isfinite(norm), 1.0)
+    torch._foreach_mul_(gradients, list(factors.unbind()))
 
 
 def read_values(micro_losses: list[dict[str, Tensor]], grad_norm: Tensor) -> StepValues:

@@ -240,7 +240,9 @@ class Trainer:
             )
         parameters = [pair for group in self.groups for pair in group.parameters]
         average_gradients([p for _, p in parameters])
-        norm = clip_gradients([p for _, p in parameters], self.config.max_grad_norm)
+        norm = clip_gradients(
+            [p for _, p in parameters], self.config.max_grad_norm, apart=self.config.clip_apart
+        )
         values = read_values(micro_losses, norm)
         check_finite(values, parameters, step=self.step + 1, last_checkpoint=self._last_checkpoint)
         self.optimizer.step()
