@@ -25,6 +25,13 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(TEXTS, vocab_size=200, num_unused=7)
 
 
+def test_a_placeholder_knows_the_special_tokens_alone(tokenizer, tmp_path):
+    empty = Tokenizer.without_words()
+    assert (empty.vocab_size, empty.has_words, tokenizer.has_words) == (5, False, True)
+    again = Tokenizer.load(empty.save(tmp_path))
+    assert again.encode(["two dogs"], max_tokens=9) == [[2, 1, 1, 3]]  # [CLS] [UNK] [UNK] [SEP]
+
+
 @pytest.fixture
 def bert(tmp_path) -> Tokenizer:
     path = tmp_path / "vocab.txt"

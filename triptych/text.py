@@ -126,6 +126,17 @@ class Tokenizer:
         return cls(_build(learner.get_vocab(), normalizer, splitter))
 
     @classmethod
+    def without_words(cls) -> Tokenizer:
+        """Return a placeholder that knows the special tokens alone: every word is [UNK]."""
+        vocab = {token: token_id for token_id, token in enumerate(SPECIAL_TOKENS)}
+        return cls(_build(vocab, _normalizer(), pre_tokenizers.BertPreTokenizer()))
+
+    @property
+    def has_words(self) -> bool:
+        """Whether it knows more than special and unused tokens."""
+        return len(self._silent) < self.vocab_size
+
+    @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
         """Load a `tokenizer.json`, a BERT `vocab.txt`, or a folder that holds one of them.
 

@@ -61,7 +61,7 @@ def teacher_momentum(step: int, max_steps: int, start: float) -> float:
     """Return the share of the teacher that a step keeps: from `start` to 1 along a cosine.
 
     Args:
-        step: Optimizer steps done.
+        step: Optimizer steps done before this one.
         max_steps: Optimizer steps in all.
         start: Share at the beginning (paper: 0.996).
     """

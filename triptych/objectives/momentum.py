@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class MomentumEncoder(nn.Module):
@@ -28,10 +29,13 @@ class MomentumEncoder(nn.Module):
     @torch.no_grad()
     def update(self, source: nn.Module) -> None:
         """Move the copy towards `source`, which must be built alike."""
-        torch._foreach_lerp_(
-            list(self.module.parameters()),
-            [p.detach() for p in source.parameters()],
-            1 - self.momentum,
-        )
+        self.follow(list(source.parameters()))
         for mine, theirs in zip(self.module.buffers(), source.buffers(), strict=True):
             mine.copy_(theirs)
+
+    @torch.no_grad()
+    def follow(self, parameters: Sequence[Tensor]) -> None:
+        """Move the copy towards these parameters, in its own order; buffers stay."""
+        torch._foreach_lerp_(
+            list(self.module.parameters()), [p.detach() for p in parameters], 1 - self.momentum
+        )

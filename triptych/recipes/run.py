@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from triptych.checkpoint.model_card import build_model_card
 from triptych.checkpoint.model_folder import save_model_folder, stored_config
@@ -28,6 +28,7 @@ from triptych.models.released import restate
 from triptych.recipes.config import RunConfig
 from triptych.recipes.fusion_choice import choose_fusion, leave_itm_out
 from triptych.recipes.kinds import (
+    PICTURES_ALONE,
     TRAINED_FOR,
     PatchView,
     build_collator,
@@ -40,12 +41,18 @@ from triptych.recipes.pretrained_parts import init_parts, load_published_tokeniz
 from triptych.recipes.sources import read_training_data, training_loader
 from triptych.recipes.train_dvae import train_image_tokenizer
 from triptych.tasks.finetuning.grounding import Grounding
+from triptych.tasks.pretraining.dino import DINO
 from triptych.tasks.pretraining.dvae import DVAETrainingConfig
 from triptych.text import Tokenizer
 from triptych.train.trainer import Trainer, TrainResult
 
 CONFIG_FILE = "config.yaml"
 MODEL_FOLDER = "model"
+
+WORDLESS = (
+    "no text in the data: the model gets a placeholder vocabulary of special tokens alone, and can "
+    "start no task on texts; give words with --tokenizer.path if it shall"
+)
 
 
 def train_run(
@@ -100,7 +107,7 @@ def _train(
     data = read_training_data(config, run_folder)
     records = data.records
     config = replace(config, task=complete_task(config.task, records))
-    tokenizer = prepare_tokenizer(config, records)
+    tokenizer = prepare_tokenizer(config, records, console)
     seed_everything(config.train.seed)
     model = prepare_model(config, tokenizer, console)
     config = replace(config, image=replace(config.image, image_size=model.image_size))
@@ -137,7 +144,8 @@ def _train(
     result = trainer.fit(resume=resume)
     if is_main():
         head = task.modules["head"] if "head" in task.modules else None  # noqa: SIM401
-        beside = Beside(head, contrast_scalars(task.modules))
+        weights = task.model_state() if isinstance(task, DINO) else None
+        beside = Beside(head, contrast_scalars(task.modules), weights)
         save_model(run_folder / MODEL_FOLDER, config, model, tokenizer, len(records), beside)
     return result
 
@@ -158,21 +166,49 @@ def resume_run(run_folder: Path, *, console: Console | None = None) -> TrainResu
     )
 
 
-def prepare_tokenizer(config: RunConfig, records: list[Record]) -> Tokenizer:
-    """Return the tokenizer of the start, a stored one, or one trained on the data."""
+def prepare_tokenizer(
+    config: RunConfig, records: list[Record], console: Console | None = None
+) -> Tokenizer:
+    """Return the tokenizer of the start, a stored one, or one trained on the data.
+
+    A task on pictures alone, whose data has no text, gets a placeholder that knows no words.
+
+    Args:
+        config: Names the start, or a file.
+        records: The training data.
+        console: Where to say that there are no words; standard output if absent.
+
+    Raises:
+        DataError: There are no words for a task that reads texts.
+    """
     if config.model.init_from is not None:
-        return Tokenizer.load(open_model_folder(config.model.init_from, restate).tokenizer_path)
+        return _started_tokenizer(config, config.model.init_from)
     if config.tokenizer.path is not None:
         return Tokenizer.load(config.tokenizer.path)
     if config.model.init_text_from is not None:
         return load_published_tokenizer(Path(config.model.init_text_from))
     texts = [text for record in records for text in record_texts(record)]
+    if not texts and isinstance(config.task, PICTURES_ALONE):
+        if is_main():
+            (console or Console()).print(WORDLESS, highlight=False, markup=False)
+        return Tokenizer.without_words()
     if not texts:
         raise DataError(
             "the training data holds no text to train a tokenizer on: give captions, questions or "
             "phrases, or a tokenizer with --tokenizer.path"
         )
     return Tokenizer.train(texts, config.tokenizer.vocab_size, config.tokenizer.num_unused)
+
+
+def _started_tokenizer(config: RunConfig, folder: str) -> Tokenizer:
+    """Return the tokenizer of the model that a run starts from."""
+    tokenizer = Tokenizer.load(open_model_folder(folder, restate).tokenizer_path)
+    if not tokenizer.has_words and not isinstance(config.task, PICTURES_ALONE):
+        raise DataError(
+            f"{folder} was trained on pictures alone and knows no words, so it cannot start a task "
+            "on texts: train it again with --tokenizer.path"
+        )
+    return tokenizer
 
 
 def prepare_model(config: RunConfig, tokenizer: Tokenizer, console: Console | None = None) -> Any:
@@ -246,10 +282,12 @@ class Beside:
         head: Its classifier.
         contrast: Its learned temperature, or log(1/τ) of each contrastive loss, which an export
             writes.
+        weights: What is saved in place of the model's own weights, such as a teacher's.
     """
 
     head: nn.Module | None = None
     contrast: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] | None = None
 
 
 def contrast_scalars(modules: nn.ModuleDict) -> dict[str, float]:
@@ -303,7 +341,7 @@ def save_model(
     save_model_folder(
         folder,
         config=settings,
-        state_dict=model.state_dict(),
+        state_dict=dict(model.state_dict() if beside.weights is None else beside.weights),
         tokenizer_json=tokenizer.to_json(),
         preprocess=to_dict(config.image),
         card=card,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,8 @@ class DINOConfig:
         freeze_last_layer_steps: Steps before the last layer learns (the paper: 1 to 3 epochs).
         max_steps: Steps over which the momentum rises; those of the run.
         init_std: Deviation of the head's fresh weights (0.02).
+        save: Whose image encoder the model folder gets: the teacher's, which the paper evaluates,
+            or the student's.
     """
 
     KIND: ClassVar[str] = "dino"
@@ -57,11 +60,14 @@ class DINOConfig:
     freeze_last_layer_steps: int = 3750
     max_steps: int = 500_000
     init_std: float = 0.02
+    save: Literal["teacher", "student"] = "teacher"
 
     def __post_init__(self) -> None:
         """Reject values out of range."""
         for name in ("out_dim", "hidden_dim", "bottleneck_dim", "max_steps"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "be at least 1")
+        for name in ("teacher_warmup_steps", "freeze_last_layer_steps"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "be at least 0")
         for name in ("momentum", "center_momentum"):
             check(0 <= getattr(self, name) <= 1, name, getattr(self, name), "be in [0, 1]")
         for name in ("student_temperature", "teacher_temperature", "start_teacher_temperature"):
@@ -104,7 +110,8 @@ class SmallCropEncoder:
 
     A second model of the smaller size holds the first one's parameters. Only its position tables
     are its own: they are resized in each call, so gradients reach the first model's, as in the
-    released code.
+    released code. Building it draws nothing from the random state, so a run that goes on builds it
+    anew and stays the same.
 
     Args:
         model: Of any family with an image encoder.
@@ -121,7 +128,8 @@ class SmallCropEncoder:
             raise ConfigError(f"crops.small_size = {image_size}: must {must}")
         self._model, self._family, self._image_size = model, family_of(model.config), image_size
         state, config = self._resized()
-        twin: Any = self._family.build(config)
+        with torch.random.fork_rng(devices=[]):
+            twin: Any = self._family.build(config)
         own = dict(model.named_parameters(remove_duplicate=False))
         self._tables: dict[str, nn.Module] = {}
         for name in own:
@@ -132,13 +140,15 @@ class SmallCropEncoder:
                 del owner._parameters[leaf]
                 self._tables[name] = owner
         self._twin = twin.to(next(model.parameters()).device)  # buffers, such as place numbers
+        self._pairs = [(m, twin.get_submodule(name)) for name, m in model.named_modules()]
 
     def __call__(self, image: Tensor) -> Tensor:
         """Return the (B, D) pooled states of (B, 3, s, s) pictures."""
         state, _ = self._resized()
         for name, owner in self._tables.items():
             setattr(owner, name.rpartition(".")[2], state[name])
-        self._twin.train(self._model.training)
+        for module, mine in self._pairs:
+            _copy_switches(module, mine)
         return self._twin.encode_image(image).pooled  # type: ignore[no-any-return]
 
     def _resized(self) -> tuple[dict[str, Tensor], Any]:
@@ -152,14 +162,42 @@ def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     return model.get_submodule(path), leaf
 
 
+def _copy_switches(source: nn.Module, target: nn.Module) -> None:
+    """Give a module another one's mode, rates of dropping, and ways to keep activations."""
+    target.__dict__.update({k: v for k, v in vars(source).items() if isinstance(v, bool | float)})
+
+
+def image_side(model: Any) -> Any:
+    """Return a model that is like another on pictures, without what no picture goes through.
+
+    It shares the other one's tensors; modules for texts, pairs and losses keep no parameter. Which
+    ones these are is seen from the gradient of one picture.
+    """
+    shared: dict[int, Any] = {id(p): nn.Parameter(p.detach()) for p in model.parameters()}
+    side = copy.deepcopy(model, shared).eval()
+    parameters = list(side.parameters())
+    size = side.image_size
+    with torch.enable_grad():
+        pooled = side.encode_image(parameters[0].new_zeros(1, 3, size, size)).pooled.sum()
+        gradients = torch.autograd.grad(pooled, parameters, allow_unused=True)
+    used = {id(p) for p, g in zip(parameters, gradients, strict=True) if g is not None}
+    for module in list(side.modules()):
+        inside = {id(p) for p in module.parameters()}
+        if inside and not inside & used:
+            for child in module.modules():
+                child._parameters.clear()
+    return side
+
+
 class DINO:
     """The Task of self-distillation, for any model with an image encoder.
 
-    Student and teacher are the whole model and a head; what no picture goes through stays as it
-    is. The student sees all crops, the teacher, its momentum copy, the large ones.
+    Student and teacher are the image encoder and a head; what no picture goes through stays as it
+    is, and the teacher has no copy of it. The student sees all crops, the teacher the large ones.
 
-    Deviations from the paper: weight decay stays constant (there it rises from 0.04 to 0.4), and
-    crops differ in colour by RandAugment.
+    Deviations from the paper: weight decay stays constant (there it rises from 0.04 to 0.4), the
+    teacher's temperature rises with each step instead of each epoch, and crops differ in colour by
+    RandAugment.
 
     Beside the loss it returns `teacher_entropy`: at 0 one class has won, at ln K none has.
     """
@@ -170,25 +208,35 @@ class DINO:
     def __init__(self, model: Any, config: DINOConfig) -> None:
         self.config = config
         head = DINOHead(model.feature_dims.image, config)
-        self._student = nn.ModuleDict({"model": model, "head": head})
+        side = image_side(model)
+        teacher = MomentumEncoder(nn.ModuleDict({"model": side, "head": head}), config.momentum)
+        own = dict(model.named_parameters(remove_duplicate=False))
+        self._followed = [own[name] for name, _ in side.named_parameters()]
+        self._followed += head.parameters()
         state = nn.Module()
         state.register_buffer("center", torch.zeros(config.out_dim))
         self.modules = nn.ModuleDict(
             {
                 "model": model,
                 "dino_head": head,
-                "teacher": MomentumEncoder(self._student, config.momentum),
+                "teacher": teacher,
                 "state": state,
             }
         )
         self._smaller: dict[int, SmallCropEncoder] = {}
-        self._pending: list[Tensor] = []
+        self._output_means: Tensor | None = None  # (K,) sum over the step's micro-batches
+        self._num_outputs = 0
         self._step = 0
 
     @property
     def model(self) -> Any:
         """The model that is trained."""
         return self.modules["model"]
+
+    @property
+    def teacher(self) -> nn.ModuleDict:
+        """The slow copy: `model`, which reads pictures alone, and `head`."""
+        return cast(nn.ModuleDict, cast(MomentumEncoder, self.modules["teacher"]).module)
 
     @property
     def center(self) -> Tensor:
@@ -222,18 +270,19 @@ class DINO:
         """
         del active
         large, small = batch["large_crops"], batch["small_crops"]
-        teacher = cast(nn.ModuleDict, cast(MomentumEncoder, self.modules["teacher"]).module)
         with torch.no_grad():
-            targets = teacher["head"](_pooled(teacher["model"], large))  # (G, B, K)
+            targets = self.teacher["head"](_pooled(self.teacher["model"], large))  # (G, B, K)
             probs = teacher_distribution(targets, self.center, self.teacher_temperature)
             entropy = -torch.special.xlogy(probs, probs).sum(dim=-1).mean()
         if self.model.training:
-            self._pending.append(targets.detach())
+            mean = targets.float().flatten(0, 1).mean(dim=0)
+            self._output_means = mean if self._output_means is None else self._output_means + mean
+            self._num_outputs += 1
         states = [_pooled(self.model, large)]
         if len(small):
             states.append(self._small_states(small))
         frozen = self._step < self.config.freeze_last_layer_steps
-        logits = self._student["head"](torch.cat(states), freeze_last=frozen)  # (G + C, B, K)
+        logits = self.modules["dino_head"](torch.cat(states), freeze_last=frozen)  # (G + C, B, K)
         loss = dino_loss(logits, probs, self.config.student_temperature)
         return {"dino": loss, "teacher_entropy": entropy}
 
@@ -246,17 +295,29 @@ class DINO:
         """
         self._step = step
         teacher = cast(MomentumEncoder, self.modules["teacher"])
-        teacher.momentum = teacher_momentum(step, self.config.max_steps, self.config.momentum)
-        teacher.update(self._student)
-        if self._pending:  # one a micro-batch
-            outputs = torch.cat([p.flatten(0, 1) for p in self._pending])
-            self.center.copy_(moved_center(self.center, outputs, self.config.center_momentum))
-        self._pending = []
+        done = max(0, step - 1)  # the first step takes the schedule's first value
+        teacher.momentum = teacher_momentum(done, self.config.max_steps, self.config.momentum)
+        teacher.follow(self._followed)
+        if self._output_means is not None:  # micro-batches are equally large
+            mean = self._output_means / self._num_outputs
+            self.center.copy_(moved_center(self.center, mean[None], self.config.center_momentum))
+        self._output_means, self._num_outputs = None, 0
+
+    def model_state(self) -> dict[str, Tensor]:
+        """Return the state dict of the model folder: the teacher's where `save` says so."""
+        state: dict[str, Tensor] = self.model.state_dict()
+        if self.config.save == "teacher":
+            state |= dict(self.teacher["model"].named_parameters())
+        return {name: tensor.detach() for name, tensor in state.items()}
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
-        """Return the (B, D) state of each picture, for a probe; reads `image` and `index`."""
-        states = self.model.encode_image(batch["image"]).pooled
+        """Return the (B, D) state of each picture, for a probe; reads `image` and `index`.
+
+        It is that of the model which is saved.
+        """
+        model: Any = self.teacher["model"] if self.config.save == "teacher" else self.model
+        states = model.encode_image(batch["image"]).pooled
         return Predictions(index=batch["index"].tolist(), embeddings={"image": states})
 
     def _small_states(self, small: Tensor) -> Tensor:
