@@ -10,6 +10,7 @@ from triptych.core.config import load_yaml, save_yaml
 from triptych.core.errors import CheckpointError, ConfigError
 from triptych.recipes import stagewise
 from triptych.recipes.config import RunConfig
+from triptych.recipes.registry import build_recipe
 from triptych.recipes.stagewise import (
     STAGES,
     StagewisePlan,
@@ -117,3 +118,53 @@ def test_plans_are_whole_before_the_first_stage(plan, done):
         path = done / "stages" / f"{stage}.yaml"
         assert load_yaml(RunConfig, path) == config
         save_yaml(config, path)
+
+
+def test_dino_stands_for_mim_and_the_joint_stage_takes_the_image_tokenizer(plan, tmp_path):
+    chosen = replace(plan, family="flava", image_objective="dino")
+    runs = plan_stages(chosen, tmp_path)
+    assert [run.recipe for run in runs.values()] == ["dvae", "dino", "flava.text", "flava.joint"]
+    usual = plan_stages(replace(plan, family="flava"), tmp_path)
+    assert runs["image"].model == usual["image"].model
+    assert runs["image"].data == usual["image"].data
+    codes = str(tmp_path / "image_tokenizer" / "model")
+    assert (usual["image"].task.image_tokenizer, usual["joint"].task.image_tokenizer) == (codes, "")
+    assert runs["joint"].task.image_tokenizer == codes
+    assert runs["text"].model.init_from == str(tmp_path / "image" / "model")
+    given = plan_stages(replace(chosen, image_tokenizer="some/dvae"), tmp_path)
+    assert list(given) == ["image", "text", "joint"]
+    assert given["joint"].task.image_tokenizer == "some/dvae"
+    large = plan_stages(replace(chosen, scale="large"), tmp_path)
+    assert large["image"].model.name == build_recipe("flava.joint", "large").model.name
+
+
+def test_vlmo_has_no_dino_stage(tmp_path):
+    with pytest.raises(ConfigError, match="image_objective"):
+        scene_plan(tmp_path / "data", "smoke", image_objective="dino")
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.slow
+def test_stages_with_dino_go_on_after_a_stop_and_end_with_the_tokenizers_codes(
+    plan, tmp_path, monkeypatch
+):
+    train = stagewise.train_run
+
+    def stop(config, run_folder, **options):
+        if run_folder.name == "text":
+            raise KeyboardInterrupt
+        return train(config, run_folder, **options)
+
+    chosen = replace(plan, family="flava", image_objective="dino")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(stagewise, "train_run", stop)
+        train_stagewise(chosen, tmp_path)
+    assert (tmp_path / "image" / "model").is_dir()
+    resume_stagewise(tmp_path)
+    assert stagewise.last_stage(tmp_path) == tmp_path / "joint"
+    codes = weights(tmp_path, "image_tokenizer")
+    joint, image = weights(tmp_path, "joint"), weights(tmp_path, "image")
+    mine = {n.removeprefix("codebook."): t for n, t in joint.items() if n.startswith("codebook.")}
+    assert mine
+    assert all(torch.equal(tensor, codes[f"encoder.{name}"]) for name, tensor in mine.items())
+    assert not all(torch.equal(image[f"codebook.{name}"], tensor) for name, tensor in mine.items())

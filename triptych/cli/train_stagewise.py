@@ -18,8 +18,8 @@ The stages alone are the recipes dvae (which makes the targets of the first), vl
 vlmo.language and vlmo.pretrain.""",
     "flava": """Pre-train FLAVA in its stages: pictures, texts, then both with pairs in one run.
 
-The stages alone are the recipes dvae (which makes the targets of the first), flava.image,
-flava.text and flava.joint.""",
+The stages alone are the recipes dvae (which makes the targets of the first), flava.image (or dino,
+see --image-objective), flava.text and flava.joint.""",
 }
 
 HELP = """{about}
@@ -46,6 +46,8 @@ class StagewiseOptions:
         texts: Texts for the stage on texts alone, such as one a line; absent for the captions.
         pictures: Pictures alone, such as a folder, for the stages on pictures (dVAE, vision,
             FLAVA's joint stage too); absent for those of the pairs.
+        image_objective: How FLAVA's image encoder learns from pictures: mim hides patches, dino
+            compares crops.
         image_tokenizer: A model folder with a dVAE; absent to train one first.
         text_tokenizer: A tokenizer.json, vocab.txt or folder; absent to train one on the texts.
         seed: Seed of scenes, order, masks and dropout.
@@ -58,6 +60,7 @@ class StagewiseOptions:
     source: SourceGroup = field(default_factory=SourceOptions)
     texts: tuple[str, ...] = ()
     pictures: tuple[str, ...] = ()
+    image_objective: Literal["mim", "dino"] = "mim"
     image_tokenizer: str | None = None
     text_tokenizer: str | None = None
     seed: int = 0
@@ -79,6 +82,7 @@ def run(recipe: str, arguments: Sequence[str]) -> int:
             pairs=tuple(options.source.source(path) for path in options.sources),
             texts=tuple(SourceOptions().source(path) for path in options.texts),
             pictures=tuple(SourceOptions().source(path) for path in options.pictures),
+            image_objective=options.image_objective,
             image_tokenizer=options.image_tokenizer,
             text_tokenizer=options.text_tokenizer,
             seed=options.seed,
@@ -89,6 +93,7 @@ def run(recipe: str, arguments: Sequence[str]) -> int:
             out / "data",
             options.scale,
             family=family,
+            image_objective=options.image_objective,
             seed=options.seed,
             num_threads=options.num_threads,
         )

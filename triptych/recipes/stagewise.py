@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -45,6 +45,9 @@ STAGES = {
 }
 """By family, the recipe of each stage, in order."""
 
+IMAGE_OBJECTIVES = {"mim": "flava.image", "dino": "dino"}
+"""FLAVA's recipes for the stage on pictures, by objective."""
+
 ON_TEXTS = ("language", "text")
 """Stages that read texts alone."""
 
@@ -72,6 +75,8 @@ class StagewisePlan:
         texts: Texts for the stage on texts alone and, in FLAVA, for the joint one; empty takes the
             captions.
         pictures: Pictures alone, for the stages on them; empty takes those of the pairs.
+        image_objective: How FLAVA's image encoder learns from pictures: mim hides patches, dino
+            compares crops (the paper's final choice). VLMo's is always mim.
         words: Further data whose words the text tokenizer must know, such as questions.
         image_tokenizer: A model folder with a dVAE; None trains one on the pictures first.
         text_tokenizer: A `tokenizer.json`, `vocab.txt` or folder; None trains one on all texts.
@@ -84,6 +89,7 @@ class StagewisePlan:
     pairs: tuple[DataSourceConfig, ...]
     texts: tuple[DataSourceConfig, ...] = ()
     pictures: tuple[DataSourceConfig, ...] = ()
+    image_objective: Literal["mim", "dino"] = "mim"
     words: tuple[DataSourceConfig, ...] = ()
     image_tokenizer: str | None = None
     text_tokenizer: str | None = None
@@ -94,8 +100,16 @@ class StagewisePlan:
         """Reject a plan without data, and families without stages."""
         known = f"be one of {', '.join(STAGES)}"
         check(self.family in STAGES, "family", self.family, known)
+        check_image_objective(self.family, self.image_objective)
         check(len(self.pairs) > 0, "pairs", self.pairs, "name pictures with captions")
         check(self.seed >= 0, "seed", self.seed, "be at least 0")
+
+
+def check_image_objective(family: str, objective: str) -> None:
+    """Raise a ConfigError where a family's image stage has no such objective."""
+    known = tuple(IMAGE_OBJECTIVES) if family == "flava" else ("mim",)
+    must = f"be {' or '.join(known)} for {family}"
+    check(objective in known, "image_objective", objective, must)
 
 
 def scene_plan(
@@ -103,6 +117,7 @@ def scene_plan(
     scale: str,
     *,
     family: str = "vlmo",
+    image_objective: Literal["mim", "dino"] = "mim",
     seed: int = 0,
     num_threads: int | None = None,
 ) -> StagewisePlan:
@@ -115,12 +130,14 @@ def scene_plan(
         folder: Receives the scenes.
         scale: smoke, tiny or small.
         family: vlmo or flava.
+        image_objective: Of the stage on pictures, see `StagewisePlan`.
         seed: Seed of scenes and training.
         num_threads: CPU threads; None for all cores.
 
     Raises:
         ConfigError: The scale is the paper's, which needs real pictures.
     """
+    check_image_objective(family, image_objective)
     if scale not in SCENES:
         raise ConfigError(
             f"scale = {scale!r} without data: name pairs with --data, or take one of "
@@ -145,6 +162,7 @@ def scene_plan(
         scale=scale,
         pairs=(scene_source(files, "caption", "train"),),
         texts=(DataSourceConfig(path=str(files.corpus), reader="text"),),
+        image_objective=image_objective,
         words=(scene_source(files, "vqa", "train"),),
         seed=seed,
         num_threads=num_threads,
@@ -152,13 +170,17 @@ def scene_plan(
 
 
 def plan_stages(plan: StagewisePlan, folder: Path) -> dict[str, RunConfig]:
-    """Return the run of each stage; they read and write below `folder`."""
+    """Return the run of each stage; they read and write below `folder`.
+
+    The first stage that can take the image tokenizer does; later ones find it in the model.
+    """
     runs = {}
     before: str | None = None
-    for stage, recipe in STAGES[plan.family].items():
+    codes: str | None = plan.image_tokenizer or str(folder / IMAGE_TOKENIZER / MODEL_FOLDER)
+    for stage in STAGES[plan.family]:
         if stage == IMAGE_TOKENIZER and plan.image_tokenizer is not None:
             continue
-        config = build_recipe(recipe, plan.scale)
+        config = _stage_recipe(plan, stage)
         config = replace(
             config,
             data=replace(config.data, train=_sources(plan, stage), seed=plan.seed),
@@ -170,16 +192,26 @@ def plan_stages(plan: StagewisePlan, folder: Path) -> dict[str, RunConfig]:
         if stage == IMAGE_TOKENIZER:
             runs[stage] = _at_patches(config, plan)
             continue
-        if before is None:
-            tokenizer = plan.image_tokenizer or str(folder / IMAGE_TOKENIZER / MODEL_FOLDER)
-            task: Any = config.task
-            config = replace(config, task=replace(task, image_tokenizer=tokenizer))
-        else:
+        task: Any = config.task
+        if codes is not None and hasattr(task, "image_tokenizer"):
+            config = replace(config, task=replace(task, image_tokenizer=codes))
+            codes = None
+        if before is not None:
             init_from = str(folder / before / MODEL_FOLDER)
             config = replace(config, model=replace(config.model, init_from=init_from))
         runs[stage] = _on_all_cores(config, plan.num_threads)
         before = stage
     return runs
+
+
+def _stage_recipe(plan: StagewisePlan, stage: str) -> RunConfig:
+    """Return the recipe of a stage, for the family's model."""
+    recipe = STAGES[plan.family][stage]
+    config = build_recipe(recipe, plan.scale)
+    if (plan.family, stage) != ("flava", "image"):
+        return config
+    chosen = build_recipe(IMAGE_OBJECTIVES[plan.image_objective], plan.scale)
+    return replace(chosen, model=config.model)
 
 
 def _sources(plan: StagewisePlan, stage: str) -> tuple[DataSourceConfig, ...]:
