@@ -125,7 +125,7 @@ def test_each_stage_is_told_and_timed(demo):
 
 def test_a_folder_in_use_is_an_error(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"is not empty.*--out"):
+    with pytest.raises(ConfigError, match=r"is not empty.*--out.*DEMO_OUT"):
         run_demo(tmp_path, "smoke")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

@@ -149,7 +149,10 @@ def run_demo(
     if scale not in SIZES:
         raise ConfigError(f"scale = {scale!r}: must be one of {', '.join(SIZES)}")
     if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} is not empty: choose another folder with --out, or delete it")
+        raise ConfigError(
+            f"{folder} is not empty: choose another folder with --out (`make demo DEMO_OUT=...`), "
+            "or delete it"
+        )
     check(seed >= 0, "seed", seed, "be at least 0")
     console = console or Console()
     result = DemoResult(folder)
