@@ -28,6 +28,11 @@ def test_the_measurement_is_real_and_made_once(monkeypatch):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_the_measurement_works_for_who_only_infers():
+    with torch.inference_mode():
+        assert probe_precision(CPU, width=8, rows=3) in ("bf16", "fp32")
+
+
 def test_auto_probes_the_width_of_the_model_and_a_choice_is_obeyed(monkeypatch):
     modules = nn.Sequential(nn.Linear(8, 32), nn.Linear(32, 8), nn.Linear(32, 2))
     monkeypatch.setattr(precision, "probe_precision", lambda device, width: f"width {width}")

@@ -33,6 +33,7 @@ def resolve_precision(
 
 
 @functools.cache
+@torch.inference_mode(False)  # it measures a backward pass, also for who only infers
 def probe_precision(device: torch.device, width: int = 256, rows: int = 1024) -> Precision:
     """Measure whether bf16 is faster than fp32; the answer is kept for the process.
 
