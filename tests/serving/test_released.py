@@ -26,7 +26,7 @@ def _vocabulary():
     return tokens + [f"[unused{i}]" for i in range(oracle.VOCABULARY - len(tokens))]
 
 
-def _write(folder, *, safe=True, tokenizer="vocab.txt"):
+def write_folder(folder, *, safe=True, tokenizer="vocab.txt"):
     """Save transformers' model, tokenizer and processor settings as save_pretrained does."""
     config = oracle.released_config(**oracle.SIZES["tiny"])
     model = oracle.released_model(config)
@@ -55,7 +55,7 @@ def _write(folder, *, safe=True, tokenizer="vocab.txt"):
 def test_a_folder_gives_transformers_embeddings_and_scores(tmp_path, safe, tokenizer):
     from transformers import BertTokenizer, FlavaImageProcessorPil
 
-    theirs = _write(tmp_path / "flava", safe=safe, tokenizer=tokenizer)
+    theirs = write_folder(tmp_path / "flava", safe=safe, tokenizer=tokenizer)
     (tmp_path / "vocab.txt").write_text("\n".join(_vocabulary()) + "\n")
     processor = FlavaImageProcessorPil(
         size={"height": 32, "width": 32},
@@ -91,7 +91,7 @@ def test_a_folder_gives_transformers_embeddings_and_scores(tmp_path, safe, token
 
 def test_faults_of_a_folder_are_named(tmp_path):
     folder = tmp_path / "flava"
-    _write(folder)
+    write_folder(folder)
     settings = folder / "preprocessor_config.json"
     settings.write_text(json.dumps({"size": {"height": 224, "width": 224}}))
     with pytest.raises(CheckpointError, match="224 px but the model takes 32"):
@@ -112,7 +112,7 @@ def test_faults_of_a_folder_are_named(tmp_path):
 
 
 def test_a_hub_id_loads_like_its_folder(tmp_path, monkeypatch):
-    _write(tmp_path / "snapshot")
+    write_folder(tmp_path / "snapshot")
     asked = []
 
     def download(name, allow_patterns):

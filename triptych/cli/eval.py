@@ -31,7 +31,8 @@ class EvalOptions:
     """What to score.
 
     Attributes:
-        folder: A model folder, such as RUN_FOLDER/model.
+        folder: A model folder, such as RUN_FOLDER/model; or released weights: a folder of
+            transformers, or the id of one on the hub.
         task: What to score: caption, retrieval, vqa, grounding, nlvr2 (statements about two
             pictures), snli_ve (entailment), classification (a fine-tuned classifier) or zero_shot
             (classes by their names).

@@ -27,7 +27,8 @@ class ProbeOptions:
     """What to probe, on what.
 
     Attributes:
-        folder: A model folder.
+        folder: A model folder; or released weights: a folder of transformers, or the id of one on
+            the hub.
         train: Labelled pictures that the classifier is fitted on.
         validation: Labelled pictures that choose the penalty.
         test: Labelled pictures that it is scored on.

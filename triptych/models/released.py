@@ -11,7 +11,7 @@ from torch import Tensor
 from triptych.core.config import to_dict
 from triptych.core.errors import CheckpointError
 from triptych.models.converters import CONVERTERS
-from triptych.models.families import FAMILIES
+from triptych.models.families import FAMILIES, text_sizes
 from triptych.models.registry import build_model, model_config
 
 VARIANTS = {"flava": "flava_full"}
@@ -49,10 +49,11 @@ def restate(
         model = build_model(sizes)
     report = converter.import_state(tensors, model)
     report.require(f"{where} as {FAMILIES[family].title}")
+    longest = min(converter.max_text_tokens, text_sizes(sizes).max_tokens)
     stored = {
         "model": to_dict(sizes, tagged=True),
         "trained_for": [task],
-        "text": {"max_text_tokens": converter.max_text_tokens, "max_words": converter.max_words},
+        "text": {"max_text_tokens": longest, "max_words": converter.max_words},
     }
     preprocess = {
         "image_size": model.image_size,
