@@ -38,7 +38,7 @@ def dvae(scale: str) -> RunConfig:
         raise ConfigError(f"unknown scale {scale!r} (known: {', '.join(MODELS)})")
     if scale in ("base", "large"):
         return _paper_run(scale)
-    steps = {"smoke": 4, "tiny": 800, "small": 10_000}[scale]
+    steps = {"smoke": 4, "tiny": 600, "small": 10_000}[scale]
     return RunConfig(
         recipe=RECIPE,
         scale=scale,

@@ -114,7 +114,7 @@ def joint(scale: str) -> RunConfig:
         train = TrainConfig(max_steps=100_000, local_batch_size=8192)
         task = replace(task, chunk_size=128)
         return _paper_run("flava.joint", scale, task, train, _large_batches())
-    steps = {"smoke": 6, "tiny": 2400, "small": 20_000}[scale]
+    steps = {"smoke": 6, "tiny": 2000, "small": 20_000}[scale]
     run = _small_run("flava.joint", scale, task, steps, 1.5e-3)
     late = 4 * steps // 10
     weights = (

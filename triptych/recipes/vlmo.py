@@ -85,7 +85,7 @@ def language(scale: str) -> RunConfig:
         train = TrainConfig(max_steps=200_000, local_batch_size=1024, accumulate=4)
         run = _paper_run("vlmo.language", scale, task, train, _linear(2e-4, 2500), IMAGE)
         return replace(run, captions=LONG_TEXTS)
-    steps = {"smoke": 4, "tiny": 800, "small": 6000}[scale]
+    steps = {"smoke": 4, "tiny": 600, "small": 6000}[scale]
     return _small_run("vlmo.language", scale, task, steps, 2e-3)
 
 
@@ -110,7 +110,7 @@ def pretrain(scale: str) -> RunConfig:
             ObjectiveWeight(name="mlm", weight=0.25),
         )
         return replace(run, weights=weights)
-    steps = {"smoke": 4, "tiny": 2400, "small": 20_000}[scale]
+    steps = {"smoke": 4, "tiny": 1800, "small": 20_000}[scale]
     run = _small_run("vlmo.pretrain", scale, VLMoPretrainingConfig(), steps, 1.5e-3)
     weights = (
         ObjectiveWeight(name="itc"),
@@ -150,7 +150,7 @@ def vqa(scale: str) -> RunConfig:
         train = TrainConfig(max_steps=50_000, local_batch_size=128, accumulate=2)
         optim = replace(_linear(rate, 5000), head_learning_rate_factor=20.0)
         return _at(_paper_run("vlmo.vqa", scale, task, train, optim, IMAGE), 480, 0.15)
-    steps = {"smoke": 4, "tiny": 2000, "small": 6000}[scale]
+    steps = {"smoke": 4, "tiny": 2500, "small": 6000}[scale]
     task = replace(task, min_answer_count=1 if scale == "smoke" else 2)
     return _small_run("vlmo.vqa", scale, task, steps, 7e-4)
 
