@@ -96,6 +96,11 @@ def prepare_flava(folder: Path, monkeypatch) -> None:
     for name, entries in (("memes", memes), ("sentences", sentences)):
         lines = "".join(json.dumps(entry) + "\n" for entry in entries)
         (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "SST-2").mkdir()
+    for name in ("train", "dev"):
+        lines = [f"{line}\t{i % 2}" for i, line in enumerate(corpus)]
+        (folder / "SST-2" / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *lines]) + "\n")
+    (folder / "templates.txt").write_text("a picture of a {}\nthis is {}\n", encoding="utf-8")
     run = build_recipe("flava.joint", "smoke")
     sources = (
         DataSourceConfig(path="my.jsonl", kind="pair", ratio=3.0),

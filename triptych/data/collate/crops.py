@@ -94,7 +94,7 @@ class MultiCropCollator:
         if image.crop_scale is not None:
             raise ConfigError(
                 f"image.crop_scale = {image.crop_scale}: must be None where several crops are "
-                "taken of the whole picture (task.crops)"
+                "taken of the whole picture (--crops)"
             )
         self.config, self.image = config, image
         self._large = config.transform(image, image.image_size, config.large_scale)
