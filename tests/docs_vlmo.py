@@ -1,17 +1,23 @@
-"""What docs/vlmo.md names: released VLMo weights, a BEiT, and a corpus."""
+"""What docs/vlmo.md names: released VLMo weights, a BEiT, image tokenizers, and a corpus."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from triptych.models.registry import VARIANTS
 from triptych.models.vlmo.config import VLMoConfig
-from triptych.models.vlmo.convert import export_state_dict
+from triptych.models.vlmo.convert import export_state_dict, released_head_names
 from triptych.models.vlmo.model import VLMo
+from triptych.tasks.finetuning.heads import HeadConfig
 
+from .checkpoint.test_dalle import dalle_classes, encoder
 from .docs_files import VOCABULARY, write_user_data, write_vocabulary
+from .docs_flava import write_classes
+from .docs_flava import write_released as write_released_flava
 
 DEPTH = 3
+ANSWERS = ("dog", "cat", "2", "yes")
 
 
 def small_vlmo(*, image_size: int | None = None, vocab_size: int | None = None) -> VLMoConfig:
@@ -54,6 +60,18 @@ def write_beit(path: Path) -> None:
     torch.save({"model": {name: 0.1 * torch.randn(shape) for name, shape in shapes.items()}}, path)
 
 
+def write_fine_tuned(path: Path, kind: str, head_config: HeadConfig, pictures: int) -> None:
+    """Write a released file with a classifier and without the heads of pre-training."""
+    model = VLMo(replace(small_vlmo(), num_image_types=pictures, mask_token=False))
+    width, classes = (64, 2) if pictures == 2 else (32, len(ANSWERS))
+    head = head_config.build(width, classes).state_dict()
+    names = released_head_names(head, kind)
+    assert names is not None
+    unused = ("itm_score.", "itc_", "mlm_score.")
+    state = {k: t for k, t in export_state_dict(model).items() if not k.startswith(unused)}
+    torch.save(state | {names[name]: tensor for name, tensor in head.items()}, path)
+
+
 def prepare_vlmo(folder: Path, monkeypatch) -> None:
     """Write what docs/vlmo.md names, and make its variant small."""
     monkeypatch.setitem(VARIANTS._entries, "vlmo_base_patch16", small_vlmo)
@@ -66,3 +84,13 @@ def prepare_vlmo(folder: Path, monkeypatch) -> None:
     released.pop("transformer.mask_token")  # released files have none
     torch.save(released, folder / "vlmo_base_patch16_224.pt")
     write_beit(folder / "beit_base_patch16_224.pth")
+    write_fine_tuned(
+        folder / "vlmo_base_patch16_480_vqa.pt", "answer_classification", HeadConfig(), 1
+    )
+    write_fine_tuned(
+        folder / "vlmo_base_patch16_384_nlvr2.pt", "vlmo_nlvr2", HeadConfig(hidden_ratio=1.0), 2
+    )
+    (folder / "answers.txt").write_text("\n".join(ANSWERS) + "\n", encoding="utf-8")
+    torch.save(encoder(dalle_classes(monkeypatch)), folder / "encoder.pkl")
+    write_released_flava(folder / "flava-full")
+    write_classes(folder / "classes")

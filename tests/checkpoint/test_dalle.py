@@ -13,8 +13,7 @@ from triptych.models.dvae.convert import config_for, import_encoder
 from triptych.models.dvae.model import DVAE
 
 
-@pytest.fixture
-def dall_e(monkeypatch):
+def dalle_classes(monkeypatch):
     """Return classes that pickle under the names of OpenAI's package."""
     classes = {
         "dall_e.utils": ["Conv2d"],
@@ -30,6 +29,11 @@ def dall_e(monkeypatch):
             found[name] = made
         monkeypatch.setitem(sys.modules, module_name, module)
     return found
+
+
+@pytest.fixture
+def dall_e(monkeypatch):
+    return dalle_classes(monkeypatch)
 
 
 def encoder(dall_e, width=4, codes=9):

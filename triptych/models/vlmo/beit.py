@@ -1,4 +1,4 @@
-"""VLMo's vision experts, attention and image positions from BEiT (section 3.3, stage 1).
+"""VLMo's vision experts, attention and image positions from BEiT (paper, section 3.4, stage 1).
 
 Two layouts, each as BEiT's own code and as transformers names it: fine-tuned files have a position
 table in every block and no last norm; self-supervised ones share one table, and have the norm and a

@@ -1,4 +1,4 @@
-"""Registered sizes (paper, section 4.2; the released code's table of architectures)."""
+"""Registered sizes (paper, section 4.1; the released code's table of architectures)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NLVR2 with VLMo: the states of both pairs side by side (released code; paper, section 4.2)."""
+"""NLVR2 with VLMo: the states of both pairs side by side (released code; paper, section 3.5)."""
 
 from __future__ import annotations
 

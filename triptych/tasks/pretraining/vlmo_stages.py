@@ -1,4 +1,4 @@
-"""VLMo's first two stages: pictures alone, then texts alone (paper, section 3.3)."""
+"""VLMo's first two stages: pictures alone, then texts alone (paper, section 3.4)."""
 
 from __future__ import annotations
 
