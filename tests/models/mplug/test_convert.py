@@ -224,6 +224,22 @@ def test_unknown_names_and_the_temperature_are_reported(tiny):
     assert "not understood: adapter.weight" in report.summary()
 
 
+COPIED = (
+    *("visual_encoder", "text_encoder", "fusion_encoder", "text_decoder"),
+    *("vision_proj", "text_proj", "visn_fc", "visn_layer_norm"),
+)
+"""The modules of the released code that have a momentum copy, under their name and "_m"."""
+
+
+def test_the_eight_momentum_copies_are_known_and_no_others(tiny):
+    copies = {f"{name}_m.weight": torch.zeros(1) for name in COPIED}
+    strangers = {f"{name}_m.weight": torch.zeros(1) for name in ("itm_head", "adapter", "proj")}
+    strangers["my_visn_fc_m.weight"] = torch.zeros(1)
+    report = import_state_dict(export_state_dict(tiny) | copies | strangers, MPLUG(tiny.config))
+    assert {n for n, why in report.dropped.items() if why == "momentum copy"} == set(copies)
+    assert sorted(report.unexpected) == sorted(strangers)
+
+
 def test_checkpoint_without_tensors_is_refused(tiny):
     with pytest.raises(CheckpointError, match="no state dict"):
         import_state_dict({"epoch": 3}, tiny)

@@ -50,7 +50,11 @@ CONTRAST = {"temperature": "temp"}
 """τ of ITC, as `MPLUGPretraining` names it and as the released code does."""
 
 _DEAD = [
-    (r"\w+_m\..*", "momentum copy"),
+    (
+        r"(visual_encoder|text_encoder|fusion_encoder|text_decoder|vision_proj|text_proj|visn_fc"
+        r"|visn_layer_norm)_m\..*",
+        "momentum copy",
+    ),
     (
         r"visual_encoder\.(positional_embedding|text_projection|logit_scale|token_embedding\..*"
         r"|ln_final\..*|transformer\..*)",
