@@ -1,4 +1,4 @@
-"""Batches for visual grounding: a phrase and its box (paper, section 5.2.4; spec 5.4)."""
+"""Batches for visual grounding: a phrase and its box (paper, section 5.2.4; released code)."""
 
 from __future__ import annotations
 

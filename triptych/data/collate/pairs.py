@@ -1,4 +1,4 @@
-"""Batches of statements about two pictures (NLVR2; paper, section 2.5)."""
+"""Batches of statements about two pictures (NLVR2; paper, section 5.2.5)."""
 
 from __future__ import annotations
 

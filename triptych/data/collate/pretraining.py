@@ -1,4 +1,4 @@
-"""Batches for mPLUG's four pre-training objectives (paper, section 4; released code, spec 2)."""
+"""Batches for mPLUG's four pre-training objectives (paper, section 3.3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A text about two images (paper, section 2.5): two cross-attention branches, merged.
+"""A text about two images (paper, section 5.2.5): two cross-attention branches, merged.
 
 The released code has the task's data but neither model nor config; what the paper leaves open
 follows BLIP, which it cites for the idea: the branch of the second image starts as a copy of the

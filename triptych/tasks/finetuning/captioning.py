@@ -34,7 +34,7 @@ class CaptioningConfig:
             (released: none); captions are returned without them.
         prompt_to: Who reads the prompt: the "decoder", as the beginning of what it says (released
             zero-shot code), or the "encoder", as the text that is fused with the picture (paper,
-            section 4.1), which needs fused memory.
+            section 5.4.1), which needs fused memory.
     """
 
     beam: BeamConfig = field(

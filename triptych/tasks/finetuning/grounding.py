@@ -1,4 +1,4 @@
-"""Visual grounding by coordinate tokens (paper, section 5.2.4; released code, spec 5.4)."""
+"""Visual grounding by coordinate tokens (paper, section 5.2.4; released code)."""
 
 from __future__ import annotations
 

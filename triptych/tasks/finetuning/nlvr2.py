@@ -1,4 +1,4 @@
-"""NLVR2: say whether a statement is true of two pictures (paper, section 2.5)."""
+"""NLVR2: say whether a statement is true of two pictures (paper, section 5.2.5)."""
 
 from __future__ import annotations
 
