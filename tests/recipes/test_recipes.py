@@ -52,6 +52,8 @@ PRETRAINING = [
     ("task.queue_size", 65536, 65536, "paper"),
     ("task.momentum", 0.995, 0.995, "paper"),
     ("task.alpha", 0.4, 0.4, "yaml: alpha"),
+    ("task.distill_mlm", True, True, "derived code: the teacher's words, mixed in by alpha"),
+    ("task.distill_prefix_lm", True, True, "derived code: its decoder's, meant to be mixed in"),
     ("task.temperature", 0.07, 0.07, "yaml: temp"),
     ("task.min_temperature", 0.001, 0.001, "code: clamp"),
     ("task.max_temperature", 0.5, 0.5, "code: clamp"),
@@ -88,6 +90,7 @@ FINE_TUNED = [
     ("mplug.retrieval", "task.momentum", 0.995, 0.995, "retrieval yaml: momentum"),
     ("mplug.retrieval", "task.alpha", 0.4, 0.4, "retrieval yaml: alpha"),
     ("mplug.vqa", "model.image_size", 512, 504, "paper, appendix; 504 is no multiple of 16"),
+    ("mplug.vqa", "train.local_batch_size", 1024, 2048, "vqa yamls: 8 x 128 and 8 x 256"),
     ("mplug.vqa", "optim.learning_rate", 3e-5, 3e-5, "vqa yaml: lr1"),
     ("mplug.vqa", "optim.vision_learning_rate", 5e-6, 5e-6, "vqa yaml: lr2"),
     ("mplug.vqa", "optim.warmup_steps", 400, 400, "vqa yaml: 4 units of 100"),
@@ -114,17 +117,19 @@ FINE_TUNED = [
     ("mplug.snli_ve", "model.image_size", 336, 336, "paper, appendix"),
     ("mplug.snli_ve", "train.local_batch_size", 256, 256, "ALBEF's VE.yaml: 8 x 32"),
     ("mplug.snli_ve", "optim.learning_rate", 2e-5, 2e-5, "ALBEF's VE.yaml: lr"),
-    ("mplug.snli_ve", "task.with_premise", True, True, "paper, section 2.5"),
+    ("mplug.snli_ve", "task.with_premise", True, True, "paper, section 5.2.5"),
     ("mplug.snli_ve", "task.labels", *(("contradiction", "neutral", "entailment"),) * 2, "code"),
 ]
-# Epochs over samples, at a batch: what the steps of a recipe come from, within 1 %.
+# Epochs over samples, at a batch of base and of large: what the steps come from, within 1 %.
 STEPS = [
-    ("mplug.pretrain", 30, 14_000_000, 1024),  # paper: 30 epochs of 14 M pictures
-    ("mplug.caption", 5, 567_000, 256),  # paper: 5 epochs of COCO's 113 K / 567 K
-    ("mplug.scst", 5, 113_000, 256),  # paper: 5 more epochs, here of pictures
-    ("mplug.nlvr2", 10, 86_373, 128),  # ALBEF: 10 epochs of NLVR2
-    ("mplug.snli_ve", 5, 529_527, 256),  # ALBEF: 5 epochs of SNLI-VE
-    ("mplug.retrieval", 8, 567_000, 1024),  # released: 8 epochs of COCO
+    ("mplug.pretrain", 30, 14_000_000, 1024, 1024),  # paper: 30 epochs of 14 M pictures
+    ("mplug.caption", 5, 567_000, 256, 256),  # paper: 5 epochs of COCO's 113 K / 567 K
+    ("mplug.scst", 5, 113_000, 256, 256),  # paper: 5 more epochs, here of pictures
+    ("mplug.nlvr2", 10, 86_373, 128, 128),  # ALBEF: 10 epochs of NLVR2
+    ("mplug.snli_ve", 5, 529_527, 256, 256),  # ALBEF: 5 epochs of SNLI-VE
+    ("mplug.retrieval", 8, 567_000, 1024, 1024),  # released: 8 epochs of COCO
+    ("mplug.vqa", 8, 443_757 + 214_354, 1024, 2048),  # released: 8 epochs; VQAv2 train and val
+    ("mplug.grounding", 120, 120_624, 192, 192),  # released: 120 epochs; RefCOCO train
 ]
 
 ENCODER_ONLY = (
@@ -188,18 +193,20 @@ def test_fine_tuning_has_the_published_numbers(name, field, base, large, source)
         assert attrgetter(field)(build_recipe(name, scale)) == value, source
 
 
-@pytest.mark.parametrize(("name", "epochs", "samples", "batch"), STEPS)
-@pytest.mark.parametrize("scale", PAPER_SCALES)
-def test_published_epochs_give_the_steps(name, epochs, samples, batch, scale):
-    train = build_recipe(name, scale).train
-    assert train.local_batch_size == batch
-    assert train.max_steps == pytest.approx(epochs * samples / batch, rel=0.01)
+@pytest.mark.parametrize(("name", "epochs", "samples", "base", "large"), STEPS)
+def test_published_epochs_give_the_steps(name, epochs, samples, base, large):
+    assert {step[0] for step in STEPS} == {*NAMES}
+    for scale, batch in zip(PAPER_SCALES, (base, large)):
+        train = build_recipe(name, scale).train
+        assert train.local_batch_size == batch
+        assert train.max_steps == pytest.approx(epochs * samples / batch, rel=0.01)
 
 
-def test_the_teacher_comes_in_over_one_epoch():
+@pytest.mark.parametrize(("name", "pairs"), [("pretrain", 14_000_000), ("retrieval", 567_000)])
+def test_the_teacher_comes_in_over_one_epoch(name, pairs):
     for scale in PAPER_SCALES:  # released: alpha · min(1, i / len(loader)) in epoch 0
-        ramp = build_recipe("mplug.pretrain", scale).task.alpha_ramp_steps
-        assert ramp == pytest.approx(14_000_000 / 1024, rel=0.001)
+        ramp = build_recipe(f"mplug.{name}", scale).task.alpha_ramp_steps
+        assert ramp == pytest.approx(pairs / 1024, rel=0.001)
 
 
 def test_unknown_names_are_errors_that_help():

@@ -48,7 +48,9 @@ def pretrain(scale: str) -> RunConfig:
 
     base, large: paper, section 5.1 and the released `pretrain_mplug_{base,large}.yaml`: 30 epochs
     of 14 M pairs at a global batch of 1,024 are 410,000 steps; learning rates 1e-4 and 1e-5 (base),
-    5e-5 and 5e-6 (large); 1,000 warm-up steps; queue 65,536; momentum 0.995; alpha 0.4.
+    5e-5 and 5e-6 (large); 1,000 warm-up steps; queue 65,536; momentum 0.995; alpha 0.4, grown over
+    the first epoch. ITC, MLM and PrefixLM all learn from the teacher, as the derived code means to:
+    there defects leave MLM an untrained teacher and PrefixLM none.
 
     Small scales: ITC and PrefixLM, on which a small budget learns most, take every step; MLM joins
     every other step after 30 % of them, and ITM after 60 %. Muon trains the matrices.
@@ -59,7 +61,9 @@ def pretrain(scale: str) -> RunConfig:
         return _paper_run(
             "mplug.pretrain",
             scale,
-            MPLUGPretrainingConfig(alpha_ramp_steps=13_672),  # one epoch of 14 M pairs
+            MPLUGPretrainingConfig(
+                alpha_ramp_steps=13_672, distill_mlm=True, distill_prefix_lm=True
+            ),
             TrainConfig(max_steps=410_000, local_batch_size=1024, accumulate=8),
             OptimConfig(learning_rate=rate, vision_learning_rate=vision_rate),
             crop_scale=(0.2, 1.0),
@@ -129,25 +133,35 @@ def retrieval(scale: str) -> RunConfig:
     """Return retrieval by ITC and ITM.
 
     base, large: released `retrieval` config: 8 epochs of COCO at a batch of 1,024, learning rates
-    1e-5 and 2e-6, 336 px, queue 65,536.
+    1e-5 and 2e-6, 336 px, queue 65,536; alpha grows over the first epoch. 8 epochs of the 567,000
+    pairs of COCO's Karpathy split are 4,430 steps.
     """
-    return _finetune("mplug.retrieval", scale, RetrievalConfig(), 4_430, 1024, 1e-5, 2e-6)
+    task = RetrievalConfig(alpha_ramp_steps=554)
+    return _finetune("mplug.retrieval", scale, task, 4_430, 1024, 1e-5, 2e-6)
 
 
 def vqa(scale: str) -> RunConfig:
     """Return visual question answering by generation.
 
-    base, large: released VQA config: 8 epochs at a batch of 1,024, learning rates 3e-5 and 5e-6,
-    504 px in the paper (384 base, 336 large in the released code), beam 5 of at most 10 tokens.
+    base, large: released VQA configs: 8 epochs at a batch of 8 x 128 = 1,024 (base) or 8 x 256 =
+    2,048 (large), learning rates 3e-5 and 5e-6, 504 px in the paper (384 base, 336 large in the
+    released code), beam 5 of at most 10 tokens. The steps are 8 epochs of the 658,111 questions of
+    VQAv2's training and validation splits; the released code adds those of Visual Genome.
     """
-    return _finetune("mplug.vqa", scale, VQAConfig(), 5_000, 1024, 3e-5, 5e-6)
+    steps, batch = (2_571, 2048) if scale == "large" else (5_141, 1024)
+    return _finetune("mplug.vqa", scale, VQAConfig(), steps, batch, 3e-5, 5e-6)
 
 
 def grounding(scale: str) -> RunConfig:
     """Return visual grounding by coordinate tokens.
 
-    base, large: released grounding config: batch 192, learning rates 2e-5 and 5e-6, 336 px, 337
-    bins, tokens weighted by distance and overlap.
+    base, large: released grounding config: 120 epochs at a batch of 8 x 24 = 192, learning rates
+    2e-5 and 5e-6, 336 px, 337 bins, tokens weighted by distance and overlap. The steps are 120
+    epochs of the 120,624 training phrases of RefCOCO; other data need their own `train.max_steps`.
+
+    The paper has two stages: the mixture of the data sets at 2e-5, then each of them at 2e-6. This
+    is the first; the second is this recipe from the first one's model folder, with
+    `--optim.learning-rate 2e-6 --optim.vision-learning-rate 2e-6`.
     """
     small = scale not in PAPER_SCALES
     task = (
@@ -161,13 +175,13 @@ def grounding(scale: str) -> RunConfig:
         if small
         else GroundingConfig(length_and_overlap_weighting=True)
     )
-    return _finetune("mplug.grounding", scale, task, 79_000, 192, 2e-5, 5e-6)
+    return _finetune("mplug.grounding", scale, task, 75_390, 192, 2e-5, 5e-6)
 
 
 def nlvr2(scale: str) -> RunConfig:
     """Return judging statements about two pictures (NLVR2).
 
-    base, large: paper, section 2.5 and appendix: two cross-attention branches merged before the
+    base, large: paper, section 5.2.5 and appendix: two cross-attention branches merged before the
     FFN, an MLP on the text [CLS], 336 px, decay 0.05. The authors released neither a model nor a
     config for it, and the text of the paper that we could check lacks its table of settings: the
     others are those of ALBEF, on whose code mPLUG is built (`configs/NLVR.yaml`): 10 epochs of
@@ -180,7 +194,7 @@ def nlvr2(scale: str) -> RunConfig:
 def snli_ve(scale: str) -> RunConfig:
     """Return visual entailment in three classes, without the decoder (SNLI-VE).
 
-    base, large: paper, section 2.5 and appendix: the encoders and the fusion network read the
+    base, large: paper, section 5.2.5 and appendix: the encoders and the fusion network read the
     picture, the premise and the hypothesis; 336 px, decay 0.05. No config was released either: the
     other settings are those of ALBEF (`configs/VE.yaml`): 5 epochs of 529,527 pairs at a batch of
     8 x 32 are 10,340 steps, learning rate 2e-5; 5e-6 for the image encoder. The order of the
@@ -228,7 +242,7 @@ def _finetune(
             return replace(run, image=image)
         return run
     if isinstance(task, RetrievalConfig):
-        task = replace(task, queue_size=0, momentum=0.0, alpha=0.0)
+        task = replace(task, queue_size=0, momentum=0.0, alpha=0.0, alpha_ramp_steps=0)
     rate = 7e-4 if scale != "small" else 2e-4
     return _small_run(recipe, scale, task, {"smoke": 4, "tiny": 2000, "small": 6000}, rate)
 
