@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych.core.config import check
 from triptych.nn.dropout import Dropout
 
 
@@ -73,6 +74,56 @@ class ConvolutionalStem(nn.Module):
             x = convolution(x).permute(0, 2, 3, 1)  # (B, H, W, C)
             x = F.gelu(norm(x)).permute(0, 3, 1, 2)
         return self.patch_projection(x).flatten(2).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+def build_patches(
+    embed_dim: int,
+    patch_size: int,
+    stem_widths: tuple[int, ...],
+    *,
+    bias: bool,
+    init_std: float | None = None,
+) -> nn.Module:
+    """Return what maps pixels (B, 3, S, S) to patches (B, P, D): a stem, if it has widths.
+
+    Args:
+        embed_dim: Width D.
+        patch_size: Side of a patch in pixels.
+        stem_widths: Channels of the stem's convolutions; none for a linear projection.
+        bias: Whether the linear projection has one; a stem's always has.
+        init_std: Deviation of fresh weights of the projection; None takes the model's.
+    """
+    if stem_widths:
+        return ConvolutionalStem(embed_dim, patch_size, stem_widths, init_std=init_std)
+    return PatchEmbedding(embed_dim, patch_size, bias=bias, init_std=init_std)
+
+
+def check_stem(patch_size: int, stem_widths: tuple[int, ...]) -> None:
+    """Reject a stem that halves a patch too often.
+
+    Raises:
+        ConfigError: The patch is no multiple of 2 to the number of widths.
+    """
+    check(
+        patch_size % 2 ** len(stem_widths) == 0,
+        "stem_widths",
+        stem_widths,
+        f"halve patches of {patch_size} px to at least one: too many widths",
+    )
+
+
+def hide_pixels(image: Tensor, hidden_patches: Tensor, patch_size: int) -> Tensor:
+    """Return pictures with 0 in place of hidden patches, since a stem looks beyond its patch.
+
+    Args:
+        image: (B, 3, S, S) float.
+        hidden_patches: (B, P) bool, True = hidden.
+        patch_size: Side of a patch in pixels.
+    """
+    grid = image.shape[-1] // patch_size
+    pixels = hidden_patches.reshape(-1, 1, grid, grid)
+    pixels = pixels.repeat_interleave(patch_size, 2).repeat_interleave(patch_size, 3)
+    return image * ~pixels  # (B, 1, S, S) over the colours
 
 
 class TextEmbedding(nn.Module):

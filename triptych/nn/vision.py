@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from triptych.core.config import check
 from triptych.core.errors import DataError
 from triptych.nn.block import Block, BlockConfig
-from triptych.nn.embeddings import ConvolutionalStem, PatchEmbedding
+from triptych.nn.embeddings import build_patches, check_stem
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,13 +46,7 @@ class VisionConfig:
         """Reject sizes that do not fit."""
         fits = self.patch_size > 0 and self.image_size % self.patch_size == 0
         check(fits, "image_size", self.image_size, f"be a multiple of patch_size {self.patch_size}")
-        halvings = 2 ** len(self.stem_widths)
-        check(
-            self.patch_size % halvings == 0,
-            "stem_widths",
-            self.stem_widths,
-            f"halve patches of {self.patch_size} px to at least one: too many widths",
-        )
+        check_stem(self.patch_size, self.stem_widths)
         check(self.depth > 0, "depth", self.depth, "be at least 1")
 
     @property
@@ -83,14 +77,8 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.config = config
         width = config.embed_dim
-        self.patch_embedding: nn.Module = (
-            ConvolutionalStem(
-                width, config.patch_size, config.stem_widths, init_std=config.patch_init_std
-            )
-            if config.stem_widths
-            else PatchEmbedding(
-                width, config.patch_size, bias=False, init_std=config.patch_init_std
-            )
+        self.patch_embedding = build_patches(
+            width, config.patch_size, config.stem_widths, bias=False, init_std=config.patch_init_std
         )
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.position_embedding = nn.Parameter(torch.empty(1 + config.num_patches, width))

@@ -144,9 +144,15 @@ def test_sizes_of_a_folder_are_read_and_unknown_settings_refused():
 def test_widths_that_differ_cannot_become_a_transformers_folder():
     with pytest.raises(CapabilityError, match="16, 24 and 32 differ"):
         convert.folder_config(FLAVA(small_config()))
-    plain = convert.folder_config(_meta_model(flava_small()))
+    vision = dataclasses.replace(flava_small().vision, stem_widths=())
+    plain = convert.folder_config(_meta_model(dataclasses.replace(flava_small(), vision=vision)))
     assert plain["text_config"]["intermediate_size"] == 4 * 384
     assert plain["image_codebook_config"]["vocab_size"] == plain["image_config"]["vocab_size"]
+
+
+def test_a_stem_has_no_released_layout():
+    with pytest.raises(CapabilityError, match=r"stem_widths = \(32, 64, 128\)"):
+        convert.export_state_dict(_meta_model(flava_small()))
 
 
 @pytest.mark.parametrize("layout", ["openai", "transformers"])

@@ -247,3 +247,38 @@ def test_a_post_norm_text_encoder_is_refused():
     config = flava_tiny()
     with pytest.raises(ConfigError, match="pre_norm"):
         dataclasses.replace(config, text=dataclasses.replace(config.text, pre_norm=False))
+
+
+@pytest.fixture
+def stemmed():
+    torch.manual_seed(0)
+    config = small_config()
+    return FLAVA(
+        dataclasses.replace(config, vision=dataclasses.replace(config.vision, stem_widths=(4, 6)))
+    )
+
+
+def test_a_stem_sees_no_pixel_of_a_hidden_patch(stemmed, batch):
+    image, hidden = batch["image"], batch["hidden_patches"]
+    grid, size = stemmed.config.vision.grid_size, stemmed.config.vision.patch_size
+    pixels = hidden.view(-1, 1, grid, grid)
+    pixels = pixels.repeat_interleave(size, 2).repeat_interleave(size, 3)
+    other = torch.where(pixels, torch.randn_like(image), image)
+    assert hidden.any() and not torch.equal(image, other)
+    masked = stemmed.encode_image(image, hidden_patches=hidden).tokens
+    assert torch.equal(masked, stemmed.encode_image(other, hidden_patches=hidden).tokens)
+    assert not torch.equal(stemmed.encode_image(image).tokens, masked)
+
+
+def test_whole_and_masked_pictures_as_one_batch_behind_a_stem(stemmed, batch):
+    hidden = batch["hidden_patches"]
+    found = stemmed.image_passes(batch["image"], hidden)
+    clean = stemmed.encode_image(batch["image"]).pooled
+    masked = stemmed.encode_image(batch["image"], hidden_patches=hidden).tokens
+    torch.testing.assert_close(found.clean_cls, clean, **CLOSE)
+    torch.testing.assert_close(found.masked, masked, **CLOSE)
+
+
+def test_a_stem_that_halves_a_patch_too_often_is_refused():
+    with pytest.raises(ConfigError, match="stem_widths"):
+        dataclasses.replace(flava_tiny().vision, stem_widths=(8,) * 5)

@@ -8,6 +8,7 @@ from typing import Literal
 from triptych.core.config import check
 from triptych.models.dvae.config import DVAEConfig, codebook_image_size
 from triptych.nn.block import BlockConfig
+from triptych.nn.embeddings import check_stem
 from triptych.nn.encoder import TextConfig
 
 NORM_EPS = 1e-12
@@ -27,6 +28,8 @@ class FLAVAVisionConfig:
         mlp_ratio: Hidden width of the FFN over `embed_dim` (4).
         patch_init_std: Deviation of fresh patch weights; None takes the model's `init_std`.
         position_init_std: Deviation of a fresh position table; None takes the model's `init_std`.
+        stem_widths: Channels of convolutions of stride 2 before the patch projection; none in the
+            paper. With them, the pixels of hidden patches are 0.
     """
 
     image_size: int
@@ -37,11 +40,13 @@ class FLAVAVisionConfig:
     mlp_ratio: float = 4.0
     patch_init_std: float | None = None
     position_init_std: float | None = None
+    stem_widths: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Reject sizes that do not fit."""
         fits = self.patch_size > 0 and self.image_size % self.patch_size == 0
         check(fits, "image_size", self.image_size, f"be a multiple of patch_size {self.patch_size}")
+        check_stem(self.patch_size, self.stem_widths)
         check(self.depth > 0, "depth", self.depth, "be at least 1")
 
     @property

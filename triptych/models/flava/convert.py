@@ -59,7 +59,17 @@ _DEAD = [
 
 
 def key_table(config: FLAVAConfig) -> KeyTable:
-    """Return which released tensors make which of ours."""
+    """Return which released tensors make which of ours.
+
+    Raises:
+        CapabilityError: The model has a convolutional stem, which transformers' layout cannot
+            express.
+    """
+    stem = config.vision.stem_widths
+    if stem:
+        raise CapabilityError(
+            f"stem_widths = {stem}: transformers' layout has a linear patch projection"
+        )
     table: KeyTable = {"logit_scale": ("flava.logit_scale",)}
     table |= _image_keys() | bert_embedding_keys("text_encoder.embedding", TEXT)
     table["fusion.class_embedding"] = (f"{FUSION}.cls_token",)

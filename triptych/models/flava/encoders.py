@@ -17,7 +17,7 @@ from triptych.core.errors import DataError
 from triptych.models.flava.config import NORM_EPS, FLAVAFusionConfig, FLAVAVisionConfig
 from triptych.nn.attention import key_bias
 from triptych.nn.block import Block, BlockConfig
-from triptych.nn.embeddings import PatchEmbedding
+from triptych.nn.embeddings import build_patches, hide_pixels
 from triptych.nn.encoder import TextConfig, check_text_length
 
 PAD_ID = 0
@@ -67,8 +67,8 @@ class FLAVAImageEncoder(nn.Module):
         super().__init__()
         self.config = config
         width = config.embed_dim
-        self.patch_embedding = PatchEmbedding(
-            width, config.patch_size, bias=True, init_std=config.patch_init_std
+        self.patch_embedding = build_patches(
+            width, config.patch_size, config.stem_widths, bias=True, init_std=config.patch_init_std
         )
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.mask_token = nn.Parameter(torch.empty(width))
@@ -84,7 +84,9 @@ class FLAVAImageEncoder(nn.Module):
         nn.init.trunc_normal_(self.position_embedding, std=std, a=-2 * std, b=2 * std)
 
     def embed(self, image: Tensor, hidden: Sequence[Tensor | None] = (None,)) -> Tensor:
-        """Project the patches once and return the first block's input for each way of hiding.
+        """Project the patches and return the first block's input for each way of hiding.
+
+        A linear projection runs once for all ways.
 
         Args:
             image: (B, 3, image_size, image_size) float.
@@ -102,15 +104,23 @@ class FLAVAImageEncoder(nn.Module):
                 f"image is {tuple(image.shape[-2:])} px but the model takes {size} x {size}: "
                 "resize it, or load the model with that image size"
             )
-        patches = self.patch_embedding(image)  # (B, P, D)
-        token = self.mask_token.to(patches.dtype)
-        ways = [
-            patches if mask is None else torch.where(mask.flatten(1)[..., None], token, patches)
-            for mask in hidden
-        ]
-        x = torch.cat(ways)
+        x = torch.cat(self._patches(image, [m if m is None else m.flatten(1) for m in hidden]))
         cls = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
         return torch.cat([cls, x], dim=1) + self.position_embedding.to(x.dtype)
+
+    def _patches(self, image: Tensor, hidden: Sequence[Tensor | None]) -> list[Tensor]:
+        """Return (B, P, D) for each way of hiding; a stem sees no pixel of a hidden patch."""
+        if self.config.stem_widths:
+            size = self.config.patch_size
+            seen = [image if m is None else hide_pixels(image, m, size) for m in hidden]
+            patches = list(self.patch_embedding(torch.cat(seen)).chunk(len(hidden)))
+        else:
+            patches = [self.patch_embedding(image)] * len(hidden)
+        token = self.mask_token.to(patches[0].dtype)
+        return [
+            x if m is None else torch.where(m[..., None], token, x)
+            for x, m in zip(patches, hidden, strict=True)
+        ]
 
     def forward(self, image: Tensor, hidden_patches: Tensor | None = None) -> Tensor:
         """Encode normalised pixels.

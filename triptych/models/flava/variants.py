@@ -24,8 +24,9 @@ def flava_tiny(*, image_size: int | None = None, vocab_size: int | None = None) 
             embed_dim=128,
             depth=4,
             num_heads=4,
-            patch_init_std=0.02,
+            patch_init_std=0.1,
             position_init_std=0.7,
+            stem_widths=(16, 32, 64),
         ),
         text=TextConfig(
             vocab_size=vocab_size or 512,
@@ -57,8 +58,9 @@ def flava_small(*, image_size: int | None = None, vocab_size: int | None = None)
             embed_dim=384,
             depth=8,
             num_heads=6,
-            patch_init_std=0.02,
+            patch_init_std=0.1,
             position_init_std=0.7,
+            stem_widths=(32, 64, 128),
         ),
         text=TextConfig(
             vocab_size=vocab_size or 8192,

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 
 from triptych.core.config import check
 from triptych.nn.block import BlockConfig
+from triptych.nn.embeddings import check_stem
 
 MIN_TEXT_TOKENS = 2
 """[CLS] and [SEP]: a position table knows at least these."""
@@ -96,12 +97,7 @@ class VLMoConfig:
             True,
             f"be off without vision-language experts (fused_from = depth = {self.depth})",
         )
-        check(
-            self.patch_size % 2 ** len(self.stem_widths) == 0,
-            "stem_widths",
-            self.stem_widths,
-            f"be so few that patch_size {self.patch_size} can be halved for each",
-        )
+        check_stem(self.patch_size, self.stem_widths)
         self.block()
 
     @property

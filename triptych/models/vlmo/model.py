@@ -15,7 +15,7 @@ from triptych.models.base import FeatureDims
 from triptych.models.vlmo.config import VLMoConfig
 from triptych.models.vlmo.multiway import MultiwayBlock, drop_path_rate
 from triptych.models.vlmo.trunk import MultiwayTrunk, TokenSequence
-from triptych.nn.embeddings import ConvolutionalStem, PatchEmbedding, TextEmbedding
+from triptych.nn.embeddings import TextEmbedding, build_patches, hide_pixels
 from triptych.nn.encoder import check_text_length
 from triptych.nn.heads import VocabularyHead
 from triptych.nn.init import init_weights
@@ -37,12 +37,8 @@ class VLMo(nn.Module):
         self.config = config
         width = config.embed_dim
         absolute = config.positions == "absolute"
-        self.patch_embedding: nn.Module = (
-            ConvolutionalStem(
-                width, config.patch_size, config.stem_widths, init_std=config.patch_init_std
-            )
-            if config.stem_widths
-            else PatchEmbedding(width, config.patch_size, bias=True, init_std=config.patch_init_std)
+        self.patch_embedding = build_patches(
+            width, config.patch_size, config.stem_widths, bias=True, init_std=config.patch_init_std
         )
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.mask_token = nn.Parameter(torch.empty(width)) if config.mask_token else None
@@ -126,7 +122,7 @@ class VLMo(nn.Module):
                 "resize it, or load the model with that image size"
             )
         if hidden_patches is not None and self.config.stem_widths:
-            image = image * ~self._pixels(hidden_patches)  # a stem looks beyond its patch
+            image = hide_pixels(image, hidden_patches, self.config.patch_size)
         x = self.patch_embedding(image)  # (B, P, D)
         if hidden_patches is not None:
             if self.mask_token is None:
@@ -273,12 +269,6 @@ class VLMo(nn.Module):
                 "encode_image and encode_text return them"
             )
         return TokenSequence(image.inputs, text.inputs, text.mask, image_index)
-
-    def _pixels(self, patches: Tensor) -> Tensor:
-        """Return the (B, 1, S, S) pixels of patches (B, P) bool."""
-        grid = patches.unflatten(1, (1, self.config.grid_size, self.config.grid_size))  # type: ignore[no-untyped-call]
-        size = self.config.patch_size
-        return grid.repeat_interleave(size, 2).repeat_interleave(size, 3)  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def _init_weights(self) -> None:
