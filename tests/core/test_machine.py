@@ -60,6 +60,14 @@ def test_the_machine_is_described(monkeypatch):
     assert facts["Python"] == platform.python_version()
 
 
+@pytest.mark.parametrize(
+    ("flags", "found"), [("avx512_bf16", True), ("amx_bf16", True), ("avx2", False), ("", False)]
+)
+def test_what_the_processor_says_of_bf16(flags, found, monkeypatch):
+    monkeypatch.setattr(machine, "_read", lambda path: f"flags : fpu {flags}\n")
+    assert machine.cpu_has_bf16.__wrapped__() is found
+
+
 def test_a_cpu_without_bf16_says_so(monkeypatch):
     monkeypatch.setattr(machine, "_read", lambda path: "flags : fpu avx2\n")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

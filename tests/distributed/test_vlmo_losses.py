@@ -1,5 +1,7 @@
 """VLMo's third stage on several gloo processes against one process with the joined batch."""
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -20,12 +22,12 @@ def _hardest(sim, positives):
 
 def _losses_and_gradients(split, name, active):
     """Return losses and gradients of one step, averaged over processes, of these rows each."""
-    vlmo.sample_hard_negatives = _hardest
     task, batch = build(name), make_batch(ROWS, length=9)
     batch["caption_key"][3] = batch["caption_key"][6]  # a caption of two pictures, far apart
     bounds = [0, *torch.tensor(split).cumsum(0).tolist()]
     own = slice(bounds[rank()], bounds[rank() + 1])
-    losses = task.losses({key: value[own] for key, value in batch.items()}, active=active)
+    with mock.patch.object(vlmo, "sample_hard_negatives", _hardest):
+        losses = task.losses({key: value[own] for key, value in batch.items()}, active=active)
     torch.stack(list(losses.values())).sum().backward()
     parameters = dict(task.modules.named_parameters())
     average_gradients(list(parameters.values()))

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from triptych.distributed.env import run_processes
+from triptych.train import muon
 from triptych.train.config import OptimConfig
 from triptych.train.muon import orthogonalise
 from triptych.train.optim import build_optimizer, group_parameters, is_block_matrix
@@ -42,9 +43,13 @@ def _give_gradients(network, step):
         parameter.grad = torch.randn(parameter.shape, generator=generator)
 
 
-def test_singular_values_become_about_one_and_vectors_stay():
+@pytest.mark.parametrize("bf16", [True, False])
+def test_singular_values_become_about_one_and_vectors_stay(bf16, monkeypatch):
+    monkeypatch.setattr(muon, "cpu_has_bf16", lambda: bf16)
     matrices = torch.randn(3, 6, 20, generator=torch.Generator().manual_seed(1))
-    out = orthogonalise(matrices).float()
+    out = orthogonalise(matrices)
+    assert out.dtype == torch.bfloat16
+    out = out.float()
     for before, after in zip(matrices, out, strict=True):
         values = torch.linalg.svdvals(after)
         assert values.min() > 0.65
@@ -52,6 +57,18 @@ def test_singular_values_become_about_one_and_vectors_stay():
         left, _, right = torch.linalg.svd(before, full_matrices=False)
         core = left.T @ after @ right.T  # diagonal if the singular vectors are the same
         assert (core - torch.diag(core.diag())).abs().max() < 0.05
+
+
+def test_a_processor_without_bf16_is_not_made_to_emulate_it(monkeypatch):
+    seen, multiply = set(), torch.baddbmm
+    monkeypatch.setattr(
+        torch, "baddbmm", lambda x, *rest, **kw: seen.add(x.dtype) or multiply(x, *rest, **kw)
+    )
+    for bf16, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        seen.clear()
+        monkeypatch.setattr(muon, "cpu_has_bf16", lambda bf16=bf16: bf16)
+        orthogonalise(torch.ones(1, 2, 3))
+        assert seen == {dtype}
 
 
 def test_matrices_inside_blocks_and_nothing_else():

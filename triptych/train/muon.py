@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from triptych.core.machine import cpu_has_bf16
 from triptych.distributed.collectives import all_gather
 from triptych.distributed.env import rank, world_size
 
@@ -28,15 +29,17 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
         steps: Newton-Schulz iterations.
 
     Returns:
-        (M, R, C) bfloat16; singular values end between 0.7 and 1.2.
+        (M, R, C) bfloat16; singular values end between 0.7 and 1.2. A processor that would
+        emulate bf16 computes in fp32.
     """
     a, b, c = COEFFICIENTS
-    x = matrices.to(torch.bfloat16)
+    emulated = matrices.device.type == "cpu" and not cpu_has_bf16()
+    x = matrices.to(torch.float32 if emulated else torch.bfloat16)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x
+    return x.to(torch.bfloat16)
 
 
 class Muon(torch.optim.AdamW):
