@@ -5,7 +5,7 @@ need transformers (`pip install triptych[bench]`). The joint recipe takes under 
 idle cores, the comparisons of seeds about as long.
 
     python -m benchmarks.flava
-    python -m benchmarks.flava --only parity step
+    python -m benchmarks.flava --only parity step_fp32
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ from benchmarks.gather import Benchmark, Part, at_least, at_most, build_parser, 
 FLAVA = Benchmark(
     name="flava",
     prefix="flava_",
-    details=("low", "high", "with", "without", "fp32_range", "bf16_range"),
+    details=("low", "high", "with", "without", "range"),
     parts=(
         Part("parity", ("-m", "benchmarks.flava_parity"), ("parity_max_error",)),
         Part("gradients", ("-m", "benchmarks.flava_step", "--gradients"), ("grad_norm_step0",)),
-        Part(
-            "step",
-            ("-m", "benchmarks.flava_step"),
-            ("step_fp32_over_transformers", "step_bf16_over_transformers"),
+        *(
+            Part(
+                f"step_{precision}",
+                ("-m", "benchmarks.flava_step", "--precision", precision),
+                (f"step_{precision}_over_transformers",),
+            )
+            for precision in ("fp32", "bf16")
         ),
         Part(
             "memory",

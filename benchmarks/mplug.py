@@ -47,8 +47,13 @@ MPLUG = Benchmark(
         ),
         Part(
             "step",
+            ("-m", "benchmarks.mplug_step", "--precision", "fp32"),
+            ("step_fast_over_plain",),
+        ),
+        Part(
+            "step_default",
             ("-m", "benchmarks.mplug_step"),
-            ("step_fast_over_plain", "step_default_over_plain_fp32"),
+            ("step_default_over_plain_fp32",),
         ),
         Part("beam", ("benchmarks/beam.py", "--beams", "10"), ("beam10_over_uncached",), read_beam),
         Part("rerank", ("-m", "benchmarks.mplug_rerank"), ("rerank_over_plain",)),

@@ -66,10 +66,20 @@ OUTPUTS = {
     "step": {
         "step_fast_over_plain": 1.377,
         "range": [1.311, 1.444],
+        "median_ms": {"fast fp32": 5009.0, "plain fp32": 6899.0},
+        "precision": "fp32",
+        "micro_batch": 8,
+        "accumulate": 2,
+        "rounds": 3,
+        "num_threads": 2,
+    },
+    "step_default": {
+        "step_fast_over_plain": 1.2,
+        "range": [1.1, 1.3],
         "step_default_over_plain_fp32": 4.188,
         "range_fp32": [4.011, 4.222],
         "median_ms": {"fast bf16": 5010.1, "plain bf16": 6899.0, "plain fp32": 20980.0},
-        "default_precision": "bf16",
+        "precision": "bf16",
         "micro_batch": 8,
         "accumulate": 2,
         "rounds": 3,
@@ -195,6 +205,7 @@ def test_speed_figures_have_times_ranges_and_bars(results):
     speed = rows(TABLES["speed"](results))
     assert speed["`fusion_s3_over_connected`"][3:5] == ["**2.298**", "2.20 to 2.40"]
     assert speed["`fusion_s3_over_connected`"][-1] == ">= 2.3, missed"
+    assert speed["`step_fast_over_plain`"][1:4] == ["6,899", "5,009", "**1.377**"]
     step = speed["`step_default_over_plain_fp32`"]
     assert step[1:] == ["20,980", "5,010", "**4.188**", "4.01 to 4.22", "", ">= 3.5, reached"]
     assert speed["`beam10_over_uncached`"][1:5] == ["23,950", "2,125", "**11.27**", ""]
