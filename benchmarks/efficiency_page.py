@@ -440,7 +440,7 @@ def runs_table(results: Results) -> str:
                 f"`{part['command']}`",
                 f"{text}, threads: {output[name]['num_threads']}",
                 f"`{part['commit'][:12]}`{', changed' if dirty else ''}",
-                f"{machine['cores']} cores of {machine['CPU']} ({machine['bf16']}), "
+                f"{machine['cores']} cores of {machine['CPU']} (bf16: {machine['bf16']}), "
                 f"torch {machine['torch']}",
             ]
         )
