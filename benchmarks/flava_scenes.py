@@ -20,7 +20,6 @@ Runs that are finished are not trained again; `benchmarks/scene_runs.py` says ho
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +76,6 @@ def write_classes(folder: Path, sizes: dict[str, int], seed: int) -> SceneFiles:
     """
     files = SceneFiles(folder)
     if not files.summary.is_file():
-        shutil.rmtree(folder, ignore_errors=True)  # what an interrupted call has left
         counts = {split: PICTURES_PER_CLASS_PICTURE * size for split, size in sizes.items()}
         write_scenes(
             folder,

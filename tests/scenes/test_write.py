@@ -280,6 +280,28 @@ def test_a_wrong_argument_is_named(tmp_path, change, named):
         write_scenes(tmp_path, **{"num_images": 5, **change})
 
 
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_call_that_was_interrupted_leaves_nothing_in_the_way(tmp_path, exists):
+    out = tmp_path / "scenes"
+    if exists:
+        out.mkdir()
+
+    def interrupt(stage, done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_scenes(out, 5, progress=interrupt)
+    assert list(tmp_path.iterdir()) == ([out] if exists else [])
+    killed = tmp_path / ".scenes.unfinished"  # kill -9 leaves it
+    killed.mkdir()
+    (killed / "images").write_text("half")
+    files = write_scenes(out, 5)
+    assert files.root == out
+    assert files.summary.is_file()
+    assert files.images.is_dir()
+    assert list(tmp_path.iterdir()) == [out]
+
+
 def test_a_folder_that_is_not_empty_is_left_alone(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(DataError, match="not empty"):

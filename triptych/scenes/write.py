@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import json
 import multiprocessing
+import shutil
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -87,23 +88,43 @@ def write_scenes(
     per_image = _PerImage(captions_per_image, questions_per_image, phrases_per_image)
     _check_arguments(sizes, per_image, formats, num_workers)
     clips_of = _draw_clips(config, sizes, num_clips)  # now, as it may fail
-    files = SceneFiles(out)
-    if out.exists() and any(out.iterdir()):
-        raise DataError(f"{out} is not empty: choose another folder, or remove it first")
-    contents = _draw_contents(config, sizes, captions_per_image, progress)
-    with ExitStack() as stack:
+    with _filled_at_once(out) as folder, ExitStack() as stack:
+        files = SceneFiles(folder)
+        contents = _draw_contents(config, sizes, captions_per_image, progress)
         painter = _Painter(config, files, num_workers, progress, stack)
         for content in contents:
             painter.paint_split(content)
             if "classes" in formats:
                 painter.paint_classes(content)
-    _write_annotations(files, contents, formats, per_image, progress)
-    _write_clips(files, config, clips_of, questions_per_image, progress)
-    counts = {split: size for split, size in sizes.items() if size}
-    counts["clips"] = sum(map(len, clips_of.values()))
-    summary = {"counts": counts, "formats": list(formats), "config": to_dict(config)}
-    write_json(files.summary, summary)
-    return files
+        _write_annotations(files, contents, formats, per_image, progress)
+        _write_clips(files, config, clips_of, questions_per_image, progress)
+        counts = {split: size for split, size in sizes.items() if size}
+        counts["clips"] = sum(map(len, clips_of.values()))
+        summary = {"counts": counts, "formats": list(formats), "config": to_dict(config)}
+        write_json(files.summary, summary)
+    return SceneFiles(out)
+
+
+@contextmanager
+def _filled_at_once(out: Path) -> Iterator[Path]:
+    """Give a folder beside `out` to write to; only when that is done, `out` has its entries."""
+    if out.exists() and any(out.iterdir()):
+        raise DataError(f"{out} is not empty: choose another folder, or remove it first")
+    target = out.resolve()
+    unfinished = target.with_name(f".{target.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a call that was killed
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        if target.exists():  # keep it: it may be the working folder of a shell
+            for entry in sorted(unfinished.iterdir(), key=lambda path: path.is_file()):
+                entry.rename(target / entry.name)
+            unfinished.rmdir()
+        else:
+            unfinished.rename(target)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
 
 
 @dataclass(frozen=True, slots=True)
