@@ -52,7 +52,7 @@ def test_the_reach_of_the_contrastive_gradient_is_compared(run, tmp_path):
     whole, local = flava_scenes.contrastive_pair(run, tmp_path)
     assert (whole.task.contrastive, local.task.contrastive) == ("global", "local")
     assert replace(local, task=replace(local.task, contrastive="global")) == whole
-    assert (local.train.num_processes, local.train.local_batch_size) == (2, 32)
+    assert (local.train.num_processes, local.train.local_batch_size) == (2, 128)
 
 
 @pytest.mark.parametrize("name", flava_scenes.COMPARISONS)
@@ -65,11 +65,8 @@ def test_fresh_weights_take_the_codes_of_the_stages(run, tmp_path, name):
 
 def test_pictures_of_the_probe_are_written_once(tmp_path):
     folder = tmp_path / "classes"
-    (folder / "scenes").mkdir(parents=True)
-    (folder / "scenes" / "half").touch()
     sizes = {"train": 30, "val": 4, "test": 5}
     files = flava_scenes.write_classes(folder, sizes, 0)
-    assert not (folder / "scenes" / "half").exists()
     for split, size in sizes.items():
         pictures = read_labelled(
             DataSourceConfig(path=str(files.classes(split))), label_pattern=flava_scenes.SHAPE

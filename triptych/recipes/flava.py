@@ -106,7 +106,8 @@ def joint(scale: str) -> RunConfig:
     accumulated: negatives, swapped captions and token means are those of one micro-batch.
 
     Small scales: GC takes every step on pairs; ITM, MMM-image and MMM-text join every other step
-    after 40 % of them.
+    after 40 % of them. tiny has batches of 256: of 64 pairs, colours alone tell nearly all apart,
+    and with as many pairs in all, recall at 1 among 500 pictures ends 0.1 lower.
     """
     _check_scale(scale)
     task = FLAVAPretrainingConfig(max_text_tokens=POSITIONS[scale])
@@ -114,8 +115,10 @@ def joint(scale: str) -> RunConfig:
         train = TrainConfig(max_steps=100_000, local_batch_size=8192)
         task = replace(task, chunk_size=128)
         return _paper_run("flava.joint", scale, task, train, _large_batches())
-    steps = {"smoke": 6, "tiny": 2000, "small": 20_000}[scale]
+    steps = {"smoke": 6, "tiny": 1100, "small": 20_000}[scale]
     run = _small_run("flava.joint", scale, task, steps, 1.5e-3)
+    if scale == "tiny":
+        run = replace(run, train=replace(run.train, local_batch_size=256))
     late = 4 * steps // 10
     weights = (
         ObjectiveWeight(name="gc"),
