@@ -217,9 +217,9 @@ def test_speed_figures_have_times_ranges_and_bars(results):
 def test_runs_name_command_commit_and_machine(results, tmp_path):
     runs = TABLES["runs"](results)
     assert "| `python -m benchmarks.mplug_fusion` | bf16, batches of 4 pairs, 257 image" in runs
-    assert runs.count("`0123456789ab` | 2 cores of Some CPU (avx512_bf16), torch 9.9 |") == 5
+    assert runs.count("`0123456789ab` | 2 cores of Some CPU (bf16: avx512_bf16), torch 9.9 |") == 6
     dirty = write_results(tmp_path, commit=f"{COMMIT}-dirty")
-    assert TABLES["runs"](dirty).count("`0123456789ab`, changed") == 5
+    assert TABLES["runs"](dirty).count("`0123456789ab`, changed") == 6
 
 
 @pytest.mark.parametrize(
