@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
-    print(json.dumps(measure(options.batch_size, options.rounds), indent=2))
+    print(json.dumps(measure(options.batch_size, options.rounds)))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """mPLUG's and FLAVA's figures: what is asked for, and the parts that take no training."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from benchmarks import mplug_fusion, mplug_rerank
 from benchmarks.flava import FLAVA
-from benchmarks.gather import assemble
+from benchmarks.gather import assemble, run_part
 from benchmarks.mplug import MPLUG, read_beam
 from benchmarks.vlmo import VLMO
 
@@ -100,3 +101,9 @@ def test_rerank_compares_equal_scores(capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["largest_gap"] < mplug_rerank.LARGEST_GAP[found["precision"]]
     assert found["texts_per_image"] == 64
+
+
+def test_masking_prints_what_its_part_reads():
+    part = next(part for part in FLAVA.parts if part.name == "masking")
+    small = replace(part, arguments=(*part.arguments, "--batch-size", "4", "--rounds", "1"))
+    assert run_part(small, MACHINE, "abc")["output"]["masking_speedup"] > 0
