@@ -24,10 +24,8 @@ import argparse
 import copy
 import json
 import resource
-import statistics
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -36,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.flava_batch import PairedBatch, make_batch
+from benchmarks.mplug_timing import CLOCKS, median_ms, ratio_range, speedup
 from triptych.models.flava.convert import config_for, config_from_folder, import_state_dict
 from triptych.models.flava.model import FLAVA
 from triptych.models.flava.variants import flava_full
@@ -43,7 +42,6 @@ from triptych.tasks.pretraining.flava import FLAVAPretraining, FLAVAPretrainingC
 
 BATCH_SIZE = 8
 SIDES = ("ours", "transformers")
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 LARGEST_LOSS_GAP = {"fp32": 1e-4, "bf16": 2e-2}
 """Of the summed loss of about 22, relative; the rest is rounding."""
 
@@ -133,11 +131,10 @@ def measure_steps(rounds: int, clock: str, precision: str) -> dict[str, Any]:
             start = CLOCKS[clock]()
             sides[name].step(precision)
             taken[name].append(CLOCKS[clock]() - start)
-    ratios = [t / o for t, o in zip(taken["transformers"], taken["ours"], strict=True)]
     return {
-        f"step_{precision}_over_transformers": round(statistics.median(ratios), 3),
-        "range": [round(min(ratios), 3), round(max(ratios), 3)],
-        "median_ms": {n: round(1000 * statistics.median(t)) for n, t in taken.items()},
+        f"step_{precision}_over_transformers": speedup(taken, "transformers", "ours"),
+        "range": ratio_range(taken, "transformers", "ours"),
+        "median_ms": median_ms(taken),
         "rounds": rounds,
         "clock": clock,
         "num_threads": torch.get_num_threads(),

@@ -122,9 +122,8 @@ def _filled_at_once(out: Path) -> Iterator[Path]:
             unfinished.rmdir()
         else:
             unfinished.rename(target)
-    except BaseException:
+    finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-        raise
 
 
 @dataclass(frozen=True, slots=True)

@@ -308,7 +308,8 @@ def told_apart(task, colors, generator):
 def test_the_teachers_classes_come_to_tell_colours_that_nobody_named():
     generator = torch.Generator().manual_seed(3)
     torch.manual_seed(3)
-    config = DINOConfig(
+    config = dataclasses.replace(
+        HEAD,
         out_dim=32,
         hidden_dim=32,
         bottleneck_dim=16,
@@ -316,9 +317,6 @@ def test_the_teachers_classes_come_to_tell_colours_that_nobody_named():
         teacher_warmup_steps=0,
         momentum=0.9,
         center_momentum=0.0,  # in so short a run an old center lets the classes collapse
-        freeze_last_layer_steps=0,
-        max_steps=100,
-        init_std=0.2,
     )
     task = DINO(build_model(small_config("flava_tiny")), config)
     colors = 1.5 * torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]])
