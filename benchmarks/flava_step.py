@@ -5,7 +5,8 @@ pass, clipping and a fused AdamW. Both sides hold the same weights and see the s
 captions of 10 to 20 words, which transformers pads to 77 tokens as its processor does. They step in
 turn in one process, in fp32 or in bf16 autocast; a figure is the median over rounds of the ratio
 of two neighbouring steps, theirs over ours. Their losses are compared first. A processor without
-instructions for bf16 emulates it, many times slower, which says nothing about either side.
+instructions for bf16 would emulate it, many times slower, which says nothing about either side:
+there, steps in bf16 are not measured.
 
 `--memory ours` or `--memory transformers` makes two steps of one side in this process, forward and
 backward pass alone, and gives the peak of its resident memory; without a side, both run in
@@ -35,6 +36,7 @@ from torch import Tensor, nn
 
 from benchmarks.flava_batch import PairedBatch, make_batch
 from benchmarks.mplug_timing import CLOCKS, median_ms, ratio_range, speedup
+from triptych.core.machine import cpu_has_bf16
 from triptych.models.flava.convert import config_for, config_from_folder, import_state_dict
 from triptych.models.flava.model import FLAVA
 from triptych.models.flava.variants import flava_full
@@ -203,6 +205,8 @@ def main() -> None:
         found = {"peak_gib": round(peak_gib(options.memory, options.precision), 3)}
     elif options.memory == "both":
         found = measure_memory(torch.get_num_threads(), options.precision)
+    elif options.precision == "bf16" and not cpu_has_bf16():
+        found = {"not_measured": "this processor has no instructions for bf16"}
     else:
         found = measure_steps(options.rounds, options.clock, options.precision)
     print(json.dumps(found))

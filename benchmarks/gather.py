@@ -3,7 +3,8 @@
 Each part runs in a process of its own, and its whole output is stored beside the result. `--skip
 PART` takes a part as it is stored; `--only PART` runs that and takes the others as they are stored.
 A figure that nobody gives, or gives as no number, is an error, and the result is not written. A bar
-that is not reached is no error: the table and the file say so.
+that is not reached is no error: the table and the file say so. Nor is a figure that this machine
+cannot give, if its part says why under `not_measured`: it has no value and no verdict.
 """
 
 from __future__ import annotations
@@ -152,7 +153,8 @@ def load_json(path: Path) -> dict[str, Any]:
 def part_figures(part: Part, stored: Mapping[str, Any], details: Sequence[str] = ()) -> Figures:
     """Return the figures of a part's file, each with what it takes to measure it again."""
     output = stored["output"]
-    kept = {name: output[name] for name in ("protocol", *details) if name in output}
+    names = ("protocol", "not_measured", *details)
+    kept = {name: output[name] for name in names if name in output}
     return {
         key: {
             "value": output.get(key),
@@ -205,8 +207,8 @@ def assemble(
 
     Args:
         benchmark: Says what is asked for and what the bars are.
-        figures: By key, each with value, command, commit and machine; those that are asked for
-            come first in the result, the others follow.
+        figures: By key, each with value (or `not_measured`), command, commit and machine; those
+            that are asked for come first in the result, the others follow.
         machine: Of the file.
         commit: Of the file.
 
@@ -214,7 +216,8 @@ def assemble(
         DataError: Figures are missing, or have no value; the message names all of them.
     """
     values = {key: figure.get("value") for key, figure in figures.items()}
-    missing = [key for key in benchmark.asked if not is_value(values.get(key))]
+    excused = {key for key, figure in figures.items() if figure.get("not_measured")}
+    missing = [k for k in benchmark.asked if k not in excused and not is_value(values.get(k))]
     if missing:
         raise DataError(f"no value for {', '.join(missing)}")
     merged: Figures = {}
@@ -222,7 +225,7 @@ def assemble(
         bar = benchmark.bars.get(key)
         merged[key] = {k: v for k, v in figures[key].items() if k not in ("commit", "machine")} | {
             "bar": bar.text if bar else None,
-            "reached": bar.is_reached(values) if bar else None,
+            "reached": bar.is_reached(values) if bar and key not in excused else None,
         }
         for name, common in (("commit", commit), ("machine", machine)):
             if figures[key][name] != common:
@@ -246,6 +249,8 @@ def result_table(benchmark: Benchmark, result: Mapping[str, Any]) -> Table:
     for key in benchmark.asked:
         figure = result["figures"][key]
         value = figure["value"]
+        if "not_measured" in figure:
+            value = f"not measured: {figure['not_measured']}"
         table.add_row(
             key,
             f"{value:.4g}" if isinstance(value, float) else str(value),

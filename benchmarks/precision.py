@@ -9,7 +9,8 @@ two steps of the same round.
 
 `bf16_speedup` is the pre-training step of the tiny demo: mplug_tiny, 64 px, batch 64, all four
 objectives, settings of the recipe. The other cases show how it depends on the work: the demo's
-earlier steps (ITC and PrefixLM alone), mplug_small, and a base-size model of reduced depth.
+earlier steps (ITC and PrefixLM alone), mplug_small, and a base-size model of reduced depth. On a
+processor that would emulate bf16 nothing is measured.
 
     python benchmarks/precision.py --rounds 15
 """
@@ -31,6 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from triptych.core.machine import cpu_has_bf16
 from triptych.data.manifest import read_records
 from triptych.data.records import Record
 from triptych.data.source import DataSourceConfig
@@ -242,6 +244,9 @@ def main() -> None:
     parser.add_argument("--num-threads", type=int, default=None, help="threads of torch; all")
     parser.add_argument("--tiny-only", action="store_true", help="leave out the larger models")
     arguments = parser.parse_args()
+    if not cpu_has_bf16():
+        print(json.dumps({"not_measured": "this processor has no instructions for bf16"}))
+        return
     if arguments.num_threads is not None:
         torch.set_num_threads(arguments.num_threads)
     with tempfile.TemporaryDirectory() as folder:

@@ -13,6 +13,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"<!-- results -->\n.*?<!-- /results -->", flags=re.DOTALL)
+VERDICTS = {True: "reached", False: "missed", None: "not measured"}
 ROWS = (
     ("demo_minutes", "`make demo`, installation excluded, minutes"),
     ("i2t_r1", "image to text among 500 unseen scenes, recall at 1, ITC alone"),
@@ -44,7 +45,7 @@ def table(results: Mapping[str, Any]) -> str:
             _number(figures.get(f"compositional_{key}", {}).get("value")),
             _number(entry.get("chance")),
             _number(entry.get("blind")),
-            f"{entry['bar']} {'reached' if entry['reached'] else 'missed'}",
+            f"{entry['bar']} {VERDICTS[entry['reached']]}",
         ]
         lines.append(f"| {text} | {' | '.join(cells)} |")
     machine = results["machine"]

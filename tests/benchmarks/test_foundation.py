@@ -5,9 +5,9 @@ from functools import partial
 
 import pytest
 
-from benchmarks import foundation, gather
+from benchmarks import flava_step, foundation, gather, precision, readme_table
 from benchmarks.foundation import DEMO_KEYS, FOUNDATION, demo_figures, read_own_data
-from benchmarks.gather import Part, load_json, part_figures, read_json_line
+from benchmarks.gather import Part, load_json, part_figures, read_json_line, result_table
 from triptych.cli.demo import BARS as DEMO_BARS
 from triptych.core.errors import DataError
 
@@ -112,6 +112,28 @@ def test_bar(key, just, not_quite):
 def test_a_figure_without_value_is_an_error(bad):
     with pytest.raises(DataError, match=r"no value for vqa, bf16_speedup$"):
         assemble(figures(GOOD, vqa=bad, bf16_speedup=bad), MACHINE, "abc")
+
+
+def test_a_figure_that_this_machine_cannot_give_says_why():
+    part = next(part for part in PARTS if part.name == "precision")
+    output = {"not_measured": "no bf16"}
+    stored = {"machine": MACHINE, "commit": "abc", "command": part.command, "output": output}
+    given = figures(GOOD) | part_figures(part, stored)
+    result = assemble(given, MACHINE, "abc")
+    figure = result["figures"]["bf16_speedup"]
+    assert (figure["value"], figure["reached"], figure["not_measured"]) == (None, None, "no bf16")
+    assert "not measured: no bf16" in result_table(FOUNDATION, result).columns[1].cells
+    assert "| >= 1.8 not measured |" in readme_table.table(result)
+
+
+@pytest.mark.parametrize("module", [precision, flava_step])
+def test_nobody_waits_for_bf16_that_is_emulated(module, monkeypatch, capsys):
+    monkeypatch.setattr(module, "cpu_has_bf16", lambda: False)
+    monkeypatch.setattr("sys.argv", ["benchmark"])
+    if module is flava_step:
+        monkeypatch.setattr("sys.argv", ["benchmark", "--precision", "bf16"])
+    module.main()
+    assert json.loads(capsys.readouterr().out).keys() == {"not_measured"}
 
 
 @pytest.mark.parametrize("key", sorted(GOOD))
