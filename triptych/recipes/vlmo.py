@@ -110,7 +110,7 @@ def pretrain(scale: str) -> RunConfig:
             ObjectiveWeight(name="mlm", weight=0.25),
         )
         return replace(run, weights=weights)
-    steps = {"smoke": 4, "tiny": 1800, "small": 20_000}[scale]
+    steps = {"smoke": 4, "tiny": 1300, "small": 20_000}[scale]
     run = _small_run("vlmo.pretrain", scale, VLMoPretrainingConfig(), steps, 1.5e-3)
     weights = (
         ObjectiveWeight(name="itc"),
