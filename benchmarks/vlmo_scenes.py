@@ -10,7 +10,8 @@ seed, and give the mean difference with its 95 % t interval over seeds:
 `stagewise_gain`: from the second stage's model against fresh weights, the same budget of the third.
 `multiway_gain`: an FFN a modality against one for all, both from fresh weights.
 `global_negatives_gain`: ITM negatives of both processes against the own process's, two processes;
-recall after ITM has ranked the first 16.
+recall after ITM has ranked the first 16. MLM is left out, and ITM takes every step from a quarter
+of them on.
 
 Runs that are finished are not trained again; `benchmarks/scene_runs.py` says how.
 
@@ -47,6 +48,7 @@ from triptych.recipes.registry import build_recipe
 from triptych.recipes.run import MODEL_FOLDER
 from triptych.recipes.stagewise import StagewisePlan, last_stage
 from triptych.scenes.layout import SceneFiles
+from triptych.train.config import ObjectiveWeight
 
 
 @VARIANTS.register("vlmo_tiny_shared")
@@ -87,9 +89,19 @@ def multiway_pair(run: RunConfig, out: Path) -> tuple[RunConfig, RunConfig]:
 
 
 def negatives_pair(run: RunConfig, out: Path) -> tuple[RunConfig, RunConfig]:
-    """Negatives of both processes against the own process's."""
+    """Negatives of both processes against the own process's.
+
+    MLM is left out, and ITM takes every step from a quarter on: it learns only after ITC has, and a
+    comparison has few steps.
+    """
     del out
-    run = in_two_processes(run)
+    quarter = run.train.max_steps // 4
+    weights = (
+        ObjectiveWeight(name="itc"),
+        ObjectiveWeight(name="itm", start_step=quarter),
+        ObjectiveWeight(name="mlm", weight=0.0),
+    )
+    run = in_two_processes(replace(run, weights=weights))
     task: Any = run.task
     return run, replace(run, task=replace(task, negatives="local"))
 
