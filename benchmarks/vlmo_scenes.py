@@ -4,14 +4,14 @@
 questions; it gives `stagewise_minutes` (without the fine-tuning), `i2t_r1` and `t2i_r1` (500 unseen
 scenes, dot product) and `vqa`.
 
-The others, which come after it, train the third stage several times, each pair of runs from one
+The others, which come after it, train the third stage several times, each pair of runs with one
 seed, and give the mean difference with its 95 % t interval over seeds:
 
 `stagewise_gain`: from the second stage's model against fresh weights, the same budget of the third.
 `multiway_gain`: an FFN a modality against one for all, both from fresh weights.
 `global_negatives_gain`: ITM negatives of both processes against the own process's, two processes;
-recall after ITM has ranked the first 16. MLM is left out, and ITM takes every step from a quarter
-of them on.
+recall after ITM has ranked the first 16. Both go on from the third stage's model, without MLM, and
+ITM takes every step.
 
 Runs that are finished are not trained again; `benchmarks/scene_runs.py` says how.
 
@@ -91,17 +91,17 @@ def multiway_pair(run: RunConfig, out: Path) -> tuple[RunConfig, RunConfig]:
 def negatives_pair(run: RunConfig, out: Path) -> tuple[RunConfig, RunConfig]:
     """Negatives of both processes against the own process's.
 
-    MLM is left out, and ITM takes every step from a quarter on: it learns only after ITC has, and a
-    comparison has few steps.
+    Both sides go on from the third stage's model, with ITC and ITM in every step: ITM learns only
+    once ITC tells pairs apart, which fresh weights do too late for a comparison's few steps.
     """
-    del out
-    quarter = run.train.max_steps // 4
+    init_from = str(out / STAGEWISE / "pretrain" / MODEL_FOLDER)
     weights = (
         ObjectiveWeight(name="itc"),
-        ObjectiveWeight(name="itm", start_step=quarter),
+        ObjectiveWeight(name="itm"),
         ObjectiveWeight(name="mlm", weight=0.0),
     )
-    run = in_two_processes(replace(run, weights=weights))
+    run = replace(run, model=replace(run.model, init_from=init_from), weights=weights)
+    run = in_two_processes(run)
     task: Any = run.task
     return run, replace(run, task=replace(task, negatives="local"))
 
