@@ -302,6 +302,8 @@ def gather(
     write_json(options.out, result)
     console.print(result_table(benchmark, result))
     low = [key for key, figure in result["figures"].items() if figure["reached"] is False]
+    unknown = [key for key, figure in result["figures"].items() if "not_measured" in figure]
     words = f"written to {options.out}; bars not reached: {', '.join(low) or 'none'}"
+    words += f"; not measured: {', '.join(unknown)}" if unknown else ""
     console.print(words, soft_wrap=True)
     return 0
