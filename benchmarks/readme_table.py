@@ -48,12 +48,14 @@ def table(results: Mapping[str, Any]) -> str:
             f"{entry['bar']} {VERDICTS[entry['reached']]}",
         ]
         lines.append(f"| {text} | {' | '.join(cells)} |")
-    machine = results["machine"]
+    demo = figures["demo_minutes"]
+    machine, commit = (demo.get(name, results[name]) for name in ("machine", "commit"))
     lines += [
         "",
-        f"Measured on {machine['cores']} cores of {machine['CPU']} without a GPU, at commit "
-        f"`{results['commit'][:12]}`; `benchmarks/results/foundation.json` holds each figure's "
-        "command, interval and protocol. Chance draws a training answer, box or caption at random; "
+        f"The demo ran on {machine['cores']} cores of {machine['CPU']} without a GPU, at commit "
+        f"`{commit[:12]}`; [docs/results.md](docs/results.md) names commit and machine of each "
+        "figure, and `benchmarks/results/foundation.json` "
+        "its interval and protocol. Chance draws a training answer, box or caption at random; "
         "blind is the majority answer of the question type, the mean box, or the most frequent "
         "caption. Each scene of the compositional split shows at least one pair of colour and "
         "shape that training never saw.",
