@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pickle
 import re
 
 import pytest
@@ -182,6 +183,10 @@ def _other_family(checkpoint, state):
     torch.save({f"{block}mlp_imag.fc1.weight": torch.zeros(4, 4)}, checkpoint)
 
 
+def _plain_pickle(checkpoint, state):
+    checkpoint.write_bytes(pickle.dumps({"model": os.getcwd}))
+
+
 def _no_family(checkpoint, state):
     torch.save({"layer1.0.conv1.weight": torch.zeros(4, 4)}, checkpoint)
 
@@ -200,6 +205,7 @@ def _lacking(checkpoint, state):
     [
         (_truncated, "is truncated, damaged or no torch file"),
         (_with_code, "without running code"),
+        (_plain_pickle, "damaged or no torch file; copy it again$"),
         (_other_family, "is no checkpoint of mPLUG; its names are those of vlmo"),
         (_no_family, r"is no checkpoint of mPLUG \(such as layer1\.0\.conv1\.weight\)"),
         (_extra, r"1 tensor is not understood \(such as adapter\.weight\)"),

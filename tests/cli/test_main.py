@@ -135,3 +135,12 @@ def test_the_package_knows_its_public_names():
     assert triptych.create_model("mplug_tiny", vocab_size=40).config.text.vocab_size == 40
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         triptych.lod  # noqa: B018
+
+
+def test_an_interrupted_stage_goes_on_with_all_stages(verb_that, capsys, tmp_path):
+    (tmp_path / "all" / "stages").mkdir(parents=True)
+    (tmp_path / "all" / "stages" / "pretrain.yaml").write_text("")
+    checkpoint = tmp_path / "all" / "vision" / "checkpoints" / "step_3"
+    verb_that(lambda _: _raise(TrainingInterrupted(signal.SIGINT, 3, checkpoint)))
+    assert main(["models"]) == 130
+    assert f"go on with `triptych train {tmp_path / 'all'} --resume`" in capsys.readouterr().err

@@ -7,8 +7,9 @@ import pytest
 
 from triptych.cli.main import main
 from triptych.cli.train import read_config
-from triptych.core.config import save_yaml
+from triptych.core.config import load_yaml, save_yaml
 from triptych.data.source import DataSourceConfig
+from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import RECIPES, build_recipe
 from triptych.train.config import ObjectiveWeight
 from triptych.train.trainer import TrainResult
@@ -162,7 +163,7 @@ def test_a_wrong_field_names_the_nearest(capsys, trained, flag, suggestion):
         ("saved.yaml --scale tiny", "--scale belongs to a recipe"),
         ("saved.yaml --config saved.yaml", "two configs"),
         ("mplug.pretrain --config saved.yaml", "a config of mplug.vqa, not of mplug.pretrain"),
-        ("folder", "go on with its run by `triptych train folder --resume`"),
+        ("folder", "go on with a run in it by `triptych train folder --resume`"),
         ("--resume", "name the run folder"),
         ("folder --resume --train.max-steps 9", "--train.max-steps cannot be changed"),
         ("folder --resume --data a.jsonl", "--data cannot be changed"),
@@ -187,3 +188,42 @@ def test_a_folder_without_a_run_cannot_resume(capsys, tmp_path):
 def test_training_without_data_says_which_flag(capsys, tmp_path):
     assert main(["train", "mplug.vqa", "--out", str(tmp_path / "run")]) == 2
     assert "name a manifest with --data PATH" in capsys.readouterr().err
+
+
+def test_a_run_may_go_on_with_more_bad_samples(trained, tmp_path):
+    save_yaml(build_recipe("mplug.pretrain", "smoke"), tmp_path / "run" / "config.yaml")
+    assert main(["train", "run", "--resume", "--data.max-bad-share", "0.03"]) == 0
+    assert trained == [("resumed", Path("run"))]
+    stored = load_yaml(RunConfig, tmp_path / "run" / "config.yaml")
+    base = build_recipe("mplug.pretrain", "smoke")
+    assert stored == replace(base, data=replace(base.data, max_bad_share=0.03))
+
+
+def test_all_stages_may_go_on_with_more_bad_samples(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("triptych.cli.train_stagewise.resume", lambda folder: 0)
+    files = [tmp_path / "all" / name for name in ("stages/vision.yaml", "stages/pretrain.yaml")]
+    files.append(tmp_path / "all" / "vision" / "config.yaml")
+    for file in files:
+        save_yaml(build_recipe("vlmo.pretrain", "smoke"), file)
+    assert main(["train", "all", "--resume", "--data.max-bad-share=0.5"]) == 0
+    assert [load_yaml(RunConfig, file).data.max_bad_share for file in files] == [0.5] * 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--resume", "--data.max-bad-share", "much"], "must be a number from 0 to 1"),
+        (["run", "--resume", "--data.max-bad-share"], "must be a number from 0 to 1"),
+        (["run", "--resume", "--data.max-bad-share", "2"], "must be from 0 to 1"),
+        (["my.jsonl"], "train on data in it by `triptych train RECIPE --data my.jsonl`"),
+        (["photos"], "or train on data in it by `triptych train RECIPE --data photos`"),
+        (["vlmo.stagewise", "--resume"], "triptych train RUN_FOLDER --resume"),
+    ],
+)
+def test_what_was_meant_is_said(trained, tmp_path, capsys, arguments, message):
+    save_yaml(build_recipe("mplug.pretrain", "smoke"), tmp_path / "run" / "config.yaml")
+    (tmp_path / "my.jsonl").write_text("{}")
+    (tmp_path / "photos").mkdir()
+    assert main(["train", *arguments]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert trained == []

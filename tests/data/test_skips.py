@@ -99,7 +99,10 @@ def test_add_all_lists_everything_before_it_stops(tmp_path):
 
 def test_without_a_folder_the_error_quotes_the_first():
     log = SkipLog(None, num_samples=10)
-    with pytest.raises(DataError, match=r"The first: manifest.jsonl:3 \(empty_caption\)"):
+    with pytest.raises(
+        DataError,
+        match=r"Some: manifest.jsonl:3 \(empty_caption\)\. The first, manifest.jsonl:3: broken",
+    ):
         log.add(bad("manifest.jsonl:3", SkipKind.EMPTY_CAPTION))
 
 
@@ -120,3 +123,21 @@ def test_a_share_that_is_none_is_refused(share):
 def test_an_image_problem_crosses_processes():
     problem = pickle.loads(pickle.dumps(ImageProblem(SkipKind.TRUNCATED, "a.jpg: cut")))
     assert (problem.kind, str(problem)) == (SkipKind.TRUNCATED, "a.jpg: cut")
+
+
+def test_the_message_quotes_the_first_and_says_how_to_go_on():
+    log = SkipLog(None, num_samples=10)
+    with pytest.raises(DataError) as caught:
+        log.add(bad("m.jsonl:3"))
+    assert str(caught.value).endswith(
+        "The first, m.jsonl:3: broken. Mend or remove them, or allow more with "
+        "--data.max-bad-share 0.1, which --resume takes too"
+    )
+
+
+def test_data_of_another_task_is_not_to_be_borne():
+    log = SkipLog(None, num_samples=3, max_share=0.5)
+    log.add(bad("a", SkipKind.MISSING_FIELD))
+    with pytest.raises(DataError, match="not what this task reads") as e:
+        log.add(bad("b", SkipKind.MISSING_FIELD))
+    assert "allow more" not in str(e.value)

@@ -76,3 +76,22 @@ def test_the_outcome_says_what_and_where(tmp_path):
         12,
         tmp_path / "step_12",
     )
+
+
+def test_a_signal_during_the_agreement_waits_for_the_next_step():
+    with InterruptGuard() as guard:
+
+        def asked_before_the_signal(flag):
+            signal.raise_signal(signal.SIGTERM)
+            return flag  # no other process was asked either
+
+        guard.agree(asked_before_the_signal)
+        assert (guard.requested, guard.agreed) == (signal.SIGTERM, None)
+        guard.agree(lambda flag: flag)
+        assert guard.agreed == signal.SIGTERM
+
+
+def test_a_request_to_another_process_is_one_to_this():
+    guard = InterruptGuard()
+    guard.agree(lambda flag: True)
+    assert (guard.requested, guard.agreed) == (None, signal.SIGTERM)

@@ -204,11 +204,13 @@ def _torch_load(path: Path) -> Any:
                 f"({what.strip()}). If you trust its author, save its state dict alone, by "
                 "torch.save(model.state_dict(), NEW), and import that"
             ) from error
-        raise CheckpointError(f"{path} is damaged or no torch file: {detail[:200]}") from error
+        raise CheckpointError(f"{path} is damaged or no torch file; copy it again") from error
     except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, ... on bad bytes
-        detail = f"{type(error).__name__}: {str(error)[:200]}"
+        detail = f" ({type(error).__name__}: {str(error)[:200]})"
+        if "weights_only" in detail:  # torch's advice, to run what the file says
+            detail = ""
         raise CheckpointError(
-            f"{path} is truncated, damaged or no torch file ({detail}); copy it again"
+            f"{path} is truncated, damaged or no torch file{detail}; copy it again"
         ) from error
 
 

@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from triptych import __version__
 from triptych.core.errors import ConfigError, TriptychError, nearest
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"triptych: error: {error}", file=sys.stderr)
         return USER_ERROR
     except TrainingInterrupted as stop:
-        run_folder = stop.checkpoint.parent.parent
+        run_folder = _whole_run(stop.checkpoint.parent.parent)
         print(f"triptych: {stop}", file=sys.stderr)
         print(f"triptych: go on with `triptych train {run_folder} --resume`", file=sys.stderr)
         return stop.exit_code
@@ -96,6 +97,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except SystemExit as stop:  # the parser has said what is wrong, or shown the help
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+
+
+def _whole_run(run_folder: Path) -> Path:
+    """Return what to resume: of a stage, the folder of all stages."""
+    from triptych.recipes.stagewise import is_stagewise
+
+    return run_folder.parent if is_stagewise(run_folder.parent) else run_folder
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -12,6 +12,7 @@ import tyro
 from triptych.cli.field_help import field_help
 from triptych.cli.parsing import SourceGroup, SourceOptions, parse
 from triptych.core.errors import ConfigError, nearest
+from triptych.data.skips import TRAIN_FLAG
 
 if TYPE_CHECKING:
     from triptych.recipes.config import RunConfig
@@ -70,6 +71,8 @@ def run(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in STAGEWISE:
         from triptych.cli import train_stagewise
 
+        if "--resume" in arguments:
+            raise ConfigError("name the folder of the stages: triptych train RUN_FOLDER --resume")
         return train_stagewise.run(arguments[0], arguments[1:])
     plain, rest = _read_plain(arguments)
     wants_help = "-h" in rest or "--help" in rest
@@ -198,7 +201,13 @@ def _recipe_name(target: str | None) -> str:
         )
     if target not in RECIPES and Path(target).is_dir():
         raise ConfigError(
-            f"{target} is a folder: go on with its run by `triptych train {target} --resume`"
+            f"{target} is a folder: go on with a run in it by `triptych train {target} --resume`, "
+            f"or train on data in it by `triptych train RECIPE --data {target}`"
+        )
+    if target not in RECIPES and Path(target).is_file():
+        raise ConfigError(
+            f"{target} is a file, and no config that ends in .yaml: train on data in it by "
+            f"`triptych train RECIPE --data {target}` (recipes: {known})"
         )
     if target not in RECIPES:
         raise ConfigError(
@@ -214,7 +223,8 @@ def _default_folder(plain: PlainOptions, config: RunConfig) -> Path:
 
 
 def _resume(plain: PlainOptions, rest: Sequence[str]) -> int:
-    """Go on with a run; its config is fixed."""
+    """Go on with a run; its config is fixed, but for how much of the data may be bad."""
+    share, rest = _bad_share(rest)
     flags: dict[str, object] = {"scale": plain.scale, "config": plain.config, "out": plain.out}
     flags |= {"data": plain.sources or None, "init-from": plain.init_from}
     given = [f"--{name}" for name, value in flags.items() if value is not None]
@@ -227,15 +237,30 @@ def _resume(plain: PlainOptions, rest: Sequence[str]) -> int:
             f"{given[0]} cannot be changed when a run goes on: --resume takes the config of "
             f"{plain.target}; begin a new run to change it"
         )
-    from triptych.recipes.run import resume_run
+    from triptych.recipes.run import allow_bad_share, resume_run
     from triptych.recipes.stagewise import is_stagewise
 
     folder = Path(plain.target)
+    if share is not None:
+        allow_bad_share(folder, share)
     if is_stagewise(folder):
         from triptych.cli import train_stagewise
 
         return train_stagewise.resume(folder)
     return _report(resume_run(folder), folder)
+
+
+def _bad_share(rest: Sequence[str]) -> tuple[float | None, list[str]]:
+    """Take the flag that an error of too many bad samples advises out of a command line."""
+    words = [part for word in rest for part in word.split("=", maxsplit=1)]
+    if TRAIN_FLAG not in words:
+        return None, list(rest)
+    place = words.index(TRAIN_FLAG)
+    value = words[place + 1] if place + 1 < len(words) else ""
+    try:
+        return float(value), words[:place] + words[place + 2 :]
+    except ValueError as error:
+        raise ConfigError(f"{TRAIN_FLAG} {value}: must be a number from 0 to 1") from error
 
 
 def _report(result: TrainResult, folder: Path) -> int:

@@ -1,11 +1,74 @@
-"""Files that are either whole or absent."""
+"""Files that are either whole or absent, and folders that one run has to itself."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from triptych.core.errors import ConfigError
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing keeps two runs out of one folder there
+    fcntl = None  # type: ignore[assignment]
+
+LOCK_FILE = ".lock"
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, unless they are there.
+
+    Raises:
+        ConfigError: A file is in the way, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = "there is a file of that name" if folder.is_file() else error.strerror
+        raise ConfigError(f"{folder} cannot be a folder: {why}; choose another one") from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{folder} cannot be written to: mend its permissions or choose another")
+
+
+def has_entries(folder: Path) -> bool:
+    """Return whether a folder is there and not empty.
+
+    Raises:
+        ConfigError: There is a file in its place.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file, not a folder: choose another name")
+    return folder.is_dir() and any(folder.iterdir())
+
+
+@contextmanager
+def folder_for_one(folder: Path) -> Iterator[None]:
+    """Make a folder, and keep other processes that ask for it out until the end of the block.
+
+    The system lets go of a process that dies. On file systems without locks, and on Windows, two
+    processes are not kept apart.
+
+    Raises:
+        ConfigError: Another process has the folder, or it cannot be made.
+    """
+    make_folder(folder)
+    if fcntl is None:
+        yield
+        return
+    with (folder / LOCK_FILE).open("w") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # forked workers do not keep it
+        except (BlockingIOError, PermissionError) as error:
+            raise ConfigError(
+                f"another run is writing to {folder}: wait for it, or choose another folder"
+            ) from error
+        except OSError:  # no locks on this file system
+            pass
+        yield
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from triptych.core.errors import DataError
 
 NUM_EXAMPLES = 5  # entries quoted in the error
+MOSTLY = 0.5  # share of bad samples from which on the data is taken to be of another task
 TRAIN_FLAG = "--data.max-bad-share"
 VERB_FLAG = "--max-bad-share"  # of the verbs that read data without training on it
 
@@ -174,11 +175,20 @@ class SkipLog:
         if self.path is not None:
             listed = f"They are listed in {self.path}."
         else:
-            listed = "The first: " + "; ".join(f"{s.where} ({s.kind.value})" for s in self.examples)
+            some = "; ".join(f"{s.where} ({s.kind.value})" for s in self.examples)
+            listed = f"Some: {some}."
+        first = self.examples[0]
+        if self.share > MOSTLY:
+            advice = "Most of the data is not what this task reads: is it the right one for it?"
+        else:
+            allowed = f"{self.flag} {share_to_allow(self.share):g}"
+            advice = f"Mend or remove them, or allow more with {allowed}"
+            if self.flag == TRAIN_FLAG:
+                advice += ", which --resume takes too"
         return (
             f"{self.num_bad} of {self.num_samples} samples are bad so far ({self.share:.2%}): "
             f"{kinds}. That is more than the {self.max_share:.2%} that is borne. {listed} "
-            f"Mend or remove them, or allow more with {self.flag} {share_to_allow(self.share):g}"
+            f"The first, {first.where}: {first.message.rstrip('.')}. {advice}"
         )
 
 

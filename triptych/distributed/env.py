@@ -50,6 +50,12 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
+def leads() -> bool:
+    """Return `is_main()`, also where a launcher's processes have not joined each other yet."""
+    waiting = launched() and not (dist.is_available() and dist.is_initialized())
+    return int(os.environ["RANK"]) == 0 if waiting else is_main()
+
+
 @contextmanager
 def joined() -> Iterator[None]:
     """Belong to the processes that a launcher started, while entered; else do nothing."""
@@ -63,6 +69,10 @@ def joined() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+class ProcessDied(TriptychError):  # noqa: N818 - what happened, as its message says
+    """One of several processes ended without a word: killed, or out of memory."""
 
 
 def run_processes(function: Callable[..., T], num_processes: int, *arguments: Any) -> T:
@@ -81,7 +91,7 @@ def run_processes(function: Callable[..., T], num_processes: int, *arguments: An
 
     Raises:
         Exception: What the function raised; an error of ours before those that follow from it.
-        RuntimeError: A process died.
+        ProcessDied: A process died.
     """
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="triptych_") as folder:
@@ -159,7 +169,9 @@ def _outcomes(processes: list[SpawnProcess], ends: list[Connection]) -> list[tup
             except EOFError:
                 processes[number].join()
                 code = processes[number].exitcode
-                outcomes[number] = (False, RuntimeError(f"process {number} died (code {code})"))
+                died = f"process {number} died (code {code}): killed, or out of memory"
+                resume = "a run that has a checkpoint goes on with --resume"
+                outcomes[number] = (False, ProcessDied(f"{died}; {resume}"))
             if not outcomes[number][0] and _is_consequence(outcomes[number][1]):
                 continue
             if not outcomes[number][0]:

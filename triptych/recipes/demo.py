@@ -18,6 +18,7 @@ from rich.console import Console
 
 from triptych.core.config import check
 from triptych.core.errors import ConfigError
+from triptych.core.files import has_entries
 from triptych.core.outputs import MetricValue, Predictions
 from triptych.data.manifest import read_records
 from triptych.data.records import Record
@@ -148,7 +149,7 @@ def run_demo(
     """
     if scale not in SIZES:
         raise ConfigError(f"scale = {scale!r}: must be one of {', '.join(SIZES)}")
-    if folder.exists() and any(folder.iterdir()):
+    if has_entries(folder):
         raise ConfigError(
             f"{folder} is not empty: choose another folder with --out (`make demo DEMO_OUT=...`), "
             "or delete it"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,15 @@ from torch import Tensor, nn
 from triptych.checkpoint.model_card import build_model_card
 from triptych.checkpoint.model_folder import save_model_folder, stored_config
 from triptych.checkpoint.released import open_model_folder
-from triptych.core.config import load_yaml, save_yaml, to_dict
+from triptych.core.config import check, load_yaml, save_yaml, to_dict
 from triptych.core.errors import CheckpointError, ConfigError, DataError
+from triptych.core.files import folder_for_one
 from triptych.core.machine import current_commit, num_cores
 from triptych.core.rng import seed_everything
 from triptych.data.batches import record_texts
 from triptych.data.collate import AnyCollator
 from triptych.data.records import Record
-from triptych.distributed.env import is_main, joined, launched, run_processes, world_size
+from triptych.distributed.env import is_main, joined, launched, leads, run_processes, world_size
 from triptych.models.families import family_of, patch_size, restore_model, text_sizes
 from triptych.models.registry import build_model, model_config
 from triptych.models.released import restate
@@ -44,10 +47,12 @@ from triptych.tasks.finetuning.grounding import Grounding
 from triptych.tasks.pretraining.dino import DINO
 from triptych.tasks.pretraining.dvae import DVAETrainingConfig
 from triptych.text import Tokenizer
-from triptych.train.trainer import Trainer, TrainResult
+from triptych.train.trainer import CHECKPOINTS, Trainer, TrainResult
 
 CONFIG_FILE = "config.yaml"
 MODEL_FOLDER = "model"
+PLANS = "stages"
+"""Folder with the config of each stage of a stagewise run, before the first one starts."""
 
 WORDLESS = (
     "no text in the data: the model gets a placeholder vocabulary of special tokens alone, and can "
@@ -71,16 +76,37 @@ def train_run(
         ConfigError: The run folder is in use, or the config asks for what cannot be.
         DataError: The data cannot be read, or too much of it is bad.
     """
-    if not resume and (run_folder / CONFIG_FILE).exists():
+    with folder_for_one(run_folder) if leads() else nullcontext():
+        if not resume and leads():
+            _make_way(run_folder, console or Console())
+        if config.train.num_processes > 1 and not launched():
+            share = share_threads(config, config.train.num_processes)
+            return run_processes(_train, config.train.num_processes, share, run_folder, resume)
+        with joined():
+            return _train(config, run_folder, resume, console)
+
+
+def _make_way(run_folder: Path, console: Console) -> None:
+    """Remove what a run left that saved nothing; refuse to write over one that has.
+
+    Raises:
+        ConfigError: There is something to resume.
+    """
+    saved = [run_folder / name for name in (MODEL_FOLDER, PLANS)]
+    saved += (run_folder / CHECKPOINTS).glob("step_*")
+    if any(path.exists() for path in saved):
         raise ConfigError(
             f"{run_folder} holds an earlier run: resume it with "
             f"`triptych train {run_folder} --resume`, or choose another folder with --out"
         )
-    if config.train.num_processes > 1 and not launched():
-        share = share_threads(config, config.train.num_processes)
-        return run_processes(_train, config.train.num_processes, share, run_folder, resume)
-    with joined():
-        return _train(config, run_folder, resume, console)
+    if (run_folder / CONFIG_FILE).exists():
+        said = f"{run_folder} held a run that saved nothing: it is replaced"
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+        for stale in (CONFIG_FILE, "metrics.jsonl"):
+            (run_folder / stale).unlink(missing_ok=True)
+        for listed in run_folder.glob("skipped*.jsonl"):
+            listed.unlink()
+        shutil.rmtree(run_folder / "tensorboard", ignore_errors=True)
 
 
 def share_threads(config: RunConfig, num_processes: int) -> RunConfig:
@@ -164,6 +190,22 @@ def resume_run(run_folder: Path, *, console: Console | None = None) -> TrainResu
     return train_run(
         load_yaml(RunConfig, run_folder / CONFIG_FILE), run_folder, resume=True, console=console
     )
+
+
+def allow_bad_share(run_folder: Path, share: float) -> None:
+    """Let a run, or every stage of a stagewise one, bear more bad samples when it goes on.
+
+    Raises:
+        ConfigError: `share` is not from 0 to 1.
+    """
+    check(0 <= share <= 1, "data.max_bad_share", share, "be from 0 to 1")
+    files = [run_folder / CONFIG_FILE]
+    if (run_folder / PLANS).is_dir():
+        files += [*(run_folder / PLANS).glob("*.yaml"), *run_folder.glob(f"*/{CONFIG_FILE}")]
+    for file in files:
+        if file.is_file():
+            config = load_yaml(RunConfig, file)
+            save_yaml(replace(config, data=replace(config.data, max_bad_share=share)), file)
 
 
 def prepare_tokenizer(

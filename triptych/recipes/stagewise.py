@@ -11,6 +11,7 @@ from rich.console import Console
 
 from triptych.core.config import check, load_yaml, save_yaml
 from triptych.core.errors import CheckpointError, ConfigError
+from triptych.core.files import make_folder
 from triptych.core.machine import num_cores
 from triptych.data.manifest import read_records
 from triptych.data.source import DataSourceConfig
@@ -20,7 +21,14 @@ from triptych.models.registry import model_config
 from triptych.recipes.config import RunConfig
 from triptych.recipes.demo import scene_source
 from triptych.recipes.registry import build_recipe
-from triptych.recipes.run import CONFIG_FILE, MODEL_FOLDER, prepare_tokenizer, resume_run, train_run
+from triptych.recipes.run import (
+    CONFIG_FILE,
+    MODEL_FOLDER,
+    PLANS,
+    prepare_tokenizer,
+    resume_run,
+    train_run,
+)
 from triptych.scenes.config import SceneConfig
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import write_scenes
@@ -53,10 +61,6 @@ ON_TEXTS = ("language", "text")
 
 JOINT_RATIOS = {"pair": 3.0, "image": 1.0, "text": 1.0}
 """How often a step of FLAVA's joint stage draws each source (the paper's ratios are not known)."""
-
-PLANS = "stages"
-"""Folder with the config of each stage, which is there before the first one starts."""
-
 
 TEXT_TOKENIZER = "text_tokenizer"
 
@@ -253,6 +257,7 @@ def train_stagewise(
             f"{folder} holds the stages of an earlier run: go on with "
             f"`triptych train {folder} --resume`, or choose another folder with --out"
         )
+    make_folder(folder)
     if plan.text_tokenizer is None:
         sources = dict.fromkeys((*plan.pairs, *plan.texts, *plan.words))
         records = [record for source in sources for record in read_records(source).records]

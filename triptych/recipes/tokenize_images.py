@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from triptych.core.errors import DataError
+from triptych.core.files import has_entries
 from triptych.data.codes import (
     CodeArray,
     CodedPicture,
@@ -76,7 +77,7 @@ def tokenize_images(
         DataError: The folder is not empty, a record has no single picture, or too much is bad.
         CheckpointError: There is no image tokenizer.
     """
-    if out.exists() and any(out.iterdir()):
+    if has_entries(out):
         raise DataError(f"{out} is not empty: choose another folder, or remove it first")
     model = image_tokenizer.load(tokenizer, image_size=image_size)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -19,7 +19,7 @@ import cv2
 
 from triptych.core.config import to_dict
 from triptych.core.errors import ConfigError, DataError, nearest
-from triptych.core.files import write_atomic, write_json
+from triptych.core.files import has_entries, make_folder, write_atomic, write_json
 from triptych.scenes import formats as fm
 from triptych.scenes.clips import Clip, generate_clip, render_clip, require_av, write_mp4
 from triptych.scenes.config import SPLITS, SceneConfig
@@ -108,12 +108,12 @@ def write_scenes(
 @contextmanager
 def _filled_at_once(out: Path) -> Iterator[Path]:
     """Give a folder beside `out` to write to; only when that is done, `out` has its entries."""
-    if out.exists() and any(out.iterdir()):
+    if has_entries(out):
         raise DataError(f"{out} is not empty: choose another folder, or remove it first")
     target = out.resolve()
     unfinished = target.with_name(f".{target.name}.unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)  # of a call that was killed
-    unfinished.mkdir(parents=True)
+    make_folder(unfinished)
     try:
         yield unfinished
         if target.exists():  # keep it: it may be the working folder of a shell

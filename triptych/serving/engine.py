@@ -39,7 +39,7 @@ from triptych.serving.classifying import (
     likeliest_first,
 )
 from triptych.serving.inputs import ImageInput, as_list, broadcast, check_texts, read_image
-from triptych.serving.loading import ServingSettings, read_model
+from triptych.serving.loading import ServingSettings, find_device, read_model
 from triptych.serving.needs import require
 from triptych.serving.questions import append_seen_words, pair_up
 from triptych.tasks.finetuning.grounding import Grounding, GroundingConfig
@@ -537,11 +537,11 @@ def load(folder: str | Path, *, device: Device = "auto", precision: Precision = 
 
     Raises:
         CheckpointError: The folder, or a file in it, is missing or does not fit.
+        ConfigError: There is no such device.
     """
     folder = find_folder(folder)
     parts = read_model(folder)
-    has_cuda = torch.cuda.is_available()
-    place = torch.device(("cuda" if has_cuda else "cpu") if device == "auto" else device)
+    place = find_device(device)
     if precision == "auto":
         native = place.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if native else "fp32"

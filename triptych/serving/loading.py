@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from triptych.checkpoint.model_folder import stored_config
@@ -20,6 +21,30 @@ from triptych.models.released import restate
 from triptych.text import Tokenizer
 
 C = TypeVar("C")
+
+
+def find_device(name: str) -> torch.device:
+    """Return where to compute.
+
+    Args:
+        name: "cpu", "cuda", "cuda:1" and so on; "auto" takes a GPU where there is one.
+
+    Raises:
+        ConfigError: There is no such device here.
+    """
+    has_cuda = torch.cuda.is_available()
+    if name == "auto":
+        return torch.device("cuda" if has_cuda else "cpu")
+    try:
+        place = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device = {name!r}: must be auto, cpu or cuda") from error
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device = {name!r}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs "
+            "here; take 'auto' or 'cpu'"
+        )
+    return place
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,9 @@ class TrainingInterrupted(Exception):  # noqa: N818 - an outcome, not an error
 class InterruptGuard:
     """While entered, the first SIGINT or SIGTERM only sets `requested`; a second Ctrl-C aborts.
 
+    `agreed` is what all processes that train together stop for. A signal may come at any moment, so
+    only `agree`, which they call together, sets it.
+
     Outside the main thread Python allows no handlers, and the guard does nothing. Forked loader
     workers inherit the handlers: there Ctrl-C is ignored, since the parent ends them, and SIGTERM
     ends the worker.
@@ -46,6 +49,7 @@ class InterruptGuard:
 
     def __init__(self) -> None:
         self.requested: int | None = None
+        self.agreed: int | None = None
         self._owner = os.getpid()
         self._previous: dict[int, Any] = {}
 
@@ -72,8 +76,9 @@ class InterruptGuard:
         Args:
             any_rank: Returns whether a flag is set on any of the processes that train together.
         """
-        if any_rank(self.requested is not None) and self.requested is None:
-            self.requested = signal.SIGTERM
+        own = self.requested  # a signal after this line waits for the next call
+        if any_rank(own is not None):
+            self.agreed = signal.SIGTERM if own is None else own
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:

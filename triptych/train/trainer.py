@@ -47,6 +47,9 @@ from triptych.train.weights import ObjectiveSchedules
 
 Batches = Iterator[Mapping[str, Tensor]]
 
+CHECKPOINTS = "checkpoints"
+"""In the run folder."""
+
 RANK_STRIDE = 1_000_003
 """Apart by this are the seeds of the processes that train together."""
 
@@ -114,7 +117,7 @@ class Trainer:
         self.task, self.config, self.optim_config = task, config, optim
         self.loader_factory, self.evaluate = loader_factory, evaluate
         self.run_folder, self.console = run_folder, console
-        self.checkpoint_folder = run_folder / "checkpoints"
+        self.checkpoint_folder = run_folder / CHECKPOINTS
         self.objectives = ObjectiveSchedules(weights, task.objective_names)
         self.sources = SourceBook(task, sources)
         self.sources.check(self.objectives, config.max_steps)
@@ -202,9 +205,9 @@ class Trainer:
                 self._evaluate_if_due(log, progress)
                 guard.agree(any_rank)
                 self._checkpoint_if_due(log, guard, progress)
-                if guard.requested is not None:
+                if guard.agreed is not None:
                     assert self._last_checkpoint is not None
-                    raise TrainingInterrupted(guard.requested, self.step, self._last_checkpoint)
+                    raise TrainingInterrupted(guard.agreed, self.step, self._last_checkpoint)
         finally:
             log.close()
             for owner in {id(batches): batches, id(loader): loader}.values():
@@ -322,7 +325,7 @@ class Trainer:
     ) -> None:
         last = self.step == self.config.max_steps
         due = self.step % self.config.checkpoint_every_steps == 0
-        if not (due or last or guard.requested is not None):
+        if not (due or last or guard.agreed is not None):
             return
         log.flush_to_disk()
         state = capture_state(self.task, self.optimizer)
@@ -334,7 +337,7 @@ class Trainer:
             )
         barrier()
         self._last_checkpoint = self.checkpoint_folder / f"step_{self.step}"
-        if last or guard.requested is not None:
+        if last or guard.agreed is not None:
             progress.message(f"saved {self._last_checkpoint}")
 
     def _restore(self, step: int, state: dict[str, Any]) -> None:
