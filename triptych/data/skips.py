@@ -178,6 +178,8 @@ class SkipLog:
             some = "; ".join(f"{s.where} ({s.kind.value})" for s in self.examples)
             listed = f"Some: {some}."
         first = self.examples[0]
+        told = first.message.removeprefix(f"{first.where}: ").rstrip(".")
+        told = f"{first.where}: {told}"
         if self.share > MOSTLY:
             advice = "Most of the data is not what this task reads: is it the right one for it?"
         else:
@@ -188,7 +190,7 @@ class SkipLog:
         return (
             f"{self.num_bad} of {self.num_samples} samples are bad so far ({self.share:.2%}): "
             f"{kinds}. That is more than the {self.max_share:.2%} that is borne. {listed} "
-            f"The first, {first.where}: {first.message.rstrip('.')}. {advice}"
+            f"The first, {told}. {advice}"
         )
 
 
