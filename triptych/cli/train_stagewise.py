@@ -38,7 +38,7 @@ class StagewiseOptions:
     """What to train on.
 
     Attributes:
-        scale: smoke (seconds, learns nothing), tiny (under 20 minutes on two cores), small (hours,
+        scale: smoke (seconds, learns nothing), tiny (about 20 minutes on two cores), small (hours,
             or one GPU), base, large (the paper's).
         out: The new folder; runs/FAMILY.stagewise-SCALE if absent.
         sources: Pictures with captions; absent for the built-in scenes.
