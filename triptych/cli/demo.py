@@ -47,8 +47,8 @@ class DemoOptions:
 
     Attributes:
         out: Folder for data, runs and the report; must be new or empty.
-        scale: smoke (seconds, learns nothing), tiny (under 15 minutes on two cores), small (an
-            hour or more, better with a GPU).
+        scale: smoke (seconds, learns nothing), tiny (under 15 minutes on two cores), small (twice
+            the pictures and steps: up to an hour).
         seed: Seed of scenes and training.
         num_threads: CPU threads; absent for torch's own choice.
     """
