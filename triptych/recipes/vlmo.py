@@ -69,7 +69,7 @@ def vision(scale: str) -> RunConfig:
         )
         image = replace(IMAGE, crop_scale=(0.08, 1.0), randaugment_geometric=False)
         return _paper_run("vlmo.vision", scale, task, train, optim, image)
-    steps = {"smoke": 4, "tiny": 600, "small": 8000}[scale]
+    steps = {"smoke": 4, "tiny": 450, "small": 8000}[scale]
     return _small_run("vlmo.vision", scale, task, steps, 1.5e-3)
 
 
@@ -85,7 +85,7 @@ def language(scale: str) -> RunConfig:
         train = TrainConfig(max_steps=200_000, local_batch_size=1024, accumulate=4)
         run = _paper_run("vlmo.language", scale, task, train, _linear(2e-4, 2500), IMAGE)
         return replace(run, captions=LONG_TEXTS)
-    steps = {"smoke": 4, "tiny": 600, "small": 6000}[scale]
+    steps = {"smoke": 4, "tiny": 250, "small": 6000}[scale]
     return _small_run("vlmo.language", scale, task, steps, 2e-3)
 
 
@@ -110,7 +110,7 @@ def pretrain(scale: str) -> RunConfig:
             ObjectiveWeight(name="mlm", weight=0.25),
         )
         return replace(run, weights=weights)
-    steps = {"smoke": 4, "tiny": 1300, "small": 20_000}[scale]
+    steps = {"smoke": 4, "tiny": 1200, "small": 20_000}[scale]
     run = _small_run("vlmo.pretrain", scale, VLMoPretrainingConfig(), steps, 1.5e-3)
     weights = (
         ObjectiveWeight(name="itc"),

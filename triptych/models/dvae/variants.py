@@ -19,7 +19,7 @@ def dvae_tiny(*, image_size: int | None = None, vocab_size: int | None = None) -
 
 
 def dvae_small(*, image_size: int | None = None, vocab_size: int | None = None) -> DVAEConfig:
-    """An hour of two cores, or minutes of one GPU; 64 px for 128 px with patch 16."""
+    """For a GPU; 64 px for 128 px with patch 16."""
     return DVAEConfig(
         image_size=image_size or 64,
         num_codes=vocab_size or 1024,

@@ -48,7 +48,7 @@ def flava_tiny(*, image_size: int | None = None, vocab_size: int | None = None) 
 
 
 def flava_small(*, image_size: int | None = None, vocab_size: int | None = None) -> FLAVAConfig:
-    """An hour of two cores, or minutes of one GPU; not in the paper."""
+    """47 M parameters at 128 px, for a GPU; not in the paper."""
     size, patch = image_size or 128, 16
     codebook = dvae_variants.dvae_small(image_size=codebook_image_size(size, patch))
     return FLAVAConfig(

@@ -45,7 +45,7 @@ def mplug_tiny(*, image_size: int | None = None, vocab_size: int | None = None) 
 
 
 def mplug_small(*, image_size: int | None = None, vocab_size: int | None = None) -> MPLUGConfig:
-    """An hour of two cores, or minutes of one GPU; not in the paper."""
+    """47 M parameters at 128 px, for a GPU; not in the paper."""
     return MPLUGConfig(
         vision=VisionConfig(
             image_size=image_size or 128,
