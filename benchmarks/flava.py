@@ -35,7 +35,7 @@ FLAVA = Benchmark(
             ("-m", "benchmarks.flava_step", "--memory"),
             ("memory_over_transformers",),
         ),
-        Part("masking", ("benchmarks/masking.py",), ("masking_speedup",)),
+        Part("masking", ("benchmarks/masking.py",), ("masking_speedup", "speedup_over_plain_loop")),
         Part(
             "joint",
             ("-m", "benchmarks.flava_scenes", "joint"),

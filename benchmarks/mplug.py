@@ -38,7 +38,10 @@ def read_beam(code: int, output: str) -> dict[str, Any]:
 MPLUG = Benchmark(
     name="mplug",
     prefix="mplug_",
-    details=("range", "ranges", "range_fp32", "intervals", "time_ratio", "precision"),
+    details=(
+        *("range", "ranges", "range_fp32", "intervals", "time_ratio", "precision"),
+        *("limit_over_plain", "seconds", "distill"),
+    ),
     parts=(
         Part(
             "fusion",
@@ -55,7 +58,13 @@ MPLUG = Benchmark(
             ("-m", "benchmarks.mplug_step"),
             ("step_default_over_plain_fp32",),
         ),
-        Part("beam", ("benchmarks/beam.py", "--beams", "10"), ("beam10_over_uncached",), read_beam),
+        Part("profile", ("-m", "benchmarks.mplug_profile"), ("step_outside_products",)),
+        Part(
+            "beam",
+            ("benchmarks/beam.py", "--beams", "10", "--num-threads", "2"),
+            ("beam10_over_uncached",),
+            read_beam,
+        ),
         Part("rerank", ("-m", "benchmarks.mplug_rerank"), ("rerank_over_plain",)),
         Part(
             "checkpointing",

@@ -41,7 +41,7 @@ def measure(micro_batch_size: int, *, checkpointing: bool) -> dict[str, Any]:
     """Do the steps and return losses, memory and time."""
     torch.manual_seed(0)
     keep_freed_memory()
-    stepper = Stepper(micro_batch_size, 1, distill=False)
+    stepper = Stepper(micro_batch_size, 1)
     if checkpointing:
         enable_activation_checkpointing(stepper.fast.modules)
     precision = resolve_precision("auto", CPU, stepper.fast.modules)

@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     options = start(parser, arguments)
     keep_freed_memory()
-    stepper = ProfiledStepper(options.micro_batch, options.accumulate, distill=False)
+    stepper = ProfiledStepper(options.micro_batch, options.accumulate)
     precision = resolve_precision(options.precision, CPU, stepper.fast.modules)
     seconds: dict[str, list[dict[str, float]]] = {"fast": [], "plain": []}
     for name in seconds:  # the first step takes its memory from the system

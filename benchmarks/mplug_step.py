@@ -2,10 +2,10 @@
 
 A step is what the trainer does: forward and backward pass over the micro-batches, clipping, AdamW,
 the momentum encoders and the queue. `triptych/tasks/pretraining/mplug_plain.py` is the plain path;
-the losses of both are compared first. `step_fast_over_plain` has both in bf16, our default where
-the machine computes it faster; `step_default_over_plain_fp32` has the plain path in fp32. All run
-on the same weights and batches, in turn; a figure is the median over rounds of the ratio of two
-steps of the same round.
+the losses of both are compared first. `step_fast_over_plain` has both in the precision of
+`--precision`; `step_default_over_plain_fp32` is our default precision, bf16 where the machine
+computes it faster, over the plain path in fp32. All run on the same weights and batches, in turn; a
+figure is the median over rounds of the ratio of two steps of the same round.
 
     python -m benchmarks.mplug_step --rounds 3
 """
@@ -60,12 +60,12 @@ class PlainTask(MPLUGPretraining):
 class Stepper:
     """Does training steps in any of the variants, on one set of weights."""
 
-    def __init__(self, micro_batch_size: int, accumulate: int, *, distill: bool) -> None:
+    def __init__(self, micro_batch_size: int, accumulate: int, *, distill: bool = True) -> None:
         run = pretrain("base")
         assert isinstance(run.task, MPLUGPretrainingConfig)
-        config = replace(
-            run.task, distill_mlm=distill, distill_prefix_lm=distill, alpha_ramp_steps=0
-        )
+        config = replace(run.task, alpha_ramp_steps=0)
+        if not distill:
+            config = replace(config, distill_mlm=False, distill_prefix_lm=False)
         self.model = MPLUG(mplug_base_patch16_256())
         self.fast = MPLUGPretraining(self.model, config)
         self.plain = PlainTask.__new__(PlainTask)
@@ -130,14 +130,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = build_parser(__doc__, rounds=3)
     parser.add_argument("--micro-batch", type=int, default=8, help="pairs of a micro-batch")
     parser.add_argument("--accumulate", type=int, default=2, help="micro-batches of a step")
-    parser.add_argument("--distill", action="store_true", help="MLM and PrefixLM learn from it too")
+    parser.add_argument(
+        "--no-distill", action="store_true", help="MLM and PrefixLM learn from no teacher"
+    )
     parser.add_argument(
         "--precision", choices=("auto", "fp32"), default="auto", help="of the fast path"
     )
     parser.add_argument("--same-precision-only", action="store_true", help="leave fp32 out")
     options = start(parser, arguments)
     keep_freed_memory()
-    stepper = Stepper(options.micro_batch, options.accumulate, distill=options.distill)
+    stepper = Stepper(options.micro_batch, options.accumulate, distill=not options.no_distill)
     default = resolve_precision(options.precision, CPU, stepper.fast.modules)
     ours, plain, plain_fp32 = ("fast", default), ("plain", default), ("plain", "fp32")
     variants = [ours, plain] + ([] if options.same_precision_only else [plain_fp32])
@@ -173,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "loss_gaps": {key: float(f"{gap:.1g}") for key, gap in gaps.items()},
                 "micro_batch": options.micro_batch,
                 "accumulate": options.accumulate,
-                "distill": options.distill,
+                "distill": not options.no_distill,
             }
             | run_facts(options)
         )

@@ -97,11 +97,18 @@ def is_finished(run_folder: Path) -> bool:
     return (run_folder / MODEL_FOLDER / "config.json").is_file()
 
 
+def stage_steps(plan: StagewisePlan) -> dict[str, int]:
+    """Return the steps of each stage."""
+    recipes = STAGES[plan.family]
+    return {stage: build_recipe(r, plan.scale).train.max_steps for stage, r in recipes.items()}
+
+
 def train_stages(plan: StagewisePlan, out: Path, console: Console) -> float:
     """Train all stages, unless an earlier call has, and return the minutes that it took.
 
     Raises:
-        ConfigError: The folder holds stages of another scale, or some that were not timed.
+        ConfigError: The folder holds stages of another scale or length, or some that were not
+            timed.
     """
     folder = out / STAGEWISE
     clock = folder / CLOCK
@@ -109,6 +116,11 @@ def train_stages(plan: StagewisePlan, out: Path, console: Console) -> float:
         stored = json.loads(clock.read_text(encoding="utf-8"))
         if stored["scale"] != plan.scale:
             raise ConfigError(f"{folder} is of scale {stored['scale']}: choose another --out")
+        if stored["steps"] != stage_steps(plan):
+            raise ConfigError(
+                f"the stages in {folder} had other numbers of steps, {stored['steps']}: choose "
+                "another --out"
+            )
         return float(stored["minutes"])
     if is_stagewise(folder):
         if is_finished(last_stage(folder)):
@@ -117,7 +129,7 @@ def train_stages(plan: StagewisePlan, out: Path, console: Console) -> float:
     start = time.perf_counter()
     train_stagewise(plan, folder, console=console)
     minutes = (time.perf_counter() - start) / 60
-    write_json(clock, {"scale": plan.scale, "minutes": minutes})
+    write_json(clock, {"scale": plan.scale, "steps": stage_steps(plan), "minutes": minutes})
     return minutes
 
 

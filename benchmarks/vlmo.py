@@ -35,7 +35,10 @@ VLMO = Benchmark(
         Part(
             "dual",
             ("-m", "benchmarks.vlmo_dual", "--model", MODEL),
-            ("dual_over_fusion_speed", "i2t_r1_itm", "t2i_r1_itm"),
+            (
+                *("dual_over_fusion_speed", "i2t_r1_dual", "t2i_r1_dual"),
+                *("i2t_r1_itm", "t2i_r1_itm"),
+            ),
         ),
     ),
     bars={

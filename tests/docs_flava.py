@@ -64,9 +64,10 @@ def write_released(folder: Path) -> None:
     plain = folder_config(model)
     for part in ("image_config", "text_config", "multimodal_config"):
         plain[part] |= {"hidden_act": "gelu", "layer_norm_eps": 1e-12}
-    write_foreign_folder(folder, export_state_dict(model), plain)
+    write_foreign_folder(folder, export_state_dict(model), {"config.json": plain})
     write_vocabulary(folder / "vocab.txt")
     settings = {"size": {"height": 32, "width": 32}, "crop_size": {"height": 32, "width": 32}}
+    settings |= {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.25]}
     (folder / "preprocessor_config.json").write_text(json.dumps(settings))
 
 

@@ -1,6 +1,7 @@
 """Pairs of runs on scenes: their budgets, intervals, and what a second call leaves alone."""
 
 import argparse
+import json
 import math
 from dataclasses import replace
 
@@ -106,6 +107,11 @@ def test_stages_are_trained_and_timed_once(tmp_path, calls):
     assert calls == [("train_stagewise", "stagewise")]
     with pytest.raises(ConfigError, match="scale tiny"):
         scene_runs.train_stages(replace(PLAN, scale="smoke"), tmp_path, QUIET)
+    clock = folder / "minutes.json"
+    stored = json.loads(clock.read_text())
+    clock.write_text(json.dumps(stored | {"steps": stored["steps"] | {"pretrain": 7}}))
+    with pytest.raises(ConfigError, match=r"other numbers of steps.*'pretrain': 7"):
+        scene_runs.train_stages(PLAN, tmp_path, QUIET)
     (folder / "minutes.json").unlink()
     save_yaml(scene_runs.fresh_run(PLAN, tmp_path, 480), folder / "stages" / "pretrain.yaml")
     scene_runs.train_stages(PLAN, tmp_path, QUIET)

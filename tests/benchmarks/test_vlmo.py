@@ -23,6 +23,8 @@ GOOD = {
     "multiway_gain": 0.02,
     "global_negatives_gain": 0.01,
     "dual_over_fusion_speed": 5000,
+    "i2t_r1_dual": 0.88,
+    "t2i_r1_dual": 0.87,
     "i2t_r1_itm": 0.85,
     "t2i_r1_itm": 0.86,
 }

@@ -216,7 +216,8 @@ def test_an_unknown_suffix_writes_nothing(tmp_path):
 
 def test_a_written_folder_is_read_back_and_never_replaced(state, tmp_path):
     (tmp_path / "vocab.txt").write_text("a")
-    write_foreign_folder(tmp_path / "hub", state, {"model_type": "x"}, [tmp_path / "vocab.txt"])
+    configs = {"config.json": {"model_type": "x"}, "more.json": {}}
+    write_foreign_folder(tmp_path / "hub", state, configs, [tmp_path / "vocab.txt"])
     assert (tmp_path / "hub" / "vocab.txt").read_text() == "a"
     found = read_foreign(tmp_path / "hub")
     assert_same(found.tensors, state)

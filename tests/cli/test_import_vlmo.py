@@ -100,6 +100,14 @@ def test_a_temperature_of_a_run_is_exported(write, tmp_path):
     assert "logit_vl_scale" not in found
 
 
+def test_captions_are_read_as_they_are(write, tmp_path):
+    golden = Golden("vlmo_relative")
+    assert main(write(golden, golden.state)) == 0
+    loaded = load_for_evaluation(tmp_path / "model")
+    assert loaded.captions().max_words is None
+    assert loaded.captions().max_text_tokens == min(40, loaded.model.config.max_text_tokens)
+
+
 @torch.no_grad()
 def test_an_nlvr2_file_judges_and_comes_back(write, tmp_path, capsys):
     golden = Golden("vlmo_relative")

@@ -78,6 +78,13 @@ def test_a_real_word_is_always_chosen(vocabulary, ids, whole_word):
         assert (np.isin(labels, range(WORD, 39))).any(axis=1).all()
 
 
+@pytest.mark.parametrize("whole_word", [False, True])
+def test_a_caption_of_signs_alone_has_a_target_too(vocabulary, whole_word):
+    _, labels = masked_many([CLS, COMMA, DOT, SEP], vocabulary, 300, whole_word=whole_word)
+    assert (labels[:, 1:3] != -100).any(axis=1).all()
+    assert (labels[:, [0, 3]] == -100).all()
+
+
 def test_the_forced_word_is_uniform(vocabulary):
     ids = [CLS, COMMA, *range(WORD, WORD + 4), SEP]
     _, labels = masked_many(ids, vocabulary, 8000, probability=0.0)

@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import signal
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -257,6 +258,18 @@ def test_training_replaces_what_is_bad(bad, tokenizer, tmp_path):
     good = SampleIndices(loader(bad, tokenizer).order, 10)
     kept = [i for i, index in enumerate(good) if index not in {2, 5, 7}]
     assert [indices[i].item() for i in kept] == [good[i] for i in kept]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_replaces_a_bad_sample_does_not_depend_on_what_was_met_before(
+    records, tokenizer, seed
+):
+    wordless = [replace(r, caption="!!") if i in (1, 4, 6) else r for i, r in enumerate(records)]
+    whole = take(loader(wordless, tokenizer, seed=seed), 12)
+    for start in range(1, 12):
+        rest = take(loader(wordless, tokenizer, seed=seed, start_step=start), 12 - start)
+        assert_same(whole[start:], rest)
+    assert_same(whole, take(loader(wordless, tokenizer, seed=seed, num_workers=2), 12))
 
 
 class SampleIndices(list):

@@ -47,6 +47,20 @@ def test_mean_value_carries_its_protocol():
     )
 
 
+def test_ratio_value_draws_items_and_not_their_parts():
+    rng = np.random.default_rng(0)
+    counts = rng.integers(1, 5, 400)
+    right = counts * (rng.random(400) < 0.5)  # all parts of an item are right, or none
+    value = bootstrap.ratio_value("objects", right, counts, "A test.")
+    assert value.value == pytest.approx(right.sum() / counts.sum())
+    assert value.num_items == 400
+    shares = np.repeat(right / counts, counts)
+    low, high = bootstrap.bootstrap_interval(shares)
+    assert value.high - value.low > 1.4 * (high - low)
+    spread = math.sqrt(((right - value.value * counts) ** 2).sum()) / counts.sum()
+    assert value.high - value.low == pytest.approx(2 * 1.96 * spread, rel=0.1)
+
+
 def test_no_item_is_an_error():
     with pytest.raises(DataError, match="no item"):
         bootstrap.bootstrap_interval([])

@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file
 
 import triptych
 from tests.checkpoint.test_hub import fake_hub
@@ -78,6 +80,34 @@ def test_probe_and_zero_shot_equal_those_of_the_imported_folder(released, tmp_pa
     for name in (released, "owner/name"):
         assert evaluate_model(name, "zero_shot", source) == evaluate_model(own, "zero_shot", source)
         assert probe_folder(name, *[source] * 3)[0] == probe_folder(own, *[source] * 3)[0]
+
+
+def test_an_import_prepares_pictures_as_the_folder_says(released, tmp_path, hub):
+    own, larger = tmp_path / "own", tmp_path / "larger"
+    import_checkpoint("flava", released, own, ImportSettings(variant="flava_full"))
+    settings = ImportSettings(variant="flava_full", image_size=64)
+    import_checkpoint("flava", released, larger, settings)
+    for folder, side in ((released, 32), (own, 32), (larger, 64)):
+        found = triptych.load(folder, device="cpu").preprocess
+        assert (found.mean, found.std) == ((0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
+        assert found.image_size == side
+
+
+def test_transformers_reads_an_export(released, tmp_path):
+    own, theirs = tmp_path / "own", tmp_path / "theirs"
+    import_checkpoint("flava", released, own, ImportSettings(variant="flava_full"))
+    assert main(["export", "flava", str(own), str(theirs)]) == 0
+    model, info = transformers.FlavaForPreTraining.from_pretrained(theirs, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    expected = load_file(released / "model.safetensors")
+    found = model.state_dict()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+    processor = transformers.FlavaImageProcessor.from_pretrained(theirs)
+    picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    pixels = processor(picture, return_tensors="pt")["pixel_values"][0]
+    ours = triptych.load(own, device="cpu")._batch([picture], None, slice(0, 1))["image"][0]
+    torch.testing.assert_close(pixels, ours, atol=1e-5, rtol=1e-5)
     assert set(hub) == {"owner/name"}
 
 

@@ -44,6 +44,8 @@ NUMBERS = [
     ("pretrain", "optim.min_learning_rate", 0.0, 0.0, "code: end_lr"),
     ("pretrain", "train.max_grad_norm", None, None, "code: none is set"),
     ("pretrain", "captions.max_text_tokens", 40, 40, "code: max_text_len"),
+    ("pretrain", "captions.max_words", None, None, "code: captions are read as they are"),
+    ("language", "captions.max_words", None, None, "code: captions are read as they are"),
     ("pretrain", "captions.whole_word", True, True, "code: whole_word_masking"),
     ("pretrain", "captions.mlm_probability", 0.15, 0.15, "code: mlm_prob"),
     ("pretrain", "task.fused_itc", True, True, "code: itc_vl"),

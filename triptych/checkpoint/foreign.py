@@ -141,15 +141,15 @@ def write_foreign(path: Path, tensors: Mapping[str, Tensor], *, wrapper: str | N
 def write_foreign_folder(
     folder: Path,
     tensors: Mapping[str, Tensor],
-    config: Mapping[str, Any],
+    configs: Mapping[str, Mapping[str, Any]],
     files: Iterable[Path] = (),
 ) -> None:
-    """Write `model.safetensors` and `config.json` as transformers reads them.
+    """Write `model.safetensors` and its JSON files as transformers reads them.
 
     Args:
         folder: New; it appears whole or not at all.
         tensors: By foreign name.
-        config: Content of `config.json`.
+        configs: Content of `config.json` and other such files, by name.
         files: Others that are copied into it, such as the tokenizer.
 
     Raises:
@@ -161,7 +161,8 @@ def write_foreign_folder(
     try:
         temporary.mkdir(parents=True)
         save_file(_apart(tensors), temporary / FOLDER_FILES[0], {"format": "pt"})
-        write_json(temporary / "config.json", dict(config))
+        for name, content in configs.items():
+            write_json(temporary / name, dict(content))
         for file in files:
             shutil.copyfile(file, temporary / file.name)
         temporary.rename(folder)

@@ -39,7 +39,7 @@ def open_model_folder(name: str | Path, restate: Restate) -> ModelFolder:
         return load_model_folder(folder)
     foreign = read_foreign(folder)
     config, weights, preprocess = restate(foreign.config, foreign.tensors, str(folder))
-    preprocess = _with_preprocessor(folder, preprocess)
+    preprocess = with_preprocessor(folder, preprocess)
     return ModelFolder(
         config=config, state_dict=weights, tokenizer_path=folder, preprocess=preprocess, card=""
     )
@@ -53,8 +53,16 @@ def _is_released(folder: Path) -> bool:
     return isinstance(plain, dict) and "model_type" in plain and "model" not in plain
 
 
-def _with_preprocessor(folder: Path, preprocess: dict[str, Any]) -> dict[str, Any]:
+def with_preprocessor(
+    folder: Path, preprocess: dict[str, Any], *, resized: bool = False
+) -> dict[str, Any]:
     """Take mean and deviation from `preprocessor_config.json`, and check the rest.
+
+    Args:
+        folder: That transformers wrote.
+        preprocess: `image_size`, `mean` and `std` of the model, which stay where the file or what
+            it says is missing.
+        resized: Whether the model was given another image size than the folder's.
 
     Raises:
         CheckpointError: Pictures would be prepared for another model.
@@ -71,7 +79,7 @@ def _with_preprocessor(folder: Path, preprocess: dict[str, Any]) -> dict[str, An
         side = int(size["height"]) if isinstance(size, dict) else int(size)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__} {error}") from error
-    if side != own:
+    if side != own and not resized:
         raise CheckpointError(
             f"{path} makes pictures of {side} px but the model takes {own}: the files belong to "
             "different models"

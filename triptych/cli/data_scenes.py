@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -16,11 +17,14 @@ from triptych.scenes.layout import FORMATS, SceneFiles
 HELP = """Write pictures of coloured shapes with captions, questions, phrases and boxes.
 
 The files have the formats of COCO, VQAv2, RefCOCO, NLVR2, SNLI-VE, MSRVTT and WebDataset.
+Clips are written where PyAV is installed, one to a hundred pictures unless --num-clips says more.
 
 Examples:
   triptych data scenes scenes --num-images 2000
   triptych data scenes scenes --num-images 500 --image-size 128 --materials --formats captions vqa
 """
+
+PICTURES_PER_CLIP = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +38,8 @@ class ScenesOptions:
         num_test: Pictures of the test split; as num_val if absent.
         num_compositional: Pictures of the compositional split, with colour-shape pairs that
             training never shows; as num_val if absent.
-        num_clips: Clips of the training split; needs `pip install triptych[video]`.
+        num_clips: Clips of the training split; needs `pip install triptych[video]`. Absent for a
+            hundredth of num_images where that is installed, and none where it is not.
         formats: Which formats to write beside the pictures.
         captions_per_image: Captions of each picture.
         questions_per_image: Questions on each picture.
@@ -48,7 +53,7 @@ class ScenesOptions:
     num_val: int | None = None
     num_test: int | None = None
     num_compositional: int | None = None
-    num_clips: int = 0
+    num_clips: int | None = None
     formats: tuple[str, ...] = FORMATS
     captions_per_image: int = 2
     questions_per_image: int = 3
@@ -76,6 +81,7 @@ def _write(options: ScenesOptions) -> SceneFiles:
 
     from triptych.scenes.write import write_scenes
 
+    num_clips = _num_clips(options)
     with Progress(
         console=Console(stderr=True), transient=True, disable=not shows_progress()
     ) as progress:
@@ -86,7 +92,7 @@ def _write(options: ScenesOptions) -> SceneFiles:
             num_val=options.num_val,
             num_test=options.num_test,
             num_compositional=options.num_compositional,
-            num_clips=options.num_clips,
+            num_clips=num_clips,
             config=options.world,
             formats=options.formats,
             captions_per_image=options.captions_per_image,
@@ -97,3 +103,18 @@ def _write(options: ScenesOptions) -> SceneFiles:
                 bar, description=stage, completed=done, total=total
             ),
         )
+
+
+def _num_clips(options: ScenesOptions) -> int:
+    """Return how many clips to write: as many as were asked for, or as can be written here."""
+    if options.num_clips is not None:
+        return options.num_clips
+    lacking = None
+    if find_spec("av") is None:
+        lacking = "PyAV is not installed (`pip install 'triptych[video]'`)"
+    elif options.world.image_size % 2:
+        lacking = f"H.264 has no pictures of {options.world.image_size} px, an odd number"
+    if lacking is not None:
+        print(f"no clips: {lacking}")
+        return 0
+    return max(1, options.num_images // PICTURES_PER_CLIP)

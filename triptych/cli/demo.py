@@ -163,7 +163,13 @@ def results(result: DemoResult, command: str, minutes: float, scale: str) -> dic
             "protocol": score.value.protocol,
         }
         if score.key.endswith("vqa") and score.blind is not None:
-            figures[f"{score.key}_blind"] = {"value": score.blind, "command": command}
+            figures[f"{score.key}_blind"] = {
+                "value": score.blind,
+                "command": command,
+                "num_items": score.value.num_items,
+                "protocol": "VQA accuracy of the training data's most frequent answer to questions "
+                "of the same type, on the same questions.",
+            }
     return {
         "machine": describe_machine(),
         "commit": current_commit(),

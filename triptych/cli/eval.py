@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -133,6 +134,7 @@ def _evaluate(options: EvalOptions, source: DataSourceConfig) -> list[MetricValu
             local_batch_size=options.local_batch_size,
             max_bad_share=options.max_bad_share,
             progress=lambda done: progress.update(bar, completed=done),
+            left_out=lambda text: print(text, file=sys.stderr),
         )
 
 

@@ -47,7 +47,7 @@ class PlainOptions:
     Attributes:
         target: A recipe, a config file (.yaml), or with --resume a run folder.
         scale: Size of a recipe: smoke (seconds), tiny (minutes; what a recipe has without this
-            flag), small (an hour, or a GPU), base, large (the paper's).
+            flag), small (for a GPU), base, large (the paper's).
         config: A config file to start from, in place of a recipe's own values.
         out: The new run folder; runs/RECIPE-SCALE, or runs/ and the config file's name, if absent.
         resume: Go on from the last checkpoint of the run folder.

@@ -26,7 +26,7 @@ from triptych.data.skips import ImageProblem, SkipKind, Skipped
 from triptych.data.transforms.geometry import Pixels
 from triptych.data.transforms.pipeline import ImageTransform, normalise_batch
 
-REPLACEMENT_STREAM = 1
+REPLACEMENT_STREAM = 1  # the first of MAX_REPLACEMENTS
 MAX_REPLACEMENTS = 64  # with 1 % bad samples, as many in a row have a chance of 1e-128
 BYTES_PER_MIB = 2**20
 
@@ -161,8 +161,9 @@ class BatchBuilder:
         found = self._usable(index, self._rng.at(self.seed, epoch, index), built)
         if found is not None or not self.train:
             return found
-        rng = self._rng.at(self.seed, epoch, index, REPLACEMENT_STREAM)
-        for _ in range(MAX_REPLACEMENTS):
+        for number in range(MAX_REPLACEMENTS):
+            # each try draws from its own stream: one that is known to be bad draws nothing more
+            rng = self._rng.at(self.seed, epoch, index, REPLACEMENT_STREAM + number)
             found = self._usable(int(rng.integers(len(self.records))), rng, built)
             if found is not None:
                 return found

@@ -59,7 +59,8 @@ def mask_tokens(
 
     Every token (every word, with `whole_word`) is chosen with `probability`. Where this chooses
     no real word of a caption that has one, one real word is chosen at random, so that a short
-    caption is never without a target; a token of a caption of n words is then chosen with
+    caption is never without a target; where no word is real, as in "& $ +", one token that may be
+    hidden is. A token of a caption of n words is then chosen with
     probability p + (1 - p)^n / n.
 
     Args:
@@ -80,10 +81,11 @@ def mask_tokens(
         group = np.cumsum(~vocabulary.is_continuation[ids])  # word number of each token
         draws[0] = draws[0, np.searchsorted(group, group)]  # the draw of the word's first token
     chosen = maskable & (draws[0] < probability)
-    is_word = vocabulary.is_word[ids]
-    if not (chosen & is_word).any() and is_word.any():
+    is_word = vocabulary.is_word[ids] & maskable
+    needed = is_word if is_word.any() else maskable
+    if needed.any() and not (chosen & needed).any():
         # no draw is below `probability`: which word has the smallest one is uniform
-        chosen |= maskable & (draws[0] == draws[0, is_word].min())
+        chosen |= maskable & (draws[0] == draws[0, needed].min())
     return _replace(ids, chosen, draws[1:], vocabulary)
 
 

@@ -162,6 +162,13 @@ class SkipLog:
         kinds = ", ".join(f"{count} {kind.value}" for kind, count in self.counts.most_common())
         return f"{self.num_bad} of {self.num_samples} samples left out: {kinds}"
 
+    def report(self) -> str:
+        """Return the summary, and where the samples are listed or what some of them are."""
+        if self.path is not None:
+            return f"{self.summary()}; listed in {self.path}"
+        some = "; ".join(f"{entry.where} ({entry.kind.value})" for entry in self.examples)
+        return f"{self.summary()}; some: {some}" if some else self.summary()
+
     def _list(self, skipped: Skipped) -> None:
         if self.path is None or skipped.where in self._listed:
             return

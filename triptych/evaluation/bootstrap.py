@@ -110,6 +110,41 @@ def mean_value(
     )
 
 
+def ratio_value(
+    name: str,
+    numerators: npt.ArrayLike,
+    denominators: npt.ArrayLike,
+    protocol: str,
+    *,
+    seed: int = 0,
+) -> MetricValue:
+    """Return a ratio of two sums over items with its interval, such as objects found of all.
+
+    The parts of an item, such as the objects of one picture, are not independent: the items are
+    what is drawn again.
+
+    Args:
+        name: Key of the metric.
+        numerators: (N,) one number an item.
+        denominators: (N,) one positive number an item.
+        protocol: How the numbers were computed, in one sentence.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        DataError: There is no item.
+    """
+    table = np.stack([np.asarray(c, np.float64) for c in (numerators, denominators)], axis=1)
+    low, high = bootstrap_sums(table, lambda sums: sums[:, 0] / sums[:, 1], seed=seed)
+    return MetricValue(
+        name=name,
+        value=float(table[:, 0].sum() / table[:, 1].sum()),
+        low=low,
+        high=high,
+        num_items=len(table),
+        protocol=f"{protocol} {interval_text()}",
+    )
+
+
 def interval_text(num_resamples: int = NUM_RESAMPLES) -> str:
     """Return the sentence that says how an interval was made."""
     return f"Interval: 95 % percentile bootstrap over items, {num_resamples} resamples."

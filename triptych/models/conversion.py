@@ -297,10 +297,13 @@ class Converter:
             ones; None where the layout has none for it.
         wrapper: Key under which the released code stores its state dict; None for a bare one.
         folder_config: `config.json` of an export that transformers reads; None if there is none.
+        folder_preprocessor: `preprocessor_config.json` beside it, from the model, the mean and the
+            deviation of its pictures.
         export_note: What to tell who exports a model; None for nothing.
         config_from_folder: From a folder's `config.json` and a variant, the variant with what only
             that file says, such as the number of heads; None where there are no such folders.
         max_text_tokens: Longest text that the released code gives the model.
+        max_question_tokens: Longest question with the words that follow it.
         max_words: Words that the released code keeps of a caption, which it cleans; None where it
             reads captions as they are.
         init_vision: Fills a fresh model's image side from published image weights and the
@@ -323,9 +326,13 @@ class Converter:
     head_names: Callable[[Iterable[str], str], dict[str, str] | None] = lambda *_: None
     wrapper: str | None = "model"
     folder_config: Callable[[Any], dict[str, Any]] | None = None
+    folder_preprocessor: Callable[[Any, Sequence[float], Sequence[float]], dict[str, Any]] = (
+        lambda *_: {}
+    )
     export_note: Callable[[Any], str] | None = None
     config_from_folder: Callable[[Mapping[str, Any], Any], Any] | None = None
     max_text_tokens: int = 40
+    max_question_tokens: int = 25
     max_words: int | None = 30
     init_vision: InitPart | None = None
     init_text: InitPart | None = None

@@ -23,7 +23,7 @@ from triptych.core.outputs import MetricValue, Predictions
 from triptych.data.manifest import read_records
 from triptych.data.records import Record
 from triptych.data.source import DataSourceConfig
-from triptych.evaluation.bootstrap import mean_value
+from triptych.evaluation.bootstrap import ratio_value
 from triptych.recipes.baselines import Baseline, baselines_of
 from triptych.recipes.config import RunConfig
 from triptych.recipes.evaluate import caption_references, evaluate_model, evaluation_records
@@ -31,7 +31,7 @@ from triptych.recipes.registry import build_recipe
 from triptych.recipes.run import prepare_tokenizer, train_run
 from triptych.recipes.side_by_side import train_side_by_side
 from triptych.scenes.layout import SceneFiles
-from triptych.scenes.scoring import compute_caption_objects
+from triptych.scenes.scoring import compute_caption_objects, count_objects_named
 from triptych.scenes.write import write_scenes
 
 DEMO_SPLITS = ("test", "compositional")
@@ -343,12 +343,13 @@ def scene_objects(
 def _caption_objects(
     records: list[Record], kept: dict[int, object], files: SceneFiles, split: str
 ) -> MetricValue:
+    """Score captions by objects; what is drawn again for the interval are pictures."""
     objects = scene_objects(records, files, split)
-    shares = compute_caption_objects([str(kept[i]) for i in range(len(records))], objects)
-    counts = [len(o) for o in objects]
-    return mean_value(
+    captions = [str(kept[i]) for i in range(len(records))]
+    return ratio_value(
         "caption_objects",
-        np.repeat(shares, counts).tolist(),
+        [count_objects_named(c, o) for c, o in zip(captions, objects, strict=True)],
+        [len(o) for o in objects],
         "Share of the objects of a picture that its caption names with the right size, colour and "
         "shape, over all objects.",
     )

@@ -94,6 +94,7 @@ def evaluate_model(
     max_bad_share: float = 0.01,
     keep: Callable[[Predictions], None] | None = None,
     progress: Callable[[int], None] | None = None,
+    left_out: Callable[[str], None] | None = None,
 ) -> list[MetricValue]:
     """Predict every sample of a source once and score the predictions.
 
@@ -109,6 +110,7 @@ def evaluate_model(
         max_bad_share: Share of samples that may be unreadable.
         keep: Called with the predictions of each batch.
         progress: Called after each batch with the number of samples done.
+        left_out: Called at the end with what was unreadable, in words, if anything was.
 
     Raises:
         CapabilityError: The model was not trained for the task.
@@ -125,7 +127,7 @@ def evaluate_model(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scored = _Scored(loaded, task, settings, local_batch_size, device, keep, progress)
     if task == "zero_shot":
-        return scored.by_names(source, limit, max_bad_share)
+        return scored.by_names(source, limit, max_bad_share, left_out)
     found = read_records(source)
     text_only = task == "classification" and _is_of_texts(loaded)
     usable = evaluation_records(found.records, task, source.path, text_only=text_only)
@@ -134,16 +136,27 @@ def evaluate_model(
     records = usable[:limit]
     log = SkipLog(None, len(usable) + len(found.skipped), max_bad_share, flag=VERB_FLAG)
     log.add_all(found.skipped)
+    logs = [log]
     if len(records) < len(usable):  # bad lines are judged with the whole file, pictures without it
-        log = SkipLog(None, len(records), max_bad_share, flag=VERB_FLAG)
+        logs.append(SkipLog(None, len(records), max_bad_share, flag=VERB_FLAG))
     loaded.model.to(device)
     with autocast(device, resolve_precision("auto", device, loaded.model)):
         if task == "retrieval":
             protocol = RetrievalProtocol(
                 rerank_top_k=rerank_top_k, itm_score=itm_score, folds=settings.folds
             )
-            return scored.by_retrieval(records, protocol, log)
-        return scored.by_predictions(records, found.records, log)
+            values = scored.by_retrieval(records, protocol, logs[-1])
+        else:
+            values = scored.by_predictions(records, found.records, logs[-1])
+    _tell(left_out, *logs)
+    return values
+
+
+def _tell(left_out: Callable[[str], None] | None, *logs: SkipLog) -> None:
+    """Say what was unreadable."""
+    for log in logs:
+        if left_out is not None and log.num_bad:
+            left_out(log.report())
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +172,11 @@ class _Scored:
     progress: Callable[[int], None] | None
 
     def by_names(
-        self, source: DataSourceConfig, limit: int | None, max_bad_share: float
+        self,
+        source: DataSourceConfig,
+        limit: int | None,
+        max_bad_share: float,
+        left_out: Callable[[str], None] | None,
     ) -> list[MetricValue]:
         data = read_labelled(
             source,
@@ -167,7 +184,7 @@ class _Scored:
             limit=limit,
             max_bad_share=max_bad_share,
         )
-        return evaluate_zero_shot(
+        values = evaluate_zero_shot(
             self.loaded,
             data,
             templates=self.settings.templates,
@@ -175,6 +192,8 @@ class _Scored:
             device=self.device,
             progress=self.progress,
         )
+        _tell(left_out, data.log)
+        return values
 
     def by_retrieval(
         self, records: list[Record], protocol: RetrievalProtocol, log: SkipLog

@@ -20,7 +20,13 @@ from triptych.checkpoint.foreign import (
 )
 from triptych.checkpoint.hub import find_folder
 from triptych.checkpoint.model_card import build_model_card
-from triptych.checkpoint.model_folder import load_model_folder, save_model_folder, stored_config
+from triptych.checkpoint.model_folder import (
+    CONFIG,
+    load_model_folder,
+    save_model_folder,
+    stored_config,
+)
+from triptych.checkpoint.released import PREPROCESSOR, with_preprocessor
 from triptych.core.config import from_dict, kind_of, to_dict
 from triptych.core.errors import (
     CapabilityError,
@@ -107,7 +113,8 @@ def import_checkpoint(
         head.check_fits(model, tokenizer, foreign.path)
         head.note_in(report)
     facts = _provenance(foreign, settings.variant, report)
-    _save(out, converter, model, tokenizer, task, facts, report.contrast, head)
+    pictures = _pictures(foreign.path, converter, model, resized=settings.image_size is not None)
+    _save(out, converter, model, tokenizer, task, facts, report.contrast, head, pictures)
     return report
 
 
@@ -147,7 +154,12 @@ def export_checkpoint(family: str, folder: Path, out: Path) -> tuple[int, str]:
         raise CapabilityError(
             f"{out}: {FAMILIES[family].title} is exported to a file: let the name end in .pth"
         )
-    write_foreign_folder(out, tensors, converter.folder_config(model), [content.tokenizer_path])
+    pictures = from_dict(ImageTransformConfig, content.preprocess, "preprocess")
+    configs = {
+        CONFIG: converter.folder_config(model),
+        PREPROCESSOR: converter.folder_preprocessor(model, pictures.mean, pictures.std),
+    }
+    write_foreign_folder(out, tensors, configs, [content.tokenizer_path])
     return len(tensors), note
 
 
@@ -283,6 +295,18 @@ def _provenance(foreign: ForeignCheckpoint, variant: str, report: ImportReport) 
     return facts
 
 
+def _pictures(
+    source: Path, converter: Converter, model: Any, *, resized: bool
+) -> ImageTransformConfig:
+    """Return how pictures are prepared: as a folder's own file says, else as the family's are."""
+    found = {"image_size": model.image_size, "mean": converter.mean, "std": converter.std}
+    if source.is_dir():
+        found = with_preprocessor(source, found, resized=resized)
+    return ImageTransformConfig(
+        image_size=found["image_size"], mean=tuple(found["mean"]), std=tuple(found["std"])
+    )
+
+
 def _save(
     out: Path,
     converter: Converter,
@@ -292,12 +316,14 @@ def _save(
     facts: dict[str, str],
     contrast: Mapping[str, float],
     head: ReleasedHead | None,
+    pictures: ImageTransformConfig,
 ) -> None:
     trained_for = task if head is None else TRAINED_FOR[type(head.task)]
     title = FAMILIES[converter.family].title
     positions = text_sizes(model.config).max_tokens
     longest = min(converter.max_text_tokens, positions)
-    lengths = {name: min(value, positions) for name, value in to_dict(TextLengths()).items()}
+    limits = to_dict(TextLengths(question=converter.max_question_tokens))
+    lengths = {name: min(value, positions) for name, value in limits.items()}
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     card = build_model_card(
         title=f"{title}, imported from {facts['file']}",
@@ -321,11 +347,7 @@ def _save(
         },
         state_dict=model.state_dict(),
         tokenizer_json=tokenizer.to_json(),
-        preprocess=to_dict(
-            ImageTransformConfig(
-                image_size=model.image_size, mean=converter.mean, std=converter.std
-            )
-        ),
+        preprocess=to_dict(pictures),
         card=card,
         head=None if head is None else head.weights,
     )

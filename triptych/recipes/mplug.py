@@ -49,7 +49,8 @@ def pretrain(scale: str) -> RunConfig:
     base, large: paper, section 5.1 and the released `pretrain_mplug_{base,large}.yaml`: 30 epochs
     of 14 M pairs at a global batch of 1,024 are 410,000 steps; learning rates 1e-4 and 1e-5 (base),
     5e-5 and 5e-6 (large); 1,000 warm-up steps; queue 65,536; momentum 0.995; alpha 0.4, grown over
-    the first epoch. ITC, MLM and PrefixLM all learn from the teacher, as the derived code means to:
+    the first epoch. The released configs have 2,000 warm-up iterations, and end at 2e-6 for large.
+    ITC, MLM and PrefixLM all learn from the teacher, as the derived code means to:
     there defects leave MLM an untrained teacher and PrefixLM none.
 
     Small scales: ITC and PrefixLM, on which a small budget learns most, take every step; MLM joins
@@ -111,7 +112,8 @@ def scst(scale: str) -> RunConfig:
 
     base, large: paper, appendix: 5 more epochs at a learning rate of 8e-7; of 113,000 pictures at
     the batch of 256 that cross-entropy has, which is ours to assume, they are 2,207 steps. The
-    released code has 1e-6, and a warm-up that starts above it, at 1e-5; here there is none.
+    released code has 1e-6, decay 0.02, batches of 32 (base) and 64 (large) a process, and a warm-up
+    that starts above its rate, at 1e-5; here there is none.
     """
     if scale not in PAPER_SCALES:
         steps = {"smoke": 4, "tiny": 400, "small": 2000}
@@ -134,19 +136,22 @@ def retrieval(scale: str) -> RunConfig:
 
     base, large: released `retrieval` config: 8 epochs of COCO at a batch of 1,024, learning rates
     1e-5 and 2e-6, 336 px, queue 65,536; alpha grows over the first epoch. 8 epochs of the 567,000
-    pairs of COCO's Karpathy split are 4,430 steps.
+    pairs of COCO's Karpathy split are 4,430 steps. The released decay is 0.02, the paper's 0.05.
+    ITM ranks 256 candidates (`triptych eval --rerank-top-k 256`; the paper: 128 on Flickr30k).
     """
     task = RetrievalConfig(alpha_ramp_steps=554)
-    return _finetune("mplug.retrieval", scale, task, 4_430, 1024, 1e-5, 2e-6)
+    run = _finetune("mplug.retrieval", scale, task, 4_430, 1024, 1e-5, 2e-6)
+    return replace(run, weights=(ObjectiveWeight(name="itc"), ObjectiveWeight(name="itm")))
 
 
 def vqa(scale: str) -> RunConfig:
     """Return visual question answering by generation.
 
     base, large: released VQA configs: 8 epochs at a batch of 8 x 128 = 1,024 (base) or 8 x 256 =
-    2,048 (large), learning rates 3e-5 and 5e-6, 504 px in the paper (384 base, 336 large in the
-    released code), beam 5 of at most 10 tokens. The steps are 8 epochs of the 658,111 questions of
-    VQAv2's training and validation splits; the released code adds those of Visual Genome.
+    2,048 (large), learning rates 3e-5 and 5e-6, decay 0.05 and 504 px in the paper (0.02, 384 base
+    and 336 large in the released code), beam 5 of at most 10 tokens. The steps are 8 epochs of the
+    658,111 questions of VQAv2's training and validation splits; the released code adds those of
+    Visual Genome.
     """
     steps, batch = (2_571, 2048) if scale == "large" else (5_141, 1024)
     return _finetune("mplug.vqa", scale, VQAConfig(), steps, batch, 3e-5, 5e-6)
@@ -156,8 +161,9 @@ def grounding(scale: str) -> RunConfig:
     """Return visual grounding by coordinate tokens.
 
     base, large: released grounding config: 120 epochs at a batch of 8 x 24 = 192, learning rates
-    2e-5 and 5e-6, 336 px, 337 bins, tokens weighted by distance and overlap. The steps are 120
-    epochs of the 120,624 training phrases of RefCOCO; other data need their own `train.max_steps`.
+    2e-5 and 5e-6, decay 0.02 (paper: 0.05), 336 px, 337 bins, tokens weighted by distance and
+    overlap. The steps are 120 epochs of the 120,624 training phrases of RefCOCO; other data need
+    their own `train.max_steps`.
 
     The paper has two stages: the mixture of the data sets at 2e-5, then each of them at 2e-6. This
     is the first; the second is this recipe from the first one's model folder, with

@@ -168,6 +168,8 @@ def _train(
     if is_main():
         save_yaml(config, run_folder / CONFIG_FILE)
     result = trainer.fit(resume=resume)
+    if data.skip_log.num_bad:
+        (console or Console()).print(data.skip_log.report(), markup=False, highlight=False)
     if is_main():
         head = task.modules["head"] if "head" in task.modules else None  # noqa: SIM401
         weights = task.model_state() if isinstance(task, DINO) else None

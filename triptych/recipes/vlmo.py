@@ -44,7 +44,10 @@ PLAIN_IMAGE = replace(IMAGE, crop_scale=None, flip_probability=0.0, randaugment_
 """For small scales: a crop or a flip would contradict captions that name all objects in order."""
 
 TEXTS = PretrainingTextConfig(whole_word=True)
-LONG_TEXTS = replace(TEXTS, max_text_tokens=196)
+RAW_TEXTS = replace(TEXTS, max_words=None)
+"""The released code reads captions as they are."""
+
+LONG_TEXTS = replace(RAW_TEXTS, max_text_tokens=196)
 
 
 def vision(scale: str) -> RunConfig:
@@ -209,7 +212,7 @@ def _paper_run(
         tokenizer=TokenizerConfig(vocab_size=30522, num_unused=994),
         data=DataConfig(num_workers=8, cache_mib=0),
         image=image,
-        captions=TEXTS,
+        captions=RAW_TEXTS,
         task=task,
         train=train if train.max_grad_norm == 3.0 else replace(train, max_grad_norm=None),
         optim=optim,

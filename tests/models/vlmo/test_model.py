@@ -268,6 +268,17 @@ def test_skipping_can_be_changed_before_fine_tuning():
     assert model.config.drop_path == 0.5
 
 
+def test_text_dropout_follows_skipping():
+    model = build(small(text_dropout=0.0)).train()
+    ids = torch.full((64, 8), 7)
+    same = model.text_inputs(ids), model.text_inputs(ids)
+    assert torch.equal(*same)
+    model.set_drop_path(0.5)
+    assert model.config.text_dropout == 0.5
+    dropped = (model.text_inputs(ids) != same[0]).float().mean()
+    assert dropped > 0.3
+
+
 def test_image_size_of_a_variant_can_be_chosen():
     config = model_config("vlmo_tiny", image_size=96)
     assert (config.image_size, config.grid_size) == (96, 6)

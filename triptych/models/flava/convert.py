@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -303,6 +303,36 @@ def config_from_folder(folder_config: Mapping[str, Any], config: FLAVAConfig) ->
 _FIXED = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "qkv_bias": True}
 
 
+def folder_preprocessor(
+    model: FLAVA, mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Any]:
+    """Return a `preprocessor_config.json` with which transformers prepares the same pixels."""
+
+    def square(side: int) -> dict[str, int]:
+        return {"height": side, "width": side}
+
+    codebook = model.config.codebook
+    content = {
+        "image_processor_type": "FlavaImageProcessor",
+        "processor_class": "FlavaProcessor",
+        "do_resize": True,
+        "size": square(model.image_size),
+        "resample": 3,  # bicubic
+        "do_center_crop": True,
+        "crop_size": square(model.image_size),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(mean),
+        "image_std": list(std),
+        "input_size_patches": model.image_size // model.config.vision.patch_size,
+    }
+    if codebook is not None:
+        side = square(codebook.image_size)
+        content |= {"codebook_size": side, "codebook_crop_size": side}
+    return content
+
+
 def folder_config(model: FLAVA) -> dict[str, Any]:
     """Return a `config.json` with which transformers builds the same model.
 
@@ -407,6 +437,7 @@ CONVERTER = Converter(
     optional=lambda _: (r"(mim|mlm|mmm_image|mmm_text|itm)_head\..*",),
     wrapper=None,
     folder_config=folder_config,
+    folder_preprocessor=folder_preprocessor,
     config_from_folder=config_from_folder,
     max_text_tokens=77,
     max_words=None,

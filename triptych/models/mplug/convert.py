@@ -376,6 +376,7 @@ CONVERTER = Converter(
     export_note=export_note,
     init_vision=init_vision,
     init_text=init_text,
+    max_question_tokens=80,
     mean=(0.48145466, 0.4578275, 0.40821073),
     std=(0.26862954, 0.26130258, 0.27577711),
     source="Li et al. 2022 (arXiv 2205.12005), layout of X-PLUG/mPLUG",

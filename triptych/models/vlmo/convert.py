@@ -447,6 +447,7 @@ CONVERTER = Converter(
     import_head=import_classifier,
     head_names=released_head_names,
     wrapper=None,
+    max_words=None,
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
     source="Bao et al. 2022 (arXiv 2111.02358), layout of microsoft/unilm, folder vlmo",

@@ -82,8 +82,13 @@ class VLMo(nn.Module):
         return FeatureDims(width, width, width)
 
     def set_drop_path(self, rate: float) -> None:
-        """Change how often training skips residual branches (see `VLMoConfig.drop_path`)."""
-        self.config = self.trunk.config = dataclasses.replace(self.config, drop_path=rate)
+        """Change how often training skips residual branches, and drops text embeddings.
+
+        The released code has one number for both (see `VLMoConfig.drop_path`, `text_dropout`).
+        """
+        self.config = dataclasses.replace(self.config, drop_path=rate, text_dropout=rate)
+        self.trunk.config = self.config
+        self.text_embedding.dropout.share = rate
         for layer, block in enumerate(self.trunk.blocks):
             block.drop_path = drop_path_rate(self.config, layer)  # type: ignore[assignment]
 
