@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.recipes.test_flava_data import write_tokenizer
 from triptych.core.errors import CheckpointError
 from triptych.data.source import DataSourceConfig
 from triptych.distributed.collectives import all_reduce_mean, average_gradients
@@ -68,6 +69,30 @@ def test_a_run_on_two_processes_goes_on_bitwise(run, tmp_path):
     assert _lines(whole) == lines
     again = load_file(whole / "model" / "model.safetensors")
     assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
+
+
+def test_a_mixture_on_two_processes_goes_on_bitwise(run, scenes, tmp_path):
+    tokenizer = write_tokenizer(tmp_path / "tokenizer")
+    pairs = run.data.train[0]
+    sources = tuple(
+        replace(pairs, kind=kind, name=kind, ratio=ratio)
+        for kind, ratio in (("pair", 2.0), ("image", 1.0), ("text", 1.0))
+    )
+    joint = build_recipe("flava.joint", "smoke")
+    joint = replace(
+        joint,
+        data=replace(joint.data, train=sources),
+        task=replace(joint.task, image_tokenizer=str(tokenizer)),
+        train=replace(run.train, max_steps=6, local_batch_size=4),
+        weights=(),
+    )
+    whole = tmp_path / "whole"
+    train_run(joint, whole)
+    lines = _lines(whole)
+    assert {"loss/gc", "loss/mim", "loss/mlm"} <= set().union(*lines)
+    (whole / "checkpoints" / "step_6").rename(tmp_path / "step_6")
+    resume_run(whole)
+    assert _lines(whole) == lines
 
 
 def test_another_number_of_processes_cannot_go_on(run, tmp_path):
