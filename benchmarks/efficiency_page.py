@@ -410,6 +410,22 @@ def memory_table(results: Results) -> str:
     )
 
 
+def profile_table(results: Results) -> str:
+    """Return where the time of a step goes, by kind of operation."""
+    output = results.output("profile")
+    names = {"products": "matrix products, convolutions, attention kernels"}
+    names |= {"copies": "copies, gathers, joins, fills", "element_wise": "the rest of both passes"}
+    names |= {"update": "clipping, AdamW, momentum encoders, queue"}
+    fast, plain = output["seconds"]["fast"], output["seconds"]["plain"]
+
+    def cell(seconds: dict[str, float], kind: str) -> str:
+        return f"{seconds[kind]:.1f} s, {seconds[kind] / sum(seconds.values()):.0%}"
+
+    rows = [[text, cell(plain, kind), cell(fast, kind)] for kind, text in names.items()]
+    rows.append(["all", f"{sum(plain.values()):.1f} s", f"{sum(fast.values()):.1f} s"])
+    return make_table(["", "one pass an objective", "fast path"], rows)
+
+
 def runs_table(results: Results) -> str:
     """Return what it takes to measure each part again."""
     output = {name: results.output(name) for name in results.parts}
@@ -420,7 +436,8 @@ def runs_table(results: Results) -> str:
         **{
             name: "{precision}, {accumulate} micro-batches of {micro_batch} pairs, "
             "rounds: {rounds}".format(**output[name])
-            for name in ("step", "step_default")
+            + (", MLM and PrefixLM learn from the teacher" if output[name]["distill"] else "")
+            for name in ("step", "step_default", "profile")
         },
         "beam": f"fp32, {beam['num_beams']} beams, {BEAM_TOKENS} tokens, {MEMORY_TOKENS} memory "
         f"tokens, rounds: {beam['pairs']}",
@@ -456,6 +473,7 @@ TABLES = {
     "claims": claims_table,
     "findings": findings_list,
     "speed": speed_table,
+    "profile": profile_table,
     "memory": memory_table,
 }
 

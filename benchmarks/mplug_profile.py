@@ -129,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, rounds in seconds.items():
             rounds.append(profile_step(stepper, name, precision))
     facts = {"precision": precision, "micro_batch": options.micro_batch}
-    facts |= {"accumulate": options.accumulate}
+    facts |= {"accumulate": options.accumulate, "distill": True}
     print(json.dumps(summarise(seconds) | facts | run_facts(options)))
 
 

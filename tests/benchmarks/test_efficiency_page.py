@@ -70,6 +70,7 @@ OUTPUTS = {
         "precision": "fp32",
         "micro_batch": 8,
         "accumulate": 2,
+        "distill": True,
         "rounds": 3,
         "num_threads": 2,
     },
@@ -82,6 +83,21 @@ OUTPUTS = {
         "precision": "bf16",
         "micro_batch": 8,
         "accumulate": 2,
+        "distill": False,
+        "rounds": 3,
+        "num_threads": 2,
+    },
+    "profile": {
+        "step_outside_products": 0.4,
+        "limit_over_plain": 3.5,
+        "seconds": {
+            "fast": {"products": 6.0, "copies": 1.0, "element_wise": 2.0, "update": 1.0},
+            "plain": {"products": 9.0, "copies": 1.0, "element_wise": 3.0, "update": 1.0},
+        },
+        "precision": "fp32",
+        "micro_batch": 8,
+        "accumulate": 2,
+        "distill": True,
         "rounds": 3,
         "num_threads": 2,
     },
@@ -214,12 +230,18 @@ def test_speed_figures_have_times_ranges_and_bars(results):
     assert memory["time of a step, s"] == ["4.32", "5.53", "1.28"]
 
 
+def test_the_time_of_a_step_is_split(results):
+    split = rows(TABLES["profile"](results))
+    assert split["matrix products, convolutions, attention kernels"] == ["9.0 s, 64%", "6.0 s, 60%"]
+    assert split["all"] == ["14.0 s", "10.0 s"]
+
+
 def test_runs_name_command_commit_and_machine(results, tmp_path):
     runs = TABLES["runs"](results)
     assert "| `python -m benchmarks.mplug_fusion` | bf16, batches of 4 pairs, 257 image" in runs
-    assert runs.count("`0123456789ab` | 2 cores of Some CPU (bf16: avx512_bf16), torch 9.9 |") == 6
+    assert runs.count("`0123456789ab` | 2 cores of Some CPU (bf16: avx512_bf16), torch 9.9 |") == 7
     dirty = write_results(tmp_path, commit=f"{COMMIT}-dirty")
-    assert TABLES["runs"](dirty).count("`0123456789ab`, changed") == 6
+    assert TABLES["runs"](dirty).count("`0123456789ab`, changed") == 7
 
 
 @pytest.mark.parametrize(
