@@ -61,7 +61,7 @@ MPLUG = Benchmark(
         Part("profile", ("-m", "benchmarks.mplug_profile"), ("step_outside_products",)),
         Part(
             "beam",
-            ("benchmarks/beam.py", "--beams", "10", "--num-threads", "2"),
+            ("benchmarks/beam.py", "--beams", "10"),
             ("beam10_over_uncached",),
             read_beam,
         ),

@@ -6,6 +6,10 @@ import torch
 from torch import Tensor
 
 from triptych.nn.decoder import DecoderMemory, TextDecoder
+from triptych.nn.prepacked import MAX_ROWS, can_prepack, kept_twin
+
+SHORT_TEXT = 3
+"""Tokens after which a text, unlike most answers, is worth prepacking the decoder for."""
 
 
 class CachedDecoder:
@@ -23,6 +27,7 @@ class CachedDecoder:
         self.decoder = decoder
         self.memory = memory
         self.cache = decoder.new_cache()
+        self._twin: TextDecoder | None = None
 
     @property
     def batch_size(self) -> int:
@@ -41,7 +46,20 @@ class CachedDecoder:
 
     def logits(self, token_ids: Tensor) -> Tensor:
         """Read the newest token of each beam (B, R) int64: (B, R, V) logits of the next one."""
-        return self.decoder.step(token_ids.to(self.device), self.memory, self.cache)
+        decoder = self._reader(token_ids.numel())
+        return decoder.step(token_ids.to(self.device), self.memory, self.cache)
+
+    def _reader(self, num_rows: int) -> TextDecoder:
+        """Return the prepacked decoder where reading its weights is what takes the time.
+
+        The first tokens never come from it, even where it is there from an earlier text: a text
+        must not depend, in a last bit, on what was said before.
+        """
+        if self.cache.length < SHORT_TEXT or num_rows > MAX_ROWS or not can_prepack(self.decoder):
+            return self.decoder
+        if self._twin is None:
+            self._twin = kept_twin(self.decoder, self.decoder.prepacked)
+        return self._twin
 
     def reorder(self, rows: Tensor) -> None:
         """Keep the cached beams at `rows` (B·R,), image-major."""

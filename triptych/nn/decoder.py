@@ -14,6 +14,7 @@ from triptych.nn.encoder import TextConfig, check_text_length
 from triptych.nn.heads import VocabularyHead
 from triptych.nn.kv_cache import DecoderCache
 from triptych.nn.packing import TokenGrid
+from triptych.nn.prepacked import prepack, prepack_head
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,12 @@ class TextDecoder(nn.Module):
     def word_logits(self, x: Tensor) -> Tensor:
         """Score every word: (..., D) to (..., V)."""
         return self.head(self.final_norm(x), self.embedding.word.weight)  # type: ignore[no-any-return]
+
+    def prepacked(self) -> TextDecoder:
+        """Return a copy for `step` whose weights lie as the processor reads them (`prepack`)."""
+        twin = prepack(self)
+        twin.head = prepack_head(twin.head, twin.embedding.word.weight)  # type: ignore[assignment]
+        return twin
 
     def new_cache(self) -> DecoderCache:
         """Return an empty cache for `step`."""
