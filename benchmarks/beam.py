@@ -2,8 +2,9 @@
 
 Both run the same search on the same random weights: one image of 257 image and 16 text tokens,
 5 beams (or `--beams`), 20 tokens. Without caches, each step reads the whole text of each beam again
-and projects the memory, copied for each beam, again in each layer, as the released code does. One search with caches comes first
-and is not timed: like a model in use, the decoder is prepacked from then on.
+and projects the memory, copied for each beam, again in each layer, as the released code does. One
+search with caches comes first and is not timed: like a model in use, the decoder is prepacked from
+then on.
 
     python benchmarks/beam.py --pairs 3
 """
