@@ -426,6 +426,26 @@ def profile_table(results: Results) -> str:
     return make_table(["", "one pass an objective", "fast path"], rows)
 
 
+def outside_list(results: Results) -> str:
+    """Return what the profile says of the ratio that bf16 reaches."""
+    output, default = results.output("profile"), results.output("step_default")
+    fast, ms = output["seconds"]["fast"], default["median_ms"]
+    all_s = sum(fast.values())
+    outside_s = all_s - fast["products"]
+    default_s, plain_s = ms[f"fast {default['precision']}"] / 1000, ms["plain fp32"] / 1000
+    bar = float(MPLUG.bars["step_default_over_plain_fp32"].text.split()[-1])
+    taken, wanted = default_s - outside_s, plain_s / bar - outside_s
+    lines = (
+        f"{outside_s / all_s * 100:.0f} % of the fast path is no product, "
+        f"{fast['update'] / all_s * 100:.0f} % of it clipping, AdamW, momentum encoders and queue.",
+        f"In {default['precision']}, on the processor of that row, a step took {default_s:.1f} s, "
+        f"the plain one in fp32 {plain_s:.1f} s. If all but the products took as long there as "
+        f"here, {outside_s:.1f} s, the products took {taken:.1f} s, and would have to take "
+        f"{wanted:.1f} s for the bar of {bar:g}.",
+    )
+    return "\n".join(f"- {line}" for line in lines)
+
+
 def runs_table(results: Results) -> str:
     """Return what it takes to measure each part again."""
     output = {name: results.output(name) for name in results.parts}
@@ -474,6 +494,7 @@ TABLES = {
     "findings": findings_list,
     "speed": speed_table,
     "profile": profile_table,
+    "outside": outside_list,
     "memory": memory_table,
 }
 
