@@ -18,7 +18,7 @@ from benchmarks.gather import Benchmark, Part, at_least, at_most, build_parser, 
 FLAVA = Benchmark(
     name="flava",
     prefix="flava_",
-    details=("low", "high", "with", "without", "range"),
+    details=("low", "high", "with", "without", "range", "by_step"),
     parts=(
         Part("parity", ("-m", "benchmarks.flava_parity"), ("parity_max_error",)),
         Part("gradients", ("-m", "benchmarks.flava_step", "--gradients"), ("grad_norm_step0",)),
@@ -41,6 +41,7 @@ FLAVA = Benchmark(
             ("-m", "benchmarks.flava_scenes", "joint"),
             ("joint_minutes", "i2t_r1", "t2i_r1", "probe_shape"),
         ),
+        Part("ceiling", ("-m", "benchmarks.flava_ceiling"), ("shape_supervised",)),
         *(
             Part(name, ("-m", "benchmarks.flava_scenes", name), (name,))
             for name in ("joint_gain", "global_contrastive_gain")

@@ -84,6 +84,7 @@ WHAT = {
         "i2t_r1": "image to text among 500 unseen scenes, recall at 1, zero-shot",
         "t2i_r1": "text to image, the same",
         "probe_shape": "shape of one object by a linear probe of the image encoder",
+        "shape_supervised": "the same encoder from fresh weights, when labels teach it shapes",
         "joint_gain": "recall at 1 that pictures and texts alone add to as many steps of pairs",
         "global_contrastive_gain": "recall at 1 that the global contrastive gradient adds",
     },

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import flava_scenes, scene_runs
+from benchmarks import flava_ceiling, flava_scenes, scene_runs
 from triptych.data.source import DataSourceConfig
 from triptych.recipes.frozen import read_labelled
 from triptych.recipes.stagewise import StagewisePlan
@@ -106,3 +106,10 @@ def test_every_part_in_small_and_again_without_training(tmp_path, monkeypatch, c
     for name in ("train_run", "resume_run", "train_stagewise"):
         monkeypatch.setattr(scene_runs, name, train)
     assert printed("joint_gain") == gain
+
+
+def test_labels_teach_shapes(capsys):
+    flava_ceiling.main(["--steps", "60", "--num-train", "64", "--num-test", "64"])
+    found = json.loads(capsys.readouterr().out)
+    assert list(found["by_step"]) == ["10", "20", "30", "40", "50", "60"]
+    assert found["shape_supervised"] == found["by_step"]["60"] > 1 / 6

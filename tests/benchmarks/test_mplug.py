@@ -37,7 +37,12 @@ BARS = {
 }
 REPORTED = {
     "mplug": {"checkpointing_memory_ratio", "scst_cider_before", "step_outside_products"},
-    "flava": {"joint_gain", "global_contrastive_gain", "speedup_over_plain_loop"},
+    "flava": {
+        "joint_gain",
+        "global_contrastive_gain",
+        "speedup_over_plain_loop",
+        "shape_supervised",
+    },
 }
 
 

@@ -1,0 +1,97 @@
+"""How well FLAVA's tiny image encoder tells shapes when their labels teach it; prints JSON.
+
+`probe_shape` of `benchmarks/flava_scenes.py` freezes an encoder that never saw a label. Here the
+same encoder learns the shape of the one object of a picture, from fresh weights, and is scored on
+unseen pictures as it goes: what the probe could reach, and how many pictures that takes.
+
+    python -m benchmarks.flava_ceiling --steps 600
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from triptych.models.flava.model import FLAVA
+from triptych.models.flava.variants import flava_tiny
+from triptych.scenes.config import SHAPES, SceneConfig
+from triptych.scenes.render import render_scene
+from triptych.scenes.world import generate_scene
+
+NUM_TRAIN, NUM_TEST, BATCH_SIZE = 20_000, 500, 128
+LEARNING_RATE = 1.5e-3
+
+
+def draw_pictures(split: str, count: int, image_size: int) -> tuple[Tensor, Tensor]:
+    """Return pictures (N, 3, S, S) in [-1, 1] and the number of each one's shape (N,)."""
+    config = SceneConfig(seed=0, image_size=image_size)
+    scenes = [generate_scene(config, split, i, series="class", num_objects=1) for i in range(count)]
+    pictures = [render_scene(scene, image_size, noise=config.noise) for scene in scenes]
+    pixels = np.stack([np.asarray(picture) for picture in pictures])
+    labels = [SHAPES.index(scene.objects[0].shape) for scene in scenes]
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1, torch.tensor(labels)
+
+
+def learn(steps: int, num_train: int, num_test: int) -> dict[int, float]:
+    """Return the accuracy on unseen pictures by steps."""
+    config = flava_tiny()
+    encoder = FLAVA(config).visual_encoder
+    head = nn.Linear(config.vision.embed_dim, len(SHAPES))
+    images, labels = draw_pictures("train", num_train, config.vision.image_size)
+    unseen, truth = draw_pictures("test", num_test, config.vision.image_size)
+    parameters = [*encoder.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1
+    )
+
+    def logits(pixels: Tensor) -> Tensor:
+        return head(encoder.final_norm(encoder(pixels))[:, 0])  # type: ignore[no-any-return]
+
+    curve = {}
+    for step in range(1, steps + 1):
+        rows = torch.randint(num_train, (BATCH_SIZE,))
+        F.cross_entropy(logits(images[rows]), labels[rows]).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if step % max(1, steps // 6) == 0:
+            encoder.eval()
+            with torch.inference_mode():
+                right = logits(unseen).argmax(dim=1) == truth
+            encoder.train()
+            curve[step] = round(float(right.float().mean()), 3)
+    return curve
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--num-train", type=int, default=NUM_TRAIN, help="labelled pictures")
+    parser.add_argument("--num-test", type=int, default=NUM_TEST, help="unseen pictures")
+    options = parser.parse_args(arguments)
+    torch.manual_seed(0)
+    curve = learn(options.steps, options.num_train, options.num_test)
+    print(
+        json.dumps(
+            {
+                "shape_supervised": curve[max(curve)],
+                "by_step": curve,
+                "protocol": f"Labels teach the encoder: {options.steps} steps of {BATCH_SIZE} of "
+                f"{options.num_train:,} pictures, AdamW; scored on {options.num_test} unseen ones.",
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
