@@ -24,7 +24,7 @@ from triptych.scenes.config import SHAPES, SceneConfig
 from triptych.scenes.render import render_scene
 from triptych.scenes.world import generate_scene
 
-NUM_TRAIN, NUM_TEST, BATCH_SIZE = 20_000, 500, 128
+NUM_TRAIN, NUM_TEST = 20_000, 500
 LEARNING_RATE = 1.5e-3
 
 
@@ -38,7 +38,7 @@ def draw_pictures(split: str, count: int, image_size: int) -> tuple[Tensor, Tens
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1, torch.tensor(labels)
 
 
-def learn(steps: int, num_train: int, num_test: int) -> dict[int, float]:
+def learn(steps: int, batch_size: int, num_train: int, num_test: int) -> dict[int, float]:
     """Return the accuracy on unseen pictures by steps."""
     config = flava_tiny()
     encoder = FLAVA(config).visual_encoder
@@ -56,7 +56,7 @@ def learn(steps: int, num_train: int, num_test: int) -> dict[int, float]:
 
     curve = {}
     for step in range(1, steps + 1):
-        rows = torch.randint(num_train, (BATCH_SIZE,))
+        rows = torch.randint(num_train, (batch_size,))
         F.cross_entropy(logits(images[rows]), labels[rows]).backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -76,17 +76,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--num-train", type=int, default=NUM_TRAIN, help="labelled pictures")
     parser.add_argument("--num-test", type=int, default=NUM_TEST, help="unseen pictures")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
-    curve = learn(options.steps, options.num_train, options.num_test)
+    curve = learn(options.steps, options.batch_size, options.num_train, options.num_test)
     print(
         json.dumps(
             {
                 "shape_supervised": curve[max(curve)],
                 "by_step": curve,
-                "protocol": f"Labels teach the encoder: {options.steps} steps of {BATCH_SIZE} of "
+                "protocol": f"Labels teach the encoder: {options.steps} steps of {options.batch_size} of "
                 f"{options.num_train:,} pictures, AdamW; scored on {options.num_test} unseen ones.",
             }
         )

@@ -109,7 +109,9 @@ def test_every_part_in_small_and_again_without_training(tmp_path, monkeypatch, c
 
 
 def test_labels_teach_shapes(capsys):
-    flava_ceiling.main(["--steps", "60", "--num-train", "64", "--num-test", "64"])
+    flava_ceiling.main(
+        ["--steps", "60", "--batch-size", "16", "--num-train", "64", "--num-test", "64"]
+    )
     found = json.loads(capsys.readouterr().out)
     assert list(found["by_step"]) == ["10", "20", "30", "40", "50", "60"]
     assert found["shape_supervised"] == found["by_step"]["60"] > 1 / 6
