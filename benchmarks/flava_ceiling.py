@@ -87,8 +87,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             {
                 "shape_supervised": curve[max(curve)],
                 "by_step": curve,
-                "protocol": f"Labels teach the encoder: {options.steps} steps of {options.batch_size} of "
-                f"{options.num_train:,} pictures, AdamW; scored on {options.num_test} unseen ones.",
+                "protocol": f"Labels teach the encoder: {options.steps} steps of "
+                f"{options.batch_size} of {options.num_train:,} pictures, AdamW; scored on "
+                f"{options.num_test} unseen ones.",
             }
         )
     )
