@@ -20,9 +20,11 @@ from benchmarks.mplug import MPLUG
 from benchmarks.vlmo import VLMO
 
 PAGE = ROOT / "docs" / "results.md"
+SMALL_DEMO = "demo_small.json"
 VERDICTS = {True: "reached", False: "**missed**", None: "not measured"}
 TITLES = {
     "foundation": "The demo, and what all models share",
+    "small": "The longer demo: twice the pictures and steps",
     "mplug": "mPLUG",
     "vlmo": "VLMo",
     "flava": "FLAVA",
@@ -145,6 +147,27 @@ def section(benchmark: Benchmark, result: Mapping[str, Any], machines: dict[str,
     return f"## {TITLES[benchmark.name]}\n\n{make_table(head, rows)}"
 
 
+def small_demo(path: Path, machines: dict[str, str]) -> str:
+    """Return the table of the longer demo, from its `results.json` without the configs.
+
+    Args:
+        path: That, with a "note" on how it was run.
+        machines: Letters of machines by name; new ones are added.
+    """
+    found = load_json(path)
+    letter = machines.setdefault(machine_name(found["machine"]), chr(ord("A") + len(machines)))
+    figures = found["figures"]
+    rows = [
+        [what, format_value(figures[key]), format_value(figures[f"compositional_{key}"])]
+        for key, what in WHAT["foundation"].items()
+        if f"compositional_{key}" in figures
+    ]
+    command = figures["demo_minutes"]["command"]
+    head = f"`{command}`, {found['commit'][:9]} {letter}: {found['note']}"
+    table = make_table(["what", "value", "compositional"], rows)
+    return f"## {TITLES['small']}\n\n{head}\n\n{table}"
+
+
 def page(folder: Path) -> str:
     """Return the page of the results in a folder; a benchmark without a file is said to have none.
 
@@ -159,6 +182,9 @@ def page(folder: Path) -> str:
             parts.append(section(benchmark, load_json(path), machines))
         else:
             parts.append(f"## {TITLES[benchmark.name]}\n\nNot measured yet.")
+        small = folder / SMALL_DEMO
+        if benchmark is FOUNDATION and small.is_file():
+            parts.append(small_demo(small, machines))
     letters = "\n".join(f"- {letter}: {name}" for name, letter in machines.items())
     return "\n\n".join([*parts, f"## Machines\n\n{letters}"]) + "\n"
 

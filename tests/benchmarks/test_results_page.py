@@ -50,3 +50,14 @@ def test_other_machines_and_commits_stand_at_their_figures(tmp_path):
     assert f"| {'a' * 9} B |" in lines[WHAT["flava"]["masking_speedup"]]
     assert "- B: two, bf16: amx_bf16; torch 2.13" in text
     assert text.count("Not measured yet.") == 3
+
+
+def test_the_longer_demo_has_a_table(tmp_path):
+    figures = {"demo_minutes": {"value": 9.0, "command": "triptych demo --scale small"}}
+    figures |= {"vqa": {"value": 0.8, "low": 0.7, "high": 0.9}, "compositional_vqa": {"value": 0.6}}
+    machine = {"CPU": "one", "torch": "2.13"}
+    small = {"machine": machine, "commit": "a" * 40, "figures": figures, "note": "on one core."}
+    (tmp_path / "demo_small.json").write_text(json.dumps(small))
+    text = results_page.page(tmp_path)
+    assert f"`triptych demo --scale small`, {'a' * 9} A: on one core." in text
+    assert "| VQA accuracy | 0.8 (0.7 to 0.9) | 0.6 |" in text
