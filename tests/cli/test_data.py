@@ -73,6 +73,7 @@ def test_scenes_are_written_and_pass_the_check(capsys, tmp_path):
     assert main(["data", "scenes", *arguments]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(list((out / "images" / "train").iterdir())) == 6
+    assert len(list((out / "clips" / "videos").iterdir())) == 2  # one of train, one of test
     with Image.open(next((out / "images" / "test").iterdir())) as picture:
         assert picture.size == (32, 32)
     command = next(line for line in lines if line.startswith("next: triptych "))

@@ -112,6 +112,7 @@ def test_summary_counts_by_kind():
     for name, kind in (("a", SkipKind.TRUNCATED), ("b", SkipKind.TRUNCATED), ("c", "bad_box")):
         log.add(bad(name, SkipKind(kind)))
     assert log.summary() == "3 of 100 samples left out: 2 truncated, 1 bad_box"
+    assert log.report() == f"{log.summary()}; some: a (truncated); b (truncated); c (bad_box)"
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])

@@ -108,7 +108,7 @@ def test_training_reads_every_good_file_and_lists_the_bad(own, run):
     assert steps[-1]["loss/prefix_lm"] < steps[0]["loss/prefix_lm"]
 
 
-def test_training_sees_each_of_the_good_files(own, tmp_path, monkeypatch):
+def test_training_sees_each_of_the_good_files(own, tmp_path, monkeypatch, capsys):
     seen = Counter()
     losses = MPLUGPretraining.losses
 
@@ -121,6 +121,7 @@ def test_training_sees_each_of_the_good_files(own, tmp_path, monkeypatch):
     lines = [json.loads(line)["image"] for line in own.manifest.read_text().splitlines()]
     assert sorted(seen) == [number for number, path in enumerate(lines) if path not in BAD]
     assert len(seen) == NUM_GOOD and seen.total() == NUM_LINES  # others stand in for the bad
+    assert "3 of 200 samples left out" in capsys.readouterr().out
 
 
 def test_training_stops_where_more_is_bad_than_is_borne(own, tmp_path):
@@ -142,7 +143,8 @@ def test_evaluation_scores_every_good_file(own, run, tmp_path, capsys, task):
     assert main(["eval", *asked]) == 0
     metrics = json.loads(scores.read_text())["scores"][0]["metrics"]
     assert {metric["num_items"] for metric in metrics} == {NUM_GOOD}
-    capsys.readouterr()
+    said = capsys.readouterr().err
+    assert "3 of 200 samples left out" in said and all(path in said for path in BAD)
     assert main(["eval", *asked[:3], "--data", str(own.manifest)]) == 2
     assert "3 of 200 samples are bad" in capsys.readouterr().err
 
