@@ -136,6 +136,26 @@ def test_paper_sizes_have_the_published_number_of_live_parameters(name, millions
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "layers", "width", "hidden"),
+    [
+        ("flava_full", (12, 12, 6), 768, 3072),
+        ("flava_900m", (24, 24, 12), 1024, 4096),
+        ("flava_1_8b", (32, 32, 16), 1280, 5120),
+        ("flava_2_7b", (40, 40, 20), 1408, 6144),
+        ("flava_4_8b", (48, 48, 24), 1664, 8192),
+        ("flava_10b", (64, 64, 40), 2048, 10240),
+    ],
+)
+def test_sizes_of_flava_are_torchmultimodals(name, layers, width, hidden):
+    config = model_config(name)
+    parts = config.vision, config.text, config.fusion
+    assert (config.vision.depth, config.text_depth, config.fusion.depth) == layers
+    assert {part.embed_dim for part in parts} == {config.proj_dim} == {width}
+    assert {round(part.embed_dim * part.mlp_ratio) for part in parts} == {hidden}
+    assert {part.num_heads for part in parts} == {12 if name == "flava_full" else 16}
+
+
 def test_pooled_states_have_the_promised_widths(model):
     image, ids, mask = _batch(model)
     picture, text = model.encode_image(image), model.encode_text(ids, mask)
