@@ -21,6 +21,7 @@ def asked(monkeypatch):
 
     def evaluate_model(folder, task, source, **options):
         options.pop("progress")
+        options.pop("left_out")("1 of 2 samples left out")
         calls.append((str(folder), task, source, options))
         return [VALUE]
 
@@ -35,6 +36,12 @@ def test_the_table_shows_value_interval_number_and_protocol(capsys, asked):
     row = next(line for line in lines if "0.7500" in line)
     assert "vqa" in row and "0.5000 to 0.8750" in row and "1,200" in row
     assert "vqa: VQAv2 accuracy [soft]." in lines
+
+
+def test_what_was_left_out_is_told_apart_from_the_table(capsys, asked):
+    assert main(["eval", "m", "--task", "vqa", "--data", "a.jsonl"]) == 0
+    shown = capsys.readouterr()
+    assert "1 of 2 samples left out" in shown.err and "left out" not in shown.out
 
 
 def test_options_reach_the_evaluator(asked, tmp_path):
