@@ -48,7 +48,7 @@ class DemoOptions:
     Attributes:
         out: Folder for data, runs and the report; must be new or empty.
         scale: smoke (seconds, learns nothing), tiny (under 15 minutes on two cores), small (twice
-            the pictures and steps: up to an hour).
+            the pictures and steps, and the time).
         seed: Seed of scenes and training.
         num_threads: CPU threads; absent for torch's own choice.
     """

@@ -88,7 +88,7 @@ SIZES = {
         grounding_steps=1600,
     ),
 }
-"""small is tiny with twice the pictures and the steps: what the same model learns in an hour."""
+"""small is tiny with twice the pictures and the steps: what the same model learns then."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
