@@ -119,6 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--precision", choices=("auto", "fp32"), default="fp32", help="auto: our default here"
     )
     options = start(parser, arguments)
+    if options.clock != "wall":
+        parser.error("--clock: the profiler has a clock of its own, which is the wall's")
     keep_freed_memory()
     stepper = ProfiledStepper(options.micro_batch, options.accumulate)
     precision = resolve_precision(options.precision, CPU, stepper.fast.modules)

@@ -116,9 +116,9 @@ def train_stages(plan: StagewisePlan, out: Path, console: Console) -> float:
         stored = json.loads(clock.read_text(encoding="utf-8"))
         if stored["scale"] != plan.scale:
             raise ConfigError(f"{folder} is of scale {stored['scale']}: choose another --out")
-        if stored["steps"] != stage_steps(plan):
+        if stored.get("steps") != stage_steps(plan):
             raise ConfigError(
-                f"the stages in {folder} had other numbers of steps, {stored['steps']}: choose "
+                f"the stages in {folder} had other numbers of steps, {stored.get('steps')}: choose "
                 "another --out"
             )
         return float(stored["minutes"])

@@ -81,6 +81,15 @@ def test_scenes_are_written_and_pass_the_check(capsys, tmp_path):
     assert "12 usable of 12" in capsys.readouterr().out
 
 
+def test_pictures_that_no_clip_can_have_are_written_without(capsys, tmp_path):
+    out = tmp_path / "scenes"
+    arguments = ["--num-images", "4", "--num-val", "0", "--num-test", "0", "--image-size", "33"]
+    arguments += ["--num-compositional", "0", "--formats", "captions"]
+    assert main(["data", "scenes", str(out), *arguments]) == 0
+    assert "no clips: image_size = 33: must be even" in capsys.readouterr().out
+    assert not (out / "clips").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from triptych.cli.parsing import SourceOptions, parse, shows_progress
+from triptych.core.errors import TriptychError
 from triptych.scenes.config import SceneConfig
 from triptych.scenes.layout import FORMATS, SceneFiles
 
@@ -109,12 +109,11 @@ def _num_clips(options: ScenesOptions) -> int:
     """Return how many clips to write: as many as were asked for, or as can be written here."""
     if options.num_clips is not None:
         return options.num_clips
-    lacking = None
-    if find_spec("av") is None:
-        lacking = "PyAV is not installed (`pip install 'triptych[video]'`)"
-    elif options.world.image_size % 2:
-        lacking = f"H.264 has no pictures of {options.world.image_size} px, an odd number"
-    if lacking is not None:
-        print(f"no clips: {lacking}")
+    from triptych.scenes.clips import require_clips
+
+    try:
+        require_clips(options.world)
+    except TriptychError as error:
+        print(f"no clips: {error}")
         return 0
     return max(1, options.num_images // PICTURES_PER_CLIP)

@@ -159,15 +159,19 @@ class SkipLog:
         """Return one line: `3 of 200 samples left out: 2 truncated, 1 not_an_image`."""
         if not self._samples:
             return "no sample left out"
-        kinds = ", ".join(f"{count} {kind.value}" for kind, count in self.counts.most_common())
-        return f"{self.num_bad} of {self.num_samples} samples left out: {kinds}"
+        return f"{self.num_bad} of {self.num_samples} samples left out: {self._kinds()}"
 
     def report(self) -> str:
-        """Return the summary, and where the samples are listed or what some of them are."""
+        """Return the summary where something is bad, and where it is listed, or some of it."""
         if self.path is not None:
             return f"{self.summary()}; listed in {self.path}"
-        some = "; ".join(f"{entry.where} ({entry.kind.value})" for entry in self.examples)
-        return f"{self.summary()}; some: {some}" if some else self.summary()
+        return f"{self.summary()}; some: {self._some()}"
+
+    def _kinds(self) -> str:
+        return ", ".join(f"{count} {kind.value}" for kind, count in self.counts.most_common())
+
+    def _some(self) -> str:
+        return "; ".join(f"{entry.where} ({entry.kind.value})" for entry in self.examples)
 
     def _list(self, skipped: Skipped) -> None:
         if self.path is None or skipped.where in self._listed:
@@ -178,12 +182,10 @@ class SkipLog:
             file.write(json.dumps(skipped.to_dict()) + "\n")
 
     def _too_many(self) -> str:
-        kinds = ", ".join(f"{count} {kind.value}" for kind, count in self.counts.most_common())
         if self.path is not None:
             listed = f"They are listed in {self.path}."
         else:
-            some = "; ".join(f"{s.where} ({s.kind.value})" for s in self.examples)
-            listed = f"Some: {some}."
+            listed = f"Some: {self._some()}."
         first = self.examples[0]
         told = first.message.removeprefix(f"{first.where}: ").rstrip(".")
         told = f"{first.where}: {told}"
@@ -196,7 +198,7 @@ class SkipLog:
                 advice += ", which --resume takes too"
         return (
             f"{self.num_bad} of {self.num_samples} samples are bad so far ({self.share:.2%}): "
-            f"{kinds}. That is more than the {self.max_share:.2%} that is borne. {listed} "
+            f"{self._kinds()}. That is more than the {self.max_share:.2%} that is borne. {listed} "
             f"The first, {told}. {advice}"
         )
 

@@ -296,9 +296,8 @@ class Converter:
         head_names: From our names of a folder's classifier and the kind of its task to the released
             ones; None where the layout has none for it.
         wrapper: Key under which the released code stores its state dict; None for a bare one.
-        folder_config: `config.json` of an export that transformers reads; None if there is none.
-        folder_preprocessor: `preprocessor_config.json` beside it, from the model, the mean and the
-            deviation of its pictures.
+        folder_configs: JSON files, by name, of an export that transformers reads, from the model
+            and the mean and deviation of its pictures; None if there is no such export.
         export_note: What to tell who exports a model; None for nothing.
         config_from_folder: From a folder's `config.json` and a variant, the variant with what only
             that file says, such as the number of heads; None where there are no such folders.
@@ -325,10 +324,9 @@ class Converter:
     import_head: Callable[[Mapping[str, Tensor]], dict[str, Tensor] | None] | None = None
     head_names: Callable[[Iterable[str], str], dict[str, str] | None] = lambda *_: None
     wrapper: str | None = "model"
-    folder_config: Callable[[Any], dict[str, Any]] | None = None
-    folder_preprocessor: Callable[[Any, Sequence[float], Sequence[float]], dict[str, Any]] = (
-        lambda *_: {}
-    )
+    folder_configs: (
+        Callable[[Any, Sequence[float], Sequence[float]], dict[str, dict[str, Any]]] | None
+    ) = None
     export_note: Callable[[Any], str] | None = None
     config_from_folder: Callable[[Mapping[str, Any], Any], Any] | None = None
     max_text_tokens: int = 40

@@ -38,7 +38,11 @@ class VocabularyHead(nn.Module):
         """
         weight = word_table if self.weight is None else self.weight
         assert weight is not None, "a tied head needs the word table"
-        return F.linear(self.norm(F.gelu(self.dense(x))), weight, self.bias)
+        return F.linear(self.hidden(x), weight, self.bias)
+
+    def hidden(self, x: Tensor) -> Tensor:
+        """Return what the output matrix reads, of the shape of `x`."""
+        return self.norm(F.gelu(self.dense(x)))  # type: ignore[no-any-return]
 
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh}

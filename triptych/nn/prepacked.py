@@ -104,9 +104,9 @@ class _PrepackedLinear(nn.Module):
 class _PrepackedHead(nn.Module):
     def __init__(self, head: VocabularyHead, word_table: Tensor) -> None:
         super().__init__()
-        self.dense, self.norm = head.dense, head.norm
+        self.head = head
         self.words = _PrepackedLinear(word_table, head.bias)
 
     def forward(self, x: Tensor, word_table: Tensor | None = None) -> Tensor:
         del word_table
-        return self.words(self.norm(nn.functional.gelu(self.dense(x))))  # type: ignore[no-any-return]
+        return self.words(self.head.hidden(x))  # type: ignore[no-any-return]

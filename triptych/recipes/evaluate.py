@@ -125,9 +125,9 @@ def evaluate_model(
     loaded = load_for_evaluation(folder)
     loaded.check_trained(task)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    scored = _Scored(loaded, task, settings, local_batch_size, device, keep, progress)
+    scored = _Scored(loaded, task, settings, local_batch_size, device, keep, progress, left_out)
     if task == "zero_shot":
-        return scored.by_names(source, limit, max_bad_share, left_out)
+        return scored.by_names(source, limit, max_bad_share)
     found = read_records(source)
     text_only = task == "classification" and _is_of_texts(loaded)
     usable = evaluation_records(found.records, task, source.path, text_only=text_only)
@@ -148,15 +148,8 @@ def evaluate_model(
             values = scored.by_retrieval(records, protocol, logs[-1])
         else:
             values = scored.by_predictions(records, found.records, logs[-1])
-    _tell(left_out, *logs)
+    scored.tell(*logs)
     return values
-
-
-def _tell(left_out: Callable[[str], None] | None, *logs: SkipLog) -> None:
-    """Say what was unreadable."""
-    for log in logs:
-        if left_out is not None and log.num_bad:
-            left_out(log.report())
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,13 +163,15 @@ class _Scored:
     device: torch.device
     keep: Callable[[Predictions], None] | None
     progress: Callable[[int], None] | None
+    left_out: Callable[[str], None] | None
+
+    def tell(self, *logs: SkipLog) -> None:
+        for log in logs:
+            if self.left_out is not None and log.num_bad:
+                self.left_out(log.report())
 
     def by_names(
-        self,
-        source: DataSourceConfig,
-        limit: int | None,
-        max_bad_share: float,
-        left_out: Callable[[str], None] | None,
+        self, source: DataSourceConfig, limit: int | None, max_bad_share: float
     ) -> list[MetricValue]:
         data = read_labelled(
             source,
@@ -192,7 +187,7 @@ class _Scored:
             device=self.device,
             progress=self.progress,
         )
-        _tell(left_out, data.log)
+        self.tell(data.log)
         return values
 
     def by_retrieval(

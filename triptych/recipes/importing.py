@@ -20,13 +20,8 @@ from triptych.checkpoint.foreign import (
 )
 from triptych.checkpoint.hub import find_folder
 from triptych.checkpoint.model_card import build_model_card
-from triptych.checkpoint.model_folder import (
-    CONFIG,
-    load_model_folder,
-    save_model_folder,
-    stored_config,
-)
-from triptych.checkpoint.released import PREPROCESSOR, with_preprocessor
+from triptych.checkpoint.model_folder import load_model_folder, save_model_folder, stored_config
+from triptych.checkpoint.released import with_preprocessor
 from triptych.core.config import from_dict, kind_of, to_dict
 from triptych.core.errors import (
     CapabilityError,
@@ -150,15 +145,12 @@ def export_checkpoint(family: str, folder: Path, out: Path) -> tuple[int, str]:
     if out.suffix:
         write_foreign(out, tensors, wrapper=converter.wrapper)
         return len(tensors), note
-    if converter.folder_config is None:
+    if converter.folder_configs is None:
         raise CapabilityError(
             f"{out}: {FAMILIES[family].title} is exported to a file: let the name end in .pth"
         )
     pictures = from_dict(ImageTransformConfig, content.preprocess, "preprocess")
-    configs = {
-        CONFIG: converter.folder_config(model),
-        PREPROCESSOR: converter.folder_preprocessor(model, pictures.mean, pictures.std),
-    }
+    configs = converter.folder_configs(model, pictures.mean, pictures.std)
     write_foreign_folder(out, tensors, configs, [content.tokenizer_path])
     return len(tensors), note
 

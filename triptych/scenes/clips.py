@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.core.errors import DataError
+from triptych.core.errors import ConfigError, DataError
 from triptych.scenes.config import SceneConfig
 from triptych.scenes.language import describe, join_names, name_object
 from triptych.scenes.questions import Question
@@ -172,6 +172,21 @@ def write_mp4(path: Path, frames: NDArray[np.uint8]) -> None:
             picture = av.VideoFrame.from_ndarray(planes, format="yuv420p")
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
+
+
+def require_clips(config: SceneConfig) -> None:
+    """Check that clips of a world can be written.
+
+    Raises:
+        ConfigError: H.264 has no pictures of this size.
+        DataError: PyAV is not installed.
+    """
+    require_av()
+    if config.image_size % 2:
+        raise ConfigError(
+            f"image_size = {config.image_size}: must be even, as clips are written in H.264; or "
+            "ask for num_clips = 0"
+        )
 
 
 def require_av() -> None:

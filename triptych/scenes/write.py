@@ -21,7 +21,7 @@ from triptych.core.config import to_dict
 from triptych.core.errors import ConfigError, DataError, nearest
 from triptych.core.files import has_entries, make_folder, write_atomic, write_json
 from triptych.scenes import formats as fm
-from triptych.scenes.clips import Clip, generate_clip, render_clip, require_av, write_mp4
+from triptych.scenes.clips import Clip, generate_clip, render_clip, require_clips, write_mp4
 from triptych.scenes.config import SPLITS, SceneConfig
 from triptych.scenes.language import class_label
 from triptych.scenes.layout import FORMATS, SceneFiles, picture_name
@@ -168,12 +168,7 @@ def _draw_clips(
         raise ConfigError(f"num_clips = {num_clips}: must be at least 0")
     if not num_clips:
         return {}
-    require_av()
-    if config.image_size % 2:
-        raise ConfigError(
-            f"image_size = {config.image_size}: must be even, as clips are written in H.264; or "
-            "ask for num_clips = 0"
-        )
+    require_clips(config)
     wanted = {s: num_clips if s == "train" else max(1, num_clips // 5) for s in sizes if sizes[s]}
     return {s: [generate_clip(config, s, index) for index in range(n)] for s, n in wanted.items()}
 

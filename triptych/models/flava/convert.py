@@ -303,6 +303,20 @@ def config_from_folder(folder_config: Mapping[str, Any], config: FLAVAConfig) ->
 _FIXED = {"hidden_act": "gelu", "layer_norm_eps": 1e-12, "qkv_bias": True}
 
 
+def folder_configs(
+    model: FLAVA, mean: Sequence[float], std: Sequence[float]
+) -> dict[str, dict[str, Any]]:
+    """Return the JSON files of a folder of transformers, by name.
+
+    Raises:
+        CapabilityError: Its heads cannot be built for this model.
+    """
+    return {
+        "config.json": folder_config(model),
+        "preprocessor_config.json": folder_preprocessor(model, mean, std),
+    }
+
+
 def folder_preprocessor(
     model: FLAVA, mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, Any]:
@@ -436,8 +450,7 @@ CONVERTER = Converter(
     trained_for=_trained_for,
     optional=lambda _: (r"(mim|mlm|mmm_image|mmm_text|itm)_head\..*",),
     wrapper=None,
-    folder_config=folder_config,
-    folder_preprocessor=folder_preprocessor,
+    folder_configs=folder_configs,
     config_from_folder=config_from_folder,
     max_text_tokens=77,
     max_words=None,
