@@ -59,13 +59,17 @@ IMAGE_OBJECTIVES = {"mim": "flava.image", "dino": "dino"}
 ON_TEXTS = ("language", "text")
 """Stages that read texts alone."""
 
-JOINT_RATIOS = {"pair": 3.0, "image": 1.0, "text": 1.0}
-"""How often a step of FLAVA's joint stage draws each source (the paper's ratios are not known)."""
+JOINT_RATIOS = {"pair": 8.0, "image": 1.0, "text": 1.0}
+"""How often a step of FLAVA's joint stage draws each kind of source (the paper's ratios are not
+known); the stages before it have trained both encoders on pictures and on texts alone."""
 
 TEXT_TOKENIZER = "text_tokenizer"
 
 SCENES = {"smoke": 48, "tiny": 24_000, "small": 100_000}
 """Built-in scenes that a scale trains on."""
+
+CLOSE_UPS = {"smoke": 24, "tiny": 12_000, "small": 50_000}
+"""Further pairs for FLAVA, of scenes with one object."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,8 +134,12 @@ def scene_plan(
     The language stage reads sentences about scenes of their own. Questions are written too, for
     fine-tuning, and the text tokenizer learns their words.
 
+    FLAVA's joint stage has close-ups as a second source of pairs, scenes with one object. Colours
+    and sizes alone tell scenes of several objects apart, so GC has little reason to tell shapes;
+    in a batch of close-ups it has.
+
     Args:
-        folder: Receives the scenes.
+        folder: Receives the scenes, and the close-ups in `close_ups/`.
         scale: smoke, tiny or small.
         family: vlmo or flava.
         image_objective: Of the stage on pictures, see `StagewisePlan`.
@@ -147,30 +155,52 @@ def scene_plan(
             f"scale = {scale!r} without data: name pairs with --data, or take one of "
             f"{', '.join(SCENES)}"
         )
-    files = SceneFiles(folder)
-    if not files.summary.is_file():
-        size = 12 if scale == "smoke" else 500
-        write_scenes(
-            folder,
-            SCENES[scale],
-            num_val=8,
-            num_test=size,
-            num_compositional=size,
-            config=SceneConfig(seed=seed),
-            formats=("captions", "vqa", "text"),
-            captions_per_image=1,
-            num_workers=2 if scale != "smoke" else 1,
+    size = 12 if scale == "smoke" else 500
+    files = _written(
+        folder,
+        scale,
+        SCENES[scale],
+        num_val=8,
+        num_test=size,
+        num_compositional=size,
+        config=SceneConfig(seed=seed),
+        formats=("captions", "vqa", "text"),
+    )
+    scenes = scene_source(files, "caption", "train")
+    pairs: tuple[DataSourceConfig, ...] = (scenes,)
+    if family == "flava":
+        close_ups = _written(
+            folder / "close_ups",
+            scale,
+            CLOSE_UPS[scale],
+            num_val=0,
+            num_test=0,
+            num_compositional=0,
+            config=SceneConfig(seed=seed, object_count_weights=(1.0,)),
+            formats=("captions",),
         )
+        closer = replace(scene_source(close_ups, "caption", "train"), name="close_ups")
+        pairs = (replace(scenes, name="scenes"), closer)
     return StagewisePlan(
         family=family,
         scale=scale,
-        pairs=(scene_source(files, "caption", "train"),),
+        pairs=pairs,
         texts=(DataSourceConfig(path=str(files.corpus), reader="text"),),
+        pictures=(scenes,),
         image_objective=image_objective,
         words=(scene_source(files, "vqa", "train"),),
         seed=seed,
         num_threads=num_threads,
     )
+
+
+def _written(folder: Path, scale: str, num_images: int, **options: Any) -> SceneFiles:
+    """Write scenes with one caption each, unless they are there."""
+    files = SceneFiles(folder)
+    if not files.summary.is_file():
+        workers = 1 if scale == "smoke" else 2
+        write_scenes(folder, num_images, captions_per_image=1, num_workers=workers, **options)
+    return files
 
 
 def plan_stages(plan: StagewisePlan, folder: Path) -> dict[str, RunConfig]:
