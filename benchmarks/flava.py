@@ -39,9 +39,13 @@ FLAVA = Benchmark(
         Part(
             "joint",
             ("-m", "benchmarks.flava_scenes", "joint"),
-            ("joint_minutes", "i2t_r1", "t2i_r1", "probe_shape"),
+            ("joint_minutes", "i2t_r1", "t2i_r1", "probe_shape", "probe_shape_compositional"),
         ),
-        Part("ceiling", ("-m", "benchmarks.flava_ceiling"), ("shape_supervised",)),
+        Part(
+            "ceiling",
+            ("-m", "benchmarks.flava_ceiling"),
+            ("shape_supervised", "shape_supervised_compositional"),
+        ),
         *(
             Part(name, ("-m", "benchmarks.flava_scenes", name), (name,))
             for name in ("joint_gain", "global_contrastive_gain")

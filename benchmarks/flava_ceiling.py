@@ -2,7 +2,8 @@
 
 `probe_shape` of `benchmarks/flava_scenes.py` freezes an encoder that never saw a label. Here the
 same encoder learns the shape of the one object of a picture, from fresh weights, and is scored on
-unseen pictures as it goes: what the probe could reach, and how many pictures that takes.
+unseen pictures as it goes: what the probe could reach, and how many pictures that takes. In the
+end it is scored on colour-shape pairs that it has not seen, too.
 
     python -m benchmarks.flava_ceiling --steps 600
 """
@@ -38,13 +39,14 @@ def draw_pictures(split: str, count: int, image_size: int) -> tuple[Tensor, Tens
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1, torch.tensor(labels)
 
 
-def learn(steps: int, batch_size: int, num_train: int, num_test: int) -> dict[int, float]:
-    """Return the accuracy on unseen pictures by steps."""
+def learn(
+    steps: int, batch_size: int, num_train: int, num_test: int
+) -> tuple[dict[int, float], float]:
+    """Return the accuracy on unseen pictures by steps, and in the end on unseen pairs."""
     config = flava_tiny()
     encoder = FLAVA(config).visual_encoder
     head = nn.Linear(config.vision.embed_dim, len(SHAPES))
     images, labels = draw_pictures("train", num_train, config.vision.image_size)
-    unseen, truth = draw_pictures("test", num_test, config.vision.image_size)
     parameters = [*encoder.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -53,6 +55,14 @@ def learn(steps: int, batch_size: int, num_train: int, num_test: int) -> dict[in
 
     def logits(pixels: Tensor) -> Tensor:
         return head(encoder.final_norm(encoder(pixels))[:, 0])  # type: ignore[no-any-return]
+
+    def accuracy(split: str) -> float:
+        unseen, truth = draw_pictures(split, num_test, config.vision.image_size)
+        encoder.eval()
+        with torch.inference_mode():
+            right = logits(unseen).argmax(dim=1) == truth
+        encoder.train()
+        return round(float(right.float().mean()), 3)
 
     curve = {}
     for step in range(1, steps + 1):
@@ -63,12 +73,8 @@ def learn(steps: int, batch_size: int, num_train: int, num_test: int) -> dict[in
         optimizer.zero_grad()
         schedule.step()
         if step % max(1, steps // 6) == 0:
-            encoder.eval()
-            with torch.inference_mode():
-                right = logits(unseen).argmax(dim=1) == truth
-            encoder.train()
-            curve[step] = round(float(right.float().mean()), 3)
-    return curve
+            curve[step] = accuracy("test")
+    return curve, accuracy("compositional")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -81,11 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-test", type=int, default=NUM_TEST, help="unseen pictures")
     options = parser.parse_args(arguments)
     torch.manual_seed(0)
-    curve = learn(options.steps, options.batch_size, options.num_train, options.num_test)
+    curve, on_pairs = learn(options.steps, options.batch_size, options.num_train, options.num_test)
     print(
         json.dumps(
             {
                 "shape_supervised": curve[max(curve)],
+                "shape_supervised_compositional": on_pairs,
                 "by_step": curve,
                 "protocol": f"Labels teach the encoder: {options.steps} steps of "
                 f"{options.batch_size} of {options.num_train:,} pictures, AdamW; scored on "

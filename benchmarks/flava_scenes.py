@@ -3,7 +3,9 @@
 `joint` trains all stages at scale tiny, the image tokenizer included; it gives `joint_minutes`,
 `i2t_r1` and `t2i_r1` (zero-shot retrieval among 500 unseen scenes, dot product) and `probe_shape`:
 logistic regression on the frozen image encoder tells the shape of the one object of a picture, on
-pictures that pre-training has not seen.
+pictures that pre-training has not seen. `probe_shape_compositional` is the same regression on
+colour-shape pairs that neither pre-training nor the regression has seen: does it know shapes, or
+pairs?
 
 The others, which come after it, train the joint stage several times from fresh weights, each pair
 of runs from one seed, and give the mean difference with its 95 % t interval over seeds:
@@ -41,7 +43,7 @@ from triptych.data.source import DataSourceConfig
 from triptych.recipes.config import RunConfig
 from triptych.recipes.frozen import probe_folder
 from triptych.recipes.run import MODEL_FOLDER
-from triptych.recipes.stagewise import IMAGE_TOKENIZER, StagewisePlan, last_stage
+from triptych.recipes.stagewise import CLOSE_UPS, IMAGE_TOKENIZER, StagewisePlan, last_stage
 from triptych.scenes.config import SceneConfig
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import PICTURES_PER_CLASS_PICTURE, write_scenes
@@ -49,8 +51,8 @@ from triptych.scenes.write import PICTURES_PER_CLASS_PICTURE, write_scenes
 SHAPE = "_(.+)$"
 """The shape in the name of a class, such as red_circle."""
 
-PROBE_PICTURES = {"train": 2000, "val": 500, "test": 500}
-SMOKE_PROBE_PICTURES = {"train": 80, "val": 20, "test": 20}
+PROBE_PICTURES = {"train": 2000, "val": 500, "test": 500, "compositional": 500}
+SMOKE_PROBE_PICTURES = {"train": 80, "val": 20, "test": 20, "compositional": 20}
 
 
 def joint(plan: StagewisePlan, out: Path, console: Console) -> dict[str, Any]:
@@ -60,12 +62,13 @@ def joint(plan: StagewisePlan, out: Path, console: Console) -> dict[str, Any]:
     found = scores(model, SceneFiles(out / DATA), "retrieval")
     sizes = SMOKE_PROBE_PICTURES if plan.scale == "smoke" else PROBE_PICTURES
     probe, words = probe_shape(model, write_classes(out / "classes", sizes, plan.seed))
+    close_ups = f"{CLOSE_UPS[plan.scale]:,} close-ups"
     return {
         "joint_minutes": round(minutes, 1),
         "i2t_r1": found["i2t_r1"],
         "t2i_r1": found["t2i_r1"],
-        "probe_shape": probe,
-        "protocol": f"{stages_protocol(plan)}; shape: {words}",
+        **probe,
+        "protocol": f"{stages_protocol(plan)}; trained on {close_ups} too; shape: {words}",
     }
 
 
@@ -82,7 +85,7 @@ def write_classes(folder: Path, sizes: dict[str, int], seed: int) -> SceneFiles:
             counts["train"],
             num_val=counts["val"],
             num_test=counts["test"],
-            num_compositional=0,
+            num_compositional=counts["compositional"],
             config=SceneConfig(seed=seed),
             formats=("classes",),
             captions_per_image=1,
@@ -91,14 +94,17 @@ def write_classes(folder: Path, sizes: dict[str, int], seed: int) -> SceneFiles:
     return files
 
 
-def probe_shape(model: Path, files: SceneFiles) -> tuple[float, str]:
-    """Return the share of test pictures whose shape a linear probe tells, and how it was fitted."""
-    splits = [
+def probe_shape(model: Path, files: SceneFiles) -> tuple[dict[str, float], str]:
+    """Return the shares of pictures whose shape a linear probe tells, and how it was fitted."""
+    train, val, *tests = (
         DataSourceConfig(path=str(files.classes(split)), reader="image_folder")
         for split in PROBE_PICTURES
-    ]
-    metrics, _ = probe_folder(model, *splits, label_pattern=SHAPE)
-    return metrics[0].value, metrics[0].protocol
+    )
+    names = ("probe_shape", "probe_shape_compositional")
+    found = [probe_folder(model, train, val, test, label_pattern=SHAPE)[0][0] for test in tests]
+    return {name: metric.value for name, metric in zip(names, found, strict=True)}, found[
+        0
+    ].protocol
 
 
 def with_codes(run: RunConfig, out: Path) -> RunConfig:

@@ -65,7 +65,7 @@ def test_fresh_weights_take_the_codes_of_the_stages(run, tmp_path, name):
 
 def test_pictures_of_the_probe_are_written_once(tmp_path):
     folder = tmp_path / "classes"
-    sizes = {"train": 30, "val": 4, "test": 5}
+    sizes = {"train": 30, "val": 4, "test": 5, "compositional": 6}
     files = flava_scenes.write_classes(folder, sizes, 0)
     for split, size in sizes.items():
         pictures = read_labelled(
@@ -90,10 +90,12 @@ def test_every_part_in_small_and_again_without_training(tmp_path, monkeypatch, c
 
     found = {part: printed(part) for part in ("joint", "joint_gain")}
     assert found["joint"].keys() == {
-        "joint_minutes", "i2t_r1", "t2i_r1", "probe_shape", "protocol"
+        "joint_minutes", "i2t_r1", "t2i_r1", "probe_shape", "probe_shape_compositional", "protocol"
     }  # fmt: skip
-    pictures = 20 * found["joint"]["probe_shape"]
-    assert pictures == pytest.approx(round(pictures))
+    for name in ("probe_shape", "probe_shape_compositional"):
+        pictures = 20 * found["joint"][name]
+        assert pictures == pytest.approx(round(pictures))
+    assert "24 close-ups" in found["joint"]["protocol"]
     gain = found["joint_gain"]
     both = [*gain["with"], *gain["without"]]
     assert len(both) == 4
@@ -115,3 +117,5 @@ def test_labels_teach_shapes(capsys):
     found = json.loads(capsys.readouterr().out)
     assert list(found["by_step"]) == ["10", "20", "30", "40", "50", "60"]
     assert found["shape_supervised"] == found["by_step"]["60"] > 1 / 6
+    pictures = 64 * found["shape_supervised_compositional"]
+    assert pictures == pytest.approx(round(pictures), abs=0.04)  # rounded to three places

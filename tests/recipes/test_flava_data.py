@@ -21,8 +21,15 @@ from triptych.recipes import image_tokenizer, stagewise
 from triptych.recipes.evaluate import evaluate_model
 from triptych.recipes.registry import build_recipe
 from triptych.recipes.run import train_run
-from triptych.recipes.stagewise import STAGES, resume_stagewise, scene_plan, train_stagewise
+from triptych.recipes.stagewise import (
+    STAGES,
+    plan_stages,
+    resume_stagewise,
+    scene_plan,
+    train_stagewise,
+)
 from triptych.recipes.tokenize_images import tokenize_images
+from triptych.scenes.language import objects_named
 from triptych.scenes.write import write_scenes
 
 from .small_runs import small_run, source_of
@@ -151,6 +158,25 @@ def done(plan, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     train_stagewise(plan, folder)
     return folder
+
+
+def test_the_scenes_have_close_ups_as_a_second_source_of_pairs(plan, tmp_path):
+    runs = plan_stages(plan, tmp_path)
+    joint = {s.name: (s.kind, s.ratio) for s in runs["joint"].data.train}
+    assert joint == {
+        "scenes": ("pair", 4.0),
+        "close_ups": ("pair", 4.0),
+        "image": ("image", 1.0),
+        "text": ("text", 1.0),
+    }
+    scenes, close_ups = (
+        [len(objects_named(r.caption or "")) for r in read_records(source).records]
+        for source in plan.pairs
+    )
+    assert (len(scenes), len(close_ups)) == (48, 24)
+    assert max(scenes) > 1 and set(close_ups) == {1}
+    for stage in ("image_tokenizer", "image"):
+        assert [s.path for s in runs[stage].data.train] == [plan.pairs[0].path]
 
 
 @pytest.mark.parametrize("stopped", STAGES["flava"])
