@@ -42,6 +42,8 @@ REPORTED = {
         "global_contrastive_gain",
         "speedup_over_plain_loop",
         "shape_supervised",
+        "shape_supervised_compositional",
+        "probe_shape_compositional",
     },
 }
 
