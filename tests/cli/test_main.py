@@ -137,6 +137,21 @@ def test_the_package_knows_its_public_names():
         triptych.lod  # noqa: B018
 
 
+@pytest.mark.parametrize(
+    ("verb", "exit_code"),
+    [(["models"], 1), (["train", "mplug.pretrain", "--help"], 141)],  # the first one is rich's way
+)
+def test_a_reader_who_leaves_gets_no_traceback(verb, exit_code):
+    code = "import sys; from triptych.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *verb]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        process.stdout.close()  # as `head` does once it has its lines
+        assert process.stderr.read() == ""
+        assert process.wait() == exit_code
+
+
 def test_an_interrupted_stage_goes_on_with_all_stages(verb_that, capsys, tmp_path):
     (tmp_path / "all" / "stages").mkdir(parents=True)
     (tmp_path / "all" / "stages" / "pretrain.yaml").write_text("")

@@ -151,6 +151,7 @@ def test_a_wrong_field_names_the_nearest(capsys, trained, flag, suggestion):
     ("arguments", "message"),
     [
         ("mplug.vga", "no recipe 'mplug.vga'; did you mean 'mplug.vqa'?"),
+        ("flava.stagwise", "did you mean 'flava.stagewise'?"),
         ("", "name what to train right after `triptych train`"),
         ("--data a.jsonl", "name what to train right after `triptych train`"),
         ("mplug.vqa second", "second"),

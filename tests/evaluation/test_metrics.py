@@ -32,6 +32,8 @@ def test_vqa_metric_equals_the_official_overall_number():
     assert value.low < value.value < value.high
     assert "official script" in value.protocol
     assert "left out (" not in value.protocol
+    assert "not all questions have its 10 answers" not in value.protocol
+    assert "; generated answers." in value.protocol
 
 
 def test_vqa_metric_splits_by_type_and_says_what_is_missing():
@@ -45,6 +47,10 @@ def test_vqa_metric_splits_by_type_and_says_what_is_missing():
         "vqa/count": 0.0,
     }
     assert "1 of 4 samples left out" in values["vqa"].protocol
+    assert "not all questions have its 10 answers" in values["vqa"].protocol
+    from_list = metrics.VQAMetric(answers, types, from_list=True)
+    found = values_of(from_list, Predictions(index=[0], texts=["red"]))
+    assert "answers from a closed list" in found["vqa"].protocol
 
 
 def test_caption_metric_equals_pycocoevalcap():

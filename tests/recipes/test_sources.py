@@ -52,6 +52,18 @@ def drawn(tmp_path_factory, sources):
     return folder
 
 
+def test_a_file_of_several_parts_that_is_read_whole_says_so(scenes, tmp_path, capsys):
+    whole = replace(source_of(scenes, "mplug.caption"), split=None)
+    train_run(small_run("mplug.caption", whole, max_steps=1), tmp_path / "whole")
+    said = " ".join(capsys.readouterr().out.split())
+    parts = "the parts compositional, test, train, val, and all of them are trained on"
+    assert f"{scenes.karpathy} holds {parts}: choose one with --split" in said
+    train_run(
+        small_run("mplug.caption", replace(whole, split="val"), max_steps=1), tmp_path / "val"
+    )
+    assert "trained on" not in capsys.readouterr().out
+
+
 def test_steps_of_each_source_are_counted_under_its_name(drawn, sources):
     order = SourceOrder(RATIOS, seed=0)
     steps = [order.at(step) for step in range(6)]

@@ -1,13 +1,16 @@
 """VLMo's stages in a row: each starts from the one before, and a stop anywhere loses nothing."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from triptych.core.config import load_yaml, save_yaml
-from triptych.core.errors import CheckpointError, ConfigError
+from triptych.core.errors import CheckpointError, ConfigError, DataError
+from triptych.data.source import DataSourceConfig
 from triptych.recipes import stagewise
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
@@ -111,6 +114,24 @@ def test_what_cannot_be_is_refused(plan, done, tmp_path):
         scene_plan(tmp_path, "base")
     with pytest.raises(ConfigError, match="pairs"):
         StagewisePlan(scale="smoke", pairs=())
+
+
+@pytest.mark.parametrize(
+    ("field", "line", "message"),
+    [
+        ("pairs", {"image": "a.jpg", "question": "why?", "answers": ["so"]}, "picture and a capt"),
+        ("texts", {"image": "a.jpg"}, "given as texts: no record has a text"),
+        ("pictures", {"text": "a word"}, "given as pictures: no record has a picture"),
+    ],
+)
+def test_what_a_later_stage_lacks_is_said_before_the_first(plan, tmp_path, field, line, message):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
+    path = tmp_path / "mine.jsonl"
+    path.write_text(json.dumps(line) + "\n")
+    wrong = replace(plan, **{field: (DataSourceConfig(path=str(path)),)})
+    with pytest.raises(DataError, match=message):
+        train_stagewise(wrong, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_plans_are_whole_before_the_first_stage(plan, done):

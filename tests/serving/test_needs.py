@@ -8,7 +8,7 @@ from triptych.core.errors import CapabilityError
 from triptych.models.flava.config import FLAVAConfig
 from triptych.models.registry import model_config
 from triptych.recipes.registry import RECIPES
-from triptych.serving.needs import NEEDS, OTHER_RECIPES, require
+from triptych.serving.needs import FLAVA_RECIPES, NEEDS, OTHER_RECIPES, require
 
 FOLDER = Path("runs/mine/model")
 
@@ -22,15 +22,29 @@ class Model:
 
 
 def test_every_recipe_that_is_named_exists():
-    assert OTHER_RECIPES | {recipe for _, recipe in NEEDS.values()} <= set(RECIPES)
+    flava = {recipe for recipe in FLAVA_RECIPES.values() if recipe}
+    assert flava | OTHER_RECIPES | {recipe for _, recipe in NEEDS.values()} <= set(RECIPES)
 
 
 @pytest.mark.parametrize(
-    ("name", "recipe"), [("mplug_tiny", "mplug.vqa"), ("vlmo_tiny", "vlmo.vqa")]
+    ("name", "asked", "recipe"),
+    [
+        ("mplug_tiny", "answer", "mplug.vqa"),
+        ("vlmo_tiny", "answer", "vlmo.vqa"),
+        ("vlmo_tiny", "match", "vlmo.retrieval"),
+        ("flava_tiny", "answer", "flava.vqa"),
+        ("flava_tiny", "match", "flava.joint"),
+        ("flava_tiny", "embed", "flava.joint"),
+    ],
 )
-def test_the_recipe_is_that_of_the_family(name, recipe):
+def test_the_recipe_is_that_of_the_family(name, asked, recipe):
     with pytest.raises(CapabilityError, match=f"triptych train {recipe} "):
-        require("answer", Model(name, "decode"), ["pretraining"], FOLDER)
+        require(asked, Model(name, "decode"), ["language"], FOLDER)
+
+
+def test_what_no_recipe_teaches_a_family_is_said():
+    with pytest.raises(CapabilityError, match="No recipe teaches it to models of this family"):
+        require("judge", Model("flava_tiny"), ["pretraining"], FOLDER)
 
 
 def test_what_was_trained_is_not_refused():

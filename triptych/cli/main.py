@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,11 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0; 1 where a check failed; 2 where the user has to mend something; 130 or 143 where a
-        signal stopped a run that was saved. Errors of the program itself keep their traceback.
+        signal stopped a run that was saved; 141 where nobody reads the output. Errors of the
+        program itself keep their traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return _dispatch(arguments)
+        code = _dispatch(arguments)
+        sys.stdout.flush()  # now, so that a reader who has left is met here
+        return code
     except TriptychError as error:
         print(f"triptych: error: {error}", file=sys.stderr)
         return USER_ERROR
@@ -95,6 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("triptych: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        return 141
     except SystemExit as stop:  # the parser has said what is wrong, or shown the help
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 

@@ -193,7 +193,8 @@ def _recipe_name(target: str | None) -> str:
     """Return the target, where it is a recipe."""
     from triptych.recipes.registry import RECIPES
 
-    known = ", ".join(RECIPES)
+    names = (*RECIPES, *STAGEWISE)
+    known = ", ".join(names)
     if target is None:
         raise ConfigError(
             f"name what to train right after `triptych train`: a recipe ({known}), a config file "
@@ -211,7 +212,7 @@ def _recipe_name(target: str | None) -> str:
         )
     if target not in RECIPES:
         raise ConfigError(
-            f"there is no recipe {target!r}{nearest(target, RECIPES)} "
+            f"there is no recipe {target!r}{nearest(target, names)} "
             f"(known: {known}; a config file ends in .yaml)"
         )
     return target

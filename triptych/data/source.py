@@ -83,10 +83,12 @@ class RecordList:
     Attributes:
         records: The usable records, in the order of the file.
         skipped: The lines or entries that are not usable, in the order of the file.
+        parts: The splits of the file, where none was asked for and it has several.
     """
 
     records: list[Record] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    parts: tuple[str, ...] = ()
 
     @property
     def num_samples(self) -> int:
@@ -134,18 +136,26 @@ def choose_layout(
 
 def check_split(
     asked: str | None, found: Iterable[str], path: str, aliases: Iterable[str] = ()
-) -> None:
-    """Raise a DataError where the asked split does not exist.
+) -> tuple[str, ...]:
+    """Return the splits that are read though nobody asked; raise where the asked one is missing.
 
     Args:
         asked: The configured split; None asks for all.
         found: The splits of the file.
         path: The file, for the message.
         aliases: Further names that are accepted.
+
+    Returns:
+        All splits of the file, if none is asked for and there are several.
+
+    Raises:
+        DataError: There is no such split.
     """
     splits = sorted(set(found))
-    if asked is None or asked in splits or asked in aliases:
-        return
+    if asked is None:
+        return tuple(splits) if len(splits) > 1 else ()
+    if asked in splits or asked in aliases:
+        return ()
     if not splits:
         raise DataError(f"{path}: split = {asked!r} is asked for, but the data has no splits")
     raise DataError(

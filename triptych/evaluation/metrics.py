@@ -19,7 +19,7 @@ from triptych.core.outputs import MetricValue, Predictions
 from triptych.evaluation import captions, ptb, retrieval
 from triptych.evaluation.bootstrap import bootstrap_sums, interval_text, mean_value
 from triptych.evaluation.boxes import iou_xyxy, xywh_to_xyxy
-from triptych.evaluation.vqa import vqa_accuracy
+from triptych.evaluation.vqa import OFFICIAL_NUM_ANSWERS, vqa_accuracy
 
 Value = TypeVar("Value")
 RECALLS = (1, 5, 10)
@@ -105,8 +105,17 @@ class VQAMetric:
         self,
         references: Mapping[int, Sequence[str]],
         question_types: Mapping[int, str | None] | None = None,
+        *,
+        from_list: bool = False,
     ) -> None:
-        """Take the human answers and, if the data has them, the question types, by position."""
+        """Take the human answers and, if the data has them, the question types, by position.
+
+        Args:
+            references: The human answers.
+            question_types: The types of questions.
+            from_list: Whether the model chooses from a closed list, for the protocol.
+        """
+        self._how = "answers from a closed list" if from_list else "generated answers"
         self._references = references
         self._types = question_types or {}
         self._answers: ByIndex[str] = ByIndex(self.name, len(references))
@@ -117,10 +126,16 @@ class VQAMetric:
 
     def compute(self) -> list[MetricValue]:
         """Return the accuracy over all questions, then over each type in alphabetical order."""
-        protocol = (
+        rule = (
             "VQA accuracy of the official script (min(1, matches / 3), each human answer left out "
-            f"once), generated answers.{self._answers.missing()}"
+            "once)"
         )
+        if any(len(answers) != OFFICIAL_NUM_ANSWERS for answers in self._references.values()):
+            rule += (
+                "; not all questions have its 10 answers: of n < 4 answers, n - 1 matches are "
+                "enough, and of one answer one"
+            )
+        protocol = f"{rule}; {self._how}.{self._answers.missing()}"
         by_type: dict[str, list[float]] = {}
         scores = []
         for position, text in self._answers.items().items():

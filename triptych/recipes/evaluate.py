@@ -39,7 +39,10 @@ from triptych.recipes.retrieval_scores import (
     evaluate_retrieval,
     first_captions,
 )
-from triptych.tasks.finetuning.image_text_classification import ImageTextClassificationConfig
+from triptych.tasks.finetuning.image_text_classification import (
+    AnswerClassificationConfig,
+    ImageTextClassificationConfig,
+)
 from triptych.tasks.finetuning.nlvr2 import TRUTH
 from triptych.tasks.finetuning.text_classification import TextClassificationConfig
 from triptych.train.precision import autocast, resolve_precision
@@ -319,7 +322,9 @@ def _metrics(
 ) -> list[Metric]:
     if task == "vqa":
         answers = {i: r.answers for i, r in enumerate(records)}
-        return [VQAMetric(answers, {i: r.question_type for i, r in enumerate(records)})]
+        types = {i: r.question_type for i, r in enumerate(records)}
+        closed = isinstance(config, AnswerClassificationConfig)
+        return [VQAMetric(answers, types, from_list=closed)]
     if task == "grounding":
         return [BoxMetric({i: r.box for i, r in enumerate(records) if r.box is not None})]
     if task == "nlvr2":

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from triptych.core.errors import ConfigError
 from triptych.data.codes import check_stored_codes
 from triptych.data.collate import (
     AnyCollator,
@@ -34,6 +35,7 @@ from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.evaluation.vqa import normalize_answer
 from triptych.models.dvae.config import codebook_image_size
 from triptych.models.dvae.model import DVAE
+from triptych.models.families import FAMILIES, family_of
 from triptych.recipes import image_tokenizer
 from triptych.recipes.config import TaskConfig, TextLengths
 from triptych.tasks.finetuning.captioning import Captioning, CaptioningConfig
@@ -112,6 +114,28 @@ PRETRAINING = (
 """The task configs that begin from fresh weights, or from an earlier stage; others fine-tune."""
 
 
+OF_FAMILY = {
+    "mplug": (
+        MPLUGPretrainingConfig,
+        CaptioningConfig,
+        SCSTConfig,
+        RetrievalConfig,
+        VQAConfig,
+        GroundingConfig,
+        NLVR2Config,
+    ),
+    "vlmo": (
+        VLMoVisionConfig,
+        VLMoLanguageConfig,
+        VLMoPretrainingConfig,
+        VLMoRetrievalConfig,
+        VLMoNLVR2Config,
+    ),
+    "flava": (FLAVAImageConfig, FLAVATextConfig, FLAVAPretrainingConfig),
+}
+"""The task configs that only models of one family can train; the others take any that reads what
+they need."""
+
 PICTURES_ALONE = (DINOConfig, FLAVAImageConfig, VLMoVisionConfig)
 """Tasks that read no text, and can do without a vocabulary."""
 
@@ -164,6 +188,29 @@ def complete_task(config: TaskConfig, records: Sequence[Record]) -> TaskConfig:
 
 def _has_values(records: Sequence[Record]) -> bool:
     return any(isinstance(record.label, float) for record in records)
+
+
+def check_family(task: TaskConfig, model: Any, recipe: str, named: str) -> None:
+    """Raise where a task cannot train the models of this family.
+
+    Args:
+        task: The task's settings.
+        model: The model that it was given.
+        recipe: The recipe, for the message.
+        named: Where the model came from, for the message.
+
+    Raises:
+        ConfigError: The model is of another family.
+    """
+    kind = next((kind for kind, tasks in OF_FAMILY.items() if isinstance(task, tasks)), None)
+    found = family_of(model.config)
+    if kind is None or found is FAMILIES[kind]:
+        return
+    title = FAMILIES[kind].title
+    raise ConfigError(
+        f"{recipe} trains {title} models, and {named} is of {found.title}: name a {title} model "
+        "there, or take another recipe (`triptych train --help` lists them)"
+    )
 
 
 def build_task(
@@ -242,6 +289,19 @@ def check_task_data(config: TaskConfig, model: Any, records: Iterable[Record]) -
             image_size=model.config.codebook_image_size,
             tokenizer=None if codebook is None else image_tokenizer.fingerprint(codebook),
         )
+
+
+def codebook_notes(config: TaskConfig, model: Any) -> list[str]:
+    """Return a warning where hidden patches have the codes of a codebook that nobody trained."""
+    if not isinstance(config, FLAVAImageConfig | FLAVAPretrainingConfig):
+        return []
+    if config.stored_codes or model.has_trained_codebook:
+        return []
+    return [
+        "the model's image codebook has random weights, so MIM and MMM-image learn codes that mean "
+        "little: name an image tokenizer with --task.image-tokenizer (`triptych train dvae` makes "
+        "one), or take `triptych train flava.stagewise`, which trains one first"
+    ]
 
 
 def _tokenizer_if_named(folder: str) -> DVAE | None:

@@ -36,7 +36,9 @@ from triptych.recipes.kinds import (
     PatchView,
     build_collator,
     build_task,
+    check_family,
     check_task_data,
+    codebook_notes,
     complete_task,
     stored_task,
 )
@@ -140,6 +142,8 @@ def _train(
     config = leave_itm_out(config, model, console)
     task = build_task(config.task, model, tokenizer, records)
     check_task_data(config.task, model, records)
+    for note in (*data.notes(), *codebook_notes(config.task, model)) if is_main() else ():
+        (console or Console()).print(note, markup=False, highlight=False)
     if isinstance(task, Grounding) and task.config.smooth_coordinates:
         task.init_coordinates()
     sources = data.batch_sources(task)
@@ -264,8 +268,8 @@ def prepare_model(config: RunConfig, tokenizer: Tokenizer, console: Console | No
         console: Where to say what the parts start from; standard output if absent.
 
     Raises:
-        ConfigError: A text length exceeds the model's position table, or the fusion network that
-            was chosen does not exist in the model.
+        ConfigError: The task trains models of another family, a text length exceeds the model's
+            position table, or the fusion network that was chosen does not exist in the model.
     """
     source = config.model
     if source.init_from is None:
@@ -273,11 +277,13 @@ def prepare_model(config: RunConfig, tokenizer: Tokenizer, console: Console | No
             source.name, image_size=source.image_size, vocab_size=tokenizer.vocab_size
         )
         model = build_model(choose_fusion(size, source))
+        check_family(config.task, model, config.recipe, f"model.name = {source.name}")
         for line in init_parts(model, source):
             if is_main():
                 (console or Console()).print(line, highlight=False)
     else:
         model = load_model(Path(source.init_from), image_size=source.image_size)
+        check_family(config.task, model, config.recipe, f"{source.init_from} (model.init_from)")
     if source.drop_path is not None:
         _set_drop_path(model, source.drop_path)
     longest = max(

@@ -30,11 +30,13 @@ class ReadSource:
         config: Where it came from.
         name: What curves and counters call it; differs from all others.
         records: Its usable records.
+        parts: The splits of its file, where all are read and there are several.
     """
 
     config: DataSourceConfig
     name: str
     records: list[Record]
+    parts: tuple[str, ...] = ()
 
     def kind(self) -> str:
         """Return its kind of batch: the configured one, or what its first record is good for.
@@ -71,6 +73,15 @@ class TrainingData:
         """The records of all sources, one after the other."""
         return [record for source in self.sources for record in source.records]
 
+    def notes(self) -> list[str]:
+        """Return what a user may not expect, a line a source."""
+        return [
+            f"{source.config.path} holds the parts {', '.join(source.parts)}, and all of them are "
+            "trained on: choose one with --split, or with split in the config"
+            for source in self.sources
+            if source.parts
+        ]
+
     def batch_sources(self, task: Task) -> tuple[BatchSource, ...]:
         """Return what the trainer must know of the sources; empty where they are one dataset.
 
@@ -105,8 +116,11 @@ def read_training_data(config: RunConfig, run_folder: Path) -> TrainingData:
     )
     log.add_all(skipped if is_main() else [])
     names = _names(config.data.train)
-    sources = zip(config.data.train, names, found, strict=True)
-    return TrainingData(tuple(ReadSource(c, name, part.records) for c, name, part in sources), log)
+    sources = tuple(
+        ReadSource(source, name, part.records, part.parts)
+        for source, name, part in zip(config.data.train, names, found, strict=True)
+    )
+    return TrainingData(sources, log)
 
 
 def training_loader(

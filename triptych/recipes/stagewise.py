@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,10 +11,11 @@ import torch
 from rich.console import Console
 
 from triptych.core.config import check, load_yaml, save_yaml
-from triptych.core.errors import CheckpointError, ConfigError
+from triptych.core.errors import CheckpointError, ConfigError, DataError
 from triptych.core.files import make_folder
 from triptych.core.machine import num_cores
 from triptych.data.manifest import read_records
+from triptych.data.records import Record
 from triptych.data.source import DataSourceConfig
 from triptych.models.dvae.config import codebook_image_size
 from triptych.models.families import patch_size
@@ -281,21 +283,40 @@ def train_stagewise(
 
     Raises:
         ConfigError: The folder holds stages already.
+        DataError: No record of a source has what a stage reads of it.
     """
     if is_stagewise(folder):
         raise ConfigError(
             f"{folder} holds the stages of an earlier run: go on with "
             f"`triptych train {folder} --resume`, or choose another folder with --out"
         )
+    found = {
+        source: read_records(source).records
+        for source in dict.fromkeys((*plan.pairs, *plan.texts, *plan.pictures, *plan.words))
+    }
+    _check_sources(plan, found)
     make_folder(folder)
     if plan.text_tokenizer is None:
-        sources = dict.fromkeys((*plan.pairs, *plan.texts, *plan.words))
-        records = [record for source in sources for record in read_records(source).records]
+        wordy = dict.fromkeys((*plan.pairs, *plan.texts, *plan.words))
+        records = [record for source in wordy for record in found[source]]
         config = build_recipe(list(STAGES[plan.family].values())[-1], plan.scale)
         prepare_tokenizer(config, records).save(folder / TEXT_TOKENIZER)
     for stage, config in plan_stages(plan, folder).items():
         save_yaml(config, folder / PLANS / f"{stage}.yaml")
     return resume_stagewise(folder, console=console)
+
+
+def _check_sources(plan: StagewisePlan, found: Mapping[DataSourceConfig, Sequence[Record]]) -> None:
+    """Raise before the first stage where a later one would find nothing to train on."""
+    needs: tuple[tuple[str, tuple[DataSourceConfig, ...], Callable[[Record], object], str], ...] = (
+        ("pairs", plan.pairs, lambda r: r.image is not None and r.caption, "picture and a caption"),
+        ("texts", plan.texts, lambda r: r.text or r.caption, "text"),
+        ("pictures", plan.pictures, lambda r: r.image is not None, "picture"),
+    )
+    for what, sources, has, lacks in needs:
+        for source in sources:
+            if not any(has(record) for record in found[source]):
+                raise DataError(f"{source.path}, given as {what}: no record has a {lacks}")
 
 
 def resume_stagewise(folder: Path, *, console: Console | None = None) -> TrainResult:

@@ -29,6 +29,9 @@ OTHER_RECIPES = frozenset(
 )
 """Recipes that teach the same to models of other families than mPLUG."""
 
+FLAVA_RECIPES = {"retrieval": "flava.joint", "nlvr2": None}
+"""FLAVA is taught matching by its joint stage alone, and nothing about two pictures."""
+
 NEEDS_DECODER = frozenset({"caption", "ground"})
 """What only a model that generates text can do."""
 
@@ -47,10 +50,20 @@ def require(asked: str, model: Any, trained_for: Sequence[str], folder: Path) ->
     enough, recipe = NEEDS[asked]
     if set(enough) & set(trained_for):
         return
-    own = f"{kind_of(type(model.config))}.{recipe.split('.')[1]}"
-    recipe = own if own in OTHER_RECIPES else recipe
     trained = " and ".join(trained_for) or "nothing"
+    message = f"{folder} was trained for {trained}, which does not teach `{asked}`."
+    own = _recipe_of(kind_of(type(model.config)), recipe)
+    if own is None:
+        raise CapabilityError(f"{message} No recipe teaches it to models of this family")
     raise CapabilityError(
-        f"{folder} was trained for {trained}, which does not teach `{asked}`. Fine-tune it: "
-        f"triptych train {recipe} --data YOUR_DATA.jsonl --init-from {folder}"
+        f"{message} Train it: triptych train {own} --data YOUR_DATA.jsonl --init-from {folder}"
     )
+
+
+def _recipe_of(family: str, recipe: str) -> str | None:
+    """Return the recipe that teaches a family what `recipe` teaches mPLUG; None if none does."""
+    name = recipe.split(".")[1]
+    if family == "flava" and name in FLAVA_RECIPES:
+        return FLAVA_RECIPES[name]
+    own = f"{family}.{name}"
+    return own if own in OTHER_RECIPES else recipe

@@ -47,8 +47,8 @@ def read_karpathy(data: Any, source: DataSourceConfig) -> RecordList:
         raise DataError(f"{source.path}: not a Karpathy file: no 'images' that hold 'sentences'")
     images = data["images"]
     splits = (str(i["split"]) for i in images if isinstance(i, dict) and "split" in i)
-    check_split(source.split, splits, source.path, aliases=("train",))
-    found = RecordList()
+    parts = check_split(source.split, splits, source.path, aliases=("train",))
+    found = RecordList(parts=parts)
     chosen = []
     for index, image in enumerate(images):
         where = f"{source.path}: images[{index}]"

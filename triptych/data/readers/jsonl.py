@@ -70,10 +70,9 @@ def records_of_entries(
     locate = locator(source.root)
     if entries:
         _check_names(entries[0], locate)
-    if source.split is not None:
-        splits = [str(fields["split"]) for _, _, fields in entries if "split" in fields]
-        check_split(source.split, splits, source.path)
-    found = RecordList(skipped=skipped)
+    splits = (str(fields["split"]) for _, _, fields in entries if "split" in fields)
+    parts = check_split(source.split, splits, source.path)
+    found = RecordList(skipped=skipped, parts=parts)
     alone = all(PICTURE_FIELDS.issuperset(fields) for _, _, fields in entries)
     for own_id, where, fields in entries:
         if source.split is None or str(fields.get("split")) == source.split:

@@ -46,7 +46,7 @@ def read_msrvtt(data: Any, source: DataSourceConfig) -> RecordList:
     wanted = source.split
     if wanted == "val" and "val" not in splits and "validate" in splits:
         wanted = "validate"
-    check_split(wanted, splits, source.path)
+    found.parts = check_split(wanted, splits, source.path)
     chosen = [name for name, part in parts.items() if wanted in (None, part)]
     layout = choose_layout(source.root, LAYOUTS, chosen, "clips")
     paths = {name: str(source.root / layout(name)) for name in chosen}

@@ -54,9 +54,9 @@ def read_refcoco(data: Any, source: DataSourceConfig) -> RecordList:
             f"{source.path}: not a list of references: needs entries with 'ann_id' and 'sentences'"
         )
     splits = (str(ref["split"]) for ref in data if isinstance(ref, dict) and "split" in ref)
-    check_split(source.split, splits, source.path)
+    parts = check_split(source.split, splits, source.path)
     files, boxes = _load_instances(source)
-    found = RecordList()
+    found = RecordList(parts=parts)
     usable: list[tuple[str, Mapping[str, Any], str, Any]] = []
     for index, ref in enumerate(data):
         where = f"{source.path}: [{index}]"

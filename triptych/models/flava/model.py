@@ -246,6 +246,12 @@ class FLAVA(nn.Module):
             check(found == wanted, f"image tokenizer's {name}", found, f"be the model's {wanted}")
         self.codebook.load_state_dict(tokenizer.encoder.state_dict())
 
+    @property
+    def has_trained_codebook(self) -> bool:
+        """Whether the codebook is more than its random start, of which all biases are 0."""
+        named = [] if self.codebook is None else list(self.codebook.named_parameters())
+        return any(bool(value.any()) for name, value in named if name.endswith("bias"))
+
     @torch.no_grad()
     def image_codes(self, codebook_image: Tensor) -> Tensor:
         """Tell the code of each patch.
