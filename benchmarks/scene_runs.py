@@ -107,11 +107,12 @@ def train_stages(plan: StagewisePlan, out: Path, console: Console) -> float:
     """Train all stages, unless an earlier call has, and return the minutes that it took.
 
     Raises:
-        ConfigError: The folder holds stages of another scale or length, or some that were not
-            timed.
+        ConfigError: The folder holds stages of another scale, length or data, or some that were
+            not timed.
     """
     folder = out / STAGEWISE
     clock = folder / CLOCK
+    pairs = [source.path for source in plan.pairs]
     if clock.is_file():
         stored = json.loads(clock.read_text(encoding="utf-8"))
         if stored["scale"] != plan.scale:
@@ -121,6 +122,8 @@ def train_stages(plan: StagewisePlan, out: Path, console: Console) -> float:
                 f"the stages in {folder} had other numbers of steps, {stored.get('steps')}: choose "
                 "another --out"
             )
+        if stored.get("pairs") != pairs:
+            raise ConfigError(f"the stages in {folder} had other data: choose another --out")
         return float(stored["minutes"])
     if is_stagewise(folder):
         if is_finished(last_stage(folder)):
@@ -129,7 +132,8 @@ def train_stages(plan: StagewisePlan, out: Path, console: Console) -> float:
     start = time.perf_counter()
     train_stagewise(plan, folder, console=console)
     minutes = (time.perf_counter() - start) / 60
-    write_json(clock, {"scale": plan.scale, "steps": stage_steps(plan), "minutes": minutes})
+    done = {"scale": plan.scale, "steps": stage_steps(plan), "pairs": pairs, "minutes": minutes}
+    write_json(clock, done)
     return minutes
 
 

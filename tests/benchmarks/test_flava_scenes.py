@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from benchmarks import flava_ceiling, flava_scenes, scene_runs
+from triptych.core.outputs import MetricValue
 from triptych.data.source import DataSourceConfig
 from triptych.recipes.frozen import read_labelled
 from triptych.recipes.stagewise import StagewisePlan
+from triptych.scenes.layout import SceneFiles
 
 PLAN = StagewisePlan(
     family="flava",
@@ -76,6 +78,35 @@ def test_pictures_of_the_probe_are_written_once(tmp_path):
     before = files.summary.stat().st_mtime_ns
     flava_scenes.write_classes(folder, sizes, 0)
     assert files.summary.stat().st_mtime_ns == before
+
+
+def test_each_figure_of_the_probe_is_of_its_own_split(tmp_path, monkeypatch):
+    shares = {"test": 0.25, "compositional": 0.75}
+
+    def probe(model, train, val, test, *, label_pattern):
+        assert (Path(train.path).name, Path(val.path).name) == ("train", "val")
+        value = shares[Path(test.path).name]
+        metric = MetricValue(
+            name="accuracy", value=value, low=value, high=value, num_items=4, protocol="words"
+        )
+        return [metric], None
+
+    monkeypatch.setattr(flava_scenes, "probe_folder", probe)
+    found, words = flava_scenes.probe_shape(tmp_path / "model", SceneFiles(tmp_path))
+    assert found == {"probe_shape": 0.25, "probe_shape_compositional": 0.75}
+    assert words == "words"
+
+
+def test_the_ceiling_is_drawn_on_unseen_pairs_in_the_end(monkeypatch):
+    draw, splits = flava_ceiling.draw_pictures, []
+
+    def drawn(split, count, size):
+        splits.append(split)
+        return draw(split, count, size)
+
+    monkeypatch.setattr(flava_ceiling, "draw_pictures", drawn)
+    flava_ceiling.learn(2, 4, 8, 8)
+    assert splits == ["train", "test", "test", "compositional"]
 
 
 @pytest.mark.slow

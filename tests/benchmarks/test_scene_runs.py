@@ -109,6 +109,9 @@ def test_stages_are_trained_and_timed_once(tmp_path, calls):
         scene_runs.train_stages(replace(PLAN, scale="smoke"), tmp_path, QUIET)
     clock = folder / "minutes.json"
     stored = json.loads(clock.read_text())
+    more = replace(PLAN, pairs=(*PLAN.pairs, DataSourceConfig(path="close_ups.json")))
+    with pytest.raises(ConfigError, match="other data"):
+        scene_runs.train_stages(more, tmp_path, QUIET)
     clock.write_text(json.dumps(stored | {"steps": stored["steps"] | {"pretrain": 7}}))
     with pytest.raises(ConfigError, match=r"other numbers of steps.*'pretrain': 7"):
         scene_runs.train_stages(PLAN, tmp_path, QUIET)

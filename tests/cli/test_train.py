@@ -219,6 +219,11 @@ def test_all_stages_may_go_on_with_more_bad_samples(trained, tmp_path, monkeypat
         (["my.jsonl"], "train on data in it by `triptych train RECIPE --data my.jsonl`"),
         (["photos"], "or train on data in it by `triptych train RECIPE --data photos`"),
         (["vlmo.stagewise", "--resume"], "triptych train RUN_FOLDER --resume"),
+        (["vlmo.stagewise", "--texts", "a.txt"], "--texts goes with --data"),
+        (["flava.stagewise", "--pictures", "a"], "--pictures goes with --data"),
+        (["flava.stagewise", "--split", "val"], "how --data is read goes with --data"),
+        (["flava.stagewise", "--data", "a", "--data", "b"], "--data is given more than once"),
+        (["flava.joint", "--data", "a", "--data=b"], "--data is given more than once"),
     ],
 )
 def test_what_was_meant_is_said(trained, tmp_path, capsys, arguments, message):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from triptych.core.errors import CheckpointError
+from triptych.train import trainer
 from triptych.train.interrupts import TrainingInterrupted
 
 from .toy import ToyTask, exact_lines, toy_batches, toy_trainer
@@ -85,6 +86,23 @@ def test_a_signal_saves_after_the_step_and_the_run_goes_on(tmp_path, settings, n
         _assert_same_run(folder, task, tmp_path / "whole", expected)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_last_step_is_saved_is_heard(tmp_path, monkeypatch, number):
+    save = trainer.save_checkpoint
+
+    def interrupted(folder, step, state, *, keep):
+        if step == 8:
+            signal.raise_signal(number)
+        return save(folder, step, state, keep=keep)
+
+    monkeypatch.setattr(trainer, "save_checkpoint", interrupted)
+    with pytest.raises(TrainingInterrupted) as caught:
+        toy_trainer(tmp_path).fit()
+    assert (caught.value.signal_number, caught.value.step) == (number, 8)
+    assert caught.value.checkpoint == tmp_path / "checkpoints" / "step_8"
+    assert toy_trainer(tmp_path).fit(resume=True).step == 8
+
+
 def test_a_damaged_newest_checkpoint_costs_its_steps_only(tmp_path, capsys):
     expected = ToyTask()
     toy_trainer(tmp_path / "whole", expected).fit()
@@ -114,9 +132,9 @@ def test_the_precision_of_an_auto_run_is_not_measured_again(tmp_path, monkeypatc
     monkeypatch.setattr(choice, lambda *_: "bf16")
     toy_trainer(tmp_path, max_steps=2, precision="auto").fit()
     monkeypatch.setattr(choice, lambda *_: "fp32")
-    trainer = toy_trainer(tmp_path, max_steps=4, precision="auto")
-    trainer.fit(resume=True)
-    assert trainer.precision == "bf16"
+    resumed = toy_trainer(tmp_path, max_steps=4, precision="auto")
+    resumed.fit(resume=True)
+    assert resumed.precision == "bf16"
 
 
 def test_state_beside_the_modules_is_restored(tmp_path):

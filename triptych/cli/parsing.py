@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from triptych.core.errors import ConfigError
 from triptych.data.source import DataSourceConfig
 
 if TYPE_CHECKING:
@@ -120,6 +121,20 @@ def parse(
         default=tyro.MISSING_NONPROP if default is None else default,
         config=tuple(markers),
     )
+
+
+def refuse_repeats(arguments: Sequence[str], *flags: str) -> None:
+    """Raise where a flag that takes several values is given twice: the last would win.
+
+    Raises:
+        ConfigError: It is.
+    """
+    for flag in flags:
+        if sum(word == flag or word.startswith(f"{flag}=") for word in arguments) > 1:
+            raise ConfigError(
+                f"{flag} is given more than once: name all values after one {flag}, with spaces "
+                "between them"
+            )
 
 
 def shows_progress() -> bool:

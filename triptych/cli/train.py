@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import tyro
 
 from triptych.cli.field_help import field_help
-from triptych.cli.parsing import SourceGroup, SourceOptions, parse
+from triptych.cli.parsing import SourceGroup, SourceOptions, parse, refuse_repeats
 from triptych.core.errors import ConfigError, nearest
 from triptych.data.skips import TRAIN_FLAG
 
@@ -74,6 +74,7 @@ def run(arguments: Sequence[str]) -> int:
         if "--resume" in arguments:
             raise ConfigError("name the folder of the stages: triptych train RUN_FOLDER --resume")
         return train_stagewise.run(arguments[0], arguments[1:])
+    refuse_repeats(arguments, "--data")
     plain, rest = _read_plain(arguments)
     wants_help = "-h" in rest or "--help" in rest
     if wants_help and plain.target is None and plain.config is None:

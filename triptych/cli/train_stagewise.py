@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from triptych.cli.parsing import SourceGroup, SourceOptions, parse
+from triptych.cli.parsing import SourceGroup, SourceOptions, parse, refuse_repeats
+from triptych.core.errors import ConfigError
 
 ABOUT = {
     "vlmo": """Pre-train VLMo in its three stages: pictures, then texts, then pairs.
@@ -73,6 +74,7 @@ def run(recipe: str, arguments: Sequence[str]) -> int:
 
     family = recipe.split(".")[0]
     text = HELP.format(about=ABOUT[family], recipe=recipe)
+    refuse_repeats(arguments, "--data", "--texts", "--pictures")
     options = parse(StagewiseOptions, arguments, verb=f"train {recipe}", description=text)
     out = options.out or Path("runs") / f"{recipe}-{options.scale}"
     if options.sources:
@@ -89,6 +91,7 @@ def run(recipe: str, arguments: Sequence[str]) -> int:
             num_threads=options.num_threads,
         )
     else:
+        _refuse_data_options(options)
         plan = scene_plan(
             out / "data",
             options.scale,
@@ -97,7 +100,27 @@ def run(recipe: str, arguments: Sequence[str]) -> int:
             seed=options.seed,
             num_threads=options.num_threads,
         )
+        plan = replace(
+            plan,
+            image_tokenizer=options.image_tokenizer,
+            text_tokenizer=options.text_tokenizer,
+        )
     return report(train_stagewise(plan, out).elapsed_s, out)
+
+
+def _refuse_data_options(options: StagewiseOptions) -> None:
+    """Raise where an option speaks of one's own data, and there is none."""
+    given = {
+        "--texts": bool(options.texts),
+        "--pictures": bool(options.pictures),
+        "an option that tells how --data is read": options.source != SourceOptions(),
+    }
+    for name, is_given in given.items():
+        if is_given:
+            raise ConfigError(
+                f"{name} goes with --data: without pairs of your own, the stages train on the "
+                "built-in scenes"
+            )
 
 
 def resume(folder: Path) -> int:

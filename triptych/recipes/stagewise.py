@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -149,9 +150,11 @@ def scene_plan(
         num_threads: CPU threads; None for all cores.
 
     Raises:
-        ConfigError: The scale is the paper's, which needs real pictures.
+        ConfigError: The scale is the paper's, which needs real pictures; the seed is below 0; or
+            the folder holds scenes of another seed or number.
     """
     check_image_objective(family, image_objective)
+    check(seed >= 0, "seed", seed, "be at least 0")
     if scale not in SCENES:
         raise ConfigError(
             f"scale = {scale!r} without data: name pairs with --data, or take one of "
@@ -197,11 +200,25 @@ def scene_plan(
 
 
 def _written(folder: Path, scale: str, num_images: int, **options: Any) -> SceneFiles:
-    """Write scenes with one caption each, unless they are there."""
+    """Write scenes with one caption each, unless they are there.
+
+    Raises:
+        ConfigError: There are others, of another seed or number.
+    """
     files = SceneFiles(folder)
     if not files.summary.is_file():
         workers = 1 if scale == "smoke" else 2
-        write_scenes(folder, num_images, captions_per_image=1, num_workers=workers, **options)
+        return write_scenes(
+            folder, num_images, captions_per_image=1, num_workers=workers, **options
+        )
+    summary = json.loads(files.summary.read_text(encoding="utf-8"))
+    found = (summary["config"]["seed"], summary["counts"]["train"])
+    if found != (options["config"].seed, num_images):
+        raise ConfigError(
+            f"{folder} holds {found[1]:,} scenes of seed {found[0]}, and this run wants "
+            f"{num_images:,} of seed {options['config'].seed}: choose another folder with --out, "
+            f"or delete {folder}"
+        )
     return files
 
 

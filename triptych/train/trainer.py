@@ -205,6 +205,8 @@ class Trainer:
                 self._evaluate_if_due(log, progress)
                 guard.agree(any_rank)
                 self._checkpoint_if_due(log, guard, progress)
+                if self.step == self.config.max_steps:  # no later step hears what came meanwhile
+                    guard.agree(any_rank)
                 if guard.agreed is not None:
                     assert self._last_checkpoint is not None
                     raise TrainingInterrupted(guard.agreed, self.step, self._last_checkpoint)
