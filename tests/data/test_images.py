@@ -348,3 +348,10 @@ def test_broken_bytes_give_a_picture_or_a_problem(seed, position, junk, cut):
         assert problem.kind in SkipKind
     else:
         assert decoded.dtype == np.uint8 and decoded.shape[2] == 3
+
+
+def test_a_cut_file_that_pillow_does_not_know_names_no_object_in_memory():
+    with pytest.raises(ImageProblem) as caught:
+        decode_image(b"\xff\xd8\xff\xe0 no")
+    assert caught.value.kind is SkipKind.TRUNCATED
+    assert "BytesIO" not in str(caught.value)

@@ -5,11 +5,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
+from tests.processes import runs
 from triptych.core.errors import DataError
 from triptych.distributed.collectives import all_gather, any_rank, from_main, gather_objects
 from triptych.distributed.env import ProcessDied, is_main, rank, run_processes, world_size
@@ -87,13 +87,5 @@ def test_processes_end_when_their_parent_is_killed(tmp_path):
         time.sleep(0.05)
     parent.kill()
     parent.wait()
-    while any(_runs(pid) for pid in pids):
+    while any(runs(pid) for pid in pids):
         time.sleep(0.05)  # ends only once both are gone
-
-
-def _runs(pid):
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-        return stat.rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

@@ -310,7 +310,7 @@ def test_a_run_folder_in_use_is_an_error_that_says_how_to_resume(pretrained, sce
 
 
 def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
-    with pytest.raises(CheckpointError, match=r"holds no run to resume: config.yaml is missing"):
+    with pytest.raises(CheckpointError, match=r"config.yaml is missing; .* without --resume"):
         resume_run(tmp_path)
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from triptych.core.config import load_yaml, save_yaml
-from triptych.core.errors import CheckpointError, ConfigError, DataError
+from triptych.core.errors import CheckpointError, ConfigError, DataError, TriptychError
 from triptych.data.source import DataSourceConfig
 from triptych.recipes import stagewise
 from triptych.recipes.config import RunConfig
@@ -144,6 +144,13 @@ def test_what_a_later_stage_lacks_is_said_before_the_first(plan, tmp_path, field
     with pytest.raises(DataError, match=message):
         train_stagewise(wrong, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_that_is_not_there_leaves_no_folder(plan, tmp_path):
+    for field in ("image_tokenizer", "text_tokenizer"):
+        with pytest.raises(TriptychError, match="nowhere"):
+            train_stagewise(replace(plan, **{field: "nowhere"}), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
 
 
 def test_plans_are_whole_before_the_first_stage(plan, done):

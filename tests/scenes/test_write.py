@@ -1,13 +1,17 @@
 import hashlib
 import importlib.util
 import json
+import subprocess
+import sys
 import tarfile
+import time
 from collections import Counter
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tests.processes import children_of, runs
 from triptych.core.errors import ConfigError, DataError, TriptychError
 from triptych.scenes.config import PALETTE, SPLITS, SceneConfig
 from triptych.scenes.layout import FORMATS, SceneFiles
@@ -300,6 +304,29 @@ def test_a_call_that_was_interrupted_leaves_nothing_in_the_way(tmp_path, exists)
     assert files.summary.is_file()
     assert files.images.is_dir()
     assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_painters_end_when_their_parent_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from triptych.scenes.write import write_scenes\n"
+        f"out = Path({str(tmp_path / 'scenes')!r})\n"
+        "if __name__ == '__main__':\n"
+        "    write_scenes(out, 20_000, num_workers=2, formats=('captions',))\n"
+    )
+    parent = subprocess.Popen([sys.executable, str(script)])
+    pictures = tmp_path / ".scenes.unfinished" / "images" / "train"
+    while not (pictures.is_dir() and any(pictures.iterdir())):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    workers = children_of(parent.pid)
+    assert len(workers) >= 2
+    parent.kill()
+    parent.wait()
+    while any(runs(worker) for worker in workers):
+        time.sleep(0.05)
 
 
 def test_a_folder_that_is_not_empty_is_left_alone(tmp_path):

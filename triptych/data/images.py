@@ -135,10 +135,12 @@ def _check_pixels(width: int, height: int, name: str) -> None:
 
 def _problem(data: bytes, name: str, error: Exception) -> ImageProblem:
     """Return what an exception of Pillow means for these bytes."""
+    unknown = isinstance(error, UnidentifiedImageError)  # its text names an object in memory
     if is_cut_short(data) or "truncated" in str(error).lower():
-        message = f"{name}: the file is cut short ({len(data)} bytes): {error}"
+        why = "" if unknown else f": {error}"
+        message = f"{name}: the file is cut short ({len(data)} bytes){why}"
         return ImageProblem(SkipKind.TRUNCATED, message)
-    if isinstance(error, UnidentifiedImageError):
+    if unknown:
         message = f"{name}: no picture that Pillow knows; it begins with {data[:12]!r}"
         return ImageProblem(SkipKind.NOT_AN_IMAGE, message)
     return ImageProblem(SkipKind.NOT_AN_IMAGE, f"{name}: cannot be decoded: {error}")

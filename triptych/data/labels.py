@@ -20,8 +20,10 @@ def class_names(records: Iterable[Record]) -> tuple[str, ...]:
     labels = {record.label for record in records if record.label is not None}
     names = sorted({str(label) for label in labels}, key=_order)
     if len(names) < 2:
+        found = f"all records have the label {names[0]!r}" if names else "no record has a label"
         raise DataError(
-            f"a classifier needs two classes or more; the data's labels are: {names or 'none'}"
+            f"a classifier needs two classes or more, and {found}: give each record its class in "
+            "the field label"
         )
     return tuple(names)
 
@@ -41,7 +43,7 @@ def answer_vocabulary(
         normalise: Makes answers that mean the same equal.
 
     Raises:
-        DataError: No answer is frequent enough.
+        DataError: There are no answers, or none is frequent enough.
     """
     counts: Counter[str] = Counter()
     for record in records:
@@ -52,11 +54,14 @@ def answer_vocabulary(
         (text for text in counts if counts[text] >= min_count), key=lambda t: (-counts[t], t)
     )
     if not kept:
-        most = counts.most_common(1)
-        seen = f"the most frequent, {most[0][0]!r}, has {most[0][1]}" if most else "there are none"
+        if not counts:
+            raise DataError(
+                "no question has an answer: give each record its answers in the field answers"
+            )
+        text, count = counts.most_common(1)[0]
         raise DataError(
-            f"no answer belongs to {min_count} questions or more ({seen}): "
-            "lower task.min_answer_count, or give more data"
+            f"no answer belongs to {min_count} questions or more (the most frequent, {text!r}, has "
+            f"{count}): lower task.min_answer_count, or give more data"
         )
     return tuple(kept[:max_answers])
 

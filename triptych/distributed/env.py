@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 
 from triptych.core.errors import TriptychError
+from triptych.core.processes import end_with_parent
 
 T = TypeVar("T")
 
@@ -125,7 +126,7 @@ def _run(
     arguments: tuple[Any, ...],
 ) -> None:
     """Be one of the processes."""
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    end_with_parent()
     os.environ["LOCAL_RANK"] = str(number)
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
@@ -148,13 +149,6 @@ def _run(
             dist.destroy_process_group()  # its peers learn of a failure by the closed connection
     end.send(outcome)
     end.close()
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
 
 
 def _outcomes(processes: list[SpawnProcess], ends: list[Connection]) -> list[tuple[bool, Any]]:

@@ -191,7 +191,8 @@ def resume_run(run_folder: Path, *, console: Console | None = None) -> TrainResu
     if not (run_folder / CONFIG_FILE).is_file():
         raise CheckpointError(
             f"{run_folder} holds no run to resume: {CONFIG_FILE} is missing; "
-            "name the folder that was given as --out"
+            "name the folder that was given as --out, or, where nothing was trained yet, give the "
+            "same command again without --resume"
         )
     return train_run(
         load_yaml(RunConfig, run_folder / CONFIG_FILE), run_folder, resume=True, console=console

@@ -21,6 +21,7 @@ from triptych.data.source import DataSourceConfig
 from triptych.models.dvae.config import codebook_image_size
 from triptych.models.families import patch_size
 from triptych.models.registry import model_config
+from triptych.recipes import image_tokenizer
 from triptych.recipes.config import RunConfig
 from triptych.recipes.demo import scene_source
 from triptych.recipes.registry import build_recipe
@@ -35,6 +36,7 @@ from triptych.recipes.run import (
 from triptych.scenes.config import SceneConfig
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import write_scenes
+from triptych.text import Tokenizer
 from triptych.train.trainer import TrainResult
 
 IMAGE_TOKENIZER = "image_tokenizer"
@@ -300,7 +302,9 @@ def train_stagewise(
 
     Raises:
         ConfigError: The folder holds stages already.
-        DataError: No record of a source has what a stage reads of it.
+        DataError: No record of a source has what a stage reads of it, or there is no text
+            tokenizer where one is named.
+        CheckpointError: There is no image tokenizer where one is named.
     """
     if is_stagewise(folder):
         raise ConfigError(
@@ -312,6 +316,10 @@ def train_stagewise(
         for source in dict.fromkeys((*plan.pairs, *plan.texts, *plan.pictures, *plan.words))
     }
     _check_sources(plan, found)
+    if plan.image_tokenizer is not None:
+        image_tokenizer.load(plan.image_tokenizer)  # a wrong name leaves no folder behind
+    if plan.text_tokenizer is not None:
+        Tokenizer.load(plan.text_tokenizer)
     make_folder(folder)
     if plan.text_tokenizer is None:
         wordy = dict.fromkeys((*plan.pairs, *plan.texts, *plan.words))

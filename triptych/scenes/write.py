@@ -20,6 +20,7 @@ import cv2
 from triptych.core.config import to_dict
 from triptych.core.errors import ConfigError, DataError, nearest
 from triptych.core.files import has_entries, make_folder, write_atomic, write_json
+from triptych.core.processes import end_with_parent
 from triptych.scenes import formats as fm
 from triptych.scenes.clips import Clip, generate_clip, render_clip, require_clips, write_mp4
 from triptych.scenes.config import SPLITS, SceneConfig
@@ -200,7 +201,7 @@ class _Painter:
         self._map: Callable[..., Iterable[int]] = map
         if num_workers > 1:
             spawn = multiprocessing.get_context("spawn")
-            pool = ProcessPoolExecutor(num_workers, mp_context=spawn)
+            pool = ProcessPoolExecutor(num_workers, mp_context=spawn, initializer=end_with_parent)
             self._map = stack.enter_context(pool).map
 
     def paint_split(self, content: fm.SplitContent) -> None:
