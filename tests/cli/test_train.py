@@ -200,6 +200,20 @@ def test_a_run_may_go_on_with_more_bad_samples(trained, tmp_path):
     assert stored == replace(base, data=replace(base.data, max_bad_share=0.03))
 
 
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_stop_between_stages_says_how_to_go_on(tmp_path, monkeypatch, capsys, planned):
+    def stopped(plan, folder):
+        if planned:
+            save_yaml(build_recipe("vlmo.pretrain", "smoke"), folder / "stages" / "pretrain.yaml")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("triptych.recipes.stagewise.train_stagewise", stopped)
+    arguments = ["vlmo.stagewise", "--data", "a.jsonl", "--out", str(tmp_path / "all")]
+    assert main(["train", *arguments]) == 130
+    hint = f"go on with `triptych train {tmp_path / 'all'} --resume`"
+    assert (hint in capsys.readouterr().err) == planned
+
+
 def test_all_stages_may_go_on_with_more_bad_samples(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("triptych.cli.train_stagewise.resume", lambda folder: 0)
     files = [tmp_path / "all" / name for name in ("stages/vision.yaml", "stages/pretrain.yaml")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -70,7 +71,12 @@ class StagewiseOptions:
 
 def run(recipe: str, arguments: Sequence[str]) -> int:
     """Train the stages of vlmo.stagewise or flava.stagewise, and say where the model is."""
-    from triptych.recipes.stagewise import StagewisePlan, scene_plan, train_stagewise
+    from triptych.recipes.stagewise import (
+        StagewisePlan,
+        is_stagewise,
+        scene_plan,
+        train_stagewise,
+    )
 
     family = recipe.split(".")[0]
     text = HELP.format(about=ABOUT[family], recipe=recipe)
@@ -105,7 +111,12 @@ def run(recipe: str, arguments: Sequence[str]) -> int:
             image_tokenizer=options.image_tokenizer,
             text_tokenizer=options.text_tokenizer,
         )
-    return report(train_stagewise(plan, out).elapsed_s, out)
+    try:
+        return report(train_stagewise(plan, out).elapsed_s, out)
+    except KeyboardInterrupt:  # between two stages; within one, the trainer says how to go on
+        if is_stagewise(out):
+            print(f"triptych: go on with `triptych train {out} --resume`", file=sys.stderr)
+        raise
 
 
 def _refuse_data_options(options: StagewiseOptions) -> None:
