@@ -14,8 +14,9 @@ from triptych.core.errors import ConfigError, DataError
 from triptych.core.outputs import BatchKind
 from triptych.data.mixture import SourceOrder
 from triptych.data.skips import SkipLog
-from triptych.data.source import DataSourceConfig
+from triptych.data.source import DataSourceConfig, parts_note
 from triptych.recipes.config import RunConfig
+from triptych.recipes.evaluate import evaluate_model
 from triptych.recipes.run import CONFIG_FILE, resume_run, train_run
 from triptych.recipes.sources import ReadSource, TrainingData, read_training_data, training_loader
 from triptych.tasks.finetuning.captioning import Captioning
@@ -56,12 +57,16 @@ def test_a_file_of_several_parts_that_is_read_whole_says_so(scenes, tmp_path, ca
     whole = replace(source_of(scenes, "mplug.caption"), split=None)
     train_run(small_run("mplug.caption", whole, max_steps=1), tmp_path / "whole")
     said = " ".join(capsys.readouterr().out.split())
-    parts = "the parts compositional, test, train, val, and all of them are trained on"
-    assert f"{scenes.karpathy} holds {parts}: choose one with --split" in said
+    note = parts_note(whole.path, ("compositional", "test", "train", "val"))
+    assert note in said
+    assert "holds the parts compositional, test, train, val, and all of them are read" in note
+    told = []
+    evaluate_model(tmp_path / "whole" / "model", "caption", whole, limit=2, left_out=told.append)
+    assert told == [note]
     train_run(
         small_run("mplug.caption", replace(whole, split="val"), max_steps=1), tmp_path / "val"
     )
-    assert "trained on" not in capsys.readouterr().out
+    assert "all of them" not in capsys.readouterr().out
 
 
 def test_steps_of_each_source_are_counted_under_its_name(drawn, sources):

@@ -104,6 +104,14 @@ class RecordList:
                 self.skipped.append(entry)
 
 
+def parts_note(path: str, parts: Sequence[str]) -> str:
+    """Return a sentence for a file of several splits that is read whole without being asked to."""
+    return (
+        f"{path} holds the parts {', '.join(parts)}, and all of them are read: choose one with "
+        "--split, or with split in a config"
+    )
+
+
 def choose_layout(
     root: Path, layouts: Sequence[Callable[[Any], str]], items: Sequence[Any], what: str
 ) -> Callable[[Any], str]:

@@ -17,7 +17,7 @@ from triptych.data.collate.base import image_key
 from triptych.data.manifest import read_records
 from triptych.data.records import Record
 from triptych.data.skips import VERB_FLAG, SkipLog
-from triptych.data.source import DataSourceConfig
+from triptych.data.source import DataSourceConfig, parts_note
 from triptych.data.stream import BatchLoader, build_loader
 from triptych.data.transforms.pipeline import ImageTransform
 from triptych.evaluation.evaluator import PredictingTask, evaluate
@@ -113,7 +113,8 @@ def evaluate_model(
         max_bad_share: Share of samples that may be unreadable.
         keep: Called with the predictions of each batch.
         progress: Called after each batch with the number of samples done.
-        left_out: Called at the end with what was unreadable, in words, if anything was.
+        left_out: Called at the end with what was unreadable, in words, if anything was; and with
+            the parts of a file that was read whole, where none was asked for.
 
     Raises:
         CapabilityError: The model was not trained for the task.
@@ -152,6 +153,8 @@ def evaluate_model(
         else:
             values = scored.by_predictions(records, found.records, logs[-1])
     scored.tell(*logs)
+    if left_out is not None and found.parts:
+        left_out(parts_note(source.path, found.parts))
     return values
 
 

@@ -13,7 +13,7 @@ from triptych.data.manifest import read_records
 from triptych.data.mixture import MixtureSource, build_mixture
 from triptych.data.records import Record
 from triptych.data.skips import SkipLog
-from triptych.data.source import DataSourceConfig
+from triptych.data.source import DataSourceConfig, parts_note
 from triptych.data.stream import BatchLoader, build_loader
 from triptych.data.transforms.pipeline import ImageTransform
 from triptych.distributed.env import is_main, rank, world_size
@@ -76,10 +76,7 @@ class TrainingData:
     def notes(self) -> list[str]:
         """Return what a user may not expect, a line a source."""
         return [
-            f"{source.config.path} holds the parts {', '.join(source.parts)}, and all of them are "
-            "trained on: choose one with --split, or with split in the config"
-            for source in self.sources
-            if source.parts
+            parts_note(source.config.path, source.parts) for source in self.sources if source.parts
         ]
 
     def batch_sources(self, task: Task) -> tuple[BatchSource, ...]:
