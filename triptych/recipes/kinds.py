@@ -208,7 +208,7 @@ def check_family(task: TaskConfig, model: Any, recipe: str, named: str) -> None:
         return
     title = FAMILIES[kind].title
     raise ConfigError(
-        f"{recipe} trains {title} models, and {named} is of {found.title}: name a {title} model "
+        f"{recipe} trains {title} models, and {named} is of {found.title}: name a model of {title} "
         "there, or take another recipe (`triptych train --help` lists them)"
     )
 
