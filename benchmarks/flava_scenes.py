@@ -102,9 +102,8 @@ def probe_shape(model: Path, files: SceneFiles) -> tuple[dict[str, float], str]:
     )
     names = ("probe_shape", "probe_shape_compositional")
     found = [probe_folder(model, train, val, test, label_pattern=SHAPE)[0][0] for test in tests]
-    return {name: metric.value for name, metric in zip(names, found, strict=True)}, found[
-        0
-    ].protocol
+    values = {name: metric.value for name, metric in zip(names, found, strict=True)}
+    return values, found[0].protocol
 
 
 def with_codes(run: RunConfig, out: Path) -> RunConfig:

@@ -7,8 +7,9 @@ import pytest
 from triptych.core.errors import CapabilityError
 from triptych.models.flava.config import FLAVAConfig
 from triptych.models.registry import model_config
+from triptych.recipes.kinds import TRAINED_FOR
 from triptych.recipes.registry import RECIPES
-from triptych.serving.needs import FLAVA_RECIPES, NEEDS, OTHER_RECIPES, require
+from triptych.serving.needs import NEEDS, OTHER_RECIPES, require
 
 FOLDER = Path("runs/mine/model")
 
@@ -22,8 +23,10 @@ class Model:
 
 
 def test_every_recipe_that_is_named_exists():
-    flava = {recipe for recipe in FLAVA_RECIPES.values() if recipe}
-    assert flava | OTHER_RECIPES | {recipe for _, recipe in NEEDS.values()} <= set(RECIPES)
+    named = {recipe for _, recipe in NEEDS.values()}
+    others = {recipe for own in OTHER_RECIPES.values() for recipe in own.values() if recipe}
+    assert all(set(own) <= named for own in OTHER_RECIPES.values())
+    assert named | others <= set(RECIPES)
 
 
 @pytest.mark.parametrize(
@@ -47,9 +50,24 @@ def test_what_no_recipe_teaches_a_family_is_said():
         require("judge", Model("flava_tiny"), ["pretraining"], FOLDER)
 
 
+def is_refused(asked, trained):
+    try:
+        require(asked, Model("vlmo_tiny"), [trained], FOLDER)
+    except CapabilityError:
+        return True
+    return False
+
+
 def test_what_was_trained_is_not_refused():
-    require("answer", Model("vlmo_tiny"), ["answer_classification"], FOLDER)
-    require("match", Model("vlmo_tiny"), ["pretraining"], FOLDER)
+    every = sorted(set(TRAINED_FOR.values()))
+    enough = {
+        asked: [word for word in every if not is_refused(asked, word)]
+        for asked in ("answer", "match")
+    }
+    assert enough == {
+        "answer": ["answer_classification", "vqa"],
+        "match": ["pretraining", "retrieval"],
+    }
 
 
 @pytest.mark.parametrize("asked", ["caption", "ground"])

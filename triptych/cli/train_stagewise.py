@@ -91,8 +91,6 @@ def run(recipe: str, arguments: Sequence[str]) -> int:
             texts=tuple(SourceOptions().source(path) for path in options.texts),
             pictures=tuple(SourceOptions().source(path) for path in options.pictures),
             image_objective=options.image_objective,
-            image_tokenizer=options.image_tokenizer,
-            text_tokenizer=options.text_tokenizer,
             seed=options.seed,
             num_threads=options.num_threads,
         )
@@ -106,11 +104,9 @@ def run(recipe: str, arguments: Sequence[str]) -> int:
             seed=options.seed,
             num_threads=options.num_threads,
         )
-        plan = replace(
-            plan,
-            image_tokenizer=options.image_tokenizer,
-            text_tokenizer=options.text_tokenizer,
-        )
+    plan = replace(
+        plan, image_tokenizer=options.image_tokenizer, text_tokenizer=options.text_tokenizer
+    )
     try:
         return report(train_stagewise(plan, out).elapsed_s, out)
     except KeyboardInterrupt:  # between two stages; within one, the trainer says how to go on
@@ -124,7 +120,7 @@ def _refuse_data_options(options: StagewiseOptions) -> None:
     given = {
         "--texts": bool(options.texts),
         "--pictures": bool(options.pictures),
-        "an option that tells how --data is read": options.source != SourceOptions(),
+        "an option that tells how --data is read": bool(options.source.flags()),
     }
     for name, is_given in given.items():
         if is_given:

@@ -50,14 +50,14 @@ def answer_vocabulary(
         given = [text for text in map(normalise, record.answers) if text]
         if given:
             counts[Counter(given).most_common(1)[0][0]] += 1
+    if not counts:
+        raise DataError(
+            "no question has an answer: give each record its answers in the field answers"
+        )
     kept = sorted(
         (text for text in counts if counts[text] >= min_count), key=lambda t: (-counts[t], t)
     )
     if not kept:
-        if not counts:
-            raise DataError(
-                "no question has an answer: give each record its answers in the field answers"
-            )
         text, count = counts.most_common(1)[0]
         raise DataError(
             f"no answer belongs to {min_count} questions or more (the most frequent, {text!r}, has "

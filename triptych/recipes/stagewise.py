@@ -311,10 +311,9 @@ def train_stagewise(
             f"{folder} holds the stages of an earlier run: go on with "
             f"`triptych train {folder} --resume`, or choose another folder with --out"
         )
-    found = {
-        source: read_records(source).records
-        for source in dict.fromkeys((*plan.pairs, *plan.texts, *plan.pictures, *plan.words))
-    }
+    trained = (*plan.pairs, *plan.texts, *plan.pictures)
+    wordy = (*plan.pairs, *plan.texts, *plan.words) if plan.text_tokenizer is None else ()
+    found = {s: read_records(s).records for s in dict.fromkeys((*trained, *wordy))}
     _check_sources(plan, found)
     if plan.image_tokenizer is not None:
         image_tokenizer.load(plan.image_tokenizer)  # a wrong name leaves no folder behind
@@ -322,8 +321,7 @@ def train_stagewise(
         Tokenizer.load(plan.text_tokenizer)
     make_folder(folder)
     if plan.text_tokenizer is None:
-        wordy = dict.fromkeys((*plan.pairs, *plan.texts, *plan.words))
-        records = [record for source in wordy for record in found[source]]
+        records = [record for source in dict.fromkeys(wordy) for record in found[source]]
         config = build_recipe(list(STAGES[plan.family].values())[-1], plan.scale)
         prepare_tokenizer(config, records).save(folder / TEXT_TOKENIZER)
     for stage, config in plan_stages(plan, folder).items():
@@ -338,10 +336,10 @@ def _check_sources(plan: StagewisePlan, found: Mapping[DataSourceConfig, Sequenc
         ("texts", plan.texts, lambda r: r.text or r.caption, "text"),
         ("pictures", plan.pictures, lambda r: r.image is not None, "picture"),
     )
-    for what, sources, has, lacks in needs:
+    for what, sources, has, needed in needs:
         for source in sources:
             if not any(has(record) for record in found[source]):
-                raise DataError(f"{source.path}, given as {what}: no record has a {lacks}")
+                raise DataError(f"{source.path}, given as {what}: no record has a {needed}")
 
 
 def resume_stagewise(folder: Path, *, console: Console | None = None) -> TrainResult:

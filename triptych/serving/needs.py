@@ -24,13 +24,21 @@ NEEDS = {
 }
 """What a model must have been trained for to be asked, and the recipe that does it."""
 
-OTHER_RECIPES = frozenset(
-    {"vlmo.retrieval", "vlmo.vqa", "vlmo.nlvr2", "vlmo.snli_ve", "flava.vqa", "flava.snli_ve"}
-)
-"""Recipes that teach the same to models of other families than mPLUG."""
-
-FLAVA_RECIPES = {"retrieval": "flava.joint", "nlvr2": None}
-"""FLAVA is taught matching by its joint stage alone, and nothing about two pictures."""
+OTHER_RECIPES: dict[str, dict[str, str | None]] = {
+    "vlmo": {
+        "mplug.retrieval": "vlmo.retrieval",
+        "mplug.vqa": "vlmo.vqa",
+        "mplug.nlvr2": "vlmo.nlvr2",
+        "mplug.snli_ve": "vlmo.snli_ve",
+    },
+    "flava": {
+        "mplug.retrieval": "flava.joint",
+        "mplug.vqa": "flava.vqa",
+        "mplug.nlvr2": None,
+        "mplug.snli_ve": "flava.snli_ve",
+    },
+}
+"""By family, what teaches other models than mPLUG the same; None where nothing does."""
 
 NEEDS_DECODER = frozenset({"caption", "ground"})
 """What only a model that generates text can do."""
@@ -52,18 +60,9 @@ def require(asked: str, model: Any, trained_for: Sequence[str], folder: Path) ->
         return
     trained = " and ".join(trained_for) or "nothing"
     message = f"{folder} was trained for {trained}, which does not teach `{asked}`."
-    own = _recipe_of(kind_of(type(model.config)), recipe)
+    own = OTHER_RECIPES.get(kind_of(type(model.config)), {}).get(recipe, recipe)
     if own is None:
         raise CapabilityError(f"{message} No recipe teaches it to models of this family")
     raise CapabilityError(
         f"{message} Train it: triptych train {own} --data YOUR_DATA.jsonl --init-from {folder}"
     )
-
-
-def _recipe_of(family: str, recipe: str) -> str | None:
-    """Return the recipe that teaches a family what `recipe` teaches mPLUG; None if none does."""
-    name = recipe.split(".")[1]
-    if family == "flava" and name in FLAVA_RECIPES:
-        return FLAVA_RECIPES[name]
-    own = f"{family}.{name}"
-    return own if own in OTHER_RECIPES else recipe
