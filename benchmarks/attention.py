@@ -26,7 +26,7 @@ from triptych.nn import attention
 HEADS, HEAD_WIDTH = 12, 64
 SHAPES = ((17, 17), (30, 30), (65, 65), (128, 128), (197, 197), (257, 257), (577, 577),
           (1025, 1025), (30, 257), (30, 577))  # fmt: skip
-"""(queries, keys): pictures of 64 to 512 px in patches of 16, captions, captions on pictures."""
+"""(queries, keys): images of 64 to 512 px in patches of 16, captions, captions on images."""
 
 BATCH = 4
 RUN_S = 0.02

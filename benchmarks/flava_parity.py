@@ -2,7 +2,7 @@
 
 `parity_max_error` is the largest of: absolute differences of all states of the three encoders and
 of all losses, and relative differences of the gradient's norm; at three sizes, with ragged texts,
-for pairs, pictures alone and texts alone (`pip install triptych[bench]`).
+for pairs, images alone and texts alone (`pip install triptych[bench]`).
 
     python -m benchmarks.flava_parity
 """

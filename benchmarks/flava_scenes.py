@@ -2,15 +2,15 @@
 
 `joint` trains all stages at scale tiny, the image tokenizer included; it gives `joint_minutes`,
 `i2t_r1` and `t2i_r1` (zero-shot retrieval among 500 unseen scenes, dot product) and `probe_shape`:
-logistic regression on the frozen image encoder tells the shape of the one object of a picture, on
-pictures that pre-training has not seen. `probe_shape_compositional` is the same regression on
+logistic regression on the frozen image encoder tells the shape of the one object of an image, on
+images that pre-training has not seen. `probe_shape_compositional` is the same regression on
 colour-shape pairs that neither pre-training nor the regression has seen: does it know shapes, or
 pairs?
 
 The others, which come after it, train the joint stage several times from fresh weights, each pair
 of runs from one seed, and give the mean difference with its 95 % t interval over seeds:
 
-`joint_gain`: steps on pairs, pictures alone and texts alone against as many steps on pairs only.
+`joint_gain`: steps on pairs, images alone and texts alone against as many steps on pairs only.
 `global_contrastive_gain`: the contrastive gradient of both processes against the own one's, two
 processes.
 
@@ -41,18 +41,18 @@ from benchmarks.scene_runs import (
 )
 from triptych.data.source import DataSourceConfig
 from triptych.recipes.config import RunConfig
-from triptych.recipes.frozen import probe_folder
-from triptych.recipes.run import MODEL_FOLDER
-from triptych.recipes.stagewise import CLOSE_UPS, IMAGE_TOKENIZER, StagewisePlan, last_stage
 from triptych.scenes.config import SceneConfig
 from triptych.scenes.layout import SceneFiles
-from triptych.scenes.write import PICTURES_PER_CLASS_PICTURE, write_scenes
+from triptych.scenes.write import IMAGES_PER_CLASS_IMAGE, write_scenes
+from triptych.workflows.frozen import probe_folder
+from triptych.workflows.run import MODEL_FOLDER
+from triptych.workflows.stagewise import CLOSE_UPS, IMAGE_TOKENIZER, StagewisePlan, last_stage
 
 SHAPE = "_(.+)$"
 """The shape in the name of a class, such as red_circle."""
 
-PROBE_PICTURES = {"train": 2000, "val": 500, "test": 500, "compositional": 500}
-SMOKE_PROBE_PICTURES = {"train": 80, "val": 20, "test": 20, "compositional": 20}
+PROBE_IMAGES = {"train": 2000, "val": 500, "test": 500, "compositional": 500}
+SMOKE_PROBE_IMAGES = {"train": 80, "val": 20, "test": 20, "compositional": 20}
 
 
 def joint(plan: StagewisePlan, out: Path, console: Console) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def joint(plan: StagewisePlan, out: Path, console: Console) -> dict[str, Any]:
     minutes = train_stages(plan, out, console)
     model = last_stage(out / STAGEWISE) / MODEL_FOLDER
     found = scores(model, SceneFiles(out / DATA), "retrieval")
-    sizes = SMOKE_PROBE_PICTURES if plan.scale == "smoke" else PROBE_PICTURES
+    sizes = SMOKE_PROBE_IMAGES if plan.scale == "smoke" else PROBE_IMAGES
     probe, words = probe_shape(model, write_classes(out / "classes", sizes, plan.seed))
     close_ups = f"{CLOSE_UPS[plan.scale]:,} close-ups"
     return {
@@ -73,13 +73,13 @@ def joint(plan: StagewisePlan, out: Path, console: Console) -> dict[str, Any]:
 
 
 def write_classes(folder: Path, sizes: dict[str, int], seed: int) -> SceneFiles:
-    """Write pictures of one object in class folders, unless they are there.
+    """Write images of one object in class folders, unless they are there.
 
-    They are drawn as a series of their own: none is a picture of pre-training.
+    They are drawn as a series of their own: none is an image of pre-training.
     """
     files = SceneFiles(folder)
     if not files.summary.is_file():
-        counts = {split: PICTURES_PER_CLASS_PICTURE * size for split, size in sizes.items()}
+        counts = {split: IMAGES_PER_CLASS_IMAGE * size for split, size in sizes.items()}
         write_scenes(
             folder,
             counts["train"],
@@ -95,10 +95,10 @@ def write_classes(folder: Path, sizes: dict[str, int], seed: int) -> SceneFiles:
 
 
 def probe_shape(model: Path, files: SceneFiles) -> tuple[dict[str, float], str]:
-    """Return the shares of pictures whose shape a linear probe tells, and how it was fitted."""
+    """Return the shares of images whose shape a linear probe tells, and how it was fitted."""
     train, val, *tests = (
         DataSourceConfig(path=str(files.classes(split)), reader="image_folder")
-        for split in PROBE_PICTURES
+        for split in PROBE_IMAGES
     )
     names = ("probe_shape", "probe_shape_compositional")
     found = [probe_folder(model, train, val, test, label_pattern=SHAPE)[0][0] for test in tests]

@@ -67,10 +67,10 @@ FOUNDATION = Benchmark(
         Part("beam", ("benchmarks/beam.py",), ("beam_cache_speedup",)),
         Part("precision", ("benchmarks/precision.py",), ("bf16_speedup",)),
         Part("attention", ("benchmarks/attention.py",), ()),
-        Part("resume_kills", ("-m", "tests.recipes.kills"), ("resume_kills",)),
+        Part("resume_kills", ("-m", "tests.workflows.kills"), ("resume_kills",)),
         Part(
             "own_data",
-            ("-m", "pytest", "-q", "tests/recipes/test_own_data.py"),
+            ("-m", "pytest", "-q", "tests/workflows/test_own_data.py"),
             ("own_data",),
             read_own_data,
         ),

@@ -1,4 +1,4 @@
-"""Block masks of a whole batch against loops over its pictures: the figure `masking_speedup`.
+"""Block masks of a whole batch against loops over its images: the figure `masking_speedup`.
 
 `masking_speedup` is over the loop of transformers' FLAVA image processor, a mask at a time, which
 FLAVA's data loaders run (`pip install triptych[bench]`). `speedup_over_plain_loop` is over a lean
@@ -28,7 +28,7 @@ GRID, TARGET, LEAST, ASPECT, TRIES = 14, 75, 16, 0.3, 10
 
 
 def loop_mask(draw: random.Random) -> NDArray[np.bool_]:
-    """Hide blocks of one picture's 14 x 14 patches, one block and one patch at a time."""
+    """Hide blocks of one image's 14 x 14 patches, one block and one patch at a time."""
     mask = np.zeros((GRID, GRID), dtype=np.bool_)
     hidden = 0
     while hidden < TARGET:
@@ -62,7 +62,7 @@ def measure(batch_size: int = 256, rounds: int = 15) -> dict[str, float]:
     """Return `masking_speedup` and what it is made of.
 
     Args:
-        batch_size: Pictures in a batch.
+        batch_size: Images in a batch.
         rounds: Runs of each of the three.
     """
     from transformers.models.flava.image_processing_pil_flava import FlavaMaskingGenerator

@@ -26,7 +26,7 @@ def make_batch(size: int, image_size: int, generator: torch.Generator) -> dict[s
 
     Args:
         size: Pairs.
-        image_size: Side of the pictures in pixels.
+        image_size: Side of the images in pixels.
         generator: Decides everything.
     """
     captions, masked, labels, prefixes, targets = [], [], [], [], []

@@ -41,9 +41,7 @@ from triptych.data.transforms.pipeline import ImageTransform
 from triptych.models.mplug.config import MPLUGConfig
 from triptych.models.registry import build_model, model_config
 from triptych.nn import attention
-from triptych.recipes.kinds import build_collator, build_task
 from triptych.recipes.registry import build_recipe
-from triptych.recipes.run import prepare_tokenizer
 from triptych.scenes.write import write_scenes
 from triptych.text import Tokenizer
 from triptych.train.optim import build_optimizer, group_parameters
@@ -51,6 +49,8 @@ from triptych.train.precision import autocast
 from triptych.train.schedule import apply_schedule
 from triptych.train.step import backward_micro_batch, clip_gradients
 from triptych.train.task import Task
+from triptych.workflows.kinds import build_collator, build_task
+from triptych.workflows.run import prepare_tokenizer
 
 ALL = ("itc", "itm", "mlm", "prefix_lm")
 CPU = torch.device("cpu")

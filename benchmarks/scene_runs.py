@@ -27,11 +27,13 @@ from triptych.core.errors import ConfigError
 from triptych.core.files import write_json
 from triptych.models.registry import build_model, model_config
 from triptych.recipes.config import RunConfig
-from triptych.recipes.demo import scene_source
-from triptych.recipes.evaluate import evaluate_model
 from triptych.recipes.registry import build_recipe
-from triptych.recipes.run import CONFIG_FILE, MODEL_FOLDER, resume_run, train_run
-from triptych.recipes.stagewise import (
+from triptych.scenes.layout import SceneFiles
+from triptych.train.precision import resolve_precision
+from triptych.workflows.demo import scene_source
+from triptych.workflows.evaluate import evaluate_model
+from triptych.workflows.run import CONFIG_FILE, MODEL_FOLDER, resume_run, train_run
+from triptych.workflows.stagewise import (
     SCENES,
     STAGES,
     StagewisePlan,
@@ -41,8 +43,6 @@ from triptych.recipes.stagewise import (
     scene_plan,
     train_stagewise,
 )
-from triptych.scenes.layout import SceneFiles
-from triptych.train.precision import resolve_precision
 
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 """Student's t for a two-sided 95 % interval of a mean, by the number of seeds."""
@@ -148,7 +148,7 @@ def train_once(config: RunConfig, folder: Path, console: Console) -> Path:
         return folder / MODEL_FOLDER
     stored = load_yaml(RunConfig, folder / CONFIG_FILE)
     train = replace(stored.train, num_threads=config.train.num_threads)
-    # a run fills in its task's classes and the size of its pictures
+    # a run fills in its task's classes and the size of its images
     if replace(stored, task=config.task, image=config.image, train=train) != config:
         raise ConfigError(
             f"{folder} holds a run with other settings (steps, scale, precision or the recipe's): "

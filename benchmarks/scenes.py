@@ -19,7 +19,7 @@ from triptych.scenes.world import generate_scene
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--image-size", type=int, default=64, help="side of the picture, pixels")
+    parser.add_argument("--image-size", type=int, default=64, help="side of the image, pixels")
     parser.add_argument("--num-scenes", type=int, default=2000, help="scenes in each run")
     parser.add_argument("--num-runs", type=int, default=7, help="runs; the median counts")
     arguments = parser.parse_args()

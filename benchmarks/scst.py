@@ -2,7 +2,7 @@
 
 The model of a folder is fine-tuned with the recipe mplug.caption and scored on the test split,
 then goes on with mplug.scst and is scored again in the same way. The scenes are those of the demo
-with the same seed, so that a model of the demo has seen the first pictures and none of the test
+with the same seed, so that a model of the demo has seen the first images and none of the test
 split; each has two captions in different phrasings. `scst_cider_before` and `scst_cider_after` are
 CIDEr as pycocoevalcap computes it, on its own scale of 0 to 10.
 
@@ -25,13 +25,13 @@ import torch
 
 from triptych.core.outputs import MetricValue
 from triptych.recipes.config import RunConfig
-from triptych.recipes.demo import scene_source
-from triptych.recipes.evaluate import evaluate_model
 from triptych.recipes.registry import build_recipe
-from triptych.recipes.run import train_run
 from triptych.scenes.config import SceneConfig
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import write_scenes
+from triptych.workflows.demo import scene_source
+from triptych.workflows.evaluate import evaluate_model
+from triptych.workflows.run import train_run
 
 SCALE = "tiny"
 
@@ -91,11 +91,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--model", type=Path, required=True, help="a model folder with a pre-trained mPLUG")
     add("--out", type=Path, help="keeps scenes, runs and models; forgotten if absent")
-    add("--num-images", type=int, default=8000, help="training pictures")
-    add("--num-test", type=int, default=500, help="test pictures")
+    add("--num-images", type=int, default=8000, help="training images")
+    add("--num-test", type=int, default=500, help="test images")
     add("--caption-steps", type=int, default=500, help="steps of cross-entropy")
     add("--scst-steps", type=int, default=150, help="steps of SCST")
-    add("--local-batch-size", type=int, default=64, help="pictures of a step")
+    add("--local-batch-size", type=int, default=64, help="images of a step")
     add("--seed", type=int, default=0, help="of the scenes and of both runs")
     add("--num-threads", type=int, help="CPU threads; torch's own choice if absent")
     return parser.parse_args(argv)

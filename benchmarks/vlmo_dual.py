@@ -1,8 +1,8 @@
-r"""Retrieval of 5,000 pictures and 25,000 texts by VLMo's two encoders; prints one line of JSON.
+r"""Retrieval of 5,000 images and 25,000 texts by VLMo's two encoders; prints one line of JSON.
 
-By the dual encoder, every picture and every text is encoded once and ranked by dot product. By the
+By the dual encoder, every image and every text is encoded once and ranked by dot product. By the
 fusion encoder, ITM scores every pair: 125 million passes, of which a sample is timed and the rest
-extrapolated: a batch of `--batch` pictures, texts or pairs is passed once without a clock and
+extrapolated: a batch of `--batch` images, texts or pairs is passed once without a clock and
 `--rounds` times with one, of which the fastest counts; the search has one such round.
 `dual_over_fusion_speed` is the ratio of both times. With `--model`, both rank the same unseen
 scenes too, `--recall-scenes` of them: these are the queries, and the candidates as well, so that
@@ -28,10 +28,10 @@ from benchmarks.mplug_batch import VOCAB_SIZE, make_batch
 from triptych.models.registry import create_model
 from triptych.models.vlmo.model import VLMo
 from triptych.models.vlmo.trunk import TokenSequence
-from triptych.recipes.demo import scene_source
-from triptych.recipes.evaluate import evaluate_model
 from triptych.scenes.layout import SceneFiles
 from triptych.train.precision import autocast, resolve_precision
+from triptych.workflows.demo import scene_source
+from triptych.workflows.evaluate import evaluate_model
 
 NUM_IMAGES, NUM_TEXTS = 5_000, 25_000
 CPU = torch.device("cpu")
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--variant", default="vlmo_base_patch16", help="registered size")
-    parser.add_argument("--batch", type=int, default=16, help="pictures, texts or pairs at a time")
+    parser.add_argument("--batch", type=int, default=16, help="images, texts or pairs at a time")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--precision", choices=("auto", "bf16", "fp32"), default="auto")
     parser.add_argument("--num-threads", type=int, default=None)
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         precision = resolve_precision("auto", CPU, model)
     result = measure(model, options.batch, options.rounds, precision)
     result["protocol"] = (
-        f"{options.variant}, {precision}, {NUM_IMAGES:,} pictures and {NUM_TEXTS:,} texts; times "
+        f"{options.variant}, {precision}, {NUM_IMAGES:,} images and {NUM_TEXTS:,} texts; times "
         f"of batches of {options.batch}, the fastest of {options.rounds} after one that is not "
         "timed, extrapolated; ITM on all pairs"
     )

@@ -43,12 +43,12 @@ from triptych.models.registry import VARIANTS
 from triptych.models.vlmo.config import VLMoConfig
 from triptych.models.vlmo.variants import vlmo_tiny
 from triptych.recipes.config import RunConfig
-from triptych.recipes.demo import scene_source
 from triptych.recipes.registry import build_recipe
-from triptych.recipes.run import MODEL_FOLDER
-from triptych.recipes.stagewise import StagewisePlan, last_stage
 from triptych.scenes.layout import SceneFiles
 from triptych.train.config import ObjectiveWeight
+from triptych.workflows.demo import scene_source
+from triptych.workflows.run import MODEL_FOLDER
+from triptych.workflows.stagewise import StagewisePlan, last_stage
 
 
 @VARIANTS.register("vlmo_tiny_shared")

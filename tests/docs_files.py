@@ -1,4 +1,4 @@
-"""What the commands of docs/*.md name: a user's pictures and manifests, and published weights.
+"""What the commands of docs/*.md name: a user's images and manifests, and published weights.
 
 Each page has a function in `PREPARE` that writes its files into an empty folder, and that makes
 the paper's variants small, so that a command can be run as it stands.
@@ -31,39 +31,39 @@ VOCABULARY = [
 ]
 """A vocab.txt with the special and spare tokens where bert-base-uncased has them."""
 
-NUM_PICTURES = 12
+NUM_IMAGES = 12
 
 
 def write_user_data(folder: Path) -> None:
     """Write `photos/1.jpg` and on, and a manifest for each task: captions, questions and so on."""
     (folder / "photos").mkdir()
     rng = np.random.default_rng(0)
-    names = [f"photos/{i}.jpg" for i in range(1, NUM_PICTURES + 1)]
+    names = [f"photos/{i}.jpg" for i in range(1, NUM_IMAGES + 1)]
     for name in names:
         pixels = rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / name)
     labels = ("entailment", "neutral", "contradiction")
     manifests = {
-        "my": [{"caption": f"a dog number {i} runs"} for i in range(NUM_PICTURES)],
+        "my": [{"caption": f"a dog number {i} runs"} for i in range(NUM_IMAGES)],
         "questions": [
             {"question": "what runs ?", "answers": ["dog"] * 7 + ["cat"] * 3}
-            for _ in range(NUM_PICTURES)
+            for _ in range(NUM_IMAGES)
         ],
         "phrases": [
-            {"phrase": f"the dog at {i}", "box": [i, 2, 12, 20]} for i in range(NUM_PICTURES)
+            {"phrase": f"the dog at {i}", "box": [i, 2, 12, 20]} for i in range(NUM_IMAGES)
         ],
-        "pairs": [{"statement": f"dog {i} runs", "label": i % 2 == 0} for i in range(NUM_PICTURES)],
+        "pairs": [{"statement": f"dog {i} runs", "label": i % 2 == 0} for i in range(NUM_IMAGES)],
         "entailment": [
-            {"hypothesis": f"dog {i} runs", "label": labels[i % 3]} for i in range(NUM_PICTURES)
+            {"hypothesis": f"dog {i} runs", "label": labels[i % 3]} for i in range(NUM_IMAGES)
         ],
     }
     for name, entries in manifests.items():
         lines = []
         for number, entry in enumerate(entries):
-            pictures = {"image": names[number]}
+            images = {"image": names[number]}
             if name == "pairs":
-                pictures = {"images": [names[number], names[number - 1]]}
-            lines.append(json.dumps(pictures | entry) + "\n")
+                images = {"images": [names[number], names[number - 1]]}
+            lines.append(json.dumps(images | entry) + "\n")
         (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 

@@ -18,7 +18,7 @@ from triptych.models.registry import VARIANTS
 from triptych.nn.encoder import TextConfig
 from triptych.recipes.registry import build_recipe
 
-from .docs_files import NUM_PICTURES, VOCABULARY, write_user_data, write_vocabulary
+from .docs_files import NUM_IMAGES, VOCABULARY, write_user_data, write_vocabulary
 
 
 def small_flava(*, image_size: int | None = None, vocab_size: int | None = None) -> FLAVAConfig:
@@ -72,7 +72,7 @@ def write_released(folder: Path) -> None:
 
 
 def write_classes(folder: Path) -> None:
-    """Write two class folders of four pictures each."""
+    """Write two class folders of four images each."""
     for name, color in (("red", (200, 20, 20)), ("blue", (20, 20, 200))):
         (folder / name).mkdir(parents=True)
         for number in range(4):
@@ -87,11 +87,11 @@ def prepare_flava(folder: Path, monkeypatch) -> None:
     write_user_data(folder)
     write_released(folder / "flava-full")
     write_classes(folder / "classes")
-    corpus = [f"a dog number {i} runs" for i in range(NUM_PICTURES)]
+    corpus = [f"a dog number {i} runs" for i in range(NUM_IMAGES)]
     (folder / "corpus.txt").write_text("\n".join(corpus) + "\n", encoding="utf-8")
     memes = [
         {"image": f"photos/{i + 1}.jpg", "text": f"dog {i} runs", "label": i % 2}
-        for i in range(NUM_PICTURES)
+        for i in range(NUM_IMAGES)
     ]
     sentences = [{"text": line, "label": str(i % 2)} for i, line in enumerate(corpus)]
     for name, entries in (("memes", memes), ("sentences", sentences)):

@@ -60,10 +60,10 @@ def write_beit(path: Path) -> None:
     torch.save({"model": {name: 0.1 * torch.randn(shape) for name, shape in shapes.items()}}, path)
 
 
-def write_fine_tuned(path: Path, kind: str, head_config: HeadConfig, pictures: int) -> None:
+def write_fine_tuned(path: Path, kind: str, head_config: HeadConfig, images: int) -> None:
     """Write a released file with a classifier and without the heads of pre-training."""
-    model = VLMo(replace(small_vlmo(), num_image_types=pictures, mask_token=False))
-    width, classes = (64, 2) if pictures == 2 else (32, len(ANSWERS))
+    model = VLMo(replace(small_vlmo(), num_image_types=images, mask_token=False))
+    width, classes = (64, 2) if images == 2 else (32, len(ANSWERS))
     head = head_config.build(width, classes).state_dict()
     names = released_head_names(head, kind)
     assert names is not None

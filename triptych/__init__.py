@@ -5,7 +5,7 @@ Example:
     import triptych
 
     model = triptych.load("runs/demo/pretrain/model")
-    print(model.caption("picture.jpg"))
+    print(model.caption("image.jpg"))
     ```
 """
 

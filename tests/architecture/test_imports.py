@@ -19,9 +19,10 @@ ARROWS = {  # importer: what it may import directly; `reachable` closes this tra
     "scenes": {"data"},
     "checkpoint": {"distributed"},
     "train": {"checkpoint"},
-    "tasks": {"models", "objectives", "generation", "evaluation", "text"},
-    "recipes": {"tasks", "train", "data", "scenes"},
-    "serving": {"models", "tasks", "generation", "text", "checkpoint", "data"},
+    "tasks": {"models", "objectives", "generation", "evaluation", "data", "train"},
+    "recipes": {"tasks"},
+    "serving": {"tasks"},
+    "workflows": {"recipes", "serving", "scenes"},
     "report": {"serving", "evaluation", "data"},
 }
 FREE = {"cli", "__init__"}

@@ -10,9 +10,9 @@ import torch
 from benchmarks import flava_ceiling, flava_scenes, scene_runs
 from triptych.core.outputs import MetricValue
 from triptych.data.source import DataSourceConfig
-from triptych.recipes.frozen import read_labelled
-from triptych.recipes.stagewise import StagewisePlan
 from triptych.scenes.layout import SceneFiles
+from triptych.workflows.frozen import read_labelled
+from triptych.workflows.stagewise import StagewisePlan
 
 PLAN = StagewisePlan(
     family="flava",
@@ -65,16 +65,16 @@ def test_fresh_weights_take_the_codes_of_the_stages(run, tmp_path, name):
         assert side.model.init_from is None
 
 
-def test_pictures_of_the_probe_are_written_once(tmp_path):
+def test_images_of_the_probe_are_written_once(tmp_path):
     folder = tmp_path / "classes"
     sizes = {"train": 30, "val": 4, "test": 5, "compositional": 6}
     files = flava_scenes.write_classes(folder, sizes, 0)
     for split, size in sizes.items():
-        pictures = read_labelled(
+        images = read_labelled(
             DataSourceConfig(path=str(files.classes(split))), label_pattern=flava_scenes.SHAPE
         )
-        assert len(pictures.labels) == size
-        assert set(pictures.labels) <= {"circle", "square", "triangle", "star", "cross", "heart"}
+        assert len(images.labels) == size
+        assert set(images.labels) <= {"circle", "square", "triangle", "star", "cross", "heart"}
     before = files.summary.stat().st_mtime_ns
     flava_scenes.write_classes(folder, sizes, 0)
     assert files.summary.stat().st_mtime_ns == before
@@ -98,13 +98,13 @@ def test_each_figure_of_the_probe_is_of_its_own_split(tmp_path, monkeypatch):
 
 
 def test_the_ceiling_is_drawn_on_unseen_pairs_in_the_end(monkeypatch):
-    draw, splits = flava_ceiling.draw_pictures, []
+    draw, splits = flava_ceiling.draw_images, []
 
     def drawn(split, count, size):
         splits.append(split)
         return draw(split, count, size)
 
-    monkeypatch.setattr(flava_ceiling, "draw_pictures", drawn)
+    monkeypatch.setattr(flava_ceiling, "draw_images", drawn)
     flava_ceiling.learn(2, 4, 8, 8)
     assert splits == ["train", "test", "test", "compositional"]
 
@@ -124,8 +124,8 @@ def test_every_part_in_small_and_again_without_training(tmp_path, monkeypatch, c
         "joint_minutes", "i2t_r1", "t2i_r1", "probe_shape", "probe_shape_compositional", "protocol"
     }  # fmt: skip
     for name in ("probe_shape", "probe_shape_compositional"):
-        pictures = 20 * found["joint"][name]
-        assert pictures == pytest.approx(round(pictures))
+        images = 20 * found["joint"][name]
+        assert images == pytest.approx(round(images))
     assert "24 close-ups" in found["joint"]["protocol"]
     gain = found["joint_gain"]
     both = [*gain["with"], *gain["without"]]
@@ -148,5 +148,5 @@ def test_labels_teach_shapes(capsys):
     found = json.loads(capsys.readouterr().out)
     assert list(found["by_step"]) == ["10", "20", "30", "40", "50", "60"]
     assert found["shape_supervised"] == found["by_step"]["60"] > 1 / 6
-    pictures = 64 * found["shape_supervised_compositional"]
-    assert pictures == pytest.approx(round(pictures), abs=0.04)  # rounded to three places
+    images = 64 * found["shape_supervised_compositional"]
+    assert images == pytest.approx(round(images), abs=0.04)  # rounded to three places

@@ -13,7 +13,7 @@ from triptych.core.config import save_yaml
 from triptych.core.errors import ConfigError
 from triptych.core.files import write_json
 from triptych.data.source import DataSourceConfig
-from triptych.recipes.stagewise import StagewisePlan
+from triptych.workflows.stagewise import StagewisePlan
 
 QUIET = Console(quiet=True)
 PLAN = StagewisePlan(

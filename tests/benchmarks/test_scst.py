@@ -6,12 +6,12 @@ from itertools import pairwise
 import pytest
 
 from benchmarks.scst import main
-from tests.recipes.small_runs import small_run
-from triptych.recipes.demo import scene_source
-from triptych.recipes.evaluate import evaluate_model
-from triptych.recipes.run import load_model, train_run
+from tests.workflows.small_runs import small_run
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import write_scenes
+from triptych.workflows.demo import scene_source
+from triptych.workflows.evaluate import evaluate_model
+from triptych.workflows.run import load_model, train_run
 
 
 @pytest.mark.slow

@@ -83,13 +83,13 @@ def test_the_card_holds_data_recipe_metrics_and_commit():
     card = build_model_card(
         title="Toy on scenes",
         summary="A toy.",
-        data={"scenes": "4,000 built-in pictures."},
+        data={"scenes": "4,000 built-in images."},
         recipe="train:\n  max_steps: 3\n",
         metrics=[metric],
         commit="abc123",
     )
     assert card.startswith("---\nlibrary_name: triptych\n")
     assert "| vqa | 0.7123 | 0.6900 to 0.7300 | 400 | ten answers / min |" in card
-    assert "- **scenes**: 4,000 built-in pictures." in card
+    assert "- **scenes**: 4,000 built-in images." in card
     assert "```yaml\ntrain:\n  max_steps: 3\n```" in card
     assert "commit `abc123`" in card

@@ -11,11 +11,11 @@ from triptych.cli.main import main
 
 @pytest.fixture
 def manifest(tmp_path):
-    """A manifest of four pictures, of which one is broken."""
+    """A manifest of four images, of which one is broken."""
     for number in range(4):
         Image.fromarray(np.full((8, 12, 3), number * 60, np.uint8)).save(tmp_path / f"{number}.png")
     (tmp_path / "3.png").write_bytes(b"nothing")
-    lines = [{"image": f"{number}.png", "caption": f"picture {number}"} for number in range(4)]
+    lines = [{"image": f"{number}.png", "caption": f"image {number}"} for number in range(4)]
     path = tmp_path / "my.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
@@ -74,14 +74,14 @@ def test_scenes_are_written_and_pass_the_check(capsys, tmp_path):
     lines = capsys.readouterr().out.splitlines()
     assert len(list((out / "images" / "train").iterdir())) == 6
     assert len(list((out / "clips" / "videos").iterdir())) == 2  # one of train, one of test
-    with Image.open(next((out / "images" / "test").iterdir())) as picture:
-        assert picture.size == (32, 32)
+    with Image.open(next((out / "images" / "test").iterdir())) as image:
+        assert image.size == (32, 32)
     command = next(line for line in lines if line.startswith("next: triptych "))
     assert main(command.split()[2:]) == 0
     assert "12 usable of 12" in capsys.readouterr().out
 
 
-def test_pictures_that_no_clip_can_have_are_written_without(capsys, tmp_path):
+def test_images_that_no_clip_can_have_are_written_without(capsys, tmp_path):
     out = tmp_path / "scenes"
     arguments = ["--num-images", "4", "--num-val", "0", "--num-test", "0", "--image-size", "33"]
     arguments += ["--num-compositional", "0", "--formats", "captions"]
@@ -93,7 +93,7 @@ def test_pictures_that_no_clip_can_have_are_written_without(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--num-images", "0"], "0 pictures for train"),
+        (["--num-images", "0"], "0 images for train"),
         (["--num-images", "4", "--formats", "caption"], "did you mean 'captions'?"),
         (["--num-images", "4", "--image-size", "4"], "image_size = 4: must be at least 16"),
         ([], "--num-images"),

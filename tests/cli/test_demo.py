@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from triptych.cli.demo import NUM_PICTURES, demo, score_row
-from triptych.cli.demo_pictures import picture_cards
+from triptych.cli.demo import NUM_IMAGES, demo, score_row
+from triptych.cli.demo_images import image_cards
 from triptych.core.config import to_dict
 from triptych.core.machine import describe_machine
 from triptych.core.outputs import MetricValue
-from triptych.recipes.demo import SIZES, Score
+from triptych.workflows.demo import SIZES, Score
 
 RECALLS = [f"{way}_r{k}{itm}" for way in ("i2t", "t2i") for k in (1, 5, 10) for itm in ("", "_itm")]
 SHOWN = {  # the rows of the table, of each split
@@ -71,9 +71,9 @@ def test_results_hold_every_figure_with_its_command(told):
 
 
 @pytest.mark.slow
-def test_the_report_shows_pictures_curves_configuration_machine_commit_and_times(told, page):
+def test_the_report_shows_images_curves_configuration_machine_commit_and_times(told, page):
     stored = json.loads((told[1] / "results.json").read_text(encoding="utf-8"))
-    assert page.count('<article class="card">') == NUM_PICTURES
+    assert page.count('<article class="card">') == NUM_IMAGES
     assert re.findall(r"<summary>(\w+)</summary>", page) == [*STAGES]
     curves = page[page.index('<section id="curves"') : page.index('<section id="times"')]
     assert curves.count("<figure") == len(STAGES)
@@ -96,11 +96,11 @@ def test_the_terminal_shows_the_short_table_and_a_path_that_exists(told):
 
 
 @pytest.mark.slow
-def test_a_seed_chooses_the_pictures(told, page):
+def test_a_seed_chooses_the_images(told, page):
     result = told[0]
 
     def names(seed, count):
-        return [card.image.name for card in picture_cards(result, seed=seed, count=count)]
+        return [card.image.name for card in image_cards(result, seed=seed, count=count)]
 
     first = names(3, 4)
     assert first == names(3, 4)
@@ -114,9 +114,9 @@ def test_a_seed_chooses_the_pictures(told, page):
 
 
 @pytest.mark.slow
-def test_a_card_holds_what_was_said_of_its_picture_and_no_other(told):
+def test_a_card_holds_what_was_said_of_its_image_and_no_other(told):
     result = told[0]
-    for card in picture_cards(result, seed=0, count=2):
+    for card in image_cards(result, seed=0, count=2):
         questions = [r for r in result.records["vqa", "test"] if r.image.path == str(card.image)]
         assert [a.question for a in card.questions] == [r.question for r in questions]
         assert [a.answer_truth for a in card.questions] == [r.answers[0] for r in questions]

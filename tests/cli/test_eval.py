@@ -7,7 +7,7 @@ import pytest
 from triptych.cli.main import main
 from triptych.core.outputs import MetricValue
 from triptych.data.source import DataSourceConfig
-from triptych.recipes.evaluate import EvalSettings
+from triptych.workflows.evaluate import EvalSettings
 
 VALUE = MetricValue(
     name="vqa", value=0.75, low=0.5, high=0.875, num_items=1200, protocol="VQAv2 accuracy [soft]."
@@ -25,7 +25,7 @@ def asked(monkeypatch):
         calls.append((str(folder), task, source, options))
         return [VALUE]
 
-    monkeypatch.setattr("triptych.recipes.evaluate.evaluate_model", evaluate_model)
+    monkeypatch.setattr("triptych.workflows.evaluate.evaluate_model", evaluate_model)
     return calls
 
 

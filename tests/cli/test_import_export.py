@@ -55,8 +55,8 @@ def test_an_imported_folder_computes_what_the_authors_code_did(tmp_path, capsys,
     ]
     assert engine.preprocess.image_size == 64
     assert engine.settings.limits.question == min(80, engine.model.config.text.max_positions) > 25
-    picture = torch.zeros(50, 40, 3, dtype=torch.uint8).numpy()
-    assert isinstance(engine.answer(picture, "word1 word2 ?"), str)
+    image = torch.zeros(50, 40, 3, dtype=torch.uint8).numpy()
+    assert isinstance(engine.answer(image, "word1 word2 ?"), str)
     assert f"model: {out}" in capsys.readouterr().out
 
 

@@ -14,7 +14,7 @@ from tests.parity.test_vlmo_golden import Golden
 from triptych.cli.main import main
 from triptych.core.config import to_dict
 from triptych.models.vlmo.convert import TEXT_POSITIONS
-from triptych.recipes.loaded import load_for_evaluation
+from triptych.workflows.loaded import load_for_evaluation
 
 ANSWERS = ["yes", "two", "red star", "no"]
 

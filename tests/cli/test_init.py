@@ -133,16 +133,16 @@ def test_the_fields_choose_the_recipe(here, entry, recipe):
 
 
 def test_an_image_folder_and_a_text_file_have_recipes(capsys, here):
-    Path("pictures/cat").mkdir(parents=True)
-    Path("a.png").rename("pictures/cat/a.png")
+    Path("images/cat").mkdir(parents=True)
+    Path("a.png").rename("images/cat/a.png")
     Path("corpus.txt").write_text("a sentence\n")
-    assert main(["init", "pictures", "--out", "pictures.yaml"]) == 0
+    assert main(["init", "images", "--out", "images.yaml"]) == 0
     assert "also good for --recipe vlmo.vision, flava.image, flava.joint, dino" in (
         capsys.readouterr().out
     )
     assert main(["init", "corpus.txt", "--out", "text.yaml"]) == 0
     assert "also good for --recipe vlmo.language, flava.joint" in capsys.readouterr().out
-    recipes = [load_yaml(RunConfig, Path(f"{name}.yaml")).recipe for name in ("pictures", "text")]
+    recipes = [load_yaml(RunConfig, Path(f"{name}.yaml")).recipe for name in ("images", "text")]
     assert recipes == ["dvae", "flava.text"]
 
 
@@ -166,15 +166,15 @@ def test_the_head_says_what_the_recipe_starts_from(here, recipe, hint):
 
 
 def test_source_flags_and_start_are_kept(capsys, here):
-    Path("pictures").mkdir()
-    Path("a.png").rename("pictures/a.png")
+    Path("images").mkdir()
+    Path("a.png").rename("images/a.png")
     manifest = _manifest({"image": "a.png", "caption": "x"})
-    flags = ["--image-root", "pictures", "--recipe", "mplug.caption", "--init-from", "runs/x/model"]
+    flags = ["--image-root", "images", "--recipe", "mplug.caption", "--init-from", "runs/x/model"]
     assert main(["init", manifest, *flags]) == 0
     config = load_yaml(RunConfig, Path("run.yaml"))
     assert config.recipe == "mplug.caption" and config.model.init_from == "runs/x/model"
-    assert config.data.train[0].image_root == "pictures"
-    assert "triptych data check my.jsonl --image-root pictures" in capsys.readouterr().out
+    assert config.data.train[0].image_root == "images"
+    assert "triptych data check my.jsonl --image-root images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ def trained(monkeypatch, tmp_path):
         asked.append(("resumed", run_folder))
         return result()
 
-    monkeypatch.setattr("triptych.recipes.run.train_run", train_run)
-    monkeypatch.setattr("triptych.recipes.run.resume_run", resume_run)
+    monkeypatch.setattr("triptych.workflows.run.train_run", train_run)
+    monkeypatch.setattr("triptych.workflows.run.resume_run", resume_run)
     return asked
 
 
@@ -207,7 +207,7 @@ def test_a_stop_between_stages_says_how_to_go_on(tmp_path, monkeypatch, capsys, 
             save_yaml(build_recipe("vlmo.pretrain", "smoke"), folder / "stages" / "pretrain.yaml")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("triptych.recipes.stagewise.train_stagewise", stopped)
+    monkeypatch.setattr("triptych.workflows.stagewise.train_stagewise", stopped)
     arguments = ["vlmo.stagewise", "--data", "a.jsonl", "--out", str(tmp_path / "all")]
     assert main(["train", *arguments]) == 130
     hint = f"go on with `triptych train {tmp_path / 'all'} --resume`"
@@ -234,7 +234,7 @@ def test_all_stages_may_go_on_with_more_bad_samples(trained, tmp_path, monkeypat
         (["photos"], "or train on data in it by `triptych train RECIPE --data photos`"),
         (["vlmo.stagewise", "--resume"], "triptych train RUN_FOLDER --resume"),
         (["vlmo.stagewise", "--texts", "a.txt"], "--texts goes with --data"),
-        (["flava.stagewise", "--pictures", "a"], "--pictures goes with --data"),
+        (["flava.stagewise", "--images", "a"], "--images goes with --data"),
         (["flava.stagewise", "--split", "val"], "how --data is read goes with --data"),
         (["flava.stagewise", "--data", "a", "--data", "b"], "--data is given more than once"),
         (["flava.joint", "--data", "a", "--data=b"], "--data is given more than once"),

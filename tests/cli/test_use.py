@@ -23,8 +23,8 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    root = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     paths = [root / f"{number}.png" for number in range(2)]
     for path in paths:
@@ -32,63 +32,63 @@ def pictures(tmp_path_factory):
     return [str(path) for path in paths]
 
 
-def test_caption(capsys, folders, pictures):
-    expected = triptych.load(folders["captioning"]).caption(pictures)
-    assert main(["caption", folders["captioning"], pictures[0]]) == 0
+def test_caption(capsys, folders, images):
+    expected = triptych.load(folders["captioning"]).caption(images)
+    assert main(["caption", folders["captioning"], images[0]]) == 0
     assert capsys.readouterr().out == f"{expected[0]}\n"
-    assert main(["caption", folders["captioning"], *pictures]) == 0
+    assert main(["caption", folders["captioning"], *images]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines == [f"{path}\t{text}" for path, text in zip(pictures, expected, strict=True)]
-    assert main(["caption", folders["captioning"], "--json", *pictures]) == 0
+    assert lines == [f"{path}\t{text}" for path, text in zip(images, expected, strict=True)]
+    assert main(["caption", folders["captioning"], "--json", *images]) == 0
     found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["caption"] for line in found] == expected
 
 
-def test_caption_takes_beams_and_a_prompt(capsys, folders, pictures):
+def test_caption_takes_beams_and_a_prompt(capsys, folders, images):
     arguments = ["--num-beams", "1", "--prompt", "a small red"]
-    assert main(["caption", folders["captioning"], pictures[0], *arguments]) == 0
+    assert main(["caption", folders["captioning"], images[0], *arguments]) == 0
     expected = triptych.load(folders["captioning"]).caption(
-        pictures[0], num_beams=1, prompt="a small red"
+        images[0], num_beams=1, prompt="a small red"
     )
     assert capsys.readouterr().out == f"{expected}\n"
 
 
-def test_caption_draws_where_it_is_told_how(capsys, folders, pictures):
+def test_caption_draws_where_it_is_told_how(capsys, folders, images):
     expected = triptych.load(folders["captioning"]).caption(
-        pictures[0], sampling=SamplingConfig(top_p=0.9, temperature=2.0, max_tokens=30), seed=3
+        images[0], sampling=SamplingConfig(top_p=0.9, temperature=2.0, max_tokens=30), seed=3
     )
     arguments = ["--top-p", "0.9", "--temperature", "2", "--seed", "3"]
-    assert main(["caption", folders["captioning"], pictures[0], *arguments]) == 0
+    assert main(["caption", folders["captioning"], images[0], *arguments]) == 0
     assert capsys.readouterr().out == f"{expected}\n"
 
 
-def test_answer_chooses_and_reads_words(capsys, folders, pictures):
+def test_answer_chooses_and_reads_words(capsys, folders, images):
     engine = triptych.load(folders["vqa"])
     question, choices = "what color is the star?", ["red", "blue square", "no"]
-    expected = engine.answer(pictures[0], question, choices=choices, ocr_words="a red star")
+    expected = engine.answer(images[0], question, choices=choices, ocr_words="a red star")
     arguments = ["--choices", *choices, "--ocr-words", "a red star"]
-    assert main(["answer", folders["vqa"], pictures[0], question, *arguments]) == 0
+    assert main(["answer", folders["vqa"], images[0], question, *arguments]) == 0
     assert capsys.readouterr().out == f"{expected}\n" and expected in choices
 
 
-def test_answer(capsys, folders, pictures):
+def test_answer(capsys, folders, images):
     question = "what color is the star?"
-    expected = triptych.load(folders["vqa"]).answer(pictures[0], question)
-    assert main(["answer", folders["vqa"], pictures[0], question]) == 0
+    expected = triptych.load(folders["vqa"]).answer(images[0], question)
+    assert main(["answer", folders["vqa"], images[0], question]) == 0
     assert capsys.readouterr().out == f"{expected}\n"
-    assert main(["answer", folders["vqa"], pictures[0], question, "--json"]) == 0
+    assert main(["answer", folders["vqa"], images[0], question, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found == {"image": pictures[0], "question": question, "answer": expected}
+    assert found == {"image": images[0], "question": question, "answer": expected}
 
 
-def test_ground_prints_and_draws_the_box(capsys, folders, pictures, tmp_path):
-    box = triptych.load(folders["grounding"]).ground(pictures[0], "the star")
+def test_ground_prints_and_draws_the_box(capsys, folders, images, tmp_path):
+    box = triptych.load(folders["grounding"]).ground(images[0], "the star")
     drawn = tmp_path / "box.png"
-    arguments = [folders["grounding"], pictures[0], "the star", "--draw", str(drawn)]
+    arguments = [folders["grounding"], images[0], "the star", "--draw", str(drawn)]
     assert main(["ground", *arguments]) == 0
     printed = [float(word) for word in capsys.readouterr().out.split()]
     assert printed == pytest.approx(box, abs=0.051)
-    before = np.asarray(Image.open(pictures[0]))
+    before = np.asarray(Image.open(images[0]))
     after = np.asarray(Image.open(drawn))
     changed = (before != after).any(axis=2)
     assert changed.any() and (after[changed] == COLOR).all()
@@ -98,25 +98,25 @@ def test_ground_prints_and_draws_the_box(capsys, folders, pictures, tmp_path):
     assert inside.all()
 
 
-def test_ground_as_json(capsys, folders, pictures):
-    assert main(["ground", folders["grounding"], pictures[0], "the star", "--json"]) == 0
+def test_ground_as_json(capsys, folders, images):
+    assert main(["ground", folders["grounding"], images[0], "the star", "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["box_xyxy"]) == 4
 
 
-def test_a_drawing_that_cannot_be_written(capsys, folders, pictures, tmp_path):
-    arguments = [folders["grounding"], pictures[0], "a", "--draw", str(tmp_path / "box.what")]
+def test_a_drawing_that_cannot_be_written(capsys, folders, images, tmp_path):
+    arguments = [folders["grounding"], images[0], "a", "--draw", str(tmp_path / "box.what")]
     assert main(["ground", *arguments]) == 2
     assert "box.what: unknown file extension" in capsys.readouterr().err
 
 
-def test_match(capsys, folders, pictures):
+def test_match(capsys, folders, images):
     texts = ["a red circle", "a blue square"]
-    expected = triptych.load(folders["retrieval"]).match(pictures[0], texts)
-    assert main(["match", folders["retrieval"], pictures[0], *texts]) == 0
+    expected = triptych.load(folders["retrieval"]).match(images[0], texts)
+    assert main(["match", folders["retrieval"], images[0], *texts]) == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [text for _, text in rows] == texts
     assert [float(score) for score, _ in rows] == pytest.approx(expected, abs=1e-4)
-    assert main(["match", folders["retrieval"], pictures[0], *texts, "--json"]) == 0
+    assert main(["match", folders["retrieval"], images[0], *texts, "--json"]) == 0
     found = [json.loads(line)["probability"] for line in capsys.readouterr().out.splitlines()]
     assert found == pytest.approx(expected, abs=1e-6)
 
@@ -126,23 +126,23 @@ def test_match(capsys, folders, pictures):
     [
         (["caption", "nowhere", "a.jpg"], "no model folder at nowhere"),
         (["caption", "{captioning}", "absent.jpg"], "absent.jpg: there is no such file"),
-        (["caption", "{captioning}"], "name at least one picture"),
-        (["caption", "{captioning}", "{picture}", "--num-beams", "0"], "num_beams = 0: must"),
-        (["caption", "{captioning}", "{picture}", "--top-p", "2"], "top_p = 2.0: must"),
+        (["caption", "{captioning}"], "name at least one image"),
+        (["caption", "{captioning}", "{image}", "--num-beams", "0"], "num_beams = 0: must"),
+        (["caption", "{captioning}", "{image}", "--top-p", "2"], "top_p = 2.0: must"),
         (["caption", "{captioning}", "a", "--top-k", "2", "--num-beams", "2"], "search or draw"),
-        (["answer", "{vqa}", "{picture}", "a?", "--choices", " "], "choice is empty"),
-        (["match", "{retrieval}", "{picture}"], "name at least one text"),
-        (["match", "{retrieval}", "{picture}", ""], "text is empty"),
-        (["answer", "{vqa}", "{picture}", " "], "question is empty"),
-        (["answer", "{captioning}", "{picture}", "a?"], "triptych train mplug.vqa --data"),
-        (["ground", "{vqa}", "{picture}", "a"], "triptych train mplug.grounding --data"),
-        (["answer", "{vqa}", "{picture}"], "QUESTION"),
-        (["match", "{retrieval}", "{picture}", "a", "--jsn"], "--json"),
-        (["caption", "{captioning}", "{picture}", "--precision", "fp8"], "fp8"),
+        (["answer", "{vqa}", "{image}", "a?", "--choices", " "], "choice is empty"),
+        (["match", "{retrieval}", "{image}"], "name at least one text"),
+        (["match", "{retrieval}", "{image}", ""], "text is empty"),
+        (["answer", "{vqa}", "{image}", " "], "question is empty"),
+        (["answer", "{captioning}", "{image}", "a?"], "triptych train mplug.vqa --data"),
+        (["ground", "{vqa}", "{image}", "a"], "triptych train mplug.grounding --data"),
+        (["answer", "{vqa}", "{image}"], "QUESTION"),
+        (["match", "{retrieval}", "{image}", "a", "--jsn"], "--json"),
+        (["caption", "{captioning}", "{image}", "--precision", "fp8"], "fp8"),
     ],
 )
-def test_mistakes_give_code_2_and_say_what_is_wrong(capsys, folders, pictures, arguments, message):
-    filled = [word.format(**folders, picture=pictures[0]) for word in arguments]
+def test_mistakes_give_code_2_and_say_what_is_wrong(capsys, folders, images, arguments, message):
+    filled = [word.format(**folders, image=images[0]) for word in arguments]
     assert main(filled) == 2
     captured = capsys.readouterr()
     assert message in captured.err and "Traceback" not in captured.err

@@ -26,12 +26,12 @@ def test_data_to_caption_by_commands(capsys, tmp_path, monkeypatch):
     flags = ["--image-root", "s/images", "--init-from", "runs/run/model", "--scale", "smoke"]
     assert main(["train", "mplug.vqa", "--data", questions, *flags, "--out", "runs/vqa"]) == 0
     capsys.readouterr()
-    picture = str(next((tmp_path / "s/images/test").iterdir()))
-    assert main(["caption", "runs/run/model", picture]) == 0
-    assert main(["answer", "runs/vqa/model", picture, "is there a star?"]) == 0
+    image = str(next((tmp_path / "s/images/test").iterdir()))
+    assert main(["caption", "runs/run/model", image]) == 0
+    assert main(["answer", "runs/vqa/model", image, "is there a star?"]) == 0
     caption, answer = capsys.readouterr().out.splitlines()
     assert isinstance(caption, str) and len(answer.split()) <= 10
-    assert main(["answer", "runs/run/model", picture, "is there a star?"]) == 2
+    assert main(["answer", "runs/run/model", image, "is there a star?"]) == 2
     assert main(["train", "runs/vqa", "--resume"]) == 0
     assert main(["train", "run.yaml"]) == 2
     assert "holds an earlier run: resume it" in capsys.readouterr().err

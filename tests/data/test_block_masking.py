@@ -1,4 +1,4 @@
-"""BEiT's block masks; the independent source is a loop over single pictures."""
+"""BEiT's block masks; the independent source is a loop over single images."""
 
 import math
 import random
@@ -71,7 +71,7 @@ def test_a_mask_depends_on_its_own_key_alone():
     assert len({mask.tobytes() for mask in batch}) == 40
 
 
-def test_the_key_comes_from_the_pictures_generator():
+def test_the_key_comes_from_the_images_generator():
     draws = [draw_mask_key(np.random.default_rng(seed)) for seed in (5, 5, 6)]
     assert draws[0] == draws[1] != draws[2]
     assert draws[0] == int(np.random.default_rng(5).integers(2**64, dtype=np.uint64))

@@ -44,16 +44,16 @@ def source(tmp_path):
     (tmp_path / "html.jpg").write_bytes(b"<html>")
     lines = [
         {"image": "a.png", "caption": "a red cat"},
-        {"image": "copy.png", "caption": "A red cat!"},  # the same picture and words
+        {"image": "copy.png", "caption": "A red cat!"},  # the same image and words
         {"image": "b.jpg", "caption": "a  Red cat"},
         {"image": "c.png", "caption": ["one two three four five", "six"]},
-        {"image": "cut.jpg", "caption": ["two lost", "by one picture"]},
-        {"image": "html.jpg", "caption": "not a picture"},
+        {"image": "cut.jpg", "caption": ["two lost", "by one image"]},
+        {"image": "html.jpg", "caption": "not an image"},
         {"image": "absent.jpg", "caption": "absent"},
         {"image": "b.jpg", "caption": ""},
         {"image": "a.png", "phrase": "inside", "box": [0, 0, 20, 10]},
         {"image": "a.png", "phrase": "outside", "box": [20, 0, 20, 5]},
-        {"text": "no picture"},
+        {"text": "no image"},
     ]
     path = tmp_path / "m.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -94,7 +94,7 @@ def test_lines_name_counts_and_places(source, tmp_path):
     assert text.count(f"{tmp_path / 'cut.jpg'}: ") == 1
     assert "20 to 60 px, median 30" in text
     assert "'a red cat' 3 times" in text
-    assert "box [20.0, 0.0, 20.0, 5.0] lies outside the 20 x 10 picture" in text
+    assert "box [20.0, 0.0, 20.0, 5.0] lies outside the 20 x 10 image" in text
 
 
 def test_to_dict_is_json_and_skipped_lists_each_place_once(source, tmp_path):

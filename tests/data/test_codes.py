@@ -1,4 +1,4 @@
-"""Codes in shards: what is written is what is read, beside all that is known of a picture."""
+"""Codes in shards: what is written is what is read, beside all that is known of an image."""
 
 import tarfile
 
@@ -7,12 +7,12 @@ import pytest
 
 from triptych.core.errors import DataError
 from triptych.data.codes import (
-    CodedPicture,
+    CodedImage,
     CodesAbout,
     CodeShardWriter,
     check_stored_codes,
     encode_codes,
-    group_by_picture,
+    group_by_image,
     read_codes,
 )
 from triptych.data.readers.webdataset import read_webdataset
@@ -23,33 +23,33 @@ from triptych.data.source import DataSourceConfig
 ABOUT = CodesAbout(tokenizer="abc", num_codes=512, image_size=32)
 
 
-def record(number, picture, **fields):
-    return Record(record_id=str(number), image=ImageSource(picture), **fields)
+def record(number, image, **fields):
+    return Record(record_id=str(number), image=ImageSource(image), **fields)
 
 
-def test_captions_of_one_picture_are_one_sample():
+def test_captions_of_one_image_are_one_sample():
     records = [
         record(0, "a.jpg", caption="a dog", image_id="a"),
         record(1, "b.jpg", caption="a cat", image_id="b"),
         record(2, "a.jpg", caption="an animal", image_id="a"),
     ]
-    groups = group_by_picture(records)
+    groups = group_by_image(records)
     assert [g.image.path for g in groups] == ["a.jpg", "b.jpg"]
     assert [r.caption for r in groups[0].records] == ["a dog", "an animal"]
 
 
 def test_records_that_differ_in_more_stay_apart():
     records = [record(0, "a.jpg", question="who?"), record(1, "a.jpg", question="where?")]
-    assert len(group_by_picture(records)) == 2
+    assert len(group_by_image(records)) == 2
 
 
-def test_a_record_without_a_picture_is_an_error():
-    with pytest.raises(DataError, match="record 7: has no single picture"):
-        group_by_picture([Record(record_id="7", text="words alone")])
+def test_a_record_without_an_image_is_an_error():
+    with pytest.raises(DataError, match="record 7: has no single image"):
+        group_by_image([Record(record_id="7", text="words alone")])
 
 
-def test_shards_give_back_pictures_fields_and_codes(tmp_path):
-    groups = group_by_picture(
+def test_shards_give_back_images_fields_and_codes(tmp_path):
+    groups = group_by_image(
         [
             record(0, "a.png", caption="ein Hund, größer", image_id="a", label=3),
             record(1, "a.png", caption="ein Tier", image_id="a", label=3),
@@ -86,8 +86,8 @@ def test_equal_content_gives_equal_bytes(tmp_path):
     shards = []
     for name in ("one", "two"):
         writer = CodeShardWriter(tmp_path / name, samples_per_shard=9)
-        picture = CodedPicture(ImageSource("a.jpg"), [record(0, "a.jpg", caption="x")])
-        writer.write(picture, b"data", np.array([1, 2]))
+        image = CodedImage(ImageSource("a.jpg"), [record(0, "a.jpg", caption="x")])
+        writer.write(image, b"data", np.array([1, 2]))
         writer.close()
         shards.append((tmp_path / name / "000000.tar").read_bytes())
     assert shards[0] == shards[1]

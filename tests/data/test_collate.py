@@ -11,7 +11,7 @@ from triptych.core.errors import ConfigError
 from triptych.data.collate import (
     CaptioningCollator,
     GroundingCollator,
-    PictureKeyCollator,
+    ImageKeyCollator,
     PretrainingCollator,
     PretrainingTextConfig,
     RetrievalCollator,
@@ -69,8 +69,8 @@ def test_pretraining_keys_and_full_caption(tokenizer):
     assert batch["text_mask"].tolist() == [[True] * 5 + [False], [True] * 6]
 
 
-def test_equal_ids_of_two_sources_are_two_pictures(tmp_path):
-    """Shards of one name in two folders, and annotations that count pictures alike."""
+def test_equal_ids_of_two_sources_are_two_images(tmp_path):
+    """Shards of one name in two folders, and annotations that count images alike."""
     records = []
     for folder in ("one", "two"):
         place = tmp_path / folder
@@ -89,19 +89,19 @@ def test_equal_ids_of_two_sources_are_two_pictures(tmp_path):
         ):
             source = DataSourceConfig(path=str(place / name), reader=reader)
             records.append(read_records(source).records)
-    shard, coco, pictures, other_shard, other_coco, other_pictures = records
+    shard, coco, folder, other_shard, other_coco, other_folder = records
     assert coco[0].image_id == other_coco[0].image_id
-    assert pictures[0].image_id == other_pictures[0].image_id
-    assert image_key(coco[0]) == image_key(coco[1])  # two captions of one picture
-    assert image_key(coco[0]) == image_key(pictures[0])  # one file, read in two ways
-    first = {image_key(part[0]) for part in (shard, coco, pictures)}
-    second = {image_key(part[0]) for part in (other_shard, other_coco, other_pictures)}
+    assert folder[0].image_id == other_folder[0].image_id
+    assert image_key(coco[0]) == image_key(coco[1])  # two captions of one image
+    assert image_key(coco[0]) == image_key(folder[0])  # one file, read in two ways
+    first = {image_key(part[0]) for part in (shard, coco, folder)}
+    second = {image_key(part[0]) for part in (other_shard, other_coco, other_folder)}
     assert len(first) == len(second) == 2 and not first & second
     both = DataSourceConfig(path=str(tmp_path / "{one,two}/00000.tar"))
     assert len({image_key(record) for record in read_records(both).records}) == 2
 
 
-def test_files_that_a_source_gives_one_id_are_one_picture(tmp_path):
+def test_files_that_a_source_gives_one_id_are_one_image(tmp_path):
     lines = [
         {"image": "a.jpg", "image_id": 1, "caption": "x"},
         {"image": "b.jpg", "image_id": 1, "caption": "y"},
@@ -183,7 +183,7 @@ def test_long_captions_are_cut_and_keep_their_end(tokenizer):
     assert batch["token_ids"].tolist() == [ids("[CLS] a red [SEP]")]
 
 
-def test_keys_tell_pictures_and_captions_apart(tokenizer):
+def test_keys_tell_images_and_captions_apart(tokenizer):
     batch = make(
         PretrainingCollator(tokenizer),
         caption("A red dog.", image_id="1"),
@@ -318,9 +318,9 @@ def test_half_of_the_pairs_change_places_and_their_sides_with_them(tokenizer):
     assert judged.arrange(statement(), rng()) == statement()
 
 
-def test_what_is_no_statement_about_two_pictures(tokenizer):
+def test_what_is_no_statement_about_two_images(tokenizer):
     collator = StatementCollator(tokenizer)
-    with pytest.raises(SampleProblem, match="record s: has 3 pictures, not two"):
+    with pytest.raises(SampleProblem, match="record s: has 3 images, not two"):
         collator.arrange(statement(images=(LEFT, RIGHT, LEFT)), rng())
     with pytest.raises(SampleProblem, match="record s: has no statement"):
         collator.pair_sample(statement(statement=None), rng())
@@ -332,9 +332,9 @@ def test_what_is_no_statement_about_two_pictures(tokenizer):
     assert judged.batch([sample])["label"].tolist() == [-100]
 
 
-def test_pictures_that_give_a_reward_are_named_by_their_keys():
+def test_images_that_give_a_reward_are_named_by_their_keys():
     same = [caption("x", "1", image_id="p"), caption("y", "2", image_id="p")]
-    keys = make(PictureKeyCollator(), *same, caption("x", "3", image_id="q"))["image_key"].tolist()
+    keys = make(ImageKeyCollator(), *same, caption("x", "3", image_id="q"))["image_key"].tolist()
     assert keys[0] == keys[1] != keys[2]
 
 
@@ -355,7 +355,7 @@ def phrase(box, text="red dog"):
 def test_grounding_scales_and_mirrors_the_box(tokenizer):
     collator = GroundingCollator(tokenizer)
     source = rng()
-    box = phrase((20.0, 10.0, 40.0, 60.0))  # of a picture of 200 x 100
+    box = phrase((20.0, 10.0, 40.0, 60.0))  # of an image of 200 x 100
     samples = [collator.sample(box, image, source) for image in (IMAGE, FLIPPED)]
     batch = collator.batch(samples)
     assert batch["token_ids"].tolist() == [ids("[CLS] red dog [SEP]")] * 2

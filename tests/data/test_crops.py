@@ -1,4 +1,4 @@
-"""Large and small crops of one picture, drawn from the picture's own generator."""
+"""Large and small crops of one image, drawn from the image's own generator."""
 
 import numpy as np
 import pytest
@@ -46,7 +46,7 @@ def first_batch(records, config, **options):
     return batch
 
 
-def test_crops_are_those_of_the_pictures_generator(records):
+def test_crops_are_those_of_the_images_generator(records):
     batch = first_batch(records, PLAIN)
     assert batch["large_crops"].shape == (2, 3, 3, 32, 32)
     assert batch["small_crops"].shape == (3, 3, 3, 16, 16)
@@ -54,7 +54,7 @@ def test_crops_are_those_of_the_pictures_generator(records):
     for row, index in enumerate(batch["index"].tolist()):
         pixels = np.asarray(Image.open(records[index].image.path))
         rng = SampleRng().at(5, 0, index)
-        rng.random()  # whether the whole picture is mirrored; it never is
+        rng.random()  # whether the whole image is mirrored; it never is
         for kind, number, size, scale in (
             ("large", 2, 32, PLAIN.large_scale),
             ("small", 3, 16, PLAIN.small_scale),

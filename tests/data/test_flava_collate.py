@@ -30,17 +30,17 @@ def tokenizer():
 
 def make_collator(tokenizer, swap_probability=0.1, **captions):
     config = PretrainingTextConfig(max_words=None, whole_word=True, **captions)
-    pictures = MaskedImageCollator(IMAGE, patch_size=8, codebook_size=32)
-    return FLAVAPairCollator(tokenizer, config, pictures, swap_probability=swap_probability)
+    images = MaskedImageCollator(IMAGE, patch_size=8, codebook_size=32)
+    return FLAVAPairCollator(tokenizer, config, images, swap_probability=swap_probability)
 
 
-def make_samples(collator, seed=0, captions=CAPTIONS, pictures=(0, 1, 2, 3)):
+def make_samples(collator, seed=0, captions=CAPTIONS, images=(0, 1, 2, 3)):
     rng = np.random.default_rng(seed)
     transform = ImageTransform(IMAGE, train=True)
     samples = []
-    for place, (caption, picture) in enumerate(zip(captions, pictures, strict=True)):
-        record = Record(record_id=str(place), caption=caption, image=ImageSource(f"{picture}.png"))
-        pixels = np.random.default_rng(picture).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    for place, (caption, image) in enumerate(zip(captions, images, strict=True)):
+        record = Record(record_id=str(place), caption=caption, image=ImageSource(f"{image}.png"))
+        pixels = np.random.default_rng(image).integers(0, 256, (40, 50, 3), dtype=np.uint8)
         samples.append(collator.sample(record, transform.apply(pixels, rng), rng))
     return samples
 
@@ -57,7 +57,7 @@ def test_without_swaps_everything_is_its_own(tokenizer):
     assert torch.equal(labels[hidden], ids[hidden])
     assert torch.equal(batch["mlm_token_ids"][~hidden], ids[~hidden])
     assert batch["itm_labels"].tolist() == [1, 1, 1, 1]
-    keys = np.array([s.picture.mask_key for s in samples], dtype=np.uint64)
+    keys = np.array([s.image.mask_key for s in samples], dtype=np.uint64)
     assert np.array_equal(batch["hidden_patches"], block_masks(keys, 4, BlockMaskingConfig()))
     assert batch["codebook_image"].shape == (4, 3, 32, 32)
     assert 0.1 <= float(batch["codebook_image"].min()) < 0.2
@@ -66,7 +66,7 @@ def test_without_swaps_everything_is_its_own(tokenizer):
     assert first == last  # the same caption but for its case
 
 
-def test_the_tokenizers_view_is_the_same_picture(tokenizer):
+def test_the_tokenizers_view_is_the_same_image(tokenizer):
     collator = make_collator(tokenizer)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     view = torch.from_numpy(resize_lanczos(pixels, 32, 32).copy()).permute(2, 0, 1) / 255
@@ -74,7 +74,7 @@ def test_the_tokenizers_view_is_the_same_picture(tokenizer):
     torch.testing.assert_close(found, 0.8 * view + 0.1, atol=1e-6, rtol=0.0)
 
 
-def test_a_swapped_caption_is_another_text_of_another_picture(tokenizer):
+def test_a_swapped_caption_is_another_text_of_another_image(tokenizer):
     collator = make_collator(tokenizer, 1.0)
     plain = make_collator(tokenizer, 0.0)
     for seed in range(20):
@@ -113,15 +113,15 @@ def test_all_partners_are_drawn_alike(tokenizer):
 def test_a_tenth_is_swapped_and_what_cannot_be_stays(tokenizer):
     collator = make_collator(tokenizer)
     labels = [
-        collator.batch(make_samples(collator, seed, captions=CAPTIONS[:3], pictures=(0, 1, 2)))
+        collator.batch(make_samples(collator, seed, captions=CAPTIONS[:3], images=(0, 1, 2)))
         for seed in range(200)
     ]
     share = 1 - torch.cat([batch["itm_labels"] for batch in labels]).float().mean().item()
     assert 0.05 < share < 0.15
     always = make_collator(tokenizer, 1.0)
-    same_picture = make_samples(always, captions=CAPTIONS[:3], pictures=(0, 0, 0))
-    assert always.batch(same_picture)["itm_labels"].tolist() == [1, 1, 1]
-    same_text = make_samples(always, captions=(CAPTIONS[0],) * 3, pictures=(0, 1, 2))
+    same_image = make_samples(always, captions=CAPTIONS[:3], images=(0, 0, 0))
+    assert always.batch(same_image)["itm_labels"].tolist() == [1, 1, 1]
+    same_text = make_samples(always, captions=(CAPTIONS[0],) * 3, images=(0, 1, 2))
     assert always.batch(same_text)["itm_labels"].tolist() == [1, 1, 1]
 
 

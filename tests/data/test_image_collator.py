@@ -7,7 +7,7 @@ from PIL import Image
 
 from triptych.core.errors import ConfigError
 from triptych.data.block_masking import BlockMaskingConfig, block_masks, draw_mask_key
-from triptych.data.codes import CodedPicture, CodesAbout, CodeShardWriter
+from triptych.data.codes import CodedImage, CodesAbout, CodeShardWriter
 from triptych.data.collate.image import (
     CODEBOOK_MEAN,
     CODEBOOK_STD,
@@ -30,8 +30,8 @@ CROPPED = ImageTransformConfig(image_size=32, crop_scale=(0.5, 1.0), randaugment
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    """Six pictures of low frequencies, 40 to 60 px."""
+def images(tmp_path):
+    """Six images of low frequencies, 40 to 60 px."""
     rng = np.random.default_rng(0)
     records = []
     for number in range(6):
@@ -63,13 +63,13 @@ def test_the_range_of_the_tokenizers_view_is_the_models():
     assert pytest.approx(PIXEL_STD) == CODEBOOK_STD
 
 
-def test_tokenizers_view_is_the_same_crop_resized_by_lanczos(pictures):
+def test_tokenizers_view_is_the_same_crop_resized_by_lanczos(images):
     collator = MaskedImageCollator(CROPPED, patch_size=8, codebook_size=24)
-    batch = batches(pictures, collator, CROPPED, 1)[0]
+    batch = batches(images, collator, CROPPED, 1)[0]
     assert batch["codebook_image"].shape == (4, 3, 24, 24)
     assert batch["image"].shape == (4, 3, 32, 32)
     for row, index in enumerate(batch["index"].tolist()):
-        pixels = np.asarray(Image.open(pictures[index].image.path))
+        pixels = np.asarray(Image.open(images[index].image.path))
         rng = SampleRng().at(3, 0, index)
         region = crop(pixels, draw_crop(60, 40, (0.5, 1.0), CROPPED.crop_ratio, rng))
         view = Image.fromarray(region).resize((24, 24), Image.Resampling.LANCZOS)
@@ -80,19 +80,19 @@ def test_tokenizers_view_is_the_same_crop_resized_by_lanczos(pictures):
         torch.testing.assert_close(found, expected, atol=2e-6, rtol=0)
 
 
-def test_both_views_show_the_same_thing(pictures):
+def test_both_views_show_the_same_thing(images):
     collator = MaskedImageCollator(CROPPED, patch_size=8, codebook_size=32)
-    batch = batches(pictures, collator, CROPPED, 1)[0]
+    batch = batches(images, collator, CROPPED, 1)[0]
     mean, std = (torch.tensor(v)[:, None, None] for v in (CROPPED.mean, CROPPED.std))
     image = 0.8 * (batch["image"] * std + mean) + 0.1
     assert (image - batch["codebook_image"]).abs().mean() < 0.02
     assert (image.flip(-1) - batch["codebook_image"]).abs().mean() > 0.05
 
 
-def test_masks_are_those_of_the_samples_generators(pictures):
+def test_masks_are_those_of_the_samples_generators(images):
     masking = BlockMaskingConfig(hidden_share=0.5, min_block_share=0.1)
     collator = MaskedImageCollator(WHOLE, patch_size=4, codebook_size=64, masking=masking)
-    batch = batches(pictures, collator, WHOLE, 1)[0]
+    batch = batches(images, collator, WHOLE, 1)[0]
     keys = []
     for index in batch["index"].tolist():
         rng = SampleRng().at(3, 0, index)
@@ -103,27 +103,27 @@ def test_masks_are_those_of_the_samples_generators(pictures):
     assert 0 < expected.sum(1).min() <= expected.sum(1).max() == 32
 
 
-def test_workers_change_nothing(pictures):
+def test_workers_change_nothing(images):
     collator = MaskedImageCollator(CROPPED, patch_size=8, codebook_size=16)
-    alone = batches(pictures, collator, CROPPED, 3)
-    helped = batches(pictures, collator, CROPPED, 3, num_workers=2)
+    alone = batches(images, collator, CROPPED, 3)
+    helped = batches(images, collator, CROPPED, 3, num_workers=2)
     for mine, theirs in zip(alone, helped, strict=True):
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
 
 
-def write_codes(folder, pictures, codes):
+def write_codes(folder, images, codes):
     writer = CodeShardWriter(folder, samples_per_shard=4)
-    for record, row in zip(pictures, codes, strict=True):
-        writer.write(CodedPicture(record.image, [record]), record.image.read(), row)
+    for record, row in zip(images, codes, strict=True):
+        writer.write(CodedImage(record.image, [record]), record.image.read(), row)
     writer.close()
     CodesAbout(tokenizer="f00", num_codes=70_000, image_size=32).save(folder)
     return read_webdataset(DataSourceConfig(path=str(folder))).records
 
 
-def test_stored_codes_come_back_in_the_batch(pictures, tmp_path):
+def test_stored_codes_come_back_in_the_batch(images, tmp_path):
     codes = np.random.default_rng(1).integers(70_000, size=(6, 16))
-    records = write_codes(tmp_path / "shards", pictures, codes)
+    records = write_codes(tmp_path / "shards", images, codes)
     collator = MaskedImageCollator(WHOLE, patch_size=8, codebook_size=None)
     batch = batches(records, collator, WHOLE, 1)[0]
     assert "codebook_image" not in batch
@@ -131,8 +131,8 @@ def test_stored_codes_come_back_in_the_batch(pictures, tmp_path):
     assert np.array_equal(batch["image_codes"].numpy(), codes[batch["index"].numpy()])
 
 
-def test_codes_for_another_grid_are_a_skipped_sample_each(pictures, tmp_path):
-    records = write_codes(tmp_path / "shards", pictures, np.zeros((6, 9), dtype=np.int64))
+def test_codes_for_another_grid_are_a_skipped_sample_each(images, tmp_path):
+    records = write_codes(tmp_path / "shards", images, np.zeros((6, 9), dtype=np.int64))
     collator = MaskedImageCollator(WHOLE, patch_size=8, codebook_size=None)
     loader = build_loader(
         records,
@@ -161,12 +161,12 @@ def test_transforms_that_would_part_the_views_are_errors(transform, size, messag
         MaskedImageCollator(transform, patch_size=8, codebook_size=size)
 
 
-def test_pictures_alone(pictures):
-    batch = batches(pictures, ImageCollator(), WHOLE, 1)[0]
+def test_images_alone(images):
+    batch = batches(images, ImageCollator(), WHOLE, 1)[0]
     assert set(batch) == {"image", "index"}
     index = batch["index"].tolist()
     assert len(set(index)) == 4
     mean, std = (torch.tensor(v)[:, None, None] for v in (WHOLE.mean, WHOLE.std))
-    pixels = np.asarray(Image.open(pictures[index[0]].image.path)).mean(axis=(0, 1)) / 255
+    pixels = np.asarray(Image.open(images[index[0]].image.path)).mean(axis=(0, 1)) / 255
     found = (batch["image"][0] * std + mean).mean(dim=(1, 2)).numpy()
     assert np.abs(found - pixels).max() < 0.02

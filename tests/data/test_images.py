@@ -1,4 +1,4 @@
-"""Decoding: every kind of picture comes out as the RGB that was meant, or as a problem by kind."""
+"""Decoding: every kind of image comes out as the RGB that was meant, or as a problem by kind."""
 
 import io
 import struct
@@ -26,7 +26,7 @@ def encoded(image, format_name, **options):
 
 
 def photo(height=48, width=64, seed=0):
-    """A smooth colour picture, so that JPEG keeps it within a few levels."""
+    """A smooth colour image, so that JPEG keeps it within a few levels."""
     coarse = np.random.default_rng(seed).integers(30, 226, (3, 4, 3), dtype=np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 
@@ -261,7 +261,7 @@ def test_an_empty_file_is_truncated():
     assert problem_of(b"") is SkipKind.TRUNCATED
 
 
-@pytest.mark.parametrize("data", [b"<html>404</html>", b"\0" * 100, b"\xff\xd8", b"not a picture"])
+@pytest.mark.parametrize("data", [b"<html>404</html>", b"\0" * 100, b"\xff\xd8", b"not an image"])
 def test_other_bytes_are_not_an_image(data):
     assert problem_of(data) is SkipKind.NOT_AN_IMAGE
 
@@ -339,7 +339,7 @@ SEEDS = [encoded(Image.fromarray(photo(24, 24)), name) for name in ("JPEG", "PNG
     junk=st.binary(min_size=1, max_size=8),
     cut=st.floats(0.2, 1),
 )
-def test_broken_bytes_give_a_picture_or_a_problem(seed, position, junk, cut):
+def test_broken_bytes_give_an_image_or_a_problem(seed, position, junk, cut):
     start = int(position * len(seed))
     data = (seed[:start] + junk + seed[start + len(junk) :])[: max(1, int(cut * len(seed)))]
     try:

@@ -99,13 +99,13 @@ def test_a_missing_file_lists_what_lies_there(tmp_path):
 
 
 def test_an_empty_folder_says_what_was_expected(tmp_path):
-    with pytest.raises(DataError, match="neither class folders with pictures nor"):
+    with pytest.raises(DataError, match="neither class folders with images nor"):
         read_records(DataSourceConfig(path=str(tmp_path)))
 
 
 def test_a_wrong_image_root_shows_at_once(tmp_path):
     (tmp_path / "m.jsonl").write_text('{"image": "a.jpg", "caption": "x"}\n' * 100)
-    with pytest.raises(DataError, match=r"none of the 16 pictures.*a\.jpg.*image_root"):
+    with pytest.raises(DataError, match=r"none of the 16 images.*a\.jpg.*image_root"):
         read_records(DataSourceConfig(path=str(tmp_path / "m.jsonl")))
 
 
@@ -188,7 +188,7 @@ def test_a_good_entry_gives_its_record(fields, expected):
     assert {name: getattr(record, name) for name in expected} == expected
 
 
-def test_a_list_of_captions_gives_records_of_one_picture():
+def test_a_list_of_captions_gives_records_of_one_image():
     first, bad, third = entries({"image": "a", "caption": ["x", "", "z"]})
     assert (first.caption, third.caption) == ("x", "z")
     assert first.image_id == third.image_id == "a"
@@ -238,7 +238,7 @@ def test_boxes_and_answers_never_fail_otherwise(value):
             assert error.kind in (SkipKind.BAD_BOX, SkipKind.BAD_ANSWERS)
 
 
-def test_a_manifest_of_pictures_alone_is_read(tmp_path):
+def test_a_manifest_of_images_alone_is_read(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.jpg").touch()
     path = tmp_path / "m.jsonl"
@@ -250,7 +250,7 @@ def test_a_manifest_of_pictures_alone_is_read(tmp_path):
     ]
 
 
-def test_a_picture_alone_among_captions_is_skipped(tmp_path):
+def test_an_image_alone_among_captions_is_skipped(tmp_path):
     (tmp_path / "a.jpg").touch()
     path = tmp_path / "m.jsonl"
     path.write_text('{"image": "a.jpg", "caption": "x"}\n{"image": "a.jpg"}\n')

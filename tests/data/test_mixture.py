@@ -43,7 +43,7 @@ def texts(count):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("mixture")
     rng = np.random.default_rng(0)
     found = []
@@ -57,13 +57,13 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def sources(pictures):
+def sources(images):
     tokenizer = Tokenizer.train(["a dog x"], vocab_size=200)
     return [
         MixtureSource(name="few", records=texts(5), collator=Texts(), transform=TRANSFORM),
         MixtureSource(
             name="pairs",
-            records=pictures,
+            records=images,
             collator=RetrievalCollator(tokenizer),
             transform=TRANSFORM,
             ratio=2.0,
@@ -172,11 +172,11 @@ def test_ranks_draw_the_same_source_and_other_samples(sources):
             assert not set(first["index"].tolist()) & set(second["index"].tolist())
 
 
-def test_bad_samples_of_any_source_are_counted(sources, pictures, tmp_path):
+def test_bad_samples_of_any_source_are_counted(sources, images, tmp_path):
     gone = Record(record_id="gone", image=ImageSource(str(tmp_path / "no.png")), caption="a dog")
     pairs = MixtureSource(
         name="pairs",
-        records=[*pictures, gone],
+        records=[*images, gone],
         collator=sources[1].collator,
         transform=TRANSFORM,
     )

@@ -40,8 +40,8 @@ def test_what_cannot_be_read_has_a_kind(tmp_path, name, offset, size, kind):
     assert isinstance(caught.value, DataError)
 
 
-def test_all_images_puts_the_single_picture_first():
+def test_all_images_puts_the_single_image_first():
     one, two, three = (ImageSource(name) for name in "abc")
     record = Record(record_id="1", image=one, images=(two, three))
     assert record.all_images() == (one, two, three)
-    assert Record(record_id="2", text="no picture").all_images() == ()
+    assert Record(record_id="2", text="no image").all_images() == ()

@@ -64,7 +64,7 @@ def test_the_same_sample_counts_once_over_epochs(tmp_path):
     assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 1
 
 
-def test_each_record_of_a_bad_picture_counts_but_the_picture_is_listed_once(tmp_path):
+def test_each_record_of_a_bad_image_counts_but_the_image_is_listed_once(tmp_path):
     log = SkipLog(tmp_path, num_samples=1000)
     for record_id in range(5):
         log.add(bad("a.jpg", record_id=str(record_id)))

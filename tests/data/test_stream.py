@@ -44,7 +44,7 @@ WORDS = [
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory) -> list[Record]:
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     found = []
     for i in range(10):
@@ -63,9 +63,9 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def bad(records, tmp_path_factory) -> list[Record]:
-    """The same records; pictures 2 and 5 are broken and caption 7 is empty."""
+    """The same records; images 2 and 5 are broken and caption 7 is empty."""
     folder = tmp_path_factory.mktemp("bad")
-    (folder / "text.png").write_text("no picture")
+    (folder / "text.png").write_text("no image")
     found = list(records)
     found[2] = Record(record_id="r2", image=ImageSource(str(folder / "no.png")), caption="a dog")
     found[5] = Record(record_id="r5", image=ImageSource(str(folder / "text.png")), caption="a cat")
@@ -156,7 +156,7 @@ def test_evaluation_gives_every_record_once(records, tokenizer, num_workers):
     assert no_child_is_left()
 
 
-def test_evaluation_pictures_are_resized_and_normalised(records, tokenizer):
+def test_evaluation_images_are_resized_and_normalised(records, tokenizer):
     (batch, *_) = list(loader(records, tokenizer, train=False))
     expected = []
     for record in records[:4]:
@@ -178,7 +178,7 @@ class Lengths:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_texts_need_no_picture(tokenizer, num_workers):
+def test_texts_need_no_image(tokenizer, num_workers):
     records = [Record(record_id=str(i), text="a " * (i + 1)) for i in range(5)]
     batches = take(loader(records, tokenizer, collator=Lengths(), num_workers=num_workers), 3)
     assert set(batches[0]) == {"num_words", "index"}
@@ -189,7 +189,7 @@ def test_texts_need_no_picture(tokenizer, num_workers):
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_pairs_have_two_pictures_in_the_order_of_the_record(records, tokenizer, num_workers):
+def test_pairs_have_two_images_in_the_order_of_the_record(records, tokenizer, num_workers):
     images = [record.image for record in records[:4]]
     pairs = [
         Record(record_id="a", images=(images[0], images[1]), statement="a dog", label=True),
@@ -213,7 +213,7 @@ def test_pairs_have_two_pictures_in_the_order_of_the_record(records, tokenizer, 
     assert batch["token_ids"].tolist() == right
 
 
-def test_pairs_with_a_bad_picture_are_replaced_and_named(records, bad, tokenizer):
+def test_pairs_with_a_bad_image_are_replaced_and_named(records, bad, tokenizer):
     good, broken = records[0].image, bad[5].image
     pairs = [
         Record(record_id="a", images=(good, good), statement="a dog", label=True),
@@ -408,7 +408,7 @@ def test_every_text_of_a_record_is_read_for_sides():
     assert record_texts(Record(record_id="1", answers=("right", "no"))) == ["right", "no"]
 
 
-def test_a_record_without_a_picture_is_left_out(tokenizer, records):
+def test_a_record_without_an_image_is_left_out(tokenizer, records):
     log = SkipLog(None, num_samples=2, max_share=1.0)
     source = loader([Record(record_id="x", caption="a dog"), records[0]], tokenizer, train=False,
                     skip_log=log)  # fmt: skip
@@ -448,6 +448,6 @@ def test_the_cache_is_bounded(records, tmp_path):
     Image.fromarray(np.full(shape, 7, dtype=np.uint8)).save(path)
     first, second = ImageSource(str(path)), records[0].image
     cache = ImageCache(max_bytes=int(np.prod(shape)) + 10)  # room for one
-    pictures = [cache(first), cache(second)]
-    assert cache(first) is pictures[0] and cache(second) is not pictures[1]
-    np.testing.assert_array_equal(cache(second), pictures[1])
+    images = [cache(first), cache(second)]
+    assert cache(first) is images[0] and cache(second) is not images[1]
+    np.testing.assert_array_equal(cache(second), images[1])

@@ -7,18 +7,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.recipes.test_flava_data import write_tokenizer
+from tests.workflows.test_flava_data import write_tokenizer
 from triptych.core.errors import CheckpointError
 from triptych.data.source import DataSourceConfig
 from triptych.distributed.collectives import all_reduce_mean, average_gradients
 from triptych.distributed.env import rank, run_processes, world_size
 from triptych.models.registry import build_model, model_config
 from triptych.recipes.registry import build_recipe
-from triptych.recipes.run import resume_run, train_run
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import write_scenes
 from triptych.tasks.pretraining.mplug import MPLUGPretraining, MPLUGPretrainingConfig
 from triptych.train.metrics_log import WALL_CLOCK_KEYS
+from triptych.workflows.run import resume_run, train_run
 
 
 @pytest.fixture(scope="module")

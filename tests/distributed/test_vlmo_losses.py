@@ -23,7 +23,7 @@ def _hardest(sim, positives):
 def _losses_and_gradients(split, name, active):
     """Return losses and gradients of one step, averaged over processes, of these rows each."""
     task, batch = build(name), make_batch(ROWS, length=9)
-    batch["caption_key"][3] = batch["caption_key"][6]  # a caption of two pictures, far apart
+    batch["caption_key"][3] = batch["caption_key"][6]  # a caption of two images, far apart
     bounds = [0, *torch.tensor(split).cumsum(0).tolist()]
     own = slice(bounds[rank()], bounds[rank() + 1])
     with mock.patch.object(vlmo, "sample_hard_negatives", _hardest):

@@ -16,7 +16,7 @@ def test_majority_answer_of_each_type():
     ]
 
 
-def test_mean_box_is_a_share_of_each_picture():
+def test_mean_box_is_a_share_of_each_image():
     # Shares: (0, 0, 0.5, 1) and (0.5, 0.5, 1, 1); mean (0.25, 0.25, 0.75, 1).
     boxes = torch.tensor([[0.0, 0, 50, 200], [20.0, 10, 20, 10]])
     fitted = baselines.MeanBox.fit(boxes, torch.tensor([[100, 200], [40, 20]]))

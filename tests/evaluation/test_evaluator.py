@@ -10,7 +10,7 @@ from triptych.evaluation.metrics import BoxMetric, VQAMetric
 
 
 class EchoTask:
-    """Answers with the number in the picture; in training mode it would answer "train"."""
+    """Answers with the number in the image; in training mode it would answer "train"."""
 
     def __init__(self):
         self.modules = nn.ModuleDict({"model": nn.Sequential(nn.Dropout(), nn.Linear(1, 1))})

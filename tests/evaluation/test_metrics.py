@@ -99,7 +99,7 @@ def test_the_majority_is_that_of_the_scored_items():
 
 
 def retrieval_batches():
-    # Two pictures with two captions each; the second caption of picture q points to p.
+    # Two images with two captions each; the second caption of image q points to p.
     image = torch.tensor([[1.0, 0], [1.0, 0], [0, 1.0], [0, 1.0]])
     text = torch.tensor([[1.0, 0], [0.6, 0.5], [0, 0.8], [0.7, 0.1]])
     return [
@@ -118,7 +118,7 @@ def test_retrieval_metric_both_ways():
 
 
 def test_retrieval_metric_counts_a_shared_caption_as_right():
-    # The last caption is the same words as the first, so picture p is right for it, too.
+    # The last caption is the same words as the first, so image p is right for it, too.
     values = values_of(metrics.RetrievalMetric(list("ppqq"), list("abca")), *retrieval_batches())
     assert values["t2i_r1"].value == 1.0
 
@@ -129,7 +129,7 @@ def test_second_stage_gets_dataset_positions():
     def score_pairs(image_positions, text_positions):
         pairs = list(zip(image_positions.tolist(), text_positions.tolist(), strict=True))
         asked.update(pairs)
-        # Right for all but the first caption of each picture.
+        # Right for all but the first caption of each image.
         return torch.tensor([float((i < 2) == (t < 2)) if t % 2 else -1.0 for i, t in pairs])
 
     stage = metrics.SecondStage(score_pairs=score_pairs, topk=4)
@@ -165,12 +165,12 @@ def test_wrong_predictions_are_named():
 
 
 def test_folds_of_images_are_searched_apart():
-    """Four pictures of two captions; each caption's best picture is right only within its half."""
+    """Four images of two captions; each caption's best image is right only within its half."""
     image = torch.eye(4).repeat_interleave(2, dim=0)
     text = torch.tensor(
         [
-            [1.0, 0, 2.0, 0], [1.0, 0, 0, 0],  # picture 0; the first prefers picture 2
-            [0, 1.0, 0, 2.0], [1.0, 0.5, 0, 0],  # picture 1; the second prefers picture 0
+            [1.0, 0, 2.0, 0], [1.0, 0, 0, 0],  # image 0; the first prefers image 2
+            [0, 1.0, 0, 2.0], [1.0, 0.5, 0, 0],  # image 1; the second prefers image 0
             [0, 2.0, 1.0, 0], [0, 0, 1.0, 0],
             [0, 0, 0, 1.0], [3.0, 0, 0, 1.0],
         ]

@@ -60,7 +60,7 @@ def test_embedding_ranks_equal_the_ranks_of_the_matrix():
 
 
 def test_keys_join_duplicate_images_and_captions():
-    # Picture p has captions x and y, picture q has x (shared) and z.
+    # Image p has captions x and y, image q has x (shared) and z.
     first, captions_of, images_of = retrieval.relevance_from_keys(list("ppqq"), list("xyxz"))
     assert first == [0, 2]
 

@@ -158,10 +158,10 @@ def test_sizes_of_flava_are_torchmultimodals(name, layers, width, hidden):
 
 def test_pooled_states_have_the_promised_widths(model):
     image, ids, mask = _batch(model)
-    picture, text = model.encode_image(image), model.encode_text(ids, mask)
-    fused = model.fuse(picture, text)
+    image_features, text = model.encode_image(image), model.encode_text(ids, mask)
+    fused = model.fuse(image_features, text)
     dims = model.feature_dims
-    widths = [tuple(features.pooled.shape) for features in (picture, text, fused)]
+    widths = [tuple(features.pooled.shape) for features in (image_features, text, fused)]
     assert widths == [(2, dims.image), (2, dims.text), (2, dims.fused)]
     assert torch.equal(fused.rows(slice(1, 2)).pooled, fused.pooled[1:2])
 

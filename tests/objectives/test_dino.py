@@ -21,7 +21,7 @@ def softmax(x):
 
 
 def loop_loss(student, teacher_probs, temperature):
-    """Sum -p·ln q over pictures and pairs of different crops, and divide by how many there are."""
+    """Sum -p·ln q over images and pairs of different crops, and divide by how many there are."""
     terms = []
     for g, target in enumerate(teacher_probs):
         for c, logits in enumerate(student):
@@ -42,7 +42,7 @@ def test_loss_equals_a_loop_over_pairs(large, crops):
 
 
 def test_loss_on_paper():
-    # one picture, two large crops: the teacher is sure, the student undecided between two classes
+    # one image, two large crops: the teacher is sure, the student undecided between two classes
     student = torch.zeros(2, 1, 2)
     teacher = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]]])
     assert dino_loss(student, teacher, 0.1).item() == pytest.approx(math.log(2))
@@ -58,7 +58,7 @@ def test_a_crop_is_not_compared_with_itself():
     assert student.grad[1].any()
 
 
-def test_order_of_pictures_changes_nothing():
+def test_order_of_images_changes_nothing():
     torch.manual_seed(0)
     student, teacher = torch.randn(4, 6, 3), torch.softmax(torch.randn(2, 6, 3), -1)
     order = torch.randperm(6)
@@ -88,7 +88,7 @@ def test_teacher_on_paper():
     found = teacher_distribution(logits, torch.tensor([1.0, 1.0]), 0.1)
     torch.testing.assert_close(found, torch.tensor([[0.25, 0.75]]))
     assert not found.requires_grad
-    # a center that equals the outputs leaves no preference: no class wins for all pictures
+    # a center that equals the outputs leaves no preference: no class wins for all images
     even = teacher_distribution(logits, logits[0].detach(), 0.1)
     torch.testing.assert_close(even, torch.tensor([[0.5, 0.5]]))
 

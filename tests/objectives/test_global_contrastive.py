@@ -70,7 +70,7 @@ def test_a_mismatched_pair_is_only_a_column():
     assert float(found) == pytest.approx(loop(image, text, 1.5, matched, keys, keys), abs=1e-6)
 
 
-def test_equal_pictures_and_texts_are_no_negatives():
+def test_equal_images_and_texts_are_no_negatives():
     image, text = _embeddings(6)
     image_key, caption_key = [0, 1, 2, 2, 4, 5], [9, 8, 7, 6, 9, 8]
     matched = torch.tensor([True, True, True, True, True, False])  # row 5 has row 1's caption

@@ -39,7 +39,7 @@ def make_model(dropout=0.0):
 def make_batch(size=BATCH):
     torch.manual_seed(1)
     keys = torch.arange(size)
-    keys[-1] = keys[0]  # two pictures with one caption
+    keys[-1] = keys[0]  # two images with one caption
     return torch.randn(size, WIDTH), torch.randn(size, WIDTH), keys
 
 

@@ -106,7 +106,7 @@ def make_batch(config, seed=1, size=5):
 
 
 def of_kind(batch, kind):
-    """Return what a batch of pictures alone, of texts alone or of pairs holds."""
+    """Return what a batch of images alone, of texts alone or of pairs holds."""
     images = {"image", "codebook_image", "hidden_patches"}
     texts = {"mlm_token_ids", "mlm_labels", "text_mask"}
     names = {"pair": set(batch), "image": images, "text": texts}[kind]

@@ -172,7 +172,7 @@ def test_a_multimodal_encoder_of_another_width():
 
 
 @torch.no_grad()
-def test_a_larger_picture_takes_resized_positions():
+def test_a_larger_image_takes_resized_positions():
     config = oracle.released_config(**oracle.SIZES["tiny"])
     theirs = oracle.released_model(config)
     base = convert.config_from_folder(config.to_dict(), flava_full())

@@ -12,8 +12,8 @@ from triptych.report.data import (
     Answer,
     Curve,
     Grounding,
+    ImageCard,
     Neighbour,
-    PictureCard,
     ReportData,
     ScoreRow,
 )
@@ -32,7 +32,7 @@ def make_data(text="a red star"):
         ScoreRow(task="VQA", metric=text, split="compositional", value=0.6, low=0.5, high=0.7),
         ScoreRow(task="Caption", metric="CIDEr", split="test", value=3.4, low=3, high=4, bar=5.0),
     )  # fmt: skip
-    card = PictureCard(
+    card = ImageCard(
         image=IMAGE,
         caption_truth=text,
         caption_model=f"model: {text}",
@@ -46,8 +46,8 @@ def make_data(text="a red star"):
         summary_lines=(text, "second line"),
         scores=scores,
         curves=(Curve(title=text, series={text: [(0, 2.0), (10, 1.0)]}),),
-        pictures=(card,),
-        pictures_note="Drawn with seed 7.",
+        images=(card,),
+        images_note="Drawn with seed 7.",
         configuration={text: f"name: {text}\nsteps: 10\n"},
         machine={"CPU": text, "cores": 2},
         commit="0123abc-dirty",
@@ -61,7 +61,7 @@ def test_the_page_has_a_heading_for_each_part_and_links_to_it():
     assert [node.text() for node in page.find("h1")] == ["Demo: a red star"]
     titles = {node.attributes["id"]: node.find("h2")[0].text() for node in page.find("section")}
     assert titles == {
-        "scores": "Scores", "pictures": "Pictures", "curves": "Loss curves", "times": "Time",
+        "scores": "Scores", "images": "Images", "curves": "Loss curves", "times": "Time",
         "run": "Run",
     }  # fmt: skip
     links = [link.attributes["href"] for link in page.find("nav")[0].find("a")]
@@ -109,24 +109,24 @@ def test_a_card_shows_caption_answers_box_and_neighbours():
     )
 
 
-def test_pictures_lie_in_the_page_pixel_by_pixel():
+def test_images_lie_in_the_page_pixel_by_pixel():
     card = parse(render_report(make_data())).find("article")[0]
-    picture, *thumbnails = card.find("img")
-    assert picture.attributes["alt"] == "a red star"
-    assert picture.attributes["class"] == "pixels"
-    data = picture.attributes["src"].removeprefix("data:image/png;base64,")
+    shown, *thumbnails = card.find("img")
+    assert shown.attributes["alt"] == "a red star"
+    assert shown.attributes["class"] == "pixels"
+    data = shown.attributes["src"].removeprefix("data:image/png;base64,")
     np.testing.assert_array_equal(
         np.asarray(Image.open(io.BytesIO(base64.b64decode(data, validate=True)))), IMAGE
     )
     assert [image.attributes["alt"] for image in thumbnails] == [
-        "retrieved picture 1",
-        "retrieved picture 2",
+        "retrieved image 1",
+        "retrieved image 2",
     ]
 
 
-def test_a_picture_without_questions_has_its_caption_beside_it():
-    card = PictureCard(image=IMAGE, caption_truth="t", caption_model="")
-    article = parse(render_report(ReportData(title="x", pictures=(card,)))).find("article")[0]
+def test_an_image_without_questions_has_its_caption_beside_it():
+    card = ImageCard(image=IMAGE, caption_truth="t", caption_model="")
+    article = parse(render_report(ReportData(title="x", images=(card,)))).find("article")[0]
     assert article.find("div", "said")[0].find("dd", "model")[0].text() == "(nothing)"
     assert article.find("svg") == []
 
@@ -216,16 +216,16 @@ def test_a_score_above_one_has_a_round_scale(high, scale):
     assert score_scale(row) == scale
 
 
-def test_fifty_pictures_stay_below_two_megabytes():
+def test_fifty_images_stay_below_two_megabytes():
     rng = np.random.default_rng(2)
     smooth = [
         np.clip(np.full((64, 64, 3), 128) + rng.normal(0, 4, (64, 64, 3)), 0, 255).astype(np.uint8)
         for _ in range(6)
     ]
-    card = PictureCard(
+    card = ImageCard(
         image=smooth[0],
         caption_truth="t",
         caption_model="m",
         neighbours=tuple(Neighbour(image, False) for image in smooth[1:]),
     )
-    assert len(render_report(ReportData(title="x", pictures=(card,) * 50))) < 2e6
+    assert len(render_report(ReportData(title="x", images=(card,) * 50))) < 2e6

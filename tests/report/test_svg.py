@@ -78,7 +78,7 @@ def test_times_follow_each_other():
     assert places == [("0%", "25%"), ("25%", "50%"), ("75%", "25%")]
 
 
-def test_boxes_lie_in_pixels_of_the_picture_with_the_models_solid_and_the_true_ones_dashed():
+def test_boxes_lie_in_pixels_of_the_image_with_the_models_solid_and_the_true_ones_dashed():
     phrases = [
         Grounding("the star", (8.0, 10.0, 28.0, 40.0), (9.0, 10.0, 29.0, 41.5), 0.9),
         Grounding("the heart", (0.0, 0.0, 4.0, 4.0), (30.0, 30.0, 50.0, 50.0), 0.0),

@@ -45,7 +45,7 @@ def test_a_caption_reads_as_designed():
     assert said == {start + listed for start in starts}
 
 
-def test_captions_of_one_picture_differ():
+def test_captions_of_one_image_differ():
     for scene in SCENES[:50]:
         captions = caption_variants(scene, CONFIG, 3, random.Random(scene.index))
         assert len(set(captions)) == 3

@@ -25,11 +25,11 @@ def test_boxes_enclose_exactly_the_pixels_of_each_object(size):
 
 def test_the_middle_of_each_box_has_the_color_that_the_scene_says():
     for scene in SCENES:
-        picture = render_scene(scene, 64, noise=4.0).astype(float)
+        image = render_scene(scene, 64, noise=4.0).astype(float)
         for item in scene.objects:
             x, y, width, height = item.box(64)
             row, column = int(y + height / 2), int(x + width / 2)
-            mean = picture[row - 1 : row + 2, column - 1 : column + 2].mean(axis=(0, 1))
+            mean = image[row - 1 : row + 2, column - 1 : column + 2].mean(axis=(0, 1))
             gaps = {name: np.abs(mean - rgb).sum() for name, rgb in PALETTE.items()}
             assert min(gaps, key=gaps.__getitem__) == item.color
 
@@ -46,13 +46,11 @@ def test_no_background_comes_near_the_color_of_an_object():
 
 def test_every_kind_of_background_differs():
     scene = SCENES[0]
-    pictures = [
-        render_scene(replace(scene, objects=(), background=kind), 64) for kind in BACKGROUNDS
-    ]
-    spreads = [np.ptp(picture[:, :, 0]) for picture in pictures]
+    images = [render_scene(replace(scene, objects=(), background=kind), 64) for kind in BACKGROUNDS]
+    spreads = [np.ptp(image[:, :, 0]) for image in images]
     assert spreads[0] == 0
     assert min(spreads[1:]) >= 4
-    assert len({picture.tobytes() for picture in pictures}) == len(BACKGROUNDS)
+    assert len({image.tobytes() for image in images}) == len(BACKGROUNDS)
 
 
 def test_shapes_have_the_areas_of_their_figures():
@@ -64,8 +62,8 @@ def test_shapes_have_the_areas_of_their_figures():
     empty = render_scene(replace(scene, objects=()), 128).astype(float)
     for shape, area in expected.items():
         item = replace(base, shape=shape, x=0.5, y=0.5, radius=0.3, rgb=(0, 0, 0))
-        picture = render_scene(replace(scene, objects=(item,)), 128).astype(float)
-        covered = (1 - picture[:, :, 0] / empty[:, :, 0]).sum() / (0.3 * 128) ** 2
+        image = render_scene(replace(scene, objects=(item,)), 128).astype(float)
+        covered = (1 - image[:, :, 0] / empty[:, :, 0]).sum() / (0.3 * 128) ** 2
         assert covered == pytest.approx(area, rel=0.03), shape
 
 
@@ -77,7 +75,7 @@ def test_edges_are_antialiased():
     assert len(levels) >= 10
 
 
-def test_a_larger_picture_shows_the_same_scene():
+def test_a_larger_image_shows_the_same_scene():
     for scene in SCENES[:5]:
         small = render_scene(replace(scene, background="even"), 64).astype(float)
         large = render_scene(replace(scene, background="even"), 256).astype(float)
@@ -98,8 +96,8 @@ def test_stripes_are_half_pale():
     base = SCENES[0].objects[0]
     item = replace(base, shape="square", material="striped", x=0.5, y=0.5, radius=0.3)
     item = replace(item, rgb=(0, 0, 0))
-    picture = render_scene(replace(SCENES[0], objects=(item,), background="even"), 128)
-    column = picture[35:93, 64, 0]  # within the square
+    image = render_scene(replace(SCENES[0], objects=(item,), background="even"), 128)
+    column = image[35:93, 64, 0]  # within the square
     dark, pale = (column < 20).mean(), (column > 170).mean()
     assert 0.3 < dark < 0.65 and 0.3 < pale < 0.65
     assert dark + pale > 0.85
@@ -108,7 +106,7 @@ def test_stripes_are_half_pale():
 def test_an_object_over_the_edge_is_cut():
     item = replace(SCENES[0].objects[0], shape="circle", x=0.0, y=0.5, radius=0.2, rgb=(0, 0, 0))
     scene = replace(SCENES[0], background="even")
-    picture = render_scene(replace(scene, objects=(item,)), 64)
+    image = render_scene(replace(scene, objects=(item,)), 64)
     away = render_scene(replace(scene, objects=(replace(item, x=-3.0),)), 64)
-    assert picture[32, 0, 0] == 0
+    assert image[32, 0, 0] == 0
     np.testing.assert_array_equal(away, render_scene(replace(scene, objects=()), 64))

@@ -76,7 +76,7 @@ def test_materials_are_mixed_only_when_asked_for():
     assert seen(SceneConfig(materials=True)) == {"plain", "striped"}
 
 
-def test_a_box_is_scaled_with_the_picture():
+def test_a_box_is_scaled_with_the_image():
     item = generate_scene(CONFIG, "train", 3).objects[0]
     assert item.box(256) == pytest.approx([4 * value for value in item.box(64)], abs=0.03)
 

@@ -37,7 +37,7 @@ def read_lines(path):
 
 
 def truth(files):
-    """Ground truth of every picture by image id."""
+    """Ground truth of every image by image id."""
     return {t["image_id"]: t for split in SPLITS for t in read_lines(files.truth(split))}
 
 
@@ -46,18 +46,18 @@ def digests(folder):
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
 
 
-def test_every_picture_of_every_split_is_there_and_shows_its_scene(files):
+def test_every_image_of_every_split_is_there_and_shows_its_scene(files):
     assert len(truth(files)) == sum(SIZES.values())
     for split, size in SIZES.items():
         lines = read_lines(files.truth(split))
         assert len(lines) == size == len(list(files.split_images(split).iterdir()))
         for line in lines:
-            picture = np.asarray(Image.open(files.split_images(split) / line["file_name"]))
-            assert picture.shape == (64, 64, 3)
+            image = np.asarray(Image.open(files.split_images(split) / line["file_name"]))
+            assert image.shape == (64, 64, 3)
             for thing in line["objects"]:
                 x, y, width, height = thing["box"]
                 row, column = int(y + height / 2), int(x + width / 2)
-                mean = picture[row - 1 : row + 2, column - 1 : column + 2].mean(axis=(0, 1))
+                mean = image[row - 1 : row + 2, column - 1 : column + 2].mean(axis=(0, 1))
                 gaps = {name: np.abs(mean - rgb).sum() for name, rgb in PALETTE.items()}
                 assert min(gaps, key=gaps.__getitem__) == thing["color"]
 
@@ -125,16 +125,16 @@ def test_every_reference_has_the_box_of_the_object_that_it_means(files):
             assert categories[ref["category_id"]] == thing["shape"]
 
 
-def test_statements_hold_for_the_two_pictures_that_they_name(files):
+def test_statements_hold_for_the_two_images_that_they_name(files):
     by_pixels = {}
     for line in truth(files).values():
-        picture = Image.open(files.split_images(line["split"]) / line["file_name"])
-        by_pixels[line["image_id"]] = (np.asarray(picture).astype(float), line["objects"])
+        image = Image.open(files.split_images(line["split"]) / line["file_name"])
+        by_pixels[line["image_id"]] = (np.asarray(image).astype(float), line["objects"])
 
     def objects_of(path):
-        picture = np.asarray(Image.open(path)).astype(float)
-        best = min(by_pixels.values(), key=lambda entry: np.abs(entry[0] - picture).mean())
-        assert np.abs(best[0] - picture).mean() < 5  # the loss of JPEG
+        image = np.asarray(Image.open(path)).astype(float)
+        best = min(by_pixels.values(), key=lambda entry: np.abs(entry[0] - image).mean())
+        assert np.abs(best[0] - image).mean() < 5  # the loss of JPEG
         return best[1]
 
     labels = Counter()
@@ -148,7 +148,7 @@ def test_statements_hold_for_the_two_pictures_that_they_name(files):
     assert labels["True"] - labels["False"] in (0, 1)
 
 
-def test_entailment_follows_from_the_picture(files):
+def test_entailment_follows_from_the_image(files):
     by_name = {line["file_name"]: line for line in truth(files).values()}
     for split in SPLITS:
         lines = read_lines(files.snli_ve(split))
@@ -161,16 +161,16 @@ def test_entailment_follows_from_the_picture(files):
         assert len({line["pairID"] for line in lines}) == len(lines)
 
 
-def test_class_folders_hold_pictures_of_their_class(files):
-    pictures = list(files.classes("train").rglob("*.jpg"))
-    assert len(pictures) == 12
-    for path in pictures:
+def test_class_folders_hold_images_of_their_class(files):
+    images = list(files.classes("train").rglob("*.jpg"))
+    assert len(images) == 12
+    for path in images:
         color, shape = path.parent.name.split("_")
         assert shape in SceneConfig().shapes
-        picture = np.asarray(Image.open(path)).astype(int)
-        strong = np.ptp(picture, axis=2) > 100 if color != "black" else picture.max(axis=2) < 80
+        image = np.asarray(Image.open(path)).astype(int)
+        strong = np.ptp(image, axis=2) > 100 if color != "black" else image.max(axis=2) < 80
         assert strong.sum() > 25
-        gaps = np.abs(picture[strong].mean(axis=0) - PALETTE[color]).max()
+        gaps = np.abs(image[strong].mean(axis=0) - PALETTE[color]).max()
         assert gaps < 40
 
 
@@ -185,8 +185,8 @@ def test_shards_hold_the_same_bytes_as_the_files(files):
     assert len(members) == 3 * SIZES["test"]
     for line in read_lines(files.truth("test")):
         key = f"{line['image_id']:012d}"
-        picture = files.split_images("test") / line["file_name"]
-        assert members[f"{key}.jpg"] == picture.read_bytes()
+        image = files.split_images("test") / line["file_name"]
+        assert members[f"{key}.jpg"] == image.read_bytes()
         assert members[f"{key}.txt"].decode() == line["captions"][0]
         assert json.loads(members[f"{key}.json"]) == line
 
@@ -203,7 +203,7 @@ def test_any_number_of_workers_gives_the_same_bytes(files, tmp_path):
     assert digests(tmp_path / "again") == digests(files.root)
 
 
-def test_another_seed_gives_other_pictures(files, tmp_path):
+def test_another_seed_gives_other_images(files, tmp_path):
     other = write_scenes(
         tmp_path, 3, num_val=0, num_test=0, num_compositional=0, config=SceneConfig(seed=1)
     )
@@ -272,8 +272,8 @@ def test_clips_that_cannot_be_made_fail_before_anything_is_painted(tmp_path, con
     ("change", "named"),
     [
         ({"formats": ("caption",)}, "did you mean 'captions'"),
-        ({"num_images": 0}, "0 pictures for train"),
-        ({"num_val": -1}, "-1 pictures for val"),
+        ({"num_images": 0}, "0 images for train"),
+        ({"num_val": -1}, "-1 images for val"),
         ({"num_workers": 0}, "num_workers = 0"),
         ({"num_clips": -1}, "num_clips = -1"),
         ({"questions_per_image": 0}, "questions_per_image = 0"),
@@ -317,8 +317,8 @@ def test_painters_end_when_their_parent_is_killed(tmp_path):
         "    write_scenes(out, 20_000, num_workers=2, formats=('captions',))\n"
     )
     parent = subprocess.Popen([sys.executable, str(script)])
-    pictures = tmp_path / ".scenes.unfinished" / "images" / "train"
-    while not (pictures.is_dir() and any(pictures.iterdir())):
+    images = tmp_path / ".scenes.unfinished" / "images" / "train"
+    while not (images.is_dir() and any(images.iterdir())):
         assert parent.poll() is None
         time.sleep(0.05)
     workers = children_of(parent.pid)

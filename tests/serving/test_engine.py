@@ -38,7 +38,7 @@ def engines(folders):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (h, w, 3), np.uint8) for h, w in ((16, 16), (30, 20), (9, 40))]
 
@@ -54,10 +54,10 @@ def plain_model(folders):
     return model.eval()
 
 
-def _normalised(picture):
-    """Return a picture of the model's size as the network reads it: (1, 3, S, S)."""
-    assert picture.shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
-    values = (picture / 255 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
+def _normalised(image):
+    """Return an image of the model's size as the network reads it: (1, 3, S, S)."""
+    assert image.shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
+    values = (image / 255 - np.array(CLIP_MEAN)) / np.array(CLIP_STD)
     return torch.tensor(values, dtype=torch.float32).permute(2, 0, 1)[None]
 
 
@@ -68,10 +68,10 @@ def _ids(folder, text):
     return ids, torch.ones_like(ids, dtype=torch.bool)
 
 
-def test_image_embedding_equals_the_models(engines, pictures, plain_model):
+def test_image_embedding_equals_the_models(engines, images, plain_model):
     with torch.no_grad():
-        expected = plain_model.embed_image(plain_model.encode_image(_normalised(pictures[0])))[0]
-    found = engines["pretraining"].embed_images(pictures[0])
+        expected = plain_model.embed_image(plain_model.encode_image(_normalised(images[0])))[0]
+    found = engines["pretraining"].embed_images(images[0])
     assert found.shape == (8,) and found.dtype == np.float32
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
     assert np.linalg.norm(found) == pytest.approx(1, abs=1e-5)
@@ -85,23 +85,23 @@ def test_text_embedding_equals_the_models_on_the_cleaned_text(engines, folders, 
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
 
 
-def test_match_is_the_itm_heads_probability(engines, folders, pictures, plain_model):
+def test_match_is_the_itm_heads_probability(engines, folders, images, plain_model):
     ids, mask = _ids(folders["pretraining"], "a blue square")
     with torch.no_grad():
-        image = plain_model.encode_image(_normalised(pictures[0]))
+        image = plain_model.encode_image(_normalised(images[0]))
         fused = plain_model.fuse(ImageFeatures(image.tokens), plain_model.encode_text(ids, mask))
         no, yes = plain_model.match_logits(fused)[0].double().tolist()
     expected = np.exp(yes) / (np.exp(no) + np.exp(yes))
-    found = engines["pretraining"].match(pictures[0], "a blue square")
+    found = engines["pretraining"].match(images[0], "a blue square")
     assert found == pytest.approx(expected, abs=1e-5)
 
 
-def test_greedy_caption_follows_the_uncached_decoder(folders, pictures, plain_model):
+def test_greedy_caption_follows_the_uncached_decoder(folders, images, plain_model):
     """One beam without a length penalty is greedy; here by reading the whole text at each step."""
     tokenizer = Tokenizer.load(folders["captioning"])
     said = [tokenizer.cls_id]
     with torch.no_grad():
-        image = plain_model.encode_image(_normalised(pictures[0]))
+        image = plain_model.encode_image(_normalised(images[0]))
         empty = torch.tensor([[tokenizer.cls_id]])
         text = plain_model.encode_text(empty, torch.ones_like(empty, dtype=torch.bool))
         memory = plain_model.decoder_memory(image, plain_model.fuse(image, text))
@@ -114,21 +114,21 @@ def test_greedy_caption_follows_the_uncached_decoder(folders, pictures, plain_mo
             if said[-1] == tokenizer.sep_id:
                 break
     engine = triptych.load(folders["captioning"])
-    assert engine.caption(pictures[0], num_beams=1) == tokenizer.decode(said[1:])
+    assert engine.caption(images[0], num_beams=1) == tokenizer.decode(said[1:])
 
 
-def test_a_list_gives_what_single_calls_give(engines, pictures):
-    captions = engines["captioning"].caption(pictures)
-    assert captions == [engines["captioning"].caption(picture) for picture in pictures]
+def test_a_list_gives_what_single_calls_give(engines, images):
+    captions = engines["captioning"].caption(images)
+    assert captions == [engines["captioning"].caption(image) for image in images]
     question = "what color is the star?"
-    answers = engines["vqa"].answer(pictures, question)
-    assert answers == [engines["vqa"].answer(picture, question) for picture in pictures]
+    answers = engines["vqa"].answer(images, question)
+    assert answers == [engines["vqa"].answer(image, question) for image in images]
     phrases = ["the star", "a small red circle", "green"]
-    boxes = engines["grounding"].ground(pictures, phrases)
-    single = [engines["grounding"].ground(*pair) for pair in zip(pictures, phrases, strict=True)]
+    boxes = engines["grounding"].ground(images, phrases)
+    single = [engines["grounding"].ground(*pair) for pair in zip(images, phrases, strict=True)]
     np.testing.assert_allclose(boxes, single, atol=1e-3)
-    scores = engines["retrieval"].match(pictures, phrases)
-    single = [engines["retrieval"].match(*pair) for pair in zip(pictures, phrases, strict=True)]
+    scores = engines["retrieval"].match(images, phrases)
+    single = [engines["retrieval"].match(*pair) for pair in zip(images, phrases, strict=True)]
     np.testing.assert_allclose(scores, single, atol=1e-5)
     assert len(set(scores)) == 3
     rows = engines["retrieval"].embed_texts(phrases)
@@ -136,19 +136,19 @@ def test_a_list_gives_what_single_calls_give(engines, pictures):
     np.testing.assert_allclose(rows, single, atol=1e-5)
 
 
-def test_many_pictures_go_through_in_several_passes(engines, pictures, monkeypatch):
-    whole = engines["retrieval"].embed_images(pictures)
-    scores = engines["retrieval"].match(pictures, "a star")
+def test_many_images_go_through_in_several_passes(engines, images, monkeypatch):
+    whole = engines["retrieval"].embed_images(images)
+    scores = engines["retrieval"].match(images, "a star")
     monkeypatch.setattr("triptych.serving.engine.IMAGES_PER_PASS", 2)
     monkeypatch.setattr("triptych.serving.engine.PAIRS_PER_PASS", 2)
-    np.testing.assert_allclose(engines["retrieval"].embed_images(pictures), whole, atol=1e-5)
-    np.testing.assert_allclose(engines["retrieval"].match(pictures, "a star"), scores, atol=1e-5)
+    np.testing.assert_allclose(engines["retrieval"].embed_images(images), whole, atol=1e-5)
+    np.testing.assert_allclose(engines["retrieval"].match(images, "a star"), scores, atol=1e-5)
 
 
-def test_one_picture_goes_with_many_texts(engines, pictures):
+def test_one_image_goes_with_many_texts(engines, images):
     texts = ["a star", "a red circle"]
-    scores = engines["retrieval"].match(pictures[1], texts)
-    single = [engines["retrieval"].match(pictures[1], text) for text in texts]
+    scores = engines["retrieval"].match(images[1], texts)
+    single = [engines["retrieval"].match(images[1], text) for text in texts]
     np.testing.assert_allclose(scores, single, atol=1e-5)
 
 
@@ -158,10 +158,10 @@ def test_empty_lists_give_empty_results(engines):
     assert engines["retrieval"].match([], []) == []
 
 
-def test_a_prompt_begins_the_caption(engines, pictures):
-    caption = engines["captioning"].caption(pictures[0], prompt="A small Red")
+def test_a_prompt_begins_the_caption(engines, images):
+    caption = engines["captioning"].caption(images[0], prompt="A small Red")
     assert caption.startswith("a small red")
-    assert len(engines["captioning"].caption(pictures, prompt="a")) == 3
+    assert len(engines["captioning"].caption(images, prompt="a")) == 3
 
 
 def _with_setting(folder, copy, **task):
@@ -173,70 +173,70 @@ def _with_setting(folder, copy, **task):
     return triptych.load(copy)
 
 
-def test_the_folders_own_prompt_is_read_and_not_shown(engines, folders, pictures, tmp_path):
+def test_the_folders_own_prompt_is_read_and_not_shown(engines, folders, images, tmp_path):
     own = _with_setting(folders["captioning"], tmp_path / "own", prompt="a small")
-    asked = engines["captioning"].caption(pictures, prompt="a small")
-    joined = [f"a small {text}".replace(" ", "") for text in own.caption(pictures)]
+    asked = engines["captioning"].caption(images, prompt="a small")
+    joined = [f"a small {text}".replace(" ", "") for text in own.caption(images)]
     assert joined == [text.replace(" ", "") for text in asked]  # "##ing" may follow the prompt
-    assert own.caption(pictures, prompt="the star")[0].startswith("the star")
+    assert own.caption(images, prompt="the star")[0].startswith("the star")
 
 
-def test_drawn_captions_depend_on_the_seed_alone(engines, pictures):
+def test_drawn_captions_depend_on_the_seed_alone(engines, images):
     engine, draw = engines["captioning"], SamplingConfig(max_tokens=6)
-    many = pictures * 4
+    many = images * 4
     first, same, other = (engine.caption(many, sampling=draw, seed=s) for s in (1, 1, 2))
     assert first == same != other
     likeliest = SamplingConfig(top_k=1, min_tokens=1, max_tokens=6)
-    assert engine.caption(pictures, sampling=likeliest) == engine.caption(pictures, num_beams=1)
-    text = engine.caption(pictures[0], sampling=draw, prompt="a star")
+    assert engine.caption(images, sampling=likeliest) == engine.caption(images, num_beams=1)
+    text = engine.caption(images[0], sampling=draw, prompt="a star")
     assert text.startswith("a star")
     with pytest.raises(ConfigError, match="num_samples = 2: must be 1 here"):
-        engine.caption(pictures, sampling=SamplingConfig(num_samples=2))
+        engine.caption(images, sampling=SamplingConfig(num_samples=2))
 
 
-def test_an_answer_out_of_choices(engines, folders, pictures, tmp_path):
+def test_an_answer_out_of_choices(engines, folders, images, tmp_path):
     choices = ["a red circle", "no", "the square"]
     question = "what color is the star?"
-    found = engines["vqa"].answer(pictures, question, choices=choices)
+    found = engines["vqa"].answer(images, question, choices=choices)
     assert set(found) <= set(choices)
     own = _with_setting(folders["vqa"], tmp_path / "own", answer_list=choices)
-    assert own.answer(pictures, question) == found
+    assert own.answer(images, question) == found
     searched = _with_setting(
         folders["vqa"], tmp_path / "beam", answer_list=choices, list_search="beam"
     )
-    assert set(searched.answer(pictures, question)) <= set(choices)
+    assert set(searched.answer(images, question)) <= set(choices)
     with pytest.raises(DataError, match="choice 1 is empty"):
-        own.answer(pictures[0], question, choices=["a", " "])
+        own.answer(images[0], question, choices=["a", " "])
 
 
-def test_words_seen_in_the_picture_follow_the_question(engines, pictures, monkeypatch):
+def test_words_seen_in_the_image_follow_the_question(engines, images, monkeypatch):
     seen = []
     plain = Engine._padded
     monkeypatch.setattr(
         Engine, "_padded", lambda self, ids: (seen.append(ids), plain(self, ids))[1]
     )
     engine, words = engines["vqa"], engines["vqa"].tokenizer
-    engine.answer(pictures[:2], "the star", ocr_words=["a", ""], object_words="red circle")
+    engine.answer(images[:2], "the star", ocr_words=["a", ""], object_words="red circle")
     star, red = (words.encode([text], max_tokens=9)[0] for text in ("the star", "red circle"))
     a = words.encode(["a"], max_tokens=9)[0]
     assert seen == [[[*star, *a[1:], *red[1:]], [*star, *red[1:]]]]
     with pytest.raises(DataError, match="2 questions and 1 ocr_words"):
-        engine.answer(pictures[:2], "the star", ocr_words=["a"])
+        engine.answer(images[:2], "the star", ocr_words=["a"])
 
 
-def test_boxes_lie_in_the_original_picture(engines, pictures):
-    """Bins of 8 steps: a corner is a multiple of a sixteenth of the side, or the picture's edge."""
-    x0, y0, x1, y1 = engines["grounding"].ground(pictures[1], "the star")  # 30 high, 20 wide
+def test_boxes_lie_in_the_original_image(engines, images):
+    """Bins of 8 steps: a corner is a multiple of a sixteenth of the side, or the image's edge."""
+    x0, y0, x1, y1 = engines["grounding"].ground(images[1], "the star")  # 30 high, 20 wide
     assert 0 <= x0 <= x1 <= 20 and 0 <= y0 <= y1 <= 30
     for value, side in ((x0, 20), (x1, 20), (y0, 30), (y1, 30)):
         assert (value / side * 32) % 1 == pytest.approx(0, abs=1e-4)
 
 
-def test_path_pil_and_array_are_one_picture(engines, pictures, tmp_path):
+def test_path_pil_and_array_are_one_image(engines, images, tmp_path):
     path = tmp_path / "a.png"
-    Image.fromarray(pictures[1]).save(path)
-    given = [path, str(path), Image.open(path), Image.fromarray(pictures[1]), pictures[1]]
-    assert all(np.array_equal(read_image(image), pictures[1]) for image in given)
+    Image.fromarray(images[1]).save(path)
+    given = [path, str(path), Image.open(path), Image.fromarray(images[1]), images[1]]
+    assert all(np.array_equal(read_image(image), images[1]) for image in given)
     rows = engines["retrieval"].embed_images(given)
     np.testing.assert_allclose(rows, np.repeat(rows[:1], 5, axis=0), atol=1e-5)
 
@@ -253,11 +253,11 @@ def test_path_pil_and_array_are_one_picture(engines, pictures, tmp_path):
     ],
 )
 def test_what_was_not_trained_is_refused_with_the_command(
-    engines, folders, pictures, trained_for, call, recipe
+    engines, folders, images, trained_for, call, recipe
 ):
     command = f"triptych train {recipe} --data .* --init-from {folders[trained_for]}"
     with pytest.raises(CapabilityError, match=command):
-        call(engines[trained_for], pictures[0])
+        call(engines[trained_for], images[0])
 
 
 @pytest.mark.parametrize(
@@ -267,19 +267,19 @@ def test_what_was_not_trained_is_refused_with_the_command(
         (["a star?", ""], "question 1 is empty"),
         (7, "question is int 7: pass a string"),
         ("\u200b", "holds no word"),
-        (["a?", "b?", "c?"], "2 pictures and 3 questions"),
+        (["a?", "b?", "c?"], "2 images and 3 questions"),
     ],
 )
-def test_questions_that_cannot_be_asked(engines, pictures, question, message):
-    given = pictures[:2] if "pictures" in message else pictures[0]
+def test_questions_that_cannot_be_asked(engines, images, question, message):
+    given = images[:2] if "images" in message else images[0]
     with pytest.raises(DataError, match=message):
         engines["vqa"].answer(given, question)
 
 
-def test_a_bad_picture_is_named(engines, tmp_path):
+def test_a_bad_image_is_named(engines, tmp_path):
     path = tmp_path / "broken.jpg"
-    path.write_bytes(b"no picture at all")
-    with pytest.raises(DataError, match=r"broken.jpg: no picture"):
+    path.write_bytes(b"no image at all")
+    with pytest.raises(DataError, match=r"broken.jpg: no image"):
         engines["captioning"].caption([path])
     with pytest.raises(DataError, match=r"absent.jpg: there is no such file"):
         engines["captioning"].caption("absent.jpg")
@@ -287,8 +287,8 @@ def test_a_bad_picture_is_named(engines, tmp_path):
         engines["captioning"].caption([np.zeros((4, 4), np.uint8), {}])
 
 
-def test_a_long_prompt_is_cut_and_leaves_room(engines, pictures):
-    caption = engines["captioning"].caption(pictures[0], prompt="a small red circle " * 30)
+def test_a_long_prompt_is_cut_and_leaves_room(engines, images):
+    caption = engines["captioning"].caption(images[0], prompt="a small red circle " * 30)
     assert caption.startswith("a small red circle a small")
 
 
@@ -306,7 +306,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     [
         ("config.json", "model", {"kind": "mplog"}, "unknown model kind 'mplog'; did you mean"),
         ("config.json", "model", None, "has no `model`"),
-        ("preprocess.json", "image_size", 32, "pictures of 32 px but the model takes 16"),
+        ("preprocess.json", "image_size", 32, "images of 32 px but the model takes 16"),
         ("preprocess.json", "meen", 1, "unknown field 'meen'; did you mean 'mean'"),
     ],
 )
@@ -324,23 +324,23 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path):
         triptych.load(folder)
 
 
-def test_bf16_is_near_fp32(folders, pictures):
+def test_bf16_is_near_fp32(folders, images):
     exact = triptych.load(folders["retrieval"], device="cpu", precision="fp32")
     rough = triptych.load(folders["retrieval"], device="cpu", precision="bf16")
-    found, expected = rough.embed_images(pictures), exact.embed_images(pictures)
+    found, expected = rough.embed_images(images), exact.embed_images(images)
     assert not np.array_equal(found, expected)
     np.testing.assert_allclose(found, expected, atol=0.05)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_the_gpu_agrees_with_the_cpu(folders, pictures):
+def test_the_gpu_agrees_with_the_cpu(folders, images):
     calls = {
-        "captioning": lambda engine: engine.caption(pictures, prompt="a"),
-        "vqa": lambda engine: engine.answer(pictures, "what color is the star?"),
-        "grounding": lambda engine: engine.ground(pictures, "the star"),
-        "retrieval": lambda engine: engine.match(pictures, "a star"),
-        "pretraining": lambda engine: engine.embed_images(pictures),
+        "captioning": lambda engine: engine.caption(images, prompt="a"),
+        "vqa": lambda engine: engine.answer(images, "what color is the star?"),
+        "grounding": lambda engine: engine.ground(images, "the star"),
+        "retrieval": lambda engine: engine.match(images, "a star"),
+        "pretraining": lambda engine: engine.embed_images(images),
     }
     for name, call in calls.items():
         there = call(triptych.load(folders[name], device="cuda", precision="fp32"))

@@ -1,4 +1,4 @@
-"""Pictures of every kind as pixels, and pictures and texts brought to one length."""
+"""Images of every kind as pixels, and images and texts brought to one length."""
 
 import numpy as np
 import pytest
@@ -66,15 +66,15 @@ def test_the_alpha_of_an_array_is_laid_on_white_as_that_of_a_file(tmp_path):
         (np.zeros((4, 4, 3), np.float32), "array of float32: pass uint8"),
         (np.zeros((4, 4, 2), np.uint8), r"shape \(4, 4, 2\): pass height x width x 3"),
         (np.zeros((3, 4, 5), np.uint8), r"shape \(3, 4, 5\): pass height x width x 3"),
-        (np.zeros((2, 4, 4, 3), np.uint8), "several pictures as a list"),
+        (np.zeros((2, 4, 4, 3), np.uint8), "several images as a list"),
         (np.zeros((0, 4, 3), np.uint8), "holds no pixel"),
-        (b"bytes", "picture 3 is bytes: pass a path"),
-        (None, "picture 3 is NoneType: pass a path"),
+        (b"bytes", "image 3 is bytes: pass a path"),
+        (None, "image 3 is NoneType: pass a path"),
     ],
 )
-def test_what_is_no_picture_is_named(image, message):
+def test_what_is_no_image_is_named(image, message):
     with pytest.raises(DataError, match=message):
-        read_image(image, "picture 3")
+        read_image(image, "image 3")
 
 
 @pytest.mark.parametrize(
@@ -93,5 +93,5 @@ def test_broadcast(images, texts, expected):
 
 
 def test_unequal_lists_are_refused():
-    with pytest.raises(DataError, match="2 pictures and 1 phrases"):
+    with pytest.raises(DataError, match="2 images and 1 phrases"):
         broadcast(["a", "b"], ["x"], "phrase")

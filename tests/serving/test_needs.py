@@ -7,9 +7,9 @@ import pytest
 from triptych.core.errors import CapabilityError
 from triptych.models.flava.config import FLAVAConfig
 from triptych.models.registry import model_config
-from triptych.recipes.kinds import TRAINED_FOR
 from triptych.recipes.registry import RECIPES
 from triptych.serving.needs import NEEDS, OTHER_RECIPES, require
+from triptych.workflows.kinds import TRAINED_FOR
 
 FOLDER = Path("runs/mine/model")
 

@@ -1,4 +1,4 @@
-"""Pairs of pictures with statements, one or many."""
+"""Pairs of images with statements, one or many."""
 
 import pytest
 
@@ -23,8 +23,8 @@ def test_pairs_and_statements_come_to_one_length(given, expected):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ((["a", "b"], "c", "s"), "2 first pictures and 1 second ones"),
-        ((["a", "b"], ["c", "d"], ["s", "t", "u"]), "2 pictures and 3 statements"),
+        ((["a", "b"], "c", "s"), "2 first images and 1 second ones"),
+        ((["a", "b"], ["c", "d"], ["s", "t", "u"]), "2 images and 3 statements"),
     ],
 )
 def test_lists_that_do_not_fit(given, message):

@@ -72,7 +72,7 @@ def test_a_folder_gives_transformers_embeddings_and_scores(tmp_path, safe, token
         states = theirs.flava.get_text_features(
             input_ids=words["input_ids"], attention_mask=words["attention_mask"]
         ).pooler_output[:, 0]
-        picture = theirs.flava.get_image_features(pixels).pooler_output[:, 0]
+        embedded = theirs.flava.get_image_features(pixels).pooler_output[:, 0]
         fused = theirs.flava(
             input_ids=words["input_ids"],
             attention_mask=words["attention_mask"],
@@ -84,7 +84,7 @@ def test_a_folder_gives_transformers_embeddings_and_scores(tmp_path, safe, token
     normalise = torch.nn.functional.normalize
     np.testing.assert_allclose(model.embed_texts(TEXTS), normalise(states, dim=-1), atol=1e-5)
     np.testing.assert_allclose(
-        model.embed_images(image), normalise(picture, dim=-1)[0], atol=2e-3
+        model.embed_images(image), normalise(embedded, dim=-1)[0], atol=2e-3
     )  # pixels are rounded at different places
     np.testing.assert_allclose(model.match(image, TEXTS), scores, atol=2e-3)
 

@@ -63,7 +63,7 @@ def write_tiny_folder(folder: Path, trained_for: str, *, vocab_size: int | None 
 
 
 def write_tiny_vlmo(folder: Path, trained_for: str = "pretraining") -> Path:
-    """Write a VLMo's folder with the same words and picture size, patches of 8 px."""
+    """Write a VLMo's folder with the same words and image size, patches of 8 px."""
     tokenizer = Tokenizer.train(WORDS, vocab_size=120, num_unused=12)
     config = VLMoConfig(
         vocab_size=tokenizer.vocab_size,

@@ -65,7 +65,7 @@ def with_preprocessor(
         resized: Whether the model was given another image size than the folder's.
 
     Raises:
-        CheckpointError: Pictures would be prepared for another model.
+        CheckpointError: Images would be prepared for another model.
     """
     path = folder / PREPROCESSOR
     if not path.is_file():
@@ -81,7 +81,7 @@ def with_preprocessor(
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__} {error}") from error
     if side != own and not resized:
         raise CheckpointError(
-            f"{path} makes pictures of {side} px but the model takes {own}: the files belong to "
+            f"{path} makes images of {side} px but the model takes {own}: the files belong to "
             "different models"
         )
     return preprocess | {"mean": mean, "std": std}

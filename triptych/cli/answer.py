@@ -1,4 +1,4 @@
-"""`triptych answer`: answer a question about a picture."""
+"""`triptych answer`: answer a question about an image."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import tyro
 
 from triptych.cli.parsing import EngineGroup, EngineOptions, FolderArgument, ImageArgument, parse
 
-HELP = """Answer a question about a picture.
+HELP = """Answer a question about an image.
 
 Examples:
-  triptych answer runs/vqa/model picture.jpg "what color is the bus?"
-  triptych answer runs/vqa/model picture.jpg "is it a bus?" --choices yes no
+  triptych answer runs/vqa/model image.jpg "what color is the bus?"
+  triptych answer runs/vqa/model image.jpg "is it a bus?" --choices yes no
 """
 
 
@@ -25,11 +25,11 @@ class AnswerOptions:
 
     Attributes:
         folder: A model folder that was fine-tuned with mplug.vqa.
-        image: A picture file.
+        image: An image file.
         question: The question, in quotes.
         choices: Answers to choose from; any words if absent.
-        ocr_words: Words that were read in the picture, in quotes.
-        object_words: Names of what the picture holds, in quotes.
+        ocr_words: Words that were read in the image, in quotes.
+        object_words: Names of what the image holds, in quotes.
         engine: How the model computes.
     """
 

@@ -1,4 +1,4 @@
-"""`triptych caption`: say what pictures show."""
+"""`triptych caption`: say what images show."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from triptych.core.errors import ConfigError
 if TYPE_CHECKING:
     from triptych.generation.sampling import SamplingConfig
 
-HELP = """Say what pictures show, one line a picture.
+HELP = """Say what images show, one line an image.
 
 Examples:
-  triptych caption runs/mine/model picture.jpg
+  triptych caption runs/mine/model image.jpg
   triptych caption runs/mine/model *.jpg --prompt "a photo of" --json
-  triptych caption runs/mine/model picture.jpg --top-p 0.9 --seed 1
+  triptych caption runs/mine/model image.jpg --top-p 0.9 --seed 1
 """
 
 
@@ -30,7 +30,7 @@ class CaptionOptions:
 
     Attributes:
         folder: A model folder, such as RUN_FOLDER/model.
-        images: Picture files.
+        images: Image files.
         prompt: Words that every caption begins with.
         num_beams: Width of the beam search; the model folder's own if absent.
         top_p: Draw the words from the likeliest ones that have this probability together.
@@ -52,10 +52,10 @@ class CaptionOptions:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Print a caption for each picture."""
+    """Print a caption for each image."""
     options = parse(CaptionOptions, arguments, verb="caption", description=HELP)
     if not options.images:
-        raise ConfigError("name at least one picture: triptych caption MODEL_FOLDER IMAGE...")
+        raise ConfigError("name at least one image: triptych caption MODEL_FOLDER IMAGE...")
     engine = options.engine.load(options.folder)
     captions = engine.caption(
         options.images,

@@ -1,4 +1,4 @@
-"""`triptych classify`: say which of some classes a picture shows."""
+"""`triptych classify`: say which of some classes an image shows."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import tyro
 from triptych.cli.parsing import EngineGroup, EngineOptions, FolderArgument, parse
 from triptych.core.errors import ConfigError
 
-HELP = """Print how likely each class is for each picture, from the names of the classes alone.
+HELP = """Print how likely each class is for each image, from the names of the classes alone.
 
 Examples:
-  triptych classify runs/mine/model picture.jpg --labels "red circle,blue star,green cross"
+  triptych classify runs/mine/model image.jpg --labels "red circle,blue star,green cross"
   triptych classify runs/mine/model *.jpg --labels cat,dog --templates sentences.txt
 """
 
@@ -27,11 +27,11 @@ class ClassifyOptions:
 
     Attributes:
         folder: A model folder that was pre-trained, or fine-tuned for retrieval.
-        images: Picture files.
+        images: Image files.
         labels: Names of the classes, with commas between them.
         templates: A text file of sentences about a class, one a line; {} is its name. Eighty
             built-in ones if absent.
-        top: Print only the likeliest classes of each picture; 0 prints all.
+        top: Print only the likeliest classes of each image; 0 prints all.
         engine: How the model computes.
     """
 
@@ -47,7 +47,7 @@ def run(arguments: Sequence[str]) -> int:
     """Print probability and name of each class, the likeliest first."""
     options = parse(ClassifyOptions, arguments, verb="classify", description=HELP)
     if not options.images:
-        raise ConfigError("name at least one picture: triptych classify MODEL_FOLDER IMAGE...")
+        raise ConfigError("name at least one image: triptych classify MODEL_FOLDER IMAGE...")
     if options.top < 0:
         raise ConfigError(f"top = {options.top}: must be at least 0")
     from triptych.evaluation.zero_shot import TEMPLATES, load_templates

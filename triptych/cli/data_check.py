@@ -19,7 +19,7 @@ from triptych.data.source import DataSourceConfig
 if TYPE_CHECKING:
     from triptych.data.check import CheckReport
 
-HELP = """Read a dataset and open every picture: counts, sizes, lengths, duplicates, what is bad.
+HELP = """Read a dataset and open every image: counts, sizes, lengths, duplicates, what is bad.
 
 Exits with 1 where more is bad than training would bear.
 
@@ -40,7 +40,7 @@ class CheckOptions:
         max_bad_share: Share of bad samples that is borne, 0 to 1 (training: data.max_bad_share).
         json: Also write the report, as JSON, to this file.
         skipped: Also list all that is bad, as JSON Lines, in this file.
-        num_threads: Pictures decoded at the same time.
+        num_threads: Images decoded at the same time.
     """
 
     manifest: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MANIFEST")]]
@@ -83,7 +83,7 @@ def _check(source: DataSourceConfig, num_threads: int) -> CheckReport:
     with Progress(
         console=Console(stderr=True), transient=True, disable=not shows_progress()
     ) as progress:
-        bar = progress.add_task("opening pictures", total=None)
+        bar = progress.add_task("opening images", total=None)
         return check_sources(
             [source],
             num_threads=num_threads,

@@ -14,17 +14,17 @@ from triptych.core.errors import TriptychError
 from triptych.scenes.config import SceneConfig
 from triptych.scenes.layout import FORMATS, SceneFiles
 
-HELP = """Write pictures of coloured shapes with captions, questions, phrases and boxes.
+HELP = """Write images of coloured shapes with captions, questions, phrases and boxes.
 
 The files have the formats of COCO, VQAv2, RefCOCO, NLVR2, SNLI-VE, MSRVTT and WebDataset.
-Clips are written where PyAV is installed, one to a hundred pictures unless --num-clips says more.
+Clips are written where PyAV is installed, one to a hundred images unless --num-clips says more.
 
 Examples:
   triptych data scenes scenes --num-images 2000
   triptych data scenes scenes --num-images 500 --image-size 128 --materials --formats captions vqa
 """
 
-PICTURES_PER_CLIP = 100
+IMAGES_PER_CLIP = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,19 +33,19 @@ class ScenesOptions:
 
     Attributes:
         out: A new or empty folder.
-        num_images: Pictures of the training split.
-        num_val: Pictures of the validation split; a tenth of num_images, 8 to 500, if absent.
-        num_test: Pictures of the test split; as num_val if absent.
-        num_compositional: Pictures of the compositional split, with colour-shape pairs that
+        num_images: Images of the training split.
+        num_val: Images of the validation split; a tenth of num_images, 8 to 500, if absent.
+        num_test: Images of the test split; as num_val if absent.
+        num_compositional: Images of the compositional split, with colour-shape pairs that
             training never shows; as num_val if absent.
         num_clips: Clips of the training split; needs `pip install triptych[video]`. Absent for a
             hundredth of num_images where that is installed, and none where it is not.
-        formats: Which formats to write beside the pictures.
-        captions_per_image: Captions of each picture.
-        questions_per_image: Questions on each picture.
-        phrases_per_image: Referring phrases of each picture, at most.
+        formats: Which formats to write beside the images.
+        captions_per_image: Captions of each image.
+        questions_per_image: Questions on each image.
+        phrases_per_image: Referring phrases of each image, at most.
         num_workers: Processes that paint.
-        world: What the pictures show.
+        world: What the images show.
     """
 
     out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
@@ -66,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
     """Write the scenes, and say where they are and what to do with them."""
     options = parse(ScenesOptions, arguments, verb="data scenes", description=HELP)
     files = _write(options)
-    print(f"wrote {options.num_images:,} training pictures and their annotations to {files.root}")
+    print(f"wrote {options.num_images:,} training images and their annotations to {files.root}")
     if "captions" in options.formats:
         flags = SourceOptions(image_root=str(files.split_images("train"))).flags()
         captions = files.coco_captions("train")
@@ -116,4 +116,4 @@ def _num_clips(options: ScenesOptions) -> int:
     except TriptychError as error:
         print(f"no clips: {error}")
         return 0
-    return max(1, options.num_images // PICTURES_PER_CLIP)
+    return max(1, options.num_images // IMAGES_PER_CLIP)

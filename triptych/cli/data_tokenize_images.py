@@ -1,4 +1,4 @@
-"""`triptych data tokenize-images`: shards that hold each picture's codes."""
+"""`triptych data tokenize-images`: shards that hold each image's codes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import tyro
 from triptych.cli.parsing import SourceGroup, SourceOptions, parse, shows_progress
 
 if TYPE_CHECKING:
-    from triptych.recipes.tokenize_images import TokenizedImages
+    from triptych.workflows.tokenize_images import TokenizedImages
 
-HELP = """Write WebDataset shards of pictures with the codes that an image tokenizer gives them.
+HELP = """Write WebDataset shards of images with the codes that an image tokenizer gives them.
 
 Masked image modelling then reads its targets instead of computing them at each step. The codes are
-those of whole pictures, so training must neither crop nor mirror.
+those of whole images, so training must neither crop nor mirror.
 
 Examples:
   triptych train dvae --data my.jsonl --out runs/dvae
@@ -32,15 +32,15 @@ class TokenizeOptions:
 
     Attributes:
         manifest: A manifest (.jsonl, .csv), an annotation file of a public dataset, a folder of
-            pictures or of .tar shards, or a shard pattern.
+            images or of .tar shards, or a shard pattern.
         tokenizer: A model folder that `triptych train dvae` made, or released weights: FLAVA's in
             transformers' layout, or DALL-E's `encoder.pkl`.
         out: A new or empty folder for the shards.
         source: How the manifest is read.
         image_size: Side in pixels of what the tokenizer sees: 8 times the patches on a side of the
             encoder that will be trained (112 for 224 px in patches of 16); its own if absent.
-        samples_per_shard: Pictures in a shard.
-        max_bad_share: Share of bad pictures that is borne, 0 to 1.
+        samples_per_shard: Images in a shard.
+        max_bad_share: Share of bad images that is borne, 0 to 1.
     """
 
     manifest: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MANIFEST")]]
@@ -57,7 +57,7 @@ def run(arguments: Sequence[str]) -> int:
     options = parse(TokenizeOptions, arguments, verb="data tokenize-images", description=HELP)
     found = _tokenize(options)
     print(
-        f"wrote {found.num_pictures:,} pictures of {found.num_records:,} records with their codes "
+        f"wrote {found.num_images:,} images of {found.num_records:,} records with their codes "
         f"to {options.out}; {found.num_skipped:,} could not be used"
     )
     print(
@@ -71,12 +71,12 @@ def _tokenize(options: TokenizeOptions) -> TokenizedImages:
     from rich.console import Console
     from rich.progress import Progress
 
-    from triptych.recipes.tokenize_images import tokenize_images
+    from triptych.workflows.tokenize_images import tokenize_images
 
     with Progress(
         console=Console(stderr=True), transient=True, disable=not shows_progress()
     ) as progress:
-        bar = progress.add_task("tokenizing pictures", total=None)
+        bar = progress.add_task("tokenizing images", total=None)
         return tokenize_images(
             options.source.source(options.manifest),
             options.tokenizer,

@@ -10,15 +10,15 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from triptych.cli.demo_pictures import picture_cards
+from triptych.cli.demo_images import image_cards
 from triptych.cli.parsing import parse
 from triptych.core.config import to_dict
 from triptych.core.files import write_json
 from triptych.core.machine import current_commit, describe_machine
-from triptych.recipes.demo import DemoResult, Score, run_demo
 from triptych.report.data import Curve, ReportData, ScoreRow
 from triptych.report.html import write_report
 from triptych.report.terminal import print_scores
+from triptych.workflows.demo import DemoResult, Score, run_demo
 
 HELP = """Write scenes, train on them, measure on unseen ones, and show it in a report.
 
@@ -38,7 +38,7 @@ BARS = {
 }
 """What the tiny demo must reach on the test split (see benchmarks/results/foundation.json)."""
 
-NUM_PICTURES = 12
+NUM_IMAGES = 12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +48,7 @@ class DemoOptions:
     Attributes:
         out: Folder for data, runs and the report; must be new or empty.
         scale: smoke (seconds, learns nothing), tiny (under 15 minutes on two cores), small (twice
-            the pictures and steps, and the time).
+            the images and steps, and the time).
         seed: Seed of scenes and training.
         num_threads: CPU threads; absent for torch's own choice.
     """
@@ -82,7 +82,7 @@ def demo(
     result = run_demo(out, scale, seed=seed, num_threads=num_threads, console=console)
     command = _command(scale, seed, num_threads)
     rows = [score_row(score, scale) for score in result.scores if _is_shown(score)]
-    pictures = picture_cards(result, seed=seed, count=NUM_PICTURES)
+    images = image_cards(result, seed=seed, count=NUM_IMAGES)
     minutes = (time.perf_counter() - start) / 60
     report = out / "report.html"
     write_report(
@@ -92,7 +92,7 @@ def demo(
                 f"One command wrote the scenes, trained the tokenizer, pre-trained a small mPLUG "
                 f"with four objectives, fine-tuned it twice and measured it, in {minutes:.1f} "
                 "minutes.",
-                "Every number below is from pictures that training never saw. Each scene "
+                "Every number below is from images that training never saw. Each scene "
                 "of the compositional split holds at least one pair of colour and shape that never "
                 "occurs in training.",
             ),
@@ -101,7 +101,7 @@ def demo(
                 Curve(title=stage, metrics_jsonl=result.run(stage) / "metrics.jsonl")
                 for stage in result.configs
             ),
-            pictures=tuple(pictures),
+            images=tuple(images),
             configuration={
                 stage: (result.run(stage) / "config.yaml").read_text(encoding="utf-8")
                 for stage in result.configs
@@ -115,10 +115,10 @@ def demo(
     )
     write_json(out / "results.json", results(result, command, minutes, scale))
     print_scores(rows, console)
-    pictures_of_test = out / "data" / "images" / "test"
+    images_of_test = out / "data" / "images" / "test"
     for line in (  # whole lines, so that a path can be copied out of a pipe
         f"{minutes:.1f} minutes in all. Report: {report.resolve()}",
-        f"Try it: triptych caption {result.model('pretrain')} {pictures_of_test}/*7.jpg",
+        f"Try it: triptych caption {result.model('pretrain')} {images_of_test}/*7.jpg",
     ):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     return result

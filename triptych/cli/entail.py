@@ -1,4 +1,4 @@
-"""`triptych entail`: say what a picture says to hypotheses."""
+"""`triptych entail`: say what an image says to hypotheses."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import tyro
 from triptych.cli.parsing import EngineGroup, EngineOptions, FolderArgument, ImageArgument, parse
 from triptych.core.errors import ConfigError
 
-HELP = """Print for each hypothesis what the picture says: entailment, neutral or contradiction.
+HELP = """Print for each hypothesis what the image says: entailment, neutral or contradiction.
 
 Example:
-  triptych entail runs/snli_ve/model picture.jpg "a dog is outside" "nobody is here"
+  triptych entail runs/snli_ve/model image.jpg "a dog is outside" "nobody is here"
 """
 
 
@@ -25,9 +25,9 @@ class EntailOptions:
 
     Attributes:
         folder: A model folder that was fine-tuned with mplug.snli_ve.
-        image: A picture file.
+        image: An image file.
         hypotheses: Hypotheses, each in quotes.
-        premise: What is known of the picture in words, for a model that reads it.
+        premise: What is known of the image in words, for a model that reads it.
         engine: How the model computes.
     """
 

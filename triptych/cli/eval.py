@@ -35,16 +35,16 @@ class EvalOptions:
         folder: A model folder, such as RUN_FOLDER/model; or released weights: a folder of
             transformers, or the id of one on the hub.
         task: What to score: caption, retrieval, vqa, grounding, nlvr2 (statements about two
-            pictures), snli_ve (entailment), classification (a fine-tuned classifier) or zero_shot
+            images), snli_ve (entailment), classification (a fine-tuned classifier) or zero_shot
             (classes by their names).
         data: Datasets; each is scored on its own.
         source: How they are read.
         limit: Only the first so many records of each.
         rerank_top_k: Retrieval: candidates of each query that ITM scores anew; 0 leaves ITM out.
         itm_score: Retrieval: whether ITM alone ranks these, or ITM plus the similarity.
-        captions_per_image: Retrieval: only the first so many captions of each picture; all if
+        captions_per_image: Retrieval: only the first so many captions of each image; all if
             absent. 5 is usual for COCO and Flickr30k.
-        folds: Retrieval: parts of equally many pictures that are searched apart; 5 is COCO's "1K".
+        folds: Retrieval: parts of equally many images that are searched apart; 5 is COCO's "1K".
         templates: Zero-shot: a text file of sentences about a class, one a line; {} is its name.
         label_pattern: Zero-shot: a regular expression whose first group in a label is the class.
         local_batch_size: Samples at a time.
@@ -109,7 +109,7 @@ def _evaluate(options: EvalOptions, source: DataSourceConfig) -> list[MetricValu
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
     from triptych.evaluation.zero_shot import TEMPLATES, load_templates
-    from triptych.recipes.evaluate import EvalSettings, evaluate_model
+    from triptych.workflows.evaluate import EvalSettings, evaluate_model
 
     settings = EvalSettings(
         captions_per_image=options.captions_per_image,

@@ -39,7 +39,7 @@ class ExportOptions:
 def run(arguments: Sequence[str]) -> int:
     """Export, and say how much was written."""
     options = parse(ExportOptions, arguments, verb="export", description=HELP)
-    from triptych.recipes.importing import export_checkpoint
+    from triptych.workflows.importing import export_checkpoint
 
     number, note = export_checkpoint(options.family, options.folder, options.out)
     print(f"wrote {number:,} tensors to {options.out}")

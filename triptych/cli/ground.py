@@ -13,11 +13,11 @@ import tyro
 from triptych.cli.parsing import EngineGroup, EngineOptions, FolderArgument, ImageArgument, parse
 from triptych.core.errors import ConfigError
 
-HELP = """Find what a phrase speaks of: prints the box as x0 y0 x1 y1 in pixels of the picture.
+HELP = """Find what a phrase speaks of: prints the box as x0 y0 x1 y1 in pixels of the image.
 
 Examples:
-  triptych ground runs/grounding/model picture.jpg "the red bus"
-  triptych ground runs/grounding/model picture.jpg "the red bus" --draw found.png
+  triptych ground runs/grounding/model image.jpg "the red bus"
+  triptych ground runs/grounding/model image.jpg "the red bus" --draw found.png
 """
 
 COLOR = (255, 0, 80)
@@ -29,9 +29,9 @@ class GroundOptions:
 
     Attributes:
         folder: A model folder that was fine-tuned with mplug.grounding.
-        image: A picture file.
+        image: An image file.
         phrase: What to look for, in quotes.
-        draw: Also write the picture with the box drawn on it to this file.
+        draw: Also write the image with the box drawn on it to this file.
         engine: How the model computes.
     """
 
@@ -59,24 +59,24 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def draw_box(image: str, box: tuple[float, float, float, float], out: Path) -> None:
-    """Write a picture with a box on it.
+    """Write an image with a box on it.
 
     Args:
-        image: Picture file.
-        box: x0, y0, x1, y1 in pixels of the upright picture.
+        image: Image file.
+        box: x0, y0, x1, y1 in pixels of the upright image.
         out: Where to; the suffix decides the format.
 
     Raises:
-        ConfigError: No picture can be written there.
+        ConfigError: No image can be written there.
     """
     from PIL import Image, ImageDraw
 
     from triptych.serving.inputs import read_image
 
-    picture = Image.fromarray(read_image(image))
-    width = max(1, round(min(picture.size) / 100))
-    ImageDraw.Draw(picture).rectangle(box, outline=COLOR, width=width)
+    canvas = Image.fromarray(read_image(image))
+    width = max(1, round(min(canvas.size) / 100))
+    ImageDraw.Draw(canvas).rectangle(box, outline=COLOR, width=width)
     try:
-        picture.save(out)
+        canvas.save(out)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot write {out}: {error}; name a .png or .jpg file") from error

@@ -68,7 +68,7 @@ class ImportOptions:
 def run(arguments: Sequence[str]) -> int:
     """Import, print the report, and say what to do next."""
     options = parse(ImportOptions, arguments, verb="import", description=HELP)
-    from triptych.recipes.importing import ImportSettings, import_checkpoint
+    from triptych.workflows.importing import ImportSettings, import_checkpoint
 
     settings = ImportSettings(
         variant=options.variant,

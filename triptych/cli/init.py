@@ -55,8 +55,8 @@ NEEDS = {
 }
 """What a record must have for each recipe, `|` between fields that either will do.
 
-The first that fits is the default. Of pictures alone it is the image tokenizer, which needs nothing
-else and which other recipes for pictures start from.
+The first that fits is the default. Of images alone it is the image tokenizer, which needs nothing
+else and which other recipes for images start from.
 """
 
 
@@ -180,9 +180,9 @@ def _header(options: InitOptions, config: RunConfig) -> str:
 
 def _start(config: RunConfig) -> str | None:
     """Return what a task wants to be given beside the data, in words, or None."""
-    from triptych.recipes.kinds import PRETRAINING
     from triptych.tasks.pretraining.flava_stages import FLAVAImageConfig
     from triptych.tasks.pretraining.vlmo_stages import VLMoVisionConfig
+    from triptych.workflows.kinds import PRETRAINING
 
     if isinstance(config.task, FLAVAImageConfig | VLMoVisionConfig):
         return (

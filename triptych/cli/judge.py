@@ -1,4 +1,4 @@
-"""`triptych judge`: say whether statements are true of two pictures."""
+"""`triptych judge`: say whether statements are true of two images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tyro
 from triptych.cli.parsing import EngineGroup, EngineOptions, FolderArgument, parse
 from triptych.core.errors import ConfigError
 
-HELP = """Print for each statement the probability, 0 to 1, that it is true of two pictures.
+HELP = """Print for each statement the probability, 0 to 1, that it is true of two images.
 
 Example:
   triptych judge runs/nlvr2/model left.jpg right.jpg "both pictures have a dog"
@@ -25,8 +25,8 @@ class JudgeOptions:
 
     Attributes:
         folder: A model folder that was fine-tuned with mplug.nlvr2.
-        first: The left picture, a file.
-        second: The right picture, a file.
+        first: The left image, a file.
+        second: The right image, a file.
         statements: Statements, each in quotes.
         engine: How the model computes.
     """

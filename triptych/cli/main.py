@@ -39,18 +39,18 @@ VERBS = {
     "data tokenize-images": Verb(
         "data_tokenize_images",
         "MANIFEST --tokenizer FOLDER --out SHARDS",
-        "store the codes of pictures beside them",
+        "store the codes of images beside them",
     ),
     "train": Verb("train", "RECIPE|CONFIG|RUN_FOLDER", "pre-train, fine-tune, or --resume a run"),
     "eval": Verb("eval", "MODEL_FOLDER --task T --data PATH", "score a model on held-out data"),
     "probe": Verb("probe", "MODEL_FOLDER --train A --validation B --test C", "probe its features"),
-    "caption": Verb("caption", "MODEL_FOLDER IMAGE...", "say what pictures show"),
-    "answer": Verb("answer", "MODEL_FOLDER IMAGE QUESTION", "answer a question about a picture"),
+    "caption": Verb("caption", "MODEL_FOLDER IMAGE...", "say what images show"),
+    "answer": Verb("answer", "MODEL_FOLDER IMAGE QUESTION", "answer a question about an image"),
     "ground": Verb("ground", "MODEL_FOLDER IMAGE PHRASE", "find what a phrase speaks of"),
     "classify": Verb("classify", "MODEL_FOLDER IMAGE --labels a,b,c", "choose among classes"),
-    "match": Verb("match", "MODEL_FOLDER IMAGE TEXT...", "say how well texts fit a picture"),
-    "judge": Verb("judge", "MODEL_FOLDER IMAGE1 IMAGE2 STATEMENT...", "compare two pictures"),
-    "entail": Verb("entail", "MODEL_FOLDER IMAGE HYPOTHESIS...", "say what follows from a picture"),
+    "match": Verb("match", "MODEL_FOLDER IMAGE TEXT...", "say how well texts fit an image"),
+    "judge": Verb("judge", "MODEL_FOLDER IMAGE1 IMAGE2 STATEMENT...", "compare two images"),
+    "entail": Verb("entail", "MODEL_FOLDER IMAGE HYPOTHESIS...", "say what follows from an image"),
     "import": Verb(
         "import_checkpoint",
         "FAMILY SOURCE OUT --variant V",
@@ -67,7 +67,7 @@ examples:
   triptych demo                                   everything at once, on built-in data
   triptych data check my.jsonl                    look at your data first
   triptych train mplug.pretrain --data my.jsonl --out runs/mine
-  triptych caption runs/mine/model picture.jpg
+  triptych caption runs/mine/model image.jpg
 
 `triptych VERB --help` says more."""
 
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _whole_run(run_folder: Path) -> Path:
     """Return what to resume: of a stage, the folder of all stages."""
-    from triptych.recipes.stagewise import is_stagewise
+    from triptych.workflows.stagewise import is_stagewise
 
     return run_folder.parent if is_stagewise(run_folder.parent) else run_folder
 

@@ -1,4 +1,4 @@
-"""`triptych match`: say how well texts fit a picture."""
+"""`triptych match`: say how well texts fit an image."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import tyro
 from triptych.cli.parsing import EngineGroup, EngineOptions, FolderArgument, ImageArgument, parse
 from triptych.core.errors import ConfigError
 
-HELP = """Print for each text the probability, 0 to 1, that it describes the picture.
+HELP = """Print for each text the probability, 0 to 1, that it describes the image.
 
 Example:
-  triptych match runs/mine/model picture.jpg "a red bus" "two dogs on a beach"
+  triptych match runs/mine/model image.jpg "a red bus" "two dogs on a beach"
 """
 
 
@@ -25,7 +25,7 @@ class MatchOptions:
 
     Attributes:
         folder: A model folder that was pre-trained, or fine-tuned with mplug.retrieval.
-        image: A picture file.
+        image: An image file.
         texts: Texts, each in quotes.
         engine: How the model computes.
     """

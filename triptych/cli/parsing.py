@@ -53,7 +53,7 @@ class SourceOptions:
 
     Attributes:
         reader: The format; `auto` decides by extension and content.
-        image_root: Folder that relative picture paths start from; the manifest's own if absent.
+        image_root: Folder that relative image paths start from; the manifest's own if absent.
         split: The part to read where a file holds several.
         annotations: VQAv2's annotations or RefCOCO's instances, if not beside the file.
     """

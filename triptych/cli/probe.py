@@ -29,14 +29,14 @@ class ProbeOptions:
     Attributes:
         folder: A model folder; or released weights: a folder of transformers, or the id of one on
             the hub.
-        train: Labelled pictures that the classifier is fitted on.
-        validation: Labelled pictures that choose the penalty.
-        test: Labelled pictures that it is scored on.
+        train: Labelled images that the classifier is fitted on.
+        validation: Labelled images that choose the penalty.
+        test: Labelled images that it is scored on.
         source: How all three are read.
         label_pattern: A regular expression whose first group in a label is the class; the whole
             label if absent.
-        local_batch_size: Pictures at a time.
-        max_bad_share: Share of pictures that may be unreadable.
+        local_batch_size: Images at a time.
+        max_bad_share: Share of images that may be unreadable.
         json: Also write the numbers to this file.
     """
 
@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
     """Print a table, and write JSON where asked."""
     options = parse(ProbeOptions, arguments, verb="probe", description=HELP)
     from triptych.core.machine import current_commit
-    from triptych.recipes.frozen import probe_folder
+    from triptych.workflows.frozen import probe_folder
 
     metrics, probe = probe_folder(
         options.folder,

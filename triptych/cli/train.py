@@ -83,7 +83,7 @@ def run(arguments: Sequence[str]) -> int:
         return _resume(plain, rest)
     config = read_config(arguments, plain)
     out = plain.out or _default_folder(plain, config)
-    from triptych.recipes.run import train_run
+    from triptych.workflows.run import train_run
 
     return _report(train_run(config, out), out)
 
@@ -239,8 +239,8 @@ def _resume(plain: PlainOptions, rest: Sequence[str]) -> int:
             f"{given[0]} cannot be changed when a run goes on: --resume takes the config of "
             f"{plain.target}; begin a new run to change it"
         )
-    from triptych.recipes.run import allow_bad_share, resume_run
-    from triptych.recipes.stagewise import is_stagewise
+    from triptych.workflows.run import allow_bad_share, resume_run
+    from triptych.workflows.stagewise import is_stagewise
 
     folder = Path(plain.target)
     if share is not None:

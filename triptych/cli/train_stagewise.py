@@ -14,11 +14,11 @@ from triptych.cli.parsing import SourceGroup, SourceOptions, parse, refuse_repea
 from triptych.core.errors import ConfigError
 
 ABOUT = {
-    "vlmo": """Pre-train VLMo in its three stages: pictures, then texts, then pairs.
+    "vlmo": """Pre-train VLMo in its three stages: images, then texts, then pairs.
 
 The stages alone are the recipes dvae (which makes the targets of the first), vlmo.vision,
 vlmo.language and vlmo.pretrain.""",
-    "flava": """Pre-train FLAVA in its stages: pictures, texts, then both with pairs in one run.
+    "flava": """Pre-train FLAVA in its stages: images, texts, then both with pairs in one run.
 
 The stages alone are the recipes dvae (which makes the targets of the first), flava.image (or dino,
 see --image-objective), flava.text and flava.joint.""",
@@ -43,12 +43,12 @@ class StagewiseOptions:
         scale: smoke (seconds, learns nothing), tiny (about 20 minutes on two cores), small (hours,
             or one GPU), base, large (the paper's).
         out: The new folder; runs/FAMILY.stagewise-SCALE if absent.
-        sources: Pictures with captions; absent for the built-in scenes.
+        sources: Images with captions; absent for the built-in scenes.
         source: How that data is read.
         texts: Texts for the stage on texts alone, such as one a line; absent for the captions.
-        pictures: Pictures alone, such as a folder, for the stages on pictures (dVAE, vision,
+        images: Images alone, such as a folder, for the stages on images (dVAE, vision,
             FLAVA's joint stage too); absent for those of the pairs.
-        image_objective: How FLAVA's image encoder learns from pictures: mim hides patches, dino
+        image_objective: How FLAVA's image encoder learns from images: mim hides patches, dino
             compares crops.
         image_tokenizer: A model folder with a dVAE; absent to train one first.
         text_tokenizer: A tokenizer.json, vocab.txt or folder; absent to train one on the texts.
@@ -61,7 +61,7 @@ class StagewiseOptions:
     sources: Annotated[tuple[str, ...], tyro.conf.arg(name="data", metavar="PATH [PATH ...]")] = ()
     source: SourceGroup = field(default_factory=SourceOptions)
     texts: tuple[str, ...] = ()
-    pictures: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
     image_objective: Literal["mim", "dino"] = "mim"
     image_tokenizer: str | None = None
     text_tokenizer: str | None = None
@@ -71,7 +71,7 @@ class StagewiseOptions:
 
 def run(recipe: str, arguments: Sequence[str]) -> int:
     """Train the stages of vlmo.stagewise or flava.stagewise, and say where the model is."""
-    from triptych.recipes.stagewise import (
+    from triptych.workflows.stagewise import (
         StagewisePlan,
         is_stagewise,
         scene_plan,
@@ -80,7 +80,7 @@ def run(recipe: str, arguments: Sequence[str]) -> int:
 
     family = recipe.split(".")[0]
     text = HELP.format(about=ABOUT[family], recipe=recipe)
-    refuse_repeats(arguments, "--data", "--texts", "--pictures")
+    refuse_repeats(arguments, "--data", "--texts", "--images")
     options = parse(StagewiseOptions, arguments, verb=f"train {recipe}", description=text)
     out = options.out or Path("runs") / f"{recipe}-{options.scale}"
     if options.sources:
@@ -89,7 +89,7 @@ def run(recipe: str, arguments: Sequence[str]) -> int:
             scale=options.scale,
             pairs=tuple(options.source.source(path) for path in options.sources),
             texts=tuple(SourceOptions().source(path) for path in options.texts),
-            pictures=tuple(SourceOptions().source(path) for path in options.pictures),
+            images=tuple(SourceOptions().source(path) for path in options.images),
             image_objective=options.image_objective,
             seed=options.seed,
             num_threads=options.num_threads,
@@ -119,7 +119,7 @@ def _refuse_data_options(options: StagewiseOptions) -> None:
     """Raise where an option speaks of one's own data, and there is none."""
     given = {
         "--texts": bool(options.texts),
-        "--pictures": bool(options.pictures),
+        "--images": bool(options.images),
         "an option that tells how --data is read": bool(options.source.flags()),
     }
     for name, is_given in given.items():
@@ -132,14 +132,14 @@ def _refuse_data_options(options: StagewiseOptions) -> None:
 
 def resume(folder: Path) -> int:
     """Go on with the stages of a folder."""
-    from triptych.recipes.stagewise import resume_stagewise
+    from triptych.workflows.stagewise import resume_stagewise
 
     return report(resume_stagewise(folder).elapsed_s, folder)
 
 
 def report(elapsed_s: float, folder: Path) -> int:
     """Say how long the last stage took and where its model is."""
-    from triptych.recipes.stagewise import last_stage
+    from triptych.workflows.stagewise import last_stage
 
     print(f"last stage: {elapsed_s:,.1f} s")
     print(f"model: {last_stage(folder) / 'model'}")

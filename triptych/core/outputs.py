@@ -19,7 +19,7 @@ class ImageFeatures:
 
     Attributes:
         tokens: (B, N, D) states, the [CLS] token first.
-        cls: (B, D') state of the picture as a whole, where it is not `tokens[:, 0]`.
+        cls: (B, D') state of the image as a whole, where it is not `tokens[:, 0]`.
         inputs: (B, N, D) the sequence before the first block, of models whose fusion begins there.
     """
 
@@ -29,12 +29,12 @@ class ImageFeatures:
 
     @property
     def pooled(self) -> Tensor:
-        """(B, D') state of the picture as a whole: what a classifier reads."""
+        """(B, D') state of the image as a whole: what a classifier reads."""
         return self.tokens[:, 0] if self.cls is None else self.cls
 
     @classmethod
     def join(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
-        """Put the pictures of several batches of one model together."""
+        """Put the images of several batches of one model together."""
         return cls(
             torch.cat([part.tokens for part in parts]),
             None if parts[0].cls is None else torch.cat([_there(part.cls) for part in parts]),
@@ -42,7 +42,7 @@ class ImageFeatures:
         )
 
     def select(self, index: Tensor) -> ImageFeatures:
-        """Return the pictures at `index` (M,) int64, which may repeat."""
+        """Return the images at `index` (M,) int64, which may repeat."""
         return ImageFeatures(
             self.tokens.index_select(0, index),
             None if self.cls is None else self.cls.index_select(0, index),
@@ -134,7 +134,7 @@ class Predictions:
     Attributes:
         index: (B,) positions of the samples in the dataset.
         texts: Generated texts (captions or answers), one a sample.
-        boxes_xyxy: (B, 4) boxes in pixels of the original picture.
+        boxes_xyxy: (B, 4) boxes in pixels of the original image.
         embeddings: Named tensors for retrieval, such as {"image": (B, E), "text": (B, E)}.
         scores: Anything else that a metric reads, one value a sample.
     """

@@ -51,9 +51,9 @@ class Built:
 
 
 class ImageCache:
-    """Decode pictures, and keep the first ones that fit into a bounded memory.
+    """Decode images, and keep the first ones that fit into a bounded memory.
 
-    Nothing is evicted: in a new permutation each epoch every picture is equally likely to come
+    Nothing is evicted: in a new permutation each epoch every image is equally likely to come
     next, so which ones are kept does not matter, while eviction by age would throw each one out
     before it comes again.
     """
@@ -64,7 +64,7 @@ class ImageCache:
         self._known: dict[tuple[str, int | None], Pixels] = {}
 
     def __call__(self, source: ImageSource) -> Pixels:
-        """Return the decoded picture (H, W, 3) uint8.
+        """Return the decoded image (H, W, 3) uint8.
 
         Raises:
             ImageProblem: It cannot be read or decoded.
@@ -84,12 +84,12 @@ class BatchBuilder:
 
     Args:
         records: The dataset.
-        collator: Makes text, box and key tensors; a `TextCollator` needs no pictures, a
+        collator: Makes text, box and key tensors; a `TextCollator` needs no images, a
             `PairCollator` two a sample.
-        transform: Prepares the pictures.
+        transform: Prepares the images.
         seed: Seed of the run.
         train: Whether what cannot be used is replaced (True) or left out.
-        cache_mib: Memory for decoded pictures, in MiB.
+        cache_mib: Memory for decoded images, in MiB.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class BatchBuilder:
             config = self.transform.config
             built.num_samples = len(found)
             built.batch = self.collator.batch(samples)
-            flat = [picture for pictures in pixels for picture in pictures]
+            flat = [array for arrays in pixels for array in arrays]
             if flat:
                 image = normalise_batch(flat, config.mean, config.std)
                 paired = (-1, 2, *image.shape[1:])
@@ -185,8 +185,8 @@ class BatchBuilder:
             return index, pixels, sample
         except (ImageProblem, SampleProblem) as problem:
             record = self.records[index]
-            pictured = isinstance(problem, ImageProblem) and record.image is not None
-            where = str(record.image) if pictured else f"record {record.record_id}"
+            has_image = isinstance(problem, ImageProblem) and record.image is not None
+            where = str(record.image) if has_image else f"record {record.record_id}"
             skipped = Skipped(problem.kind, where, str(problem), record.record_id)
         except Exception as error:
             kind = type(error).__name__
@@ -206,13 +206,13 @@ class BatchBuilder:
             raise SampleProblem(SkipKind.MISSING_FIELD, message)
         allow_flip = not any(map(mentions_side, record_texts(record)))
         image = self.transform.apply(self._decode(record.image), rng, allow_flip=allow_flip)
-        pictured: Collator[Any] = self.collator  # type: ignore[assignment]
-        return [image.pixels], pictured.sample(record, image, rng)
+        collator: Collator[Any] = self.collator  # type: ignore[assignment]
+        return [image.pixels], collator.sample(record, image, rng)
 
     def _make_pair(
         self, record: Record, collator: PairCollator[Any], rng: np.random.Generator
     ) -> tuple[list[Pixels], Any]:
-        """Make a sample of two pictures; each has its own crop, and is mirrored or not alone."""
+        """Make a sample of two images; each has its own crop, and is mirrored or not alone."""
         allow_flip = not any(map(mentions_side, record_texts(record)))
         pixels = [
             self.transform.apply(self._decode(source), rng, allow_flip=allow_flip).pixels
@@ -222,7 +222,7 @@ class BatchBuilder:
 
 
 def record_texts(record: Record) -> list[str]:
-    """Return every text of a record that may speak of its picture."""
+    """Return every text of a record that may speak of its image."""
     fields = (
         record.caption,
         record.question,

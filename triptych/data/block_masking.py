@@ -1,6 +1,6 @@
-"""Which patches of a picture are hidden: BEiT's blocks (Bao et al. 2022, algorithm 1).
+"""Which patches of an image are hidden: BEiT's blocks (Bao et al. 2022, algorithm 1).
 
-All pictures of a batch are masked at once. Every number that a picture needs is computed from one
+All images of a batch are masked at once. Every number that an image needs is computed from one
 key of its own and a counter, so its mask does not depend on the batch around it.
 """
 
@@ -58,21 +58,21 @@ class BlockMaskingConfig:
 
 
 def draw_mask_key(rng: np.random.Generator) -> int:
-    """Draw the key of one picture's mask from the picture's generator."""
+    """Draw the key of one image's mask from the image's generator."""
     return int(rng.integers(2**64, dtype=np.uint64))
 
 
 def block_masks(keys: Keys, grid_size: int, config: BlockMaskingConfig) -> BoolArray:
-    """Hide blocks of patches in each picture of a batch.
+    """Hide blocks of patches in each image of a batch.
 
     A block has an area uniform between the least one and what is still to be hidden, a uniform
     logarithm of the aspect, and a uniform place. It is taken if it is less high and less wide than
-    the grid and hides a new patch, but not more than are still to be hidden. A picture is done
+    the grid and hides a new patch, but not more than are still to be hidden. An image is done
     when its number is reached, or when `num_tries` blocks in a row are not taken. As in the
     released code, an area may be drawn below the least one once less than that is to be hidden.
 
     Args:
-        keys: (B,) 64-bit keys, one a picture; equal keys give equal masks.
+        keys: (B,) 64-bit keys, one an image; equal keys give equal masks.
         grid_size: Patches on each side, at most 64.
         config: Numbers and forms.
 
@@ -84,8 +84,8 @@ def block_masks(keys: Keys, grid_size: int, config: BlockMaskingConfig) -> BoolA
     num_hidden = round(config.hidden_share * num_patches)
     blocks = _Blocks(grid_size, num_hidden, config)
     free = np.full((blocks.num_words, len(keys)), ALL_ONES)  # bit of a patch: 1 = not hidden
-    todo = np.full(len(keys), float(num_hidden))  # 0 once a picture is done
-    last_try = np.full(len(keys), config.num_tries)  # a picture is done unless it takes a block
+    todo = np.full(len(keys), float(num_hidden))  # 0 once an image is done
+    last_try = np.full(len(keys), config.num_tries)  # an image is done unless it takes a block
     for number, drawn in blocks.tries(keys):
         new = blocks.words(drawn, todo)  # (words, B)
         new &= free
@@ -134,7 +134,7 @@ class _Blocks:
                 yield number, drawn
 
     def words(self, drawn: tuple[Draws, ...], todo: Draws) -> Keys:
-        """Return one block for each picture, (words, B), given how many patches it may hide."""
+        """Return one block for each image, (words, B), given how many patches it may hide."""
         square, least, slope, start = drawn  # each (2, B)
         sides = np.rint(np.sqrt(least + square * todo))  # √(area · aspect), √(area / aspect)
         # = first + sides * places + place * (places - sides)

@@ -45,7 +45,7 @@ def _other_side(found: re.Match[str]) -> str:
 
 
 def mentions_side(text: str) -> bool:
-    """Tell whether a text says left or right, so that its picture must not be mirrored.
+    """Tell whether a text says left or right, so that its image must not be mirrored.
 
     "right", "Leftmost", "left-hand" count; "bright" and "leftover" do not.
     """

@@ -30,7 +30,7 @@ COUNTED_FIELDS = (
 )
 OTHER_USES = ("question", "phrase", "statement", "hypothesis")  # of a record with a caption
 NUM_EXAMPLES = 3  # first examples of each kind that the report quotes
-CHUNK = 256  # pictures handed to the threads at a time
+CHUNK = 256  # images handed to the threads at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +57,17 @@ class CheckReport:
 
     Attributes:
         sources: The paths that were read.
-        num_records: Usable lines, before pictures were opened.
-        num_usable: Records whose every picture decodes, whose box has a part in its picture, and
+        num_records: Usable lines, before images were opened.
+        num_usable: Records whose every image decodes, whose box has a part in its image, and
             whose caption is not empty once it is cleaned.
-        num_images: Distinct pictures that the records name.
+        num_images: Distinct images that the records name.
         field_counts: Records that have each field.
-        width_px: Spread of the widths of good pictures, in pixels, upright.
+        width_px: Spread of the widths of good images, in pixels, upright.
         height_px: Spread of their heights.
         caption_words: Spread of the lengths of captions, in words between spaces.
-        duplicate_images: Groups of pictures whose bytes are equal, under different names.
+        duplicate_images: Groups of images whose bytes are equal, under different names.
         duplicate_captions: Normalised captions used by more than one record, with how many.
-        duplicate_pairs: Records that repeat a picture together with all its texts.
+        duplicate_pairs: Records that repeat an image together with all its texts.
         skipped: Everything that is not usable.
     """
 
@@ -134,7 +134,7 @@ class CheckReport:
             f"sources      {', '.join(self.sources)}",
             f"records      {self.num_usable:,} usable of {self.num_total:,}",
             f"fields       {', '.join(found) or 'none'}",
-            f"pictures     {self.num_images:,} distinct",
+            f"images     {self.num_images:,} distinct",
         ]
         if self.width_px.maximum:
             lines.append(f"width        {_spread(self.width_px, 'px')}")
@@ -154,7 +154,7 @@ class CheckReport:
         if self.duplicate_images:
             group = ", ".join(self.duplicate_images[0][:3])
             count = sum(len(group) - 1 for group in self.duplicate_images)
-            lines.append(f"duplicates   {count:,} pictures are copies of others: {group}")
+            lines.append(f"duplicates   {count:,} images are copies of others: {group}")
         if self.duplicate_captions:
             caption, count = next(iter(self.duplicate_captions.items()))
             lines.append(
@@ -163,7 +163,7 @@ class CheckReport:
             )
         if self.duplicate_pairs:
             lines.append(
-                f"duplicates   {len(self.duplicate_pairs):,} records repeat a picture with the "
+                f"duplicates   {len(self.duplicate_pairs):,} records repeat an image with the "
                 f"same text: {', '.join(self.duplicate_pairs[:NUM_EXAMPLES])}"
             )
         return lines or ["duplicates   none"]
@@ -180,8 +180,8 @@ class CheckReport:
 
 
 @dataclass(frozen=True, slots=True)
-class _Picture:
-    """What is kept of one picture: its size and the hash of its bytes, or its problem."""
+class _ImageFile:
+    """What is kept of one image: its size and the hash of its bytes, or its problem."""
 
     width: int = 0
     height: int = 0
@@ -195,12 +195,12 @@ def check_sources(
     num_threads: int = 2,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
-    """Read every source and decode every picture.
+    """Read every source and decode every image.
 
     Args:
         sources: The datasets.
-        num_threads: Pictures decoded at the same time.
-        on_progress: Called with the pictures done and all pictures, now and then.
+        num_threads: Images decoded at the same time.
+        on_progress: Called with the images done and all images, now and then.
 
     Raises:
         DataError: A source cannot be read at all.
@@ -211,17 +211,17 @@ def check_sources(
         found = read_records(source)
         records += found.records
         report.skipped += found.skipped
-    pictures = _look_at(records, num_threads, on_progress)
+    images = _look_at(records, num_threads, on_progress)
     report.num_records = len(records)
-    report.num_images = len(pictures)
+    report.num_images = len(images)
     report.field_counts = _count_fields(records)
-    report.num_usable = _file_problems(report, records, pictures)
-    good = [picture for picture in pictures.values() if picture.problem is None]
-    report.width_px = Spread.of([picture.width for picture in good])
-    report.height_px = Spread.of([picture.height for picture in good])
+    report.num_usable = _file_problems(report, records, images)
+    good = [image for image in images.values() if image.problem is None]
+    report.width_px = Spread.of([image.width for image in good])
+    report.height_px = Spread.of([image.height for image in good])
     captions = [record.caption for record in records if record.caption is not None]
     report.caption_words = Spread.of([len(caption.split()) for caption in captions])
-    _file_duplicates(report, records, pictures, captions)
+    _file_duplicates(report, records, images, captions)
     return report
 
 
@@ -232,13 +232,13 @@ def normalise_text(text: str) -> str:
 
 
 def box_problem(record: Record, width: int, height: int) -> str | None:
-    """Return what is wrong with a record's box in a picture of this size, or None.
+    """Return what is wrong with a record's box in an image of this size, or None.
 
-    As in training, a box that reaches out of the picture is cut off, and is bad if nothing is left.
+    As in training, a box that reaches out of the image is cut off, and is bad if nothing is left.
     """
     if record.box is None or min(relative_box(record.box, width, height)[2:]) > 0:
         return None
-    return f"box {list(record.box)} lies outside the {width} x {height} picture"
+    return f"box {list(record.box)} lies outside the {width} x {height} image"
 
 
 def caption_problem(record: Record) -> str | None:
@@ -256,35 +256,35 @@ def caption_problem(record: Record) -> str | None:
 
 def _look_at(
     records: Iterable[Record], num_threads: int, on_progress: Callable[[int, int], None] | None
-) -> dict[ImageSource, _Picture]:
-    """Decode each distinct picture once."""
+) -> dict[ImageSource, _ImageFile]:
+    """Decode each distinct image once."""
     sources = list(dict.fromkeys(image for record in records for image in record.all_images()))
-    pictures: dict[ImageSource, _Picture] = {}
+    images: dict[ImageSource, _ImageFile] = {}
     with ThreadPoolExecutor(max(1, num_threads)) as pool:
         for start in range(0, len(sources), CHUNK):
             chunk = sources[start : start + CHUNK]
-            pictures.update(zip(chunk, pool.map(_look_at_one, chunk)))
+            images.update(zip(chunk, pool.map(_look_at_one, chunk)))
             if on_progress is not None:
-                on_progress(len(pictures), len(sources))
-    return pictures
+                on_progress(len(images), len(sources))
+    return images
 
 
-def _look_at_one(source: ImageSource) -> _Picture:
+def _look_at_one(source: ImageSource) -> _ImageFile:
     try:
         data = source.read()
         height, width = decode_image(data).shape[:2]
     except ImageProblem as problem:
-        return _Picture(problem=problem)
-    return _Picture(width, height, hashlib.blake2b(data, digest_size=16).digest())
+        return _ImageFile(problem=problem)
+    return _ImageFile(width, height, hashlib.blake2b(data, digest_size=16).digest())
 
 
 def _file_problems(
-    report: CheckReport, records: list[Record], pictures: dict[ImageSource, _Picture]
+    report: CheckReport, records: list[Record], images: dict[ImageSource, _ImageFile]
 ) -> int:
-    """File each record that its pictures make unusable; return how many are usable."""
+    """File each record that its images make unusable; return how many are usable."""
     num_usable = 0
     for record in records:
-        problem = _record_problem(record, pictures)
+        problem = _record_problem(record, images)
         if problem is None:
             num_usable += 1
         else:
@@ -292,15 +292,15 @@ def _file_problems(
     return num_usable
 
 
-def _record_problem(record: Record, pictures: dict[ImageSource, _Picture]) -> Skipped | None:
+def _record_problem(record: Record, images: dict[ImageSource, _ImageFile]) -> Skipped | None:
     for source in record.all_images():
-        problem = pictures[source].problem
+        problem = images[source].problem
         if problem is not None:
             message = str(problem).removeprefix(f"{source}: ").removeprefix("<bytes>: ")
             return Skipped(problem.kind, str(source), message, record.record_id)
     if record.image is not None:
-        picture = pictures[record.image]
-        message = box_problem(record, picture.width, picture.height) or ""
+        image = images[record.image]
+        message = box_problem(record, image.width, image.height) or ""
         if message:
             where = f"{record.image} (record {record.record_id})"
             return Skipped(SkipKind.BAD_BOX, where, message, record.record_id)
@@ -328,27 +328,27 @@ def _has(value: object) -> bool:
 def _file_duplicates(
     report: CheckReport,
     records: list[Record],
-    pictures: dict[ImageSource, _Picture],
+    images: dict[ImageSource, _ImageFile],
     captions: list[str],
 ) -> None:
     groups: dict[bytes, list[str]] = {}
-    for source, picture in pictures.items():
-        if picture.problem is None:
-            groups.setdefault(picture.digest, []).append(str(source))
+    for source, image in images.items():
+        if image.problem is None:
+            groups.setdefault(image.digest, []).append(str(source))
     report.duplicate_images = [group for group in groups.values() if len(group) > 1]
     counts = Counter(map(normalise_text, captions)).most_common()
     report.duplicate_captions = {caption: count for caption, count in counts if count > 1}
     seen: set[Hashable] = set()
     for record in records:
-        key = _pair_key(record, pictures)
+        key = _pair_key(record, images)
         if key in seen:
             report.duplicate_pairs.append(record.record_id)
         seen.add(key)
 
 
-def _pair_key(record: Record, pictures: dict[ImageSource, _Picture]) -> Hashable:
-    """Return what two records share that are the same sample: picture bytes and all texts."""
-    looks = tuple(pictures[source].digest or str(source) for source in record.all_images())
+def _pair_key(record: Record, images: dict[ImageSource, _ImageFile]) -> Hashable:
+    """Return what two records share that are the same sample: image bytes and all texts."""
+    looks = tuple(images[source].digest or str(source) for source in record.all_images())
     texts = (record.caption, record.question, record.phrase, record.statement, record.premise)
     more = (record.hypothesis, record.text)
     words = tuple(None if text is None else normalise_text(text) for text in (*texts, *more))

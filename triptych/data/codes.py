@@ -1,4 +1,4 @@
-"""Codes of pictures, made once by an image tokenizer and stored beside the pictures in shards."""
+"""Codes of images, made once by an image tokenizer and stored beside the images in shards."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class CodesAbout:
     Attributes:
         tokenizer: Fingerprint of the image tokenizer's weights.
         num_codes: Entries of its codebook.
-        image_size: Side in pixels of the picture that it saw.
+        image_size: Side in pixels of the image that it saw.
     """
 
     tokenizer: str
@@ -70,11 +70,11 @@ class CodesAbout:
 
 
 @dataclass(slots=True)
-class CodedPicture:
-    """All records of one picture, which share its bytes and its codes in a shard.
+class CodedImage:
+    """All records of one image, which share its bytes and its codes in a shard.
 
     Attributes:
-        image: The picture.
+        image: The image.
         records: What is known about it.
     """
 
@@ -82,27 +82,27 @@ class CodedPicture:
     records: list[Record] = field(default_factory=list)
 
 
-def group_by_picture(records: Iterable[Record]) -> list[CodedPicture]:
-    """Group the records that differ in their caption alone; pictures keep the order of the first.
+def group_by_image(records: Iterable[Record]) -> list[CodedImage]:
+    """Group the records that differ in their caption alone; images keep the order of the first.
 
     Raises:
-        DataError: A record shows no picture, or several, or a clip.
+        DataError: A record shows no image, or several, or a clip.
     """
-    groups: dict[str, CodedPicture] = {}
+    groups: dict[str, CodedImage] = {}
     for record in records:
         if record.image is None:
-            raise DataError(f"record {record.record_id}: has no single picture to make codes of")
+            raise DataError(f"record {record.record_id}: has no single image to make codes of")
         key = json.dumps([str(record.image), _fields(record)], sort_keys=True)
-        groups.setdefault(key, CodedPicture(record.image)).records.append(record)
+        groups.setdefault(key, CodedImage(record.image)).records.append(record)
     return list(groups.values())
 
 
 class CodeShardWriter:
-    """Writes WebDataset shards of pictures, their manifest fields and their codes.
+    """Writes WebDataset shards of images, their manifest fields and their codes.
 
     Args:
         folder: Where `000000.tar`, `000001.tar` ... go.
-        samples_per_shard: Pictures in a shard.
+        samples_per_shard: Images in a shard.
     """
 
     def __init__(self, folder: Path, samples_per_shard: int) -> None:
@@ -111,11 +111,11 @@ class CodeShardWriter:
         self._shard: tarfile.TarFile | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, picture: CodedPicture, data: bytes, codes: CodeArray) -> None:
+    def write(self, image: CodedImage, data: bytes, codes: CodeArray) -> None:
         """Add one sample.
 
         Args:
-            picture: The picture and its records.
+            image: The image and its records.
             data: Its encoded bytes.
             codes: (P,) int64.
         """
@@ -125,9 +125,9 @@ class CodeShardWriter:
             self._shard = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         assert self._shard is not None
         key = f"{self.num_written:09d}"
-        fields = json.dumps(_entry(picture.records), ensure_ascii=False)
+        fields = json.dumps(_entry(image.records), ensure_ascii=False)
         for extension, content in (
-            (_extension(picture.image), data),
+            (_extension(image.image), data),
             ("json", fields.encode()),
             (CODES_EXTENSION, encode_codes(codes)),
         ):
@@ -162,7 +162,7 @@ def read_codes(source: ImageSource, num_codes: int | None = None) -> CodeArray:
 
     Args:
         source: Where they lie.
-        num_codes: How many a picture must have; None takes any number.
+        num_codes: How many an image must have; None takes any number.
 
     Raises:
         ImageProblem: They are missing, damaged, or of another number.
@@ -189,7 +189,7 @@ def check_stored_codes(
     Args:
         records: The training data.
         num_codes: Entries of the codebook that the model knows.
-        image_size: Side in pixels of the picture that has one code a patch.
+        image_size: Side in pixels of the image that has one code a patch.
         tokenizer: Fingerprint of the image tokenizer; None takes any.
     """
     folders: set[Path] = set()
@@ -225,6 +225,6 @@ def _fields(record: Record) -> dict[str, Any]:
 
 
 def _extension(image: ImageSource) -> str:
-    """Return the picture's suffix as shards want it; what a shard reader does not know is .jpg."""
+    """Return the image's suffix as shards want it; what a shard reader does not know is .jpg."""
     suffix = Path(image.member or image.path).suffix.lower().removeprefix(".")
     return suffix if suffix in ("jpg", "jpeg", "png", "webp") else "jpg"

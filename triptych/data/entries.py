@@ -18,7 +18,7 @@ FIELDS = (
 )
 # Names that other projects use. Only a clue where a field is missing: they may mean other things.
 SYNONYMS = {
-    "image": "img file file_name filename filepath path image_path image_file picture photo",
+    "image": "img file file_name filename filepath path image_path image_file image photo",
     "caption": "captions sentence sentences description caption_text alt_text",
     "box": "bbox bounding_box",
     "phrase": "expression referring_expression",
@@ -26,8 +26,8 @@ SYNONYMS = {
     "label": "class category",
 }
 SUBJECTS = ("caption", "question", "phrase", "statement", "hypothesis", "label", "text")
-PICTURE_FIELDS = frozenset({"id", "image", "image_id", "split"})
-"""What an entry may hold that is a picture and nothing else."""
+IMAGE_FIELDS = frozenset({"id", "image", "image_id", "split"})
+"""What an entry may hold that is an image and nothing else."""
 
 ENTAILMENT_LABELS = ("entailment", "neutral", "contradiction")
 TRUTH = {"true": True, "false": False, "1": True, "0": False}
@@ -71,7 +71,7 @@ def parse_entry(
     record_id: str,
     where: str,
     locate: Callable[[str], ImageSource],
-    pictures_alone: bool = False,
+    images_alone: bool = False,
 ) -> Iterator[Record | Skipped]:
     """Yield the records of one manifest entry: one, or one for each caption of a list.
 
@@ -79,12 +79,12 @@ def parse_entry(
         entry: Field names to values.
         record_id: The id where the entry has no `id` of its own.
         where: Place of the entry, for `Skipped.where`.
-        locate: Turns a picture's name, as written, into a source.
-        pictures_alone: Whether the file is one of pictures alone, where a picture suffices.
+        locate: Turns an image's name, as written, into a source.
+        images_alone: Whether the file is one of images alone, where an image suffices.
     """
     try:
         common = _common_fields(entry, record_id, locate)
-        if pictures_alone and PICTURE_FIELDS.issuperset(entry) and "image" in common:
+        if images_alone and IMAGE_FIELDS.issuperset(entry) and "image" in common:
             yield Record(**common)
             return
         captions = entry.get("caption")
@@ -252,9 +252,9 @@ def _record(entry: Mapping[str, Any], common: dict[str, Any], caption: Any) -> R
 
 def _incomplete(record: Record) -> str | None:
     """Return what the record lacks for each of the kinds of data that it could be, or None."""
-    has_picture = record.image is not None or record.video is not None
+    has_image = record.image is not None or record.video is not None
     for name in ("caption", "question"):
-        if getattr(record, name) is not None and not has_picture:
+        if getattr(record, name) is not None and not has_image:
             return f"{name} needs 'image' or 'video' beside it"
     if (record.phrase is None) != (record.box is None):
         absent, present = ("box", "phrase") if record.box is None else ("phrase", "box")
@@ -271,7 +271,7 @@ def _incomplete(record: Record) -> str | None:
     if not has_subject:
         return f"it has none of {', '.join(repr(name) for name in SUBJECTS)}"
     only_label = all(getattr(record, name) is None for name in SUBJECTS if name != "label")
-    return "label needs 'image' or 'video' beside it" if only_label and not has_picture else None
+    return "label needs 'image' or 'video' beside it" if only_label and not has_image else None
 
 
 def _images(images: Any, locate: Callable[[str], ImageSource]) -> tuple[ImageSource, ...]:

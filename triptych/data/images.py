@@ -1,4 +1,4 @@
-"""Encoded bytes to an upright RGB array, for any picture that Pillow opens.
+"""Encoded bytes to an upright RGB array, for any image that Pillow opens.
 
 Plain JPEG (8 bits, grey or YCbCr, no EXIF rotation) goes through OpenCV, which is about twice as
 fast as Pillow at 64 x 64 and gives the same bytes, as both wrap libjpeg-turbo. Everything else
@@ -27,7 +27,7 @@ from triptych.data.skips import ImageProblem, SkipKind
 
 __all__ = ["ImageProblem", "decode_image", "image_suffixes"]
 
-# Pillow opens these only with a program or a plug-in beside it, or they are no pictures.
+# Pillow opens these only with a program or a plug-in beside it, or they are no images.
 UNDECODED_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 
 RGBArray = npt.NDArray[np.uint8]
@@ -58,7 +58,7 @@ def image_suffixes() -> frozenset[str]:
 
 
 def decode_image(source: ImageSource | bytes | Path | str) -> RGBArray:
-    """Decode one picture.
+    """Decode one image.
 
     Transparency is laid on white. 16-bit grey is scaled by 255 / 65535; 32-bit values are taken as
     0..1 (floats), 0..255 or 0..65535 where they fit, and stretched from their smallest to their
@@ -72,7 +72,7 @@ def decode_image(source: ImageSource | bytes | Path | str) -> RGBArray:
         (H, W, 3) uint8, RGB, contiguous and writable.
 
     Raises:
-        ImageProblem: The picture is missing, cut short, no picture, or has more pixels than
+        ImageProblem: The image is missing, cut short, no image, or has more pixels than
             `PIL.Image.MAX_IMAGE_PIXELS`; `kind` says which.
     """
     if isinstance(source, bytes):
@@ -95,7 +95,7 @@ def decode_image(source: ImageSource | bytes | Path | str) -> RGBArray:
 
 
 def _decode_plain_jpeg(data: bytes, header: JpegHeader) -> RGBArray | None:
-    """Return the picture, or None where Pillow has to say what is wrong with it."""
+    """Return the image, or None where Pillow has to say what is wrong with it."""
     if not header.has_end:  # OpenCV 4 fills the rest of a cut file with grey and says nothing
         return None
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
@@ -141,7 +141,7 @@ def _problem(data: bytes, name: str, error: Exception) -> ImageProblem:
         message = f"{name}: the file is cut short ({len(data)} bytes){why}"
         return ImageProblem(SkipKind.TRUNCATED, message)
     if unknown:
-        message = f"{name}: no picture that Pillow knows; it begins with {data[:12]!r}"
+        message = f"{name}: no image that Pillow knows; it begins with {data[:12]!r}"
         return ImageProblem(SkipKind.NOT_AN_IMAGE, message)
     return ImageProblem(SkipKind.NOT_AN_IMAGE, f"{name}: cannot be decoded: {error}")
 
@@ -160,7 +160,7 @@ def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 (upright) where there is none or the block is broken."""
     try:
         value = image.getexif().get(EXIF_ORIENTATION, 1)
-    except Exception:  # a broken EXIF block must not cost the picture
+    except Exception:  # a broken EXIF block must not cost the image
         return 1
     return value if isinstance(value, int) else 1
 

@@ -59,7 +59,7 @@ LINE_SUFFIXES = (".jsonl", ".ndjson")
 def read_records(source: DataSourceConfig) -> RecordList:
     """Read all records of one dataset.
 
-    Pictures are not opened, but a few are looked for, so that a wrong `image_root` shows at once.
+    Images are not opened, but a few are looked for, so that a wrong `image_root` shows at once.
 
     Args:
         source: What to read. `reader="auto"` goes by a `.tar`, a folder's content, the suffix
@@ -70,7 +70,7 @@ def read_records(source: DataSourceConfig) -> RecordList:
 
     Raises:
         DataError: The file is missing or of no known format, its fields are misspelt, none of the
-            pictures is where it should be, or no record is usable.
+            images is where it should be, or no record is usable.
     """
     reject_pickle(Path(source.path))
     name = source.reader
@@ -85,7 +85,7 @@ def read_records(source: DataSourceConfig) -> RecordList:
     if not found.records:
         raise DataError(_nothing_usable(source, name, found.skipped))
     _check_files(source, found.records)
-    _join_pictures(found.records)
+    _join_images(found.records)
     return found
 
 
@@ -98,7 +98,7 @@ def _recognise(source: DataSourceConfig) -> tuple[str, Any]:
         if is_image_folder(path):
             return "image_folder", None
         raise DataError(
-            f"{path}: the folder holds neither class folders with pictures nor .tar shards; "
+            f"{path}: the folder holds neither class folders with images nor .tar shards; "
             f"name a file in it ({', '.join(sorted(p.name for p in path.iterdir())[:8])})"
         )
     if not path.is_file():
@@ -161,7 +161,7 @@ def _nothing_usable(source: DataSourceConfig, name: str, skipped: list[Skipped])
     )
 
 
-def _join_pictures(records: list[Record]) -> None:
+def _join_images(records: list[Record]) -> None:
     """Note the first file of each `image_id` on the records that have another one."""
     first_of: dict[str, ImageSource] = {}
     for index, record in enumerate(records):
@@ -173,7 +173,7 @@ def _join_pictures(records: list[Record]) -> None:
 
 
 def _check_files(source: DataSourceConfig, records: list[Record]) -> None:
-    """Stop where none of a few pictures and clips, spread over the dataset, exists."""
+    """Stop where none of a few images and clips, spread over the dataset, exists."""
     step = max(1, len(records) // NUM_FILES_LOOKED_FOR)
     paths = []
     for record in records[::step][:NUM_FILES_LOOKED_FOR]:
@@ -181,7 +181,7 @@ def _check_files(source: DataSourceConfig, records: list[Record]) -> None:
         paths += [record.video] if record.video is not None else []
     if paths and not any(_exists(path) for path in paths):
         raise DataError(
-            f"{source.path}: none of the {len(paths)} pictures or clips that were looked for "
+            f"{source.path}: none of the {len(paths)} images or clips that were looked for "
             f"exists; the first: {paths[0]}. Set image_root to the folder that relative paths "
             f"start from (now {source.root})"
         )

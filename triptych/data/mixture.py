@@ -44,7 +44,7 @@ class MixtureSource:
         name: What counters and curves call it; no two sources share one.
         records: The dataset.
         collator: Makes its batches.
-        transform: Prepares its pictures.
+        transform: Prepares its images.
         ratio: How often it is drawn, over the sum of all ratios.
         local_batch_size: Samples of its batches in this process; None is the mixture's.
     """
@@ -205,7 +205,7 @@ def build_mixture(
         accumulate: Batches that make one optimizer step: these are of one source.
         num_workers: Processes that prepare batches, of all sources; 0 prepares them in this one.
         skip_log: Is told of everything that cannot be used.
-        cache_mib: Memory for decoded pictures in each process, in MiB, in equal parts.
+        cache_mib: Memory for decoded images in each process, in MiB, in equal parts.
         start_step: The first batch's number.
         prefetch: Batches that each worker prepares ahead.
         rank: Number of this process among those that train together.

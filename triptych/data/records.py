@@ -1,4 +1,4 @@
-"""The one kind of sample that all readers give: a record, and where its picture's bytes lie."""
+"""The one kind of sample that all readers give: a record, and where its image's bytes lie."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from triptych.data.skips import ImageProblem, SkipKind
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """Where the encoded bytes of one picture lie: a file, or a slice of a tar shard.
+    """Where the encoded bytes of one image lie: a file, or a slice of a tar shard.
 
     Attributes:
-        path: The picture file, or the `.tar` shard.
-        offset: Byte offset of the picture in the shard; None for a file.
-        size: Length of the picture in the shard, in bytes; None for a file.
+        path: The image file, or the `.tar` shard.
+        offset: Byte offset of the image in the shard; None for a file.
+        size: Length of the image in the shard, in bytes; None for a file.
         member: Name in the shard, for messages; None for a file.
     """
 
@@ -56,29 +56,29 @@ class Record:
 
     Attributes:
         record_id: Unique in its source: a question id, a reference id, or a line number.
-        image: The picture.
-        images: The pictures of a statement about several (NLVR2), in order.
-        image_id: Equal for all records of one picture in one source: COCO's five captions of a
-            picture are five records with one `image_id`. Other sources may use it for other ones.
+        image: The image.
+        images: The images of a statement about several (NLVR2), in order.
+        image_id: Equal for all records of one image in one source: COCO's five captions of a
+            image are five records with one `image_id`. Other sources may use it for other ones.
         first_image: The first file that the source gives under this `image_id`; None where that is
             `image` itself.
-        caption: A sentence that describes the picture or the clip.
-        question: A question about the picture.
+        caption: A sentence that describes the image or the clip.
+        question: A question about the image.
         answers: Human answers, 10 in VQAv2; repeated answers are kept. Empty for test questions.
         question_type: For example `color`, or VQAv2's `what is the`.
         answer_type: VQAv2's `yes/no`, `number` or `other`.
-        ocr_words: Words that were read in the picture, in order.
-        object_words: Names of the things that were detected in the picture.
+        ocr_words: Words that were read in the image, in order.
+        object_words: Names of the things that were detected in the image.
         phrase: A phrase that refers to the thing in `box`.
-        box: x, y, width, height in pixels of the picture as it looks upright.
+        box: x, y, width, height in pixels of the image as it looks upright.
         statement: A sentence about `images` that is true or false.
-        premise: The sentence that entailment is judged against, beside the picture.
+        premise: The sentence that entailment is judged against, beside the image.
         hypothesis: The sentence whose entailment is judged.
         label: A class name or number; for `statement` a bool; for `hypothesis` one of entailment,
             neutral, contradiction; a float is a value to predict. None for test data.
-        text: A text without a picture.
+        text: A text without an image.
         video: Path of a clip.
-        codes: Where the codes of the whole picture lie, as `triptych data tokenize-images` stores
+        codes: Where the codes of the whole image lie, as `triptych data tokenize-images` stores
             them: an .npy array (P,).
     """
 
@@ -105,5 +105,5 @@ class Record:
     codes: ImageSource | None = None
 
     def all_images(self) -> tuple[ImageSource, ...]:
-        """Return every picture of the record: `image`, then `images`."""
+        """Return every image of the record: `image`, then `images`."""
         return self.images if self.image is None else (self.image, *self.images)

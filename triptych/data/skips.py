@@ -18,7 +18,7 @@ VERB_FLAG = "--max-bad-share"  # of the verbs that read data without training on
 
 
 class SkipKind(StrEnum):
-    """Why a line, a picture or a text cannot be used."""
+    """Why a line, an image or a text cannot be used."""
 
     MISSING_FILE = "missing_file"
     UNREADABLE = "unreadable"
@@ -42,9 +42,9 @@ class Skipped:
 
     Attributes:
         kind: Why.
-        where: Exact place: `manifest.jsonl:12`, `captions.json: annotations[3]`, or the picture.
+        where: Exact place: `manifest.jsonl:12`, `captions.json: annotations[3]`, or the image.
         message: What is wrong with it, in words.
-        record_id: The record that lost its picture, where one picture serves several records.
+        record_id: The record that lost its image, where one image serves several records.
     """
 
     kind: SkipKind
@@ -57,8 +57,8 @@ class Skipped:
         return {"kind": self.kind.value, "where": self.where, "message": self.message}
 
 
-class ImageProblem(DataError):  # noqa: N818 - one picture's problem, mostly skipped, not raised
-    """A picture cannot be used; `kind` says why."""
+class ImageProblem(DataError):  # noqa: N818 - one image's problem, mostly skipped, not raised
+    """An image cannot be used; `kind` says why."""
 
     def __init__(self, kind: SkipKind, message: str) -> None:
         super().__init__(message)

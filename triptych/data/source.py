@@ -40,7 +40,7 @@ class DataSourceConfig:
         path: The manifest or annotation file; a folder of class folders or of tar shards; or a
             shard pattern such as `shards/{000000..000012}.tar` or `shards/*.tar`.
         reader: The format; `auto` decides by extension and content.
-        image_root: Folder that relative picture and clip paths start from; None is the folder of
+        image_root: Folder that relative image and clip paths start from; None is the folder of
             the annotation file.
         split: The part to read where the file holds several (Karpathy, RefCOCO, MSRVTT, a `split`
             column); None reads all parts.

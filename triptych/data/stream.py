@@ -58,7 +58,7 @@ def build_loader(
     Args:
         records: The dataset.
         collator: Makes text, box and key tensors.
-        transform: Prepares the pictures.
+        transform: Prepares the images.
         seed: Seed of the run.
         local_batch_size: Samples of a batch in this process.
         train: True goes on for ever over permuted epochs and replaces what cannot be used by
@@ -66,7 +66,7 @@ def build_loader(
             used, and may end with a smaller batch.
         num_workers: Processes that prepare batches; 0 prepares them in this one.
         skip_log: Is told of everything that cannot be used; None tells nobody.
-        cache_mib: Memory for decoded pictures in each process, in MiB.
+        cache_mib: Memory for decoded images in each process, in MiB.
         start_step: The first batch's step.
         prefetch: Batches that each worker prepares ahead.
         rank: Number of this process among those that train together.

@@ -1,7 +1,7 @@
-"""Blind baselines: what can be scored without looking at the picture.
+"""Blind baselines: what can be scored without looking at the image.
 
 Each is fitted on the training split. A model that is not clearly better has learnt the language
-of the questions, not the pictures (Goyal et al., 2017).
+of the questions, not the images (Goyal et al., 2017).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class MeanBox:
     """The mean training box.
 
     Attributes:
-        xyxy: Left, top, right, bottom as shares of the picture's width and height.
+        xyxy: Left, top, right, bottom as shares of the image's width and height.
     """
 
     xyxy: tuple[float, float, float, float]
@@ -76,7 +76,7 @@ class MeanBox:
 
         Args:
             boxes_xywh: (N, 4) boxes in pixels.
-            sizes: (N, 2) width and height of each picture in pixels.
+            sizes: (N, 2) width and height of each image in pixels.
 
         Raises:
             DataError: There is no box.
@@ -88,7 +88,7 @@ class MeanBox:
         return cls((left, top, right, bottom))
 
     def predict(self, sizes: Tensor) -> Tensor:
-        """Return (N, 4) float boxes, xyxy in pixels, for pictures of (N, 2) width and height."""
+        """Return (N, 4) float boxes, xyxy in pixels, for images of (N, 2) width and height."""
         shares = torch.tensor(self.xyxy, dtype=torch.float32, device=sizes.device)
         return shares * sizes.float().repeat(1, 2)
 

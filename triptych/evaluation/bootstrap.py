@@ -120,7 +120,7 @@ def ratio_value(
 ) -> MetricValue:
     """Return a ratio of two sums over items with its interval, such as objects found of all.
 
-    The parts of an item, such as the objects of one picture, are not independent: the items are
+    The parts of an item, such as the objects of one image, are not independent: the items are
     what is drawn again.
 
     Args:

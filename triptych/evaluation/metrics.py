@@ -219,7 +219,7 @@ class BoxMetric:
         boxes_xywh: Mapping[int, tuple[float, float, float, float]],
         threshold: float = 0.5,
     ) -> None:
-        """Take the right boxes, in pixels of the original picture, by position."""
+        """Take the right boxes, in pixels of the original image, by position."""
         self._references = boxes_xywh
         self._threshold = threshold
         self._boxes: ByIndex[Tensor] = ByIndex(self.name, len(boxes_xywh))

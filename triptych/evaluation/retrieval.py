@@ -86,7 +86,7 @@ def relevance_from_keys(
     A caption is right for an image if any record joins that image with a caption of the same key.
 
     Args:
-        image_keys: (M,) key of each record's image; records of one picture share it.
+        image_keys: (M,) key of each record's image; records of one image share it.
         caption_keys: (M,) key of each record's caption; equal captions share it.
 
     Returns:

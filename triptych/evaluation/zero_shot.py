@@ -28,8 +28,8 @@ _VIEWS = (
     "{} seen from afar",
     "{} seen from above",
     "{} seen from one side",
-    "{} in the middle of the picture",
-    "{} in one corner of the picture",
+    "{} in the middle of the image",
+    "{} in one corner of the image",
     "a part of {}",
     "the whole of {}",
     "only {}",
@@ -160,10 +160,10 @@ def class_embeddings(sentences: Tensor) -> Tensor:
 
 
 def class_probabilities(images: Tensor, classes: Tensor, scale: float = 100.0) -> Tensor:
-    """Return how likely each class is for each picture.
+    """Return how likely each class is for each image.
 
     Args:
-        images: (N, E) embeddings of pictures.
+        images: (N, E) embeddings of images.
         classes: (C, E) embeddings of classes, of length 1.
         scale: What cosines are multiplied by before the softmax (CLIP, FLAVA: 100).
 

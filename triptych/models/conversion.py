@@ -297,7 +297,7 @@ class Converter:
             ones; None where the layout has none for it.
         wrapper: Key under which the released code stores its state dict; None for a bare one.
         folder_configs: JSON files, by name, of an export that transformers reads, from the model
-            and the mean and deviation of its pictures; None if there is no such export.
+            and the mean and deviation of its images; None if there is no such export.
         export_note: What to tell who exports a model; None for nothing.
         config_from_folder: From a folder's `config.json` and a variant, the variant with what only
             that file says, such as the number of heads; None where there are no such folders.

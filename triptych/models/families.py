@@ -43,7 +43,7 @@ class Family:
         build: From a config to a model with fresh weights.
         variants: Registered sizes by name; each takes `image_size` and `vocab_size`.
         resize: From a stored state, its config and a new side in pixels to both at that size.
-        reads_text: False for image tokenizers, which know pictures alone.
+        reads_text: False for image tokenizers, which know images alone.
     """
 
     title: str

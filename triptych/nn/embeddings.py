@@ -39,7 +39,7 @@ class ConvolutionalStem(nn.Module):
     """3x3 convolutions of stride 2 before the patch projection (Xiao et al. 2021).
 
     Each is followed by a LayerNorm over channels and GELU. Small models learn shapes from far fewer
-    pictures than with a linear projection of raw pixels; no released checkpoint has such a stem.
+    images than with a linear projection of raw pixels; no released checkpoint has such a stem.
 
     Args:
         embed_dim: Width D.
@@ -113,7 +113,7 @@ def check_stem(patch_size: int, stem_widths: tuple[int, ...]) -> None:
 
 
 def hide_pixels(image: Tensor, hidden_patches: Tensor, patch_size: int) -> Tensor:
-    """Return pictures with 0 in place of hidden patches, since a stem looks beyond its patch.
+    """Return images with 0 in place of hidden patches, since a stem looks beyond its patch.
 
     Args:
         image: (B, 3, S, S) float.

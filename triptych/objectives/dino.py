@@ -1,6 +1,6 @@
 """Self-distillation without labels (DINO, Caron et al. 2021, section 3.1).
 
-A student sees all crops of a picture, a teacher only the large ones; the student learns to say of
+A student sees all crops of an image, a teacher only the large ones; the student learns to say of
 each crop what the teacher says of another one. The teacher is a momentum copy of the student, and
 its outputs are centred and sharpened, so that neither one class nor all of them win.
 """
@@ -16,7 +16,7 @@ from triptych.distributed.collectives import all_reduce_mean
 
 
 def dino_loss(student_logits: Tensor, teacher_probs: Tensor, temperature: float) -> Tensor:
-    """Return the mean cross-entropy between different crops of a picture (equation 3).
+    """Return the mean cross-entropy between different crops of an image (equation 3).
 
     Args:
         student_logits: (C, B, K) of all crops, those that the teacher sees first, in its order.
@@ -24,7 +24,7 @@ def dino_loss(student_logits: Tensor, teacher_probs: Tensor, temperature: float)
         temperature: Of the student's softmax.
 
     Returns:
-        Scalar float32: the mean over pictures and over the G·(C - 1) pairs of two crops.
+        Scalar float32: the mean over images and over the G·(C - 1) pairs of two crops.
     """
     log_probs = torch.log_softmax(student_logits.float() / temperature, dim=-1)
     pairs = -torch.einsum("gbk,cbk->gc", teacher_probs.float(), log_probs)  # (G, C)

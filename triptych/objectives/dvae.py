@@ -29,7 +29,7 @@ def logit_laplace_nll(pixels: Tensor, location: Tensor, log_scale: Tensor) -> Te
 
 
 def code_kl(logits: Tensor) -> Tensor:
-    """Return the mean over places of KL(q(code | picture) || uniform), in nats.
+    """Return the mean over places of KL(q(code | image) || uniform), in nats.
 
     Args:
         logits: (B, V, h, w) of the encoder.
@@ -43,7 +43,7 @@ def code_kl(logits: Tensor) -> Tensor:
 
 
 def code_balance(logits: Tensor) -> Tensor:
-    """Return KL(mean of q(code | picture) over the batch || uniform), in nats.
+    """Return KL(mean of q(code | image) over the batch || uniform), in nats.
 
     Unlike `code_kl` it leaves each place free to be sure of its code, and only asks that all codes
     are used equally often; it keeps a small run from using one code for everything. Not in DALL-E.

@@ -16,10 +16,10 @@ ContrastiveScope = Literal["global", "local"]
 
 @dataclass(frozen=True, slots=True)
 class PairKeys:
-    """What tells which pictures and texts of different rows are the same.
+    """What tells which images and texts of different rows are the same.
 
     Attributes:
-        image: (B,) int64, equal for rows of one picture.
+        image: (B,) int64, equal for rows of one image.
         caption: (B,) int64, equal for rows of one text.
     """
 
@@ -39,18 +39,18 @@ def global_contrastive_loss(
     """Return the mean of both directions' cross-entropies over the matched pairs of all processes.
 
     Every row of every process is a column. A mismatched pair (a swapped caption) has no row of its
-    own, but its picture and its text are negatives of the others.
+    own, but its image and its text are negatives of the others.
 
-    With `keys`, equal pictures or texts are no negatives: a row's positives are all texts that are
-    equal to its own or that belong to its picture, in equal shares. Released code knows only the
-    row's own pair, and takes a swapped caption for a negative of the picture that it belongs to.
+    With `keys`, equal images or texts are no negatives: a row's positives are all texts that are
+    equal to its own or that belong to its image, in equal shares. Released code knows only the
+    row's own pair, and takes a swapped caption for a negative of the image that it belongs to.
 
     Args:
         image: (B, E) float, L2-normalised.
         text: (B, E) float, L2-normalised.
         logit_scale: Scalar, log(1 / τ).
-        matched: (B,) bool, True = picture and text belong together; None means all do.
-        keys: Identities of pictures and texts.
+        matched: (B,) bool, True = image and text belong together; None means all do.
+        keys: Identities of images and texts.
         scope: "global" sends gradients to every process's embeddings; "local" takes those of other
             processes as constants.
 
@@ -85,7 +85,7 @@ def _first_row(tensor: Tensor) -> int:
 
 
 def _targets(matched: Tensor, keys: PairKeys | None) -> tuple[Tensor, Tensor]:
-    """Return the distributions over texts and over pictures of each matched row, (rows, G)."""
+    """Return the distributions over texts and over images of each matched row, (rows, G)."""
     own = _first_row(matched) + torch.arange(len(matched), device=matched.device)[matched]
     columns = torch.arange(len(all_gather(matched)), device=matched.device)
     same = own[:, None] == columns

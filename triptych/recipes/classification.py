@@ -1,4 +1,4 @@
-"""Fine-tuning classifiers on any model: of answers, of pictures with texts, of texts alone.
+"""Fine-tuning classifiers on any model: of answers, of images with texts, of texts alone.
 
 The model is that of `--init-from`, or a fresh one of `model.name`.
 """
@@ -49,7 +49,7 @@ def answers(scale: str) -> RunConfig:
 
 
 def pairs(scale: str) -> RunConfig:
-    """Return a classifier of pictures with texts: SNLI-VE, hateful memes, one's own labels.
+    """Return a classifier of images with texts: SNLI-VE, hateful memes, one's own labels.
 
     base, large: the papers give no settings for these; they are those of VLMo's other classifiers:
     batch 128, learning rate 3e-5 (large: 1.5e-5), 384 px. 10 epochs of SNLI-VE are 41,000 steps.

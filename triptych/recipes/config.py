@@ -126,7 +126,7 @@ class DataConfig:
         train: Sources, joined in this order; or drawn by their ratios, see `DataSourceConfig`.
         max_bad_share: Share of samples that may be unreadable before the run stops.
         num_workers: Processes that prepare batches; 0 prepares them between steps.
-        cache_mib: Memory for decoded pictures in each of these processes, in MiB.
+        cache_mib: Memory for decoded images in each of these processes, in MiB.
         seed: Seed of order, crops, masks and prefixes.
     """
 
@@ -168,8 +168,8 @@ class RunConfig:
         model: Where the model comes from.
         tokenizer: Where the tokenizer comes from.
         data: What to train on.
-        image: How pictures are prepared; `image_size` is set to the model's.
-        crops: The crops of each picture, for self-distillation.
+        image: How images are prepared; `image_size` is set to the model's.
+        crops: The crops of each image, for self-distillation.
         captions: How captions are prepared.
         lengths: Longest texts of the fine-tuning tasks.
         task: What is trained.

@@ -18,19 +18,19 @@ MODELS = {
     "large": "flava_900m",
 }
 RATE_PER_256 = 7.5e-4
-"""The released run's learning rate for each 256 pictures of a batch."""
+"""The released run's learning rate for each 256 images of a batch."""
 
 WHOLE = ImageTransformConfig(crop_scale=None, flip_probability=0.0, randaugment_num_ops=0)
 
 
 def dino(scale: str) -> RunConfig:
-    """Return DINO on pictures alone, for the image encoder of any model (`--model.name`).
+    """Return DINO on images alone, for the image encoder of any model (`--model.name`).
 
     FLAVA's is the default: its paper pre-trains it so. Texts of the data, or `--tokenizer.path`,
     give the words of the model, which it does not learn here.
 
-    base, large: the released run of ViT-B/16: 400 epochs of ImageNet's 1.28 M pictures at a batch
-    of 1,024 are 500,000 steps; learning rate 7.5e-4 per 256 pictures, which is 3e-3 at this batch,
+    base, large: the released run of ViT-B/16: 400 epochs of ImageNet's 1.28 M images at a batch
+    of 1,024 are 500,000 steps; learning rate 7.5e-4 per 256 images, which is 3e-3 at this batch,
     10 epochs of warm-up from 0, cosine to 2e-6; each parameter's gradient is clipped at 0.3; two
     crops at 224 px and ten at 96 px. Weight decay is the mean of the 0.04 and 0.4 between which it
     rises there.

@@ -51,10 +51,10 @@ CAPTIONS = PretrainingTextConfig(max_text_tokens=77, max_words=None, whole_word=
 
 
 def image(scale: str) -> RunConfig:
-    """Return the image encoder's stage, masked image modelling on pictures alone.
+    """Return the image encoder's stage, masked image modelling on images alone.
 
     base, large: the paper takes BEiT's way first and DINO in the end; these are BEiT's numbers:
-    800 epochs of ImageNet's 1.28 M pictures at a batch of 2,048 are 500,000 steps, learning rate
+    800 epochs of ImageNet's 1.28 M images at a batch of 2,048 are 500,000 steps, learning rate
     1.5e-3, 6,250 warm-up steps (10 epochs), weight decay 0.05, gradients clipped at 3.
     """
     _check_scale(scale)
@@ -94,7 +94,7 @@ def text(scale: str) -> RunConfig:
 
 
 def joint(scale: str) -> RunConfig:
-    """Return the joint stage: each step draws one source, of pairs, of pictures or of texts.
+    """Return the joint stage: each step draws one source, of pairs, of images or of texts.
 
     Name each source's `kind` and `ratio` with its path; without ratios all are drawn alike, as in
     torchmultimodal (the paper's ratios are not known).
@@ -107,7 +107,7 @@ def joint(scale: str) -> RunConfig:
 
     Small scales: GC takes every step on pairs; ITM, MMM-image and MMM-text join every fourth step
     after 40 % of them. tiny has batches of 256: with GC alone on as many pairs in all, one
-    seed each, batches of 64 end 0.09 lower in recall at 1 among 500 pictures.
+    seed each, batches of 64 end 0.09 lower in recall at 1 among 500 images.
     """
     _check_scale(scale)
     task = FLAVAPretrainingConfig(max_text_tokens=POSITIONS[scale])
@@ -217,7 +217,7 @@ def _paper_run(
 
 
 def _small_run(recipe: str, scale: str, task: TaskConfig, steps: int, rate: float) -> RunConfig:
-    """Return a run for a laptop, on pictures without augmentation; the rates are our own."""
+    """Return a run for a laptop, on images without augmentation; the rates are our own."""
     rate = rate if scale != "small" else rate / 3
     return RunConfig(
         recipe=recipe,

@@ -97,7 +97,7 @@ def pretrain(scale: str) -> RunConfig:
 def caption(scale: str) -> RunConfig:
     """Return captioning by cross-entropy.
 
-    base, large: paper, appendix: 5 epochs of COCO's Karpathy split (113,000 pictures, 567,000
+    base, large: paper, appendix: 5 epochs of COCO's Karpathy split (113,000 images, 567,000
     pairs) at a batch of 256 are 11,000 steps; learning rate 1e-5, decay 0.05, 336 px, beam 10 of
     at most 20 tokens. The released code has decay 0.02, 384 px for base, beam 5 of 8 to 25 tokens,
     and its decoder reads image states alone (`task.memory = "image"`).
@@ -110,7 +110,7 @@ def caption(scale: str) -> RunConfig:
 def scst(scale: str) -> RunConfig:
     """Return captioning by policy gradient on CIDEr, from a model that `mplug.caption` trained.
 
-    base, large: paper, appendix: 5 more epochs at a learning rate of 8e-7; of 113,000 pictures at
+    base, large: paper, appendix: 5 more epochs at a learning rate of 8e-7; of 113,000 images at
     the batch of 256 that cross-entropy has, which is ours to assume, they are 2,207 steps. The
     released code has 1e-6, decay 0.02, batches of 32 (base) and 64 (large) a process, and a warm-up
     that starts above its rate, at 1e-5; here there is none.
@@ -185,7 +185,7 @@ def grounding(scale: str) -> RunConfig:
 
 
 def nlvr2(scale: str) -> RunConfig:
-    """Return judging statements about two pictures (NLVR2).
+    """Return judging statements about two images (NLVR2).
 
     base, large: paper, section 5.2.5 and appendix: two cross-attention branches merged before the
     FFN, an MLP on the text [CLS], 336 px, decay 0.05. The authors released neither a model nor a
@@ -201,7 +201,7 @@ def snli_ve(scale: str) -> RunConfig:
     """Return visual entailment in three classes, without the decoder (SNLI-VE).
 
     base, large: paper, section 5.2.5 and appendix: the encoders and the fusion network read the
-    picture, the premise and the hypothesis; 336 px, decay 0.05. No config was released either: the
+    image, the premise and the hypothesis; 336 px, decay 0.05. No config was released either: the
     other settings are those of ALBEF (`configs/VE.yaml`): 5 epochs of 529,527 pairs at a batch of
     8 x 32 are 10,340 steps, learning rate 2e-5; 5e-6 for the image encoder. The order of the
     classes is that of mPLUG's dataset code.
@@ -256,7 +256,7 @@ def _finetune(
 def _small_run(
     recipe: str, scale: str, task: TaskConfig, steps: dict[str, int], rate: float
 ) -> RunConfig:
-    """Return a fine-tuning run for the built-in scenes, or for a user's few pictures."""
+    """Return a fine-tuning run for the built-in scenes, or for a user's few images."""
     _check_scale(scale)
     return RunConfig(
         recipe=recipe,

@@ -54,7 +54,7 @@ def vision(scale: str) -> RunConfig:
     """Return stage 1, masked image modelling; name the tokenizer with --task.image-tokenizer.
 
     base, large: BEiT's pre-training, which VLMo starts from: 150 epochs of ImageNet-22k's 14.2 M
-    pictures at a batch of 2,048, learning rate 1.5e-3, 10,000 warm-up steps, cosine to 1e-5,
+    images at a batch of 2,048, learning rate 1.5e-3, 10,000 warm-up steps, cosine to 1e-5,
     weight decay 0.05, gradients clipped at 3. (BEiT jitters colours; RandAugment stands for that.)
     """
     _check_scale(scale)
@@ -159,7 +159,7 @@ def vqa(scale: str) -> RunConfig:
 
 
 def nlvr2(scale: str) -> RunConfig:
-    """Return judging statements about two pictures, NLVR2.
+    """Return judging statements about two images, NLVR2.
 
     base, large: 10 epochs of 86,000 statements at a batch of 128 are 6,750 steps, 384 px, learning
     rate 5e-5 (base) or 3e-5 (large), a tenth of the steps warm up.
@@ -220,7 +220,7 @@ def _paper_run(
 
 
 def _small_run(recipe: str, scale: str, task: TaskConfig, steps: int, rate: float) -> RunConfig:
-    """Return a run from nothing, on few pictures without augmentation."""
+    """Return a run from nothing, on few images without augmentation."""
     rate = rate if scale != "small" else rate / 3
     return RunConfig(
         recipe=recipe,

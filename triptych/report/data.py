@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Picture = npt.NDArray[np.uint8] | Path
-"""(H, W, 3) RGB, or the path of a picture in a file."""
+ImageSource = npt.NDArray[np.uint8] | Path
+"""(H, W, 3) RGB, or the path of an image in a file."""
 
 Box = tuple[float, float, float, float]
-"""Left, top, right and bottom in pixels of the picture."""
+"""Left, top, right and bottom in pixels of the image."""
 
 Series = Mapping[str, Sequence[tuple[int, float]]]
 """(step, value) points of each named line."""
@@ -24,7 +24,7 @@ RIGHT_IOU = 0.5
 
 
 class Answer(NamedTuple):
-    """A question about a picture, with the model's answer and the true one."""
+    """A question about an image, with the model's answer and the true one."""
 
     question: str
     answer_model: str
@@ -42,9 +42,9 @@ class Grounding(NamedTuple):
 
 
 class Neighbour(NamedTuple):
-    """A picture that was retrieved, and whether it is the one that was sought."""
+    """An image that was retrieved, and whether it is the one that was sought."""
 
-    image: Picture
+    image: ImageSource
     is_right: bool
 
 
@@ -60,7 +60,7 @@ class ScoreRow:
         low: Lower end of the 95 % interval.
         high: Upper end of the 95 % interval.
         chance: Score of a random answer; None where that has no meaning.
-        blind: Score of an answer that never looks at the picture; None where none was measured.
+        blind: Score of an answer that never looks at the image; None where none was measured.
         bar: The score that was to be reached; None where none was set.
         protocol: How it was measured, in a few words.
     """
@@ -102,20 +102,20 @@ class Curve:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PictureCard:
-    """What the model said about one picture.
+class ImageCard:
+    """What the model said about one image.
 
     Attributes:
-        image: The picture.
+        image: The image.
         caption_truth: A true caption.
         caption_model: The model's caption.
-        caption_right_objects: (objects that the caption names rightly, objects in the picture).
+        caption_right_objects: (objects that the caption names rightly, objects in the image).
         questions: Questions with both answers.
         phrases: Phrases with both boxes, in pixels of `image`.
-        neighbours: Pictures retrieved for `caption_truth`, the best first.
+        neighbours: Images retrieved for `caption_truth`, the best first.
     """
 
-    image: Picture
+    image: ImageSource
     caption_truth: str
     caption_model: str
     caption_right_objects: tuple[int, int] | None = None
@@ -133,8 +133,8 @@ class ReportData:
         summary_lines: A few sentences under the heading.
         scores: The table of scores, in the order to show.
         curves: Loss curves, one a stage.
-        pictures: Single pictures.
-        pictures_note: How the pictures were chosen.
+        images: Single images.
+        images_note: How the images were chosen.
         configuration: YAML text of each stage's configuration.
         machine: Facts about the machine, as `machine.describe_machine` gives them.
         commit: The code's commit, or its version.
@@ -146,9 +146,9 @@ class ReportData:
     summary_lines: tuple[str, ...] = ()
     scores: tuple[ScoreRow, ...] = ()
     curves: tuple[Curve, ...] = ()
-    pictures: tuple[PictureCard, ...] = ()
-    pictures_note: str = (
-        "Pictures that training never saw, chosen at random by a seed, right and wrong ones alike."
+    images: tuple[ImageCard, ...] = ()
+    images_note: str = (
+        "Images that training never saw, chosen at random by a seed, right and wrong ones alike."
     )
     configuration: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, object] = field(default_factory=dict)

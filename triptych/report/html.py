@@ -9,10 +9,10 @@ from pathlib import Path
 
 from triptych.core.files import write_atomic
 from triptych.report.axis import round_step
+from triptych.report.cards import render_images
 from triptych.report.data import Curve, ReportData, ScoreRow
 from triptych.report.markup import Markup, element, escape, join
 from triptych.report.numbers import format_duration, format_score, format_share
-from triptych.report.pictures import render_pictures
 from triptych.report.readers import read_losses
 from triptych.report.svg import NUM_COLOURS, Line, build_lines, draw_curves, draw_score, draw_times
 
@@ -28,7 +28,7 @@ def write_report(data: ReportData, path: Path) -> None:
         path: The file to write; an old one is replaced.
 
     Raises:
-        DataError: A picture or a `metrics.jsonl` that it names cannot be read.
+        DataError: An image or a `metrics.jsonl` that it names cannot be read.
     """
     write_atomic(path, render_report(data))
 
@@ -40,12 +40,12 @@ def render_report(data: ReportData) -> str:
         data: What it says.
 
     Raises:
-        DataError: A picture or a `metrics.jsonl` that it names cannot be read.
+        DataError: An image or a `metrics.jsonl` that it names cannot be read.
     """
-    pictures = render_pictures(data.pictures, data.pictures_note) if data.pictures else _NO_SECTION
+    images = render_images(data.images, data.images_note) if data.images else _NO_SECTION
     sections = [
         ("scores", "Scores", render_scores(data.scores) if data.scores else _NO_SECTION),
-        ("pictures", "Pictures", pictures),
+        ("images", "Images", images),
         ("curves", "Loss curves", render_curves(data.curves)),
         ("times", "Time", render_times(data.times_s) if data.times_s else _NO_SECTION),
         ("run", "Run", render_run(data)),
@@ -73,7 +73,7 @@ def render_scores(rows: Sequence[ScoreRow]) -> Markup:
     ]
     lead = (
         "Each score with its 95 % interval, beside what answering at random gives (chance), what "
-        "answering without the picture gives (blind), and what was to be reached (bar)."
+        "answering without the image gives (blind), and what was to be reached (bar)."
     )
     keys = ("model", "95 % interval", "blind", "chance", "bar to reach")
     classes = ("key-model", "key-whisker", "key-blind", "key-chance", "key-target")

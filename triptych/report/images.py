@@ -1,4 +1,4 @@
-"""Pictures as data URIs, so that a page needs no other file."""
+"""Images as data URIs, so that a page needs no other file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 
 from triptych.core.errors import DataError
 from triptych.data.images import decode_image
-from triptych.report.data import Picture
+from triptych.report.data import ImageSource
 
 RGBArray = npt.NDArray[np.uint8]
 
@@ -21,28 +21,26 @@ EXACT_SIDE_PX = 96
 _JPEG_QUALITY = 88
 
 
-def load_picture(picture: Picture) -> RGBArray:
-    """Return a picture as (H, W, 3) uint8 RGB.
+def load_image(image: ImageSource) -> RGBArray:
+    """Return an image as (H, W, 3) uint8 RGB.
 
     Raises:
         DataError: The file cannot be read, or the array is of another shape or type.
     """
-    if isinstance(picture, (str, Path)):
-        return decode_image(Path(picture))
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        raise DataError(
-            f"a picture of a report is (H, W, 3) uint8, not {picture.shape} {picture.dtype}"
-        )
-    return picture
+    if isinstance(image, (str, Path)):
+        return decode_image(Path(image))
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise DataError(f"an image of a report is (H, W, 3) uint8, not {image.shape} {image.dtype}")
+    return image
 
 
-def encode_picture(pixels: RGBArray, *, max_side_px: int = MAX_SIDE_PX, exact: bool = True) -> str:
-    """Return a data URI: PNG for a small picture, JPEG for others, shrunk to `max_side_px`.
+def encode_image(pixels: RGBArray, *, max_side_px: int = MAX_SIDE_PX, exact: bool = True) -> str:
+    """Return a data URI: PNG for a small image, JPEG for others, shrunk to `max_side_px`.
 
     Args:
         pixels: (H, W, 3) uint8 RGB.
         max_side_px: Longest side of what is written.
-        exact: Whether a picture of at most 96 px is written without loss.
+        exact: Whether an image of at most 96 px is written without loss.
     """
     image = Image.fromarray(pixels)
     longest = max(image.size)

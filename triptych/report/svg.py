@@ -1,4 +1,4 @@
-"""Drawings: loss curves, score bars, stacked times, boxes over a picture.
+"""Drawings: loss curves, score bars, stacked times, boxes over an image.
 
 Colours are classes of `page.css` (`series-0` .. `series-7`, `is-right`, `is-wrong`), so that a
 drawing follows the light or dark scheme of the page.
@@ -129,11 +129,11 @@ def draw_times(shares: Sequence[float], label: str) -> Markup:
 
 
 def draw_boxes(phrases: Sequence[Grounding], width_px: int, height_px: int) -> Markup:
-    """Return boxes to lay over a picture: the model's solid, the true ones dashed, numbered from 1.
+    """Return boxes to lay over an image: the model's solid, the true ones dashed, numbered from 1.
 
     Args:
-        phrases: Phrases with boxes in pixels of the picture.
-        width_px: Width of the picture.
+        phrases: Phrases with boxes in pixels of the image.
+        width_px: Width of the image.
         height_px: Its height.
     """
     unit = max(width_px, height_px) / 64

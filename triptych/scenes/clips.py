@@ -164,13 +164,13 @@ def write_mp4(path: Path, frames: NDArray[np.uint8]) -> None:
     with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=FRAMES_PER_S)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        # x264's lookahead gives pictures this small other bytes from run to run: do without it.
+        # x264's lookahead gives images this small other bytes from run to run: do without it.
         stream.options = {"qp": "14", "preset": "ultrafast"}
         stream.codec_context.thread_count = 1  # several threads may give other bytes, too
         for frame in frames:
             planes = cv2.cvtColor(frame, cv2.COLOR_RGB2YUV_I420)
-            picture = av.VideoFrame.from_ndarray(planes, format="yuv420p")
-            container.mux(stream.encode(picture))
+            image = av.VideoFrame.from_ndarray(planes, format="yuv420p")
+            container.mux(stream.encode(image))
         container.mux(stream.encode())
 
 
@@ -178,7 +178,7 @@ def require_clips(config: SceneConfig) -> None:
     """Check that clips of a world can be written.
 
     Raises:
-        ConfigError: H.264 has no pictures of this size.
+        ConfigError: H.264 has no images of this size.
         DataError: PyAV is not installed.
     """
     require_av()
@@ -203,7 +203,7 @@ def require_av() -> None:
 
 
 def _is_clear(clip: Clip, gap: float) -> bool:
-    """Return whether objects stay inside the picture and apart at every sixteenth of the way."""
+    """Return whether objects stay inside the image and apart at every sixteenth of the way."""
     return all(_is_scene_clear(clip.at(step / 16).objects, gap) for step in range(17))
 
 

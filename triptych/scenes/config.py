@@ -56,12 +56,12 @@ class QuestionMix:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneConfig:
-    """The built-in world. All defaults are chosen here, for pictures of 64 px.
+    """The built-in world. All defaults are chosen here, for images of 64 px.
 
     Attributes:
         seed: Seed of everything; the same seed gives the same scenes, words and pixels.
-        image_size: Side of the square picture, in pixels.
-        object_count_weights: Weight of 1, 2, 3 ... objects in a picture. Few pictures hold one
+        image_size: Side of the square image, in pixels.
+        object_count_weights: Weight of 1, 2, 3 ... objects in an image. Few images hold one
             object, because their captions are often equal.
         colors: Names from `PALETTE`.
         shapes: Names from `SHAPES`.
@@ -145,7 +145,7 @@ def held_out_pairs(config: SceneConfig) -> tuple[Pair, ...]:
 
 @lru_cache(maxsize=128)
 def pairs_of_split(config: SceneConfig, split: str) -> tuple[Pair, ...]:
-    """Return the (colour, shape) pairs that pictures and words of a split may use."""
+    """Return the (colour, shape) pairs that images and words of a split may use."""
     check(split in SPLITS, "split", split, f"be one of {list(SPLITS)}")
     every = tuple((color, shape) for color in config.colors for shape in config.shapes)
     if split == "compositional":

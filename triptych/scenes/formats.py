@@ -12,7 +12,7 @@ from triptych.scenes.clips import FRAMES_PER_S as CLIP_FRAMES_PER_S
 from triptych.scenes.clips import NUM_FRAMES, Clip, ask_about_clip, caption_clip
 from triptych.scenes.config import SceneConfig
 from triptych.scenes.language import caption_variants, refer_variants
-from triptych.scenes.layout import picture_name
+from triptych.scenes.layout import image_name
 from triptych.scenes.questions import NUM_ANSWERS, ask_variants
 from triptych.scenes.statements import NLI_LABELS, NUM_FORMS, hypothesize, state_about_two
 from triptych.scenes.world import Scene, generate_scene, scene_random
@@ -25,14 +25,14 @@ _TRIES = 400
 
 @dataclass(frozen=True, slots=True)
 class SplitContent:
-    """The scenes of one split and how their pictures are called.
+    """The scenes of one split and how their images are called.
 
     Attributes:
         config: The world.
         split: Name of the split.
-        first_image_id: Id of the first picture; ids count on from it.
-        scenes: One a picture.
-        captions: The captions of each picture.
+        first_image_id: Id of the first image; ids count on from it.
+        scenes: One an image.
+        captions: The captions of each image.
     """
 
     config: SceneConfig
@@ -59,12 +59,12 @@ class SplitContent:
         return cls(config, split, first_image_id, scenes, captions)
 
     def image_id(self, index: int) -> int:
-        """Return the id of the picture of a scene; unique over all splits."""
+        """Return the id of the image of a scene; unique over all splits."""
         return self.first_image_id + index
 
     def file_name(self, index: int) -> str:
-        """Return the name of the picture file of a scene."""
-        return picture_name(self.split, self.image_id(index))
+        """Return the name of the image file of a scene."""
+        return image_name(self.split, self.image_id(index))
 
 
 def truth_lines(content: SplitContent) -> Iterator[Json]:
@@ -160,19 +160,19 @@ def statement_lines(
             said = state_about_two(left, right, content.config, rng, form=form, truth=truth)
             if said:
                 break
-            if len(content.scenes) < 20:  # so few pictures may allow no statement of this form
+            if len(content.scenes) < 20:  # so few images may allow no statement of this form
                 form = rng.randrange(NUM_FORMS)
         else:
             raise DataError(
-                f"split {content.split}: no statement fits its {len(content.scenes)} pictures; "
-                "ask for more pictures or leave out the format 'nlvr2'"
+                f"split {content.split}: no statement fits its {len(content.scenes)} images; "
+                "ask for more images or leave out the format 'nlvr2'"
             )
         line = {"identifier": f"{content.split}-{number}-0-0", "sentence": said}
         yield line | {"label": str(truth)}, left, right
 
 
 def entailment_lines(content: SplitContent) -> Iterator[Json]:
-    """Yield one line of SNLI-VE for each picture, the three labels in turn."""
+    """Yield one line of SNLI-VE for each image, the three labels in turn."""
     for scene, captions in zip(content.scenes, content.captions):
         rng = scene_random(content.config, content.split, scene.index, "hypotheses")
         label = NLI_LABELS[scene.index % 3]
@@ -243,7 +243,7 @@ def clip_questions_json(
 
 
 def _karpathy_sentences(captions: list[str], number: int, first_id: int) -> list[Json]:
-    """Return the sentences of picture `number`; their tokens are words without punctuation."""
+    """Return the sentences of image `number`; their tokens are words without punctuation."""
     return [
         {"raw": raw, "tokens": re.findall(r"\w+", raw), "imgid": number, "sentid": first_id + step}
         for step, raw in enumerate(captions)

@@ -15,11 +15,11 @@ FORMATS: tuple[str, ...] = (
     "text",
     "shards",
 )
-"""What `write_scenes` can write beside pictures and ground truth; clips are asked for by number."""
+"""What `write_scenes` can write beside images and ground truth; clips are asked for by number."""
 
 
-def picture_name(split: str, image_id: int) -> str:
-    """Return the name of a picture file by COCO's rule: "COCO_train_000000000007.jpg"."""
+def image_name(split: str, image_id: int) -> str:
+    """Return the name of an image file by COCO's rule: "COCO_train_000000000007.jpg"."""
     return f"COCO_{split}_{image_id:012d}.jpg"
 
 
@@ -40,7 +40,7 @@ class SceneFiles:
 
     @property
     def images(self) -> Path:
-        """Root of the pictures of all splits; Karpathy, VQAv2 and reference files start here."""
+        """Root of the images of all splits; Karpathy, VQAv2 and reference files start here."""
         return self.root / "images"
 
     @property
@@ -74,7 +74,7 @@ class SceneFiles:
         return self.root / "text" / "corpus.txt"
 
     def split_images(self, split: str) -> Path:
-        """Return the folder of the pictures of a split."""
+        """Return the folder of the images of a split."""
         return self.images / split
 
     def truth(self, split: str) -> Path:
@@ -94,15 +94,15 @@ class SceneFiles:
         return self.root / "vqa" / f"v2_mscoco_{split}_annotations.json"
 
     def nlvr2(self, split: str) -> Path:
-        """Return the statements about two pictures of a split."""
+        """Return the statements about two images of a split."""
         return self.root / "nlvr2" / f"{split}.jsonl"
 
     def nlvr2_images(self, split: str) -> Path:
-        """Return the folder of the pictures that the statements of a split name."""
+        """Return the folder of the images that the statements of a split name."""
         return self.root / "nlvr2" / "images" / split
 
     def snli_ve(self, split: str) -> Path:
-        """Return the entailment triples of a split; picture ids start at `split_images`."""
+        """Return the entailment triples of a split; image ids start at `split_images`."""
         return self.root / "snli_ve" / f"snli_ve_{split}.jsonl"
 
     def classes(self, split: str) -> Path:

@@ -28,7 +28,7 @@ def render_scene(scene: Scene, image_size: int, *, noise: float = 0.0) -> Image:
 
     Args:
         scene: What to paint; its `texture_seed` fixes background and noise.
-        image_size: Side of the picture, in pixels.
+        image_size: Side of the image, in pixels.
         noise: Standard deviation of the pixel noise, of 255.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Statements about two pictures, and hypotheses that a picture entails, contradicts or leaves open.
+"""Statements about two images, and hypotheses that an image entails, contradicts or leaves open.
 
 Truth is drawn before the words, so that half of the statements of every form are true. A
-hypothesis that is left open names a property that no picture shows ("heavy"); as many false
+hypothesis that is left open names a property that no image shows ("heavy"); as many false
 hypotheses name one too, so that the word alone does not decide.
 """
 
@@ -17,7 +17,7 @@ from triptych.scenes.questions import plural
 from triptych.scenes.world import Scene, is_left_of
 
 HIDDEN_PROPERTIES: tuple[str, ...] = ("heavy", "expensive", "wooden", "new")
-"""What no picture shows."""
+"""What no image shows."""
 
 NLI_LABELS: tuple[str, ...] = ("entailment", "neutral", "contradiction")
 
@@ -26,7 +26,7 @@ _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 @dataclass(frozen=True, slots=True)
 class Hypothesis:
-    """A sentence about one picture, and what the picture says to it.
+    """A sentence about one image, and what the image says to it.
 
     Attributes:
         text: The sentence.
@@ -40,18 +40,18 @@ class Hypothesis:
 def state_about_two(
     left: Scene, right: Scene, config: SceneConfig, rng: random.Random, *, form: int, truth: bool
 ) -> str | None:
-    """Return a statement about two pictures that is true, or false, as asked.
+    """Return a statement about two images that is true, or false, as asked.
 
     Args:
-        left: The left picture.
-        right: The right picture, of the same split.
+        left: The left image.
+        right: The right image, of the same split.
         config: The world.
         rng: Chooses the words.
         form: Which form of sentence, modulo their number.
         truth: Whether the statement shall be true.
 
     Returns:
-        The statement; None when these two pictures allow none of this form and truth.
+        The statement; None when these two images allow none of this form and truth.
     """
     return _FORMS[form % len(_FORMS)](left, right, config, rng, truth)
 
@@ -100,7 +100,7 @@ def _have(
     rng: random.Random,
     truth: bool,
 ) -> str | None:
-    """Say a shape or a colour whose number of pictures makes the sentence true or false."""
+    """Say a shape or a colour whose number of images makes the sentence true or false."""
     named: list[tuple[str, Pair | tuple[None, str] | tuple[str, None]]] = []
     named += [(_with_article(shape), (None, shape)) for shape in config.shapes]
     named += [(_with_article(f"{color} object"), (color, None)) for color in config.colors]

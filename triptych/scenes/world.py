@@ -27,7 +27,7 @@ _PLACE_TRIES, _LAYOUT_TRIES = 25, 400
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """One object. Lengths are shares of the side of the picture, y points down.
+    """One object. Lengths are shares of the side of the image, y points down.
 
     Attributes:
         size: "small" or "large".
@@ -66,7 +66,7 @@ class SceneObject:
         return width * self.radius, height * self.radius
 
     def box(self, image_size: int) -> tuple[float, float, float, float]:
-        """Return the box as x, y, width, height in pixels of a picture with this side."""
+        """Return the box as x, y, width, height in pixels of an image with this side."""
         half_width, half_height = self.half_extent
         left, top = self.x - half_width, self.y - half_height
         in_pixels = (image_size * v for v in (left, top, 2 * half_width, 2 * half_height))
@@ -76,12 +76,12 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """One picture before it is painted.
+    """One image before it is painted.
 
     Attributes:
         split: "train", "val", "test" or "compositional".
         index: Position in the split, from 0.
-        series: Tells apart independent sets of scenes in one split; "" for the pictures.
+        series: Tells apart independent sets of scenes in one split; "" for the images.
         objects: From left to right by centre.
         background: One of `BACKGROUNDS`.
         texture_seed: Seeds the colours of the background and the pixel noise.
@@ -192,7 +192,7 @@ def _place(
         if spots:
             return [_finish(config, kinds[i], radii[i], spot, rng) for i, spot in zip(order, spots)]
     raise ConfigError(
-        f"cannot place {len(kinds)} objects apart in one picture: lower large_diameter = "
+        f"cannot place {len(kinds)} objects apart in one image: lower large_diameter = "
         f"{config.large_diameter}, min_center_distance or the number of objects"
     )
 

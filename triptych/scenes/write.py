@@ -25,7 +25,7 @@ from triptych.scenes import formats as fm
 from triptych.scenes.clips import Clip, generate_clip, render_clip, require_clips, write_mp4
 from triptych.scenes.config import SPLITS, SceneConfig
 from triptych.scenes.language import class_label
-from triptych.scenes.layout import FORMATS, SceneFiles, picture_name
+from triptych.scenes.layout import FORMATS, SceneFiles, image_name
 from triptych.scenes.render import Image, render_scene
 from triptych.scenes.world import Scene, generate_scene
 
@@ -34,10 +34,10 @@ Progress = Callable[[str, int, int], None]
 
 JPEG_QUALITY = 95
 SAMPLES_PER_SHARD = 1000
-PICTURES_PER_STATEMENT = 5
-PICTURES_PER_CLASS_PICTURE = 5
+IMAGES_PER_STATEMENT = 5
+IMAGES_PER_CLASS_IMAGE = 5
 
-_CHUNK = 250  # pictures between two calls of the progress callback
+_CHUNK = 250  # images between two calls of the progress callback
 
 
 def write_scenes(
@@ -56,22 +56,22 @@ def write_scenes(
     num_workers: int = 1,
     progress: Progress | None = None,
 ) -> SceneFiles:
-    """Write pictures, their ground truth and annotations into an empty or new folder.
+    """Write images, their ground truth and annotations into an empty or new folder.
 
     The files depend on the arguments alone; `num_workers` changes nothing but the time.
 
     Args:
         out: The folder; made if it does not exist.
-        num_images: Pictures of the training split.
-        num_val: Pictures of the validation split; None is a tenth of `num_images`, from 8 to 500.
-        num_test: Pictures of the test split; None as above.
-        num_compositional: Pictures of the compositional split; None as above.
+        num_images: Images of the training split.
+        num_val: Images of the validation split; None is a tenth of `num_images`, from 8 to 500.
+        num_test: Images of the test split; None as above.
+        num_compositional: Images of the compositional split; None as above.
         num_clips: Clips of the training split; the others get a fifth of it each. Needs PyAV.
         config: The world; None is the default one.
         formats: Which of `layout.FORMATS` to write.
-        captions_per_image: Captions of each picture, in different phrasings.
-        questions_per_image: Questions on each picture, and on each clip.
-        phrases_per_image: Referring phrases of each picture, at most.
+        captions_per_image: Captions of each image, in different phrasings.
+        questions_per_image: Questions on each image, and on each clip.
+        phrases_per_image: Referring phrases of each image, at most.
         num_workers: Processes that paint and encode.
         progress: Told how far the writing is.
 
@@ -147,7 +147,7 @@ def _check_arguments(
     for split, size in sizes.items():
         least = 1 if split == "train" else 0
         if size < least:
-            raise ConfigError(f"{size} pictures for {split}: must be at least {least}")
+            raise ConfigError(f"{size} images for {split}: must be at least {least}")
     for what in ("captions", "questions", "phrases"):
         number = getattr(per_image, what)
         if not 1 <= number <= 10:
@@ -162,7 +162,7 @@ def _draw_clips(
     """Draw the clips of each split, a fifth as many for those that are not for training.
 
     Raises:
-        ConfigError: The number is below 0, or pictures of this size cannot be written as clips.
+        ConfigError: The number is below 0, or images of this size cannot be written as clips.
         DataError: PyAV is not installed, or objects leave no room to move.
     """
     if num_clips < 0:
@@ -187,7 +187,7 @@ def _draw_contents(
 
 
 class _Painter:
-    """Paints and encodes pictures, in this process or in several."""
+    """Paints and encodes images, in this process or in several."""
 
     def __init__(
         self,
@@ -205,15 +205,15 @@ class _Painter:
             self._map = stack.enter_context(pool).map
 
     def paint_split(self, content: fm.SplitContent) -> None:
-        """Write the pictures of a split."""
+        """Write the images of a split."""
         split, folder = content.split, self.files.split_images(content.split)
         folder.mkdir(parents=True, exist_ok=True)
         paint = partial(_paint_split, self.config, split, folder, content.first_image_id)
         self._run(paint, len(content.scenes), f"painting {split}")
 
     def paint_classes(self, content: fm.SplitContent) -> None:
-        """Write pictures of one object into folders named by colour and shape."""
-        split, total = content.split, max(1, len(content.scenes) // PICTURES_PER_CLASS_PICTURE)
+        """Write images of one object into folders named by colour and shape."""
+        split, total = content.split, max(1, len(content.scenes) // IMAGES_PER_CLASS_IMAGE)
         paint = partial(_paint_classes, self.config, split, self.files.classes(split))
         self._run(paint, total, f"painting classes of {split}")
 
@@ -229,8 +229,8 @@ def _paint_split(
     config: SceneConfig, split: str, folder: Path, first_id: int, indices: range
 ) -> int:
     for index in indices:
-        picture = _paint(config, generate_scene(config, split, index))
-        (folder / picture_name(split, first_id + index)).write_bytes(_encode(picture, ".jpg"))
+        image = _paint(config, generate_scene(config, split, index))
+        (folder / image_name(split, first_id + index)).write_bytes(_encode(image, ".jpg"))
     return len(indices)
 
 
@@ -239,8 +239,8 @@ def _paint_classes(config: SceneConfig, split: str, folder: Path, indices: range
         scene = generate_scene(config, split, index, series="class", num_objects=1)
         class_folder = folder / class_label(scene.objects[0])
         class_folder.mkdir(parents=True, exist_ok=True)
-        picture = _encode(_paint(config, scene), ".jpg")
-        (class_folder / f"{index:08d}.jpg").write_bytes(picture)
+        image = _encode(_paint(config, scene), ".jpg")
+        (class_folder / f"{index:08d}.jpg").write_bytes(image)
     return len(indices)
 
 
@@ -248,13 +248,13 @@ def _paint(config: SceneConfig, scene: Scene) -> Image:
     return render_scene(scene, config.image_size, noise=config.noise)
 
 
-def _encode(picture: Image, extension: str) -> bytes:
+def _encode(image: Image, extension: str) -> bytes:
     """Return (H, W, 3) RGB as JPEG with full colour resolution, or as PNG."""
     options = [cv2.IMWRITE_PNG_COMPRESSION, 3]
     if extension == ".jpg":
         options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
         options += [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    _, data = cv2.imencode(extension, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options)
+    _, data = cv2.imencode(extension, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     return bytes(data.tobytes())
 
 
@@ -293,23 +293,23 @@ def _write_annotations(
 
 
 def _write_statements(files: SceneFiles, content: fm.SplitContent) -> None:
-    """Write NLVR2's lines, and both pictures of each under the names that NLVR2 gives them."""
+    """Write NLVR2's lines, and both images of each under the names that NLVR2 gives them."""
     folder = files.nlvr2_images(content.split)
     folder.mkdir(parents=True, exist_ok=True)
-    number = max(1, len(content.scenes) // PICTURES_PER_STATEMENT)
+    number = max(1, len(content.scenes) // IMAGES_PER_STATEMENT)
     lines = []
     for line, *pair in fm.statement_lines(content, number):
         lines.append(line)
         stem = line["identifier"].rpartition("-")[0]
         for side, scene in enumerate(pair):
-            picture = _encode(_paint(content.config, scene), ".png")
-            (folder / f"{stem}-img{side}.png").write_bytes(picture)
+            image = _encode(_paint(content.config, scene), ".png")
+            (folder / f"{stem}-img{side}.png").write_bytes(image)
     _write_lines(files.nlvr2(content.split), lines)
 
 
 def _write_shards(files: SceneFiles, content: fm.SplitContent) -> None:
-    """Write WebDataset shards: picture, first caption and ground truth of each scene."""
-    folder, pictures = files.shards(content.split), files.split_images(content.split)
+    """Write WebDataset shards: image, first caption and ground truth of each scene."""
+    folder, images = files.shards(content.split), files.split_images(content.split)
     folder.mkdir(parents=True, exist_ok=True)
     lines = fm.truth_lines(content)
     for number, start in enumerate(range(0, len(content.scenes), SAMPLES_PER_SHARD)):
@@ -317,7 +317,7 @@ def _write_shards(files: SceneFiles, content: fm.SplitContent) -> None:
         with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as shard:
             for _, line in zip(range(start, start + SAMPLES_PER_SHARD), lines):
                 key = f"{line['image_id']:012d}"
-                _add_member(shard, f"{key}.jpg", (pictures / line["file_name"]).read_bytes())
+                _add_member(shard, f"{key}.jpg", (images / line["file_name"]).read_bytes())
                 _add_member(shard, f"{key}.txt", line["captions"][0].encode())
                 _add_member(shard, f"{key}.json", json.dumps(line).encode())
 

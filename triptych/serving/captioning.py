@@ -56,7 +56,7 @@ def build_captioning(
 
 
 def say_captions(task: Captioning, image: Tensor, draw: Draw | None) -> list[tuple[int, ...]]:
-    """Return the tokens of each picture's caption, the best of the search or a drawn one."""
+    """Return the tokens of each image's caption, the best of the search or a drawn one."""
     if draw is None:
         return [texts[0].token_ids for texts in task.search({"image": image})]
     samples = task.speaker.sample(task.memory({"image": image}), *draw)

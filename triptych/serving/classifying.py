@@ -80,7 +80,7 @@ def check_entailment(task: ImageTextClassification, with_premise: bool, folder: 
         )
     if with_premise and not task.config.with_premise:
         raise CapabilityError(
-            f"{folder} was trained on pictures and hypotheses alone: leave premises out, or train "
+            f"{folder} was trained on images and hypotheses alone: leave premises out, or train "
             "it with --task.with-premise"
         )
 

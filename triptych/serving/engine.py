@@ -65,15 +65,15 @@ PAIRS_PER_PASS = 128
 class Engine:
     """A trained model, ready to be asked.
 
-    Pictures are paths, PIL images or uint8 arrays. Every method takes one of each or a list, and
-    returns one result or a list of them; a single picture goes with many texts, and a single text
-    with many pictures. Not safe to be used by two threads at the same time.
+    Images are paths, PIL images or uint8 arrays. Every method takes one of each or a list, and
+    returns one result or a list of them; a single image goes with many texts, and a single text
+    with many images. Not safe to be used by two threads at the same time.
 
     Attributes:
         folder: Where the model was read from.
         model: The network, in evaluation mode.
         tokenizer: Its words.
-        preprocess: How pictures are prepared.
+        preprocess: How images are prepared.
         settings: What the model was trained for.
         device: Where it computes.
         precision: "fp32", or "bf16" for autocast.
@@ -109,20 +109,20 @@ class Engine:
         sampling: SamplingConfig | None = None,
         seed: int = 0,
     ) -> str | list[str]:
-        """Say what pictures show.
+        """Say what images show.
 
         Args:
-            images: One picture or many.
+            images: One image or many.
             prompt: Words that each caption must begin with, such as "a photo of". None is the
                 model folder's own prompt, if it has one, which is not part of the captions.
             num_beams: Width of the beam search; None is the model folder's own, 5 unless set.
-            sampling: Draws the captions, one for each picture, in place of the search.
+            sampling: Draws the captions, one for each image, in place of the search.
             seed: Seed of the draws; equal calls give equal captions.
 
         Raises:
             CapabilityError: The model was trained neither for captioning nor with PrefixLM.
             ConfigError: A number is out of range.
-            DataError: A picture cannot be read, or the prompt is not usable.
+            DataError: An image cannot be read, or the prompt is not usable.
         """
         self._require("caption")
         given, single = as_list(images)
@@ -150,19 +150,19 @@ class Engine:
         ocr_words: str | Sequence[str] | None = None,
         object_words: str | Sequence[str] | None = None,
     ) -> str | list[str]:
-        """Answer questions about pictures.
+        """Answer questions about images.
 
         Args:
-            images: One picture or many.
+            images: One image or many.
             questions: One question or many.
             choices: The answers to choose from; None is the model folder's own list, if it has
                 one, and free words otherwise.
-            ocr_words: Words that were read in the picture, one text a question, or one for all.
-            object_words: Names of what the picture holds, likewise.
+            ocr_words: Words that were read in the image, one text a question, or one for all.
+            object_words: Names of what the image holds, likewise.
 
         Raises:
             CapabilityError: The model was not fine-tuned for answering.
-            DataError: A picture cannot be read, or a question or a choice is empty.
+            DataError: An image cannot be read, or a question or a choice is empty.
         """
         self._require("answer")
         given, asked, single = broadcast(images, questions, "question")
@@ -191,11 +191,11 @@ class Engine:
         """Find what phrases speak of.
 
         Returns:
-            x0, y0, x1, y1 in pixels of the original upright picture, one box a phrase.
+            x0, y0, x1, y1 in pixels of the original upright image, one box a phrase.
 
         Raises:
             CapabilityError: The model was not fine-tuned for grounding.
-            DataError: A picture cannot be read, or a phrase is empty.
+            DataError: An image cannot be read, or a phrase is empty.
         """
         self._require("ground")
         given, asked, single = broadcast(images, phrases, "phrase")
@@ -212,11 +212,11 @@ class Engine:
     def match(
         self, images: ImageInput | Sequence[ImageInput], texts: str | Sequence[str]
     ) -> float | list[float]:
-        """Return the probability, 0 to 1, that a text describes a picture (ITM head).
+        """Return the probability, 0 to 1, that a text describes an image (ITM head).
 
         Raises:
             CapabilityError: The model has no trained matching head.
-            DataError: A picture cannot be read, or a text is empty.
+            DataError: An image cannot be read, or a text is empty.
         """
         self._require("match")
         given, said, single = broadcast(images, texts, "text")
@@ -233,16 +233,16 @@ class Engine:
         second: ImageInput | Sequence[ImageInput],
         statements: str | Sequence[str],
     ) -> float | list[float]:
-        """Return the probability, 0 to 1, that a statement is true of two pictures.
+        """Return the probability, 0 to 1, that a statement is true of two images.
 
         Args:
-            first: The left picture, or many.
-            second: The right picture, or as many.
+            first: The left image, or many.
+            second: The right image, or as many.
             statements: One statement for each pair; one for all, or many of one pair.
 
         Raises:
             CapabilityError: The model was not fine-tuned with mplug.nlvr2.
-            DataError: A picture cannot be read, a statement is empty, or the numbers differ.
+            DataError: An image cannot be read, a statement is empty, or the numbers differ.
         """
         self._require("judge")
         task = self._classifier
@@ -265,19 +265,19 @@ class Engine:
         *,
         premises: str | Sequence[str] | None = None,
     ) -> dict[str, float] | list[dict[str, float]]:
-        """Say what pictures say to hypotheses: entailment, neutral or contradiction.
+        """Say what images say to hypotheses: entailment, neutral or contradiction.
 
         Args:
-            images: One picture or many.
+            images: One image or many.
             hypotheses: One hypothesis or many.
-            premises: What is known of each picture in words, for a model that reads it.
+            premises: What is known of each image in words, for a model that reads it.
 
         Returns:
             Probabilities by label, the likeliest first.
 
         Raises:
             CapabilityError: The model was not fine-tuned with mplug.snli_ve, or reads no premises.
-            DataError: A picture cannot be read, or a text is empty.
+            DataError: An image cannot be read, or a text is empty.
         """
         self._require("entail")
         task = self._classifier
@@ -300,10 +300,10 @@ class Engine:
         *,
         templates: Sequence[str] = TEMPLATES,
     ) -> dict[str, float] | list[dict[str, float]]:
-        """Say which of some classes pictures show, from the names of the classes alone.
+        """Say which of some classes images show, from the names of the classes alone.
 
         Args:
-            images: One picture or many.
+            images: One image or many.
             labels: Names of the classes, two or more.
             templates: Sentences about a class; `{}` is its name. A class is their mean.
 
@@ -312,29 +312,29 @@ class Engine:
 
         Raises:
             CapabilityError: The model was not trained with a contrastive objective.
-            DataError: A picture cannot be read, or the labels cannot be told apart.
+            DataError: An image cannot be read, or the labels cannot be told apart.
         """
         self._require("classify")
         check_names(labels, templates)
         given, single = as_list(images)
         sentences = [text for row in prompts(labels, templates) for text in row]
         rows = torch.from_numpy(self.embed_texts(sentences)).view(len(labels), len(templates), -1)
-        pictures = torch.from_numpy(np.asarray(self.embed_images(given)))
-        shares = class_probabilities(pictures, class_embeddings(rows)).tolist()
+        embedded = torch.from_numpy(np.asarray(self.embed_images(given)))
+        shares = class_probabilities(embedded, class_embeddings(rows)).tolist()
         found = [likeliest_first(labels, row) for row in shares]
         return found[0] if single else found
 
     def label(
         self, images: ImageInput | Sequence[ImageInput], texts: str | Sequence[str]
     ) -> dict[str, float] | list[dict[str, float]]:
-        """Classify pairs of a picture and a text with the classifier that was fine-tuned for it.
+        """Classify pairs of an image and a text with the classifier that was fine-tuned for it.
 
         Returns:
             Probabilities by label, the likeliest first.
 
         Raises:
             CapabilityError: The model was not fine-tuned with classify.pairs.
-            DataError: A picture cannot be read, or a text is empty.
+            DataError: An image cannot be read, or a text is empty.
         """
         self._require("label")
         given, said, single = broadcast(images, texts, "text")
@@ -377,13 +377,13 @@ class Engine:
         return found[0] if single else found
 
     def embed_images(self, images: ImageInput | Sequence[ImageInput]) -> NDArray[np.float32]:
-        """Return (n, E) float32 embeddings of length 1; (E,) for a single picture.
+        """Return (n, E) float32 embeddings of length 1; (E,) for a single image.
 
         The dot product with a text's embedding is their similarity.
 
         Raises:
             CapabilityError: The model was not trained with a contrastive objective.
-            DataError: A picture cannot be read.
+            DataError: An image cannot be read.
         """
         self._require("embed")
         given, single = as_list(images)
@@ -456,12 +456,12 @@ class Engine:
         )
 
     def _match_chunk(self, images: list[ImageInput], ids: list[list[int]]) -> list[float]:
-        """Score pairs; a picture that several texts share is encoded once."""
+        """Score pairs; an image that several texts share is encoded once."""
         distinct = {id(image): image for image in images}
         places = {key: place for place, key in enumerate(distinct)}
         index = torch.tensor([places[id(image)] for image in images], device=self.device)
-        pictures = list(distinct.values())
-        parts = [self.model.encode_image(chunk) for chunk in self._image_chunks(pictures)]
+        unique = list(distinct.values())
+        parts = [self.model.encode_image(chunk) for chunk in self._image_chunks(unique)]
         text = self.model.encode_text(*self._padded(ids))
         logits = match_pairs(self.model, ImageFeatures.join(parts), text, index)
         scores = torch.softmax(logits.float(), dim=-1)[:, 1]
@@ -493,9 +493,9 @@ class Engine:
             self._transform.apply(read_image(image, f"image {first + number}"))
             for number, image in enumerate(images)
         ]
-        pixels = [picture.pixels for picture in done]
+        pixels = [item.pixels for item in done]
         batch = normalise_batch(pixels, self.preprocess.mean, self.preprocess.std)
-        return batch.to(self.device), [(picture.width, picture.height) for picture in done]
+        return batch.to(self.device), [(item.width, item.height) for item in done]
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         limit = self.settings.limits.caption

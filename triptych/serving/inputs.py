@@ -1,4 +1,4 @@
-"""What a caller may pass: pictures of several kinds and texts, one or many."""
+"""What a caller may pass: images of several kinds and texts, one or many."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIFF_MODES = frozenset({"I", "F", "CMYK", "LAB", "I;16B"})
 
 
 def read_image(image: object, name: str = "image") -> Pixels:
-    """Return the upright RGB pixels of a picture.
+    """Return the upright RGB pixels of an image.
 
     Args:
         image: An `ImageInput`.
@@ -33,7 +33,7 @@ def read_image(image: object, name: str = "image") -> Pixels:
         (H, W, 3) uint8.
 
     Raises:
-        ImageProblem: A file is missing, cut short or no picture; the message names it.
+        ImageProblem: A file is missing, cut short or no image; the message names it.
         DataError: Another type, or an array of another shape or dtype.
     """
     if isinstance(image, (str, Path)):
@@ -56,15 +56,15 @@ def as_list(value: Any) -> tuple[list[Any], bool]:
 
 
 def broadcast(images: Any, texts: Any, what: str) -> tuple[list[Any], list[str], bool]:
-    """Bring pictures and texts to one length.
+    """Bring images and texts to one length.
 
     Args:
-        images: One picture, or many.
+        images: One image, or many.
         texts: One text, or many.
         what: What the text is, for messages.
 
     Returns:
-        Pictures and texts, one row a pair, and whether one of each was given.
+        Images and texts, one row a pair, and whether one of each was given.
 
     Raises:
         DataError: Two lists of unequal length.
@@ -77,8 +77,8 @@ def broadcast(images: Any, texts: Any, what: str) -> tuple[list[Any], list[str],
         text_list = text_list * len(image_list)
     if len(image_list) != len(text_list):
         raise DataError(
-            f"{len(image_list)} pictures and {len(text_list)} {what}s: give one {what} for each "
-            "picture, or one picture, or one text"
+            f"{len(image_list)} images and {len(text_list)} {what}s: give one {what} for each "
+            "image, or one image, or one text"
         )
     return image_list, text_list, one_image and one_text
 
@@ -111,7 +111,7 @@ def _from_array(array: NDArray[Any], name: str) -> Pixels:
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
         raise DataError(
             f"{name} is an array of shape {array.shape}: pass height x width x 3 (RGB) or 4 "
-            "(RGBA), or height x width (grey), and several pictures as a list"
+            "(RGBA), or height x width (grey), and several images as a list"
         )
     if array.shape[2] == 1:
         array = np.repeat(array, 3, axis=2)

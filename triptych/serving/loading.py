@@ -129,7 +129,7 @@ def read_model(folder: Path) -> LoadedModel:
         )
     if preprocess.image_size != model.image_size:
         raise CheckpointError(
-            f"{folder}: preprocess.json makes pictures of {preprocess.image_size} px but the model "
+            f"{folder}: preprocess.json makes images of {preprocess.image_size} px but the model "
             f"takes {model.image_size}: the files belong to different models"
         )
     return LoadedModel(model, tokenizer, preprocess, settings, content.head)

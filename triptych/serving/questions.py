@@ -1,4 +1,4 @@
-"""Texts that come in parts: questions with seen words, statements with two pictures."""
+"""Texts that come in parts: questions with seen words, statements with two images."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def append_seen_words(
 def pair_up(
     first: Any, second: Any, statements: Any
 ) -> tuple[list[Any], list[Any], list[str], bool]:
-    """Bring first pictures, second pictures and statements to one length.
+    """Bring first images, second images and statements to one length.
 
     Returns:
         The three, one row a statement, and whether one of each was given.
@@ -61,7 +61,7 @@ def pair_up(
     seconds, one_second = as_list(second)
     if len(firsts) != len(seconds):
         raise DataError(
-            f"{len(firsts)} first pictures and {len(seconds)} second ones: give one of each a pair"
+            f"{len(firsts)} first images and {len(seconds)} second ones: give one of each a pair"
         )
     pairs = list(range(len(firsts)))
     chosen: Any = 0 if one_first and one_second else pairs

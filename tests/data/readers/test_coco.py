@@ -108,7 +108,7 @@ def official():
         "images": [{"id": 5, "file_name": "COCO_val2014_000000000005.jpg"}],
         "annotations": [
             {"id": 50, "image_id": 5, "caption": "A cat.\n"},
-            {"id": 51, "image_id": 6, "caption": "No such picture."},
+            {"id": 51, "image_id": 6, "caption": "No such image."},
             {"id": 52, "image_id": 5, "caption": None},
             "not an object",
             {"id": 53, "image_id": 5, "caption": "A pet."},

@@ -43,15 +43,15 @@ def test_splits_are_folders_above_the_classes(tmp_path):
         read_image_folder(DataSourceConfig(path=str(tmp_path), split="tran"))
 
 
-def test_pictures_without_classes_have_no_label(tmp_path):
+def test_images_without_classes_have_no_label(tmp_path):
     assert is_image_folder(build(tmp_path, ["2.jpg", "1.png", ".hidden.jpg", "empty/notes.txt"]))
     records = read_image_folder(DataSourceConfig(path=str(tmp_path))).records
     assert [(r.record_id, r.label) for r in records] == [("1.png", None), ("2.jpg", None)]
 
 
-def test_a_folder_without_pictures_says_what_was_expected(tmp_path):
+def test_a_folder_without_images_says_what_was_expected(tmp_path):
     assert not is_image_folder(build(tmp_path, ["cat/notes.txt"]))
-    with pytest.raises(DataError, match=r"expected .*<class>/<picture>\.jpg or .*\.jpg, found cat"):
+    with pytest.raises(DataError, match=r"expected .*<class>/<image>\.jpg or .*\.jpg, found cat"):
         read_image_folder(DataSourceConfig(path=str(tmp_path)))
 
 

@@ -19,9 +19,7 @@ def read(tmp_path, content, name="m.jsonl", **fields):
 def test_paths_start_from_the_manifest_or_image_root(tmp_path):
     line = '{"image": "sub/a.jpg", "caption": "x"}'
     assert read(tmp_path, line).records[0].image.path == str(tmp_path / "sub/a.jpg")
-    assert read(tmp_path, line, image_root="/pictures").records[0].image.path == (
-        "/pictures/sub/a.jpg"
-    )
+    assert read(tmp_path, line, image_root="/images").records[0].image.path == ("/images/sub/a.jpg")
     absolute = '{"image": "/abs/a.jpg", "caption": "x"}'
     assert read(tmp_path, absolute).records[0].image.path == "/abs/a.jpg"
 

@@ -1,4 +1,4 @@
-"""NLVR2 statements about picture pairs."""
+"""NLVR2 statements about image pairs."""
 
 import json
 
@@ -27,9 +27,9 @@ def write(tmp_path):
 @pytest.mark.parametrize("folder", ["", "dev/", "images/"])
 def test_the_pair_comes_from_the_identifier(tmp_path, folder):
     for side in (0, 1):
-        picture = tmp_path / f"{folder}dev-850-0-img{side}.png"
-        picture.parent.mkdir(exist_ok=True)
-        picture.touch()
+        file = tmp_path / f"{folder}dev-850-0-img{side}.png"
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
     found = read_nlvr2(write(tmp_path))
     assert [(r.record_id, r.label) for r in found.records] == [
         ("dev-850-0-0", True),
@@ -45,6 +45,6 @@ def test_the_pair_comes_from_the_identifier(tmp_path, folder):
     ]
 
 
-def test_missing_pictures_name_what_was_tried(tmp_path):
+def test_missing_images_name_what_was_tried(tmp_path):
     with pytest.raises(DataError, match=r"tried: .*dev-850-0-img0\.png"):
         read_nlvr2(write(tmp_path))

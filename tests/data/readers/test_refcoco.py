@@ -28,7 +28,7 @@ def refs():
         ref(2, 101, "testA", {"raw": "man"}),
         ref(3, 102, "train", {"raw": "flat"}),
         ref(4, 999, "train", {"raw": "no annotation"}),
-        ref(5, 100, "train", {"raw": "no picture"}, image_id=77),
+        ref(5, 100, "train", {"raw": "no image"}, image_id=77),
         ref(6, 100, "train", {"raw": ""}),
     ]
 

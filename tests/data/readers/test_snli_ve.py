@@ -27,7 +27,7 @@ def write(tmp_path, *lines):
 
 
 @pytest.mark.parametrize("folder", ["", "flickr30k-images/"])
-def test_labels_and_pictures(tmp_path, folder):
+def test_labels_and_images(tmp_path, folder):
     (tmp_path / f"{folder}7.jpg").parent.mkdir(exist_ok=True)
     (tmp_path / f"{folder}7.jpg").touch()
     found = read_snli_ve(
@@ -37,7 +37,7 @@ def test_labels_and_pictures(tmp_path, folder):
             line("contradiction", name="Flikr30kID", image="7.jpg"),
             line("-"),
             line("neutral", hypothesis=None),
-            {"gold_label": "neutral", "sentence2": "No picture."},
+            {"gold_label": "neutral", "sentence2": "No image."},
         )
     )
     assert [(r.label, r.premise, r.hypothesis, r.image_id) for r in found.records] == [

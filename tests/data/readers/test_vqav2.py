@@ -19,7 +19,7 @@ def questions(subtype="val2014"):
             {"image_id": 42, "question_id": 42000, "question": "What colour is the cat?"},
             {"image_id": 42, "question_id": 42001, "question": ""},
             {"image_id": 42, "question_id": 42002, "question": "Not annotated?"},
-            {"question_id": 42003, "question": "No picture?"},
+            {"question_id": 42003, "question": "No image?"},
             {"image_id": 42, "question_id": 42004, "question": "How many?"},
         ],
     }
@@ -46,7 +46,7 @@ def annotations():
 
 
 @pytest.mark.parametrize(
-    "picture",
+    "image",
     [
         "COCO_val2014_000000000042.jpg",
         "val2014/COCO_val2014_000000000042.jpg",
@@ -60,13 +60,13 @@ def annotations():
         "v2_OpenEnded_mscoco_val2014_annotations.json",
     ],
 )
-def test_questions_find_their_answers_and_pictures(tmp_path, picture, name):
-    (tmp_path / picture).parent.mkdir(exist_ok=True)
-    (tmp_path / picture).touch()
+def test_questions_find_their_answers_and_images(tmp_path, image, name):
+    (tmp_path / image).parent.mkdir(exist_ok=True)
+    (tmp_path / image).touch()
     (tmp_path / name).write_text(json.dumps(annotations()))
     found = read_vqav2(questions(), DataSourceConfig(path=str(tmp_path / QUESTIONS)))
     (record,) = found.records
-    assert record.image.path == str(tmp_path / picture)
+    assert record.image.path == str(tmp_path / image)
     assert (record.record_id, record.image_id) == ("42000", "42")
     assert record.answers == ("black",) * 7 + ("dark",) * 3
     assert (record.question_type, record.answer_type) == ("what color is the", "other")

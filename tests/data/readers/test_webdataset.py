@@ -84,7 +84,7 @@ def test_texts_and_json_of_all_kinds(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["gif", "bmp", "tif", "JFIF", "jp2"])
-def test_pictures_of_other_formats_are_read(tmp_path, suffix):
+def test_images_of_other_formats_are_read(tmp_path, suffix):
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8), (90, 90, 90)).save(
         buffer, Image.registered_extensions()[f".{suffix.lower()}"]
@@ -106,7 +106,7 @@ def test_bad_samples_are_named_by_their_key(tmp_path):
         [
             ("good.jpg", jpeg(1)),
             ("good.txt", b"fine"),
-            ("lone.txt", b"no picture"),
+            ("lone.txt", b"no image"),
             ("empty.jpg", jpeg(1)),
             ("empty.txt", b" "),
             ("bytes.jpg", jpeg(1)),
@@ -140,23 +140,23 @@ def test_bad_samples_are_named_by_their_key(tmp_path):
     "keep",
     [
         2560,  # between two samples
-        2560 + 100,  # in the header of the second picture
-        2560 + 600,  # in the second picture
+        2560 + 100,  # in the header of the second image
+        2560 + 600,  # in the second image
         2560 + 1536 + 100,  # in the header of the second text
         2560 + 2048,  # before the second text
     ],
 )
 def test_a_cut_shard_gives_what_came_before(tmp_path, keep):
-    # A sample is 512 header + 1024 picture (padded) + 512 header + 512 text = 2560 bytes.
-    picture = jpeg(1)
-    assert 512 < len(picture) <= 1024
+    # A sample is 512 header + 1024 image (padded) + 512 header + 512 text = 2560 bytes.
+    image = jpeg(1)
+    assert 512 < len(image) <= 1024
     path = tmp_path / "s.tar"
-    members = [(f"{i}.{e}", d) for i in range(3) for e, d in (("jpg", picture), ("txt", b"x"))]
+    members = [(f"{i}.{e}", d) for i in range(3) for e, d in (("jpg", image), ("txt", b"x"))]
     write_shard(path, members)
     path.write_bytes(path.read_bytes()[:keep])
     found = read(path)
     (record,) = found.records
-    assert (record.record_id, record.image.read()) == ("s/0", picture)
+    assert (record.record_id, record.image.read()) == ("s/0", image)
     assert found.skipped[0].kind is SkipKind.TRUNCATED
 
 
@@ -221,7 +221,7 @@ def test_other_bytes_are_no_shard(tmp_path):
         read(tmp_path / "s.tar")
 
 
-def test_a_shard_of_pictures_alone_is_read(tmp_path):
+def test_a_shard_of_images_alone_is_read(tmp_path):
     write_shard(tmp_path / "s.tar", [("a.jpg", jpeg(1)), ("b.jpg", jpeg(2)), ("b.json", b"{}")])
     found = read(tmp_path / "s.tar")
     assert not found.skipped

@@ -87,7 +87,7 @@ def test_exact_enlarging_is_bicubic():
 
 
 @pytest.mark.parametrize("function", [resize, resize_fast])
-def test_a_picture_of_the_right_size_is_untouched(function):
+def test_an_image_of_the_right_size_is_untouched(function):
     pixels = noise(9, 13)
     np.testing.assert_array_equal(function(pixels, 13, 9), pixels)
 

@@ -101,8 +101,8 @@ def test_which_transforms_keep_boxes():
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])
-def test_box_follows_the_picture(flip):
-    # A white rectangle: its place is measured in the transformed picture.
+def test_box_follows_the_image(flip):
+    # A white rectangle: its place is measured in the transformed image.
     pixels = np.zeros((40, 80, 3), dtype=np.uint8)
     pixels[4:20, 8:24] = 255
     config = ImageTransformConfig(
@@ -116,7 +116,7 @@ def test_box_follows_the_picture(flip):
     np.testing.assert_allclose(found.box_cxcywh((8, 4, 16, 16)), expected, atol=1e-12)
 
 
-def test_box_outside_the_picture_is_cut():
+def test_box_outside_the_image_is_cut():
     image = TransformedImage(noise(4, 4), width=100, height=50)
     # x from -10 to 30 is 0 to 0.3; y from 40 to 60 is 0.8 to 1
     np.testing.assert_allclose(image.box_cxcywh((-10, 40, 40, 20)), (0.15, 0.9, 0.3, 0.2))

@@ -14,7 +14,7 @@ def noise(low=0, high=256, shape=(24, 32, 3)):
 
 
 def smooth(height=40, width=48):
-    """A picture with gradients of at most 4 grey levels a pixel."""
+    """An image with gradients of at most 4 grey levels a pixel."""
     y, x = np.mgrid[:height, :width]
     channels = [40 + 3 * x, 220 - 4 * y, 128 + 40 * np.sin(x / 12) + 40 * np.cos(y / 12)]
     return np.stack(channels, axis=-1).clip(0, 255).astype(np.uint8)
@@ -66,7 +66,7 @@ def test_sharpness_equals_pillow(magnitude, factor):
     pixels = noise()
     expected = np.asarray(ImageEnhance.Sharpness(Image.fromarray(pixels)).enhance(factor))
     found = randaugment.sharpness(pixels, magnitude, 1)
-    # the smoothed picture is rounded to whole levels in both, which the factor then stretches
+    # the smoothed image is rounded to whole levels in both, which the factor then stretches
     assert np.abs(found.astype(int) - expected).max() <= 2
 
 
@@ -104,7 +104,7 @@ def test_rotation_equals_a_bilinear_loop(sign):
     angle, x0, y0 = math.radians(21 * sign), 23.5, 19.5
 
     def backward(x, y):
-        # The picture turns counter-clockwise as one sees it (y points down).
+        # The image turns counter-clockwise as one sees it (y points down).
         dx, dy = x - x0, y - y0
         return (
             x0 + math.cos(angle) * dx - math.sin(angle) * dy,

@@ -40,7 +40,7 @@ def _gradients(model, *states):
 
 
 @pytest.mark.parametrize("name", ["model", "stemmed"])
-def test_whole_and_masked_pictures_as_one_batch(name, batch, request):
+def test_whole_and_masked_images_as_one_batch(name, batch, request):
     model = request.getfixturevalue(name)
     hidden = batch["hidden_patches"]
     found = model.image_passes(batch["image"], hidden)
@@ -187,7 +187,7 @@ def test_tokens_are_cut_at_two_deviations():
 
 
 @torch.no_grad()
-def test_another_picture_size_keeps_the_class_row_and_one_code_a_patch():
+def test_another_image_size_keeps_the_class_row_and_one_code_a_patch():
     torch.manual_seed(0)
     codebook = DVAEConfig(image_size=24, num_codes=11, hidden_dim=4, blocks_per_group=1)
     model = FLAVA(small_config(codebook=codebook))
@@ -223,7 +223,7 @@ def test_full_size_has_the_published_numbers_of_parameters():
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_takes_another_picture_and_vocabulary(name):
+def test_every_variant_takes_another_image_and_vocabulary(name):
     config = VARIANTS[name](image_size=96, vocab_size=99)
     assert config.vision.image_size == 96
     assert config.text.vocab_size == 99

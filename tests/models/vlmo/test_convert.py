@@ -221,7 +221,7 @@ def test_shorter_texts_than_the_file_has_rows_for():
     torch.testing.assert_close(found, expected)
 
 
-def test_the_second_picture_of_a_pair_begins_with_the_type_of_the_first():
+def test_the_second_image_of_a_pair_begins_with_the_type_of_the_first():
     state = golden("vlmo_relative")
     model = VLMo(dataclasses.replace(golden_config(state), num_image_types=2))
     assert import_state_dict(state, model).resized == ["modality_embedding.weight"]

@@ -149,7 +149,7 @@ def test_one_shared_expert_reads_everything():
 
 
 @torch.no_grad()
-def test_the_second_picture_has_a_type_of_its_own():
+def test_the_second_image_has_a_type_of_its_own():
     model = build(small(num_image_types=2))
     image, _, _ = batch()
     types = model.modality_embedding.weight

@@ -1,4 +1,4 @@
-"""Captioning and question answering against plain loops, one picture and one token at a time."""
+"""Captioning and question answering against plain loops, one image and one token at a time."""
 
 from dataclasses import replace
 
@@ -180,7 +180,7 @@ def test_a_closed_list_gives_its_likeliest_answer(tokenizer, monkeypatch, list_s
         expected = [_likeliest(model, tokenizer, image) for image in batch["image"]]
         seen |= set(expected)
         assert VQA(model, config, tokenizer).predict(batch).texts == expected
-        with monkeypatch.context() as patch:  # two pictures at a time
+        with monkeypatch.context() as patch:  # two images at a time
             patch.setattr(speaker_module, "SCORES_AT_ONCE", 2 * 6 * tokenizer.vocab_size)
             assert VQA(model, config, tokenizer).predict(batch).texts == expected
     assert len(seen) > 2

@@ -1,4 +1,4 @@
-"""Grounding against hand-worked boxes and plain loops, one picture and one token at a time."""
+"""Grounding against hand-worked boxes and plain loops, one image and one token at a time."""
 
 import math
 

@@ -31,7 +31,7 @@ def _batch(tokenizer):
 
 @torch.no_grad()
 def test_both_losses_of_two_pairs(tokenizer):
-    """Each picture's hardest wrong text is the other one, so ITM sees each wrong pair twice."""
+    """Each image's hardest wrong text is the other one, so ITM sees each wrong pair twice."""
     model, batch = tiny_model(tokenizer), _batch(tokenizer)
     task = Retrieval(model, RetrievalConfig(temperature=0.5, queue_size=0, momentum=0.0, alpha=0.0))
     found = task.losses(batch, active=frozenset({"itc", "itm", "mlm"}))

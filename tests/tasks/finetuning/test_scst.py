@@ -47,7 +47,7 @@ def test_the_gradient_is_reinforces():
 
 
 def _every_text(tokenizer, words):
-    """Return all texts of at most two tokens over some words, as samples of one picture."""
+    """Return all texts of at most two tokens over some words, as samples of one image."""
     end = tokenizer.sep_id
     texts = [(word, other) for word in words for other in (end, *words)]
     token_ids = torch.tensor([texts])
@@ -159,9 +159,9 @@ def test_the_greedy_baseline_is_the_reward_of_the_likeliest_words(tokenizer):
 
 
 def test_cider_with_the_end_as_a_word():
-    """Frequencies over two pictures: "a" and the end are in both and weigh log(2 / 2) = 0.
+    """Frequencies over two images: "a" and the end are in both and weigh log(2 / 2) = 0.
 
-    "a dog" of picture 0, ended, is its reference: n = 1, 2, 3 give 1, and n = 4 has no n-gram. Cut
+    "a dog" of image 0, ended, is its reference: n = 1, 2, 3 give 1, and n = 4 has no n-gram. Cut
     off, it lacks "dog <eos>", one of two bigrams, and all trigrams; it has 1 bigram less, which
     costs exp(-1 / (2 · 36)).
     """
@@ -173,7 +173,7 @@ def test_cider_with_the_end_as_a_word():
     assert blind(0, ["a dog", "a dog"], [True, False]) == pytest.approx([5, 5])
 
 
-def test_rewards_belong_to_their_pictures(tokenizer):
+def test_rewards_belong_to_their_images(tokenizer):
     asked = []
 
     def reward(key, texts, ended):
@@ -211,7 +211,7 @@ def test_loss_and_log_are_made_of_the_parts(tokenizer, monkeypatch):
 
 @pytest.mark.parametrize("baseline", ["mean", "greedy"])
 def test_the_reward_rises(tokenizer, baseline):
-    """Each picture wants another word: the best reward is 10, any word's share at first 10 / 66."""
+    """Each image wants another word: the best reward is 10, any word's share at first 10 / 66."""
     wanted = {7: "red", 8: "blue"}
 
     def reward(key, texts, ended):
@@ -240,9 +240,9 @@ def test_settings_that_cannot_work_are_refused():
     assert SCSTConfig(num_samples=1, baseline="greedy").sampling().num_samples == 1
     with pytest.raises(ConfigError, match="min_tokens = 20"):
         SCSTConfig(min_tokens=20)
-    with pytest.raises(DataError, match=r"captions of two pictures or more, found 1"):
+    with pytest.raises(DataError, match=r"captions of two images or more, found 1"):
         CiderReward({1: ["a b"]})
-    with pytest.raises(DataError, match="picture with key 3 has no caption"):
+    with pytest.raises(DataError, match="image with key 3 has no caption"):
         CiderReward(CAPTIONS)(3, ["a"], [True])
 
 

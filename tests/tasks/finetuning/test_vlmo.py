@@ -15,7 +15,7 @@ from triptych.tasks.finetuning.image_text_classification import (
 )
 from triptych.tasks.finetuning.retrieval import (
     EncodedSet,
-    encode_pictures,
+    encode_images,
     encode_texts,
     score_pairs,
 )
@@ -27,7 +27,7 @@ def model_of(name="relative"):
     return build(name).model
 
 
-def two_pictures(size=4):
+def two_images(size=4):
     batch = make_batch(size)
     second = torch.randn(size, 3, 32, 32)
     label = torch.tensor([0, 1, 1, 0])[:size]
@@ -62,7 +62,7 @@ def test_scores_of_pairs_are_those_of_fusing_them_one_by_one(name, monkeypatch):
     """Texts of different lengths come from different batches; each side is encoded once."""
     model = model_of(name).eval()
     batches = [make_batch(3, length=12, seed=2), make_batch(4, length=6, seed=3)]
-    pictures = make_batch(4, seed=4)["image"]
+    images = make_batch(4, seed=4)["image"]
     embedded = {"image_inputs": 0, "text_inputs": 0}
 
     def counted(method):
@@ -76,7 +76,7 @@ def test_scores_of_pairs_are_those_of_fusing_them_one_by_one(name, monkeypatch):
 
     for method in embedded:
         monkeypatch.setattr(model, method, counted(method))
-    image, image_embedding = encode_pictures(model, [{"image": rows} for rows in pictures.split(3)])
+    image, image_embedding = encode_images(model, [{"image": rows} for rows in images.split(3)])
     text, text_embedding = encode_texts(model, batches)
     encoded = EncodedSet(image, text, image_embedding, text_embedding)
     pairs = torch.cartesian_prod(torch.arange(4), torch.arange(7))[torch.randperm(28)]
@@ -90,7 +90,7 @@ def test_scores_of_pairs_are_those_of_fusing_them_one_by_one(name, monkeypatch):
     for (i, t), score in zip(pairs.tolist(), found.tolist(), strict=True):
         ids, mask = texts[t]
         one = model.encode_text(ids[mask][None], mask[mask][None])
-        logits = model.match_logits(model.fuse(model.encode_image(pictures[i][None]), one))[0]
+        logits = model.match_logits(model.fuse(model.encode_image(images[i][None]), one))[0]
         assert score == pytest.approx(float(logits[1] - logits[0]), abs=1e-5)
     for row, (ids, mask) in enumerate(texts):
         one = model.embed_text(model.encode_text(ids[mask][None], mask[mask][None]))[0]
@@ -99,7 +99,7 @@ def test_scores_of_pairs_are_those_of_fusing_them_one_by_one(name, monkeypatch):
 
 @torch.no_grad()
 def test_nlvr2_scores_are_those_of_both_pairs_side_by_side():
-    model, batch = model_of(), two_pictures()
+    model, batch = model_of(), two_images()
     task = VLMoNLVR2(model, VLMoNLVR2Config())
     text = model.encode_text(batch["token_ids"], batch["text_mask"])
     states = []
@@ -117,14 +117,14 @@ def test_nlvr2_scores_are_those_of_both_pairs_side_by_side():
     assert shapes == [(32, 32), (32,), (32,), (32,), (2, 32), (2,)]
 
 
-def test_the_second_picture_starts_with_the_type_of_the_first_and_leaves_it():
+def test_the_second_image_starts_with_the_type_of_the_first_and_leaves_it():
     model = model_of()
     first = model.modality_embedding.weight.detach().clone()
     task = VLMoNLVR2(model, VLMoNLVR2Config())
     types = model.modality_embedding.weight
     assert torch.equal(types, first[[0, 1, 1]])
     assert model.config.num_image_types == 2
-    task.losses(two_pictures(), active=task.objective_names)["classification"].backward()
+    task.losses(two_images(), active=task.objective_names)["classification"].backward()
     assert bool((types.grad.abs().sum(dim=1) > 0).all())
     assert not torch.equal(types.grad[1], types.grad[2])
     VLMo(model.config).load_state_dict(model.state_dict())

@@ -58,7 +58,7 @@ def images(count, seed=0):
 
 @torch.no_grad()
 def plain_memory(model, image, ids):
-    """Fuse one picture (1, 3, S, S) with the text of these ids."""
+    """Fuse one image (1, 3, S, S) with the text of these ids."""
     token_ids = torch.tensor([ids])
     text = model.encode_text(token_ids, torch.ones_like(token_ids, dtype=torch.bool))
     encoded = model.encode_image(image)

@@ -66,7 +66,7 @@ def make_pairs(size=6, seed=1, itm_labels=(1, 0, 1, 1, 0, 1)):
 
 
 def of_kind(batch, kind):
-    """Return what a batch of pictures alone, of texts alone or of pairs holds."""
+    """Return what a batch of images alone, of texts alone or of pairs holds."""
     images = {"image", "image_codes", "codebook_image", "hidden_patches", "index"}
     texts = {"mlm_token_ids", "mlm_labels", "text_mask", "index"}
     names = {"pair": set(batch), "image": images, "text": texts}[kind]

@@ -161,7 +161,7 @@ def test_head_gives_cosines():
     torch.testing.assert_close(head(x), expected)
 
 
-def test_pictures_alone_keep_the_rest_of_the_model_still():
+def test_images_alone_keep_the_rest_of_the_model_still():
     torch.manual_seed(0)
     model = build_model(small_config("flava_tiny"))
     task = DINO(model, HEAD)
@@ -184,7 +184,7 @@ UNREAD = {
 
 
 @pytest.mark.parametrize("name", UNREAD)
-def test_teacher_holds_what_encodes_pictures_and_nothing_else(name):
+def test_teacher_holds_what_encodes_images_and_nothing_else(name):
     torch.manual_seed(0)
     model = build_model(small_config(name)).eval()
     image = crops()["large_crops"][0]
@@ -286,14 +286,14 @@ NUM_COLORS = 4
 
 
 def colored(colors, labels, generator):
-    """Return pictures (B, 3, 64, 64) of a colour each, under noise."""
+    """Return images (B, 3, 64, 64) of a colour each, under noise."""
     noise = torch.randn(len(labels), 3, 64, 64, generator=generator)
     return colors[labels][:, :, None, None] + 0.5 * noise
 
 
 @torch.no_grad()
 def told_apart(task, colors, generator):
-    """Return the mutual information in nats of a picture's colour and the teacher's class."""
+    """Return the mutual information in nats of an image's colour and the teacher's class."""
     labels = torch.arange(NUM_COLORS).repeat(16)
     outputs = task.teacher["head"](
         task.teacher["model"].encode_image(colored(colors, labels, generator)).pooled

@@ -16,7 +16,7 @@ SMALL = DVAEConfig(image_size=16, num_codes=12, hidden_dim=8, blocks_per_group=1
 
 
 def colours(number, size=8, seed=0):
-    """Pictures of one of four colours each, with noise; and which colour it is."""
+    """Images of one of four colours each, with noise; and which colour it is."""
     generator = torch.Generator().manual_seed(seed)
     palette = torch.tensor([[0.9, 0.1, 0.1], [0.1, 0.8, 0.2], [0.1, 0.2, 0.9], [0.9, 0.9, 0.2]])
     which = torch.randint(4, (number,), generator=generator)

@@ -218,8 +218,8 @@ def test_order_of_the_batch_changes_no_loss():
     torch.testing.assert_close(task.losses(shuffled), task.losses(batch), **CLOSE)
 
 
-def test_a_swapped_caption_is_no_negative_of_its_own_picture():
-    # row 1 shows picture 1 with the caption of row 0
+def test_a_swapped_caption_is_no_negative_of_its_own_image():
+    # row 1 shows image 1 with the caption of row 0
     task, batch = make_task(), make_pairs(size=3, itm_labels=(1, 0, 1))
     for name in ("token_ids", "text_mask"):
         batch[name][1] = batch[name][0]

@@ -1,4 +1,4 @@
-"""What the one-pass task saves, counted: projections of pictures and rows of the vocabulary."""
+"""What the one-pass task saves, counted: projections of images and rows of the vocabulary."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def fusion_calls(model, calls):
 
 
 @pytest.mark.parametrize("connected", [(), (3,), (2, 5), (0, 4), ALL])
-def test_a_picture_is_prepared_once_a_layer_for_all_its_texts(prepared, connected):
+def test_an_image_is_prepared_once_a_layer_for_all_its_texts(prepared, connected):
     """Until the first connected layer, whose output differs from text to text."""
     task = make_task(distill=False, connected_layers=connected)
     task.losses(make_batch(image_size=task.model.image_size))
@@ -58,7 +58,7 @@ def test_asymmetric_networks_prepare_the_batch_alone(prepared):
     assert fusion_calls(task.model, prepared) == [(layer, BATCH) for layer in ALL]
 
 
-def test_the_teacher_prepares_a_picture_once_too(prepared):
+def test_the_teacher_prepares_an_image_once_too(prepared):
     task = make_task(distill=True)  # layer 3 is connected
     task.losses(make_batch(image_size=task.model.image_size))
     teacher = task.modules["teacher"].module

@@ -106,7 +106,7 @@ def test_the_language_stage_moves_language_alone_bit_by_bit(positions):
         new = after[name]
         frozen = re.fullmatch(LANGUAGE_FROZEN, name) is not None
         assert torch.equal(old, new) == frozen, name
-    # of shared tables, the rows of pictures stay as they are: no gradient, no decay
+    # of shared tables, the rows of images stay as they are: no gradient, no decay
     types = "model.modality_embedding.weight"
     assert torch.equal(before[types][1:], after[types][1:])
     assert not torch.equal(before[types][0], after[types][0])
@@ -117,7 +117,7 @@ def test_the_language_stage_moves_language_alone_bit_by_bit(positions):
         assert int(changed.min()) >= rows_of_images
 
 
-def test_the_vision_stage_moves_what_a_picture_goes_through():
+def test_the_vision_stage_moves_what_an_image_goes_through():
     task = vision()
     before, after = after_steps(task, image_batch())
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -155,7 +155,7 @@ def test_seen_patches_and_hidden_pixels_change_no_target():
     task, batch = vision(), image_batch()
     logits, codes = task.code_logits(batch)
     other = batch["image"].clone()
-    other[:, :, :16, 16:] += 1.0  # patch 1, hidden in every picture
+    other[:, :, :16, 16:] += 1.0  # patch 1, hidden in every image
     again, same = task.code_logits(batch | {"image": other})
     assert torch.equal(logits, again)
     assert torch.equal(codes, same)
@@ -174,10 +174,10 @@ def test_language_mlm_equals_a_whole_pass_over_all_words():
 
 @torch.no_grad()
 def test_predictions_of_stages_are_cls_states():
-    pictures, texts = image_batch(), text_batch()
+    images, texts = image_batch(), text_batch()
     task = vision()
-    found = task.predict(pictures).embeddings["image"]
-    assert torch.equal(found, task.model.encode_image(pictures["image"]).tokens[:, 0])
+    found = task.predict(images).embeddings["image"]
+    assert torch.equal(found, task.model.encode_image(images["image"]).tokens[:, 0])
     task = language()
     found = task.predict(texts).embeddings["text"]
     expected = task.model.encode_text(texts["token_ids"], texts["text_mask"]).tokens[:, 0]

@@ -12,7 +12,7 @@ from triptych.data.collate.base import (
     TextCollator,
     stable_key,
 )
-from triptych.data.collate.captioning import CaptioningCollator, PictureKeyCollator
+from triptych.data.collate.captioning import CaptioningCollator, ImageKeyCollator
 from triptych.data.collate.grounding import GroundingCollator
 from triptych.data.collate.image import ImageCollator, MaskedImageCollator
 from triptych.data.collate.pairs import StatementCollator
@@ -26,9 +26,9 @@ __all__ = [
     "Collator",
     "GroundingCollator",
     "ImageCollator",
+    "ImageKeyCollator",
     "MaskedImageCollator",
     "PairCollator",
-    "PictureKeyCollator",
     "PretrainingCollator",
     "PretrainingTextConfig",
     "RetrievalCollator",

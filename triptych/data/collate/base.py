@@ -37,7 +37,7 @@ class Collator(Protocol[S]):
     """Makes samples of one kind from records, and batches from samples.
 
     Attributes:
-        needs_boxes: Whether a box must be found again in the transformed picture.
+        needs_boxes: Whether a box must be found again in the transformed image.
     """
 
     needs_boxes: bool
@@ -51,13 +51,13 @@ class Collator(Protocol[S]):
         ...
 
     def batch(self, samples: Sequence[S]) -> dict[str, Tensor]:
-        """Join samples to tensors; all but the picture and the index of the samples."""
+        """Join samples to tensors; all but the image and the index of the samples."""
         ...
 
 
 @runtime_checkable
 class TextCollator(Protocol[S]):
-    """Makes samples of texts alone: no picture is opened, and the batch has no `image`.
+    """Makes samples of texts alone: no image is opened, and the batch has no `image`.
 
     Attributes:
         needs_boxes: False.
@@ -80,7 +80,7 @@ class TextCollator(Protocol[S]):
 
 @runtime_checkable
 class PairCollator(Protocol[S]):
-    """Makes samples of two pictures: the batch's `image` is (B, 2, 3, S, S).
+    """Makes samples of two images: the batch's `image` is (B, 2, 3, S, S).
 
     Attributes:
         needs_boxes: False.
@@ -92,7 +92,7 @@ class PairCollator(Protocol[S]):
         """Return the record with `images` of length two in the order in which they are shown.
 
         Raises:
-            SampleProblem: It has another number of pictures.
+            SampleProblem: It has another number of images.
         """
         ...
 
@@ -105,7 +105,7 @@ class PairCollator(Protocol[S]):
         ...
 
     def batch(self, samples: Sequence[S]) -> dict[str, Tensor]:
-        """Join samples to tensors; all but the pictures and the index of the samples."""
+        """Join samples to tensors; all but the images and the index of the samples."""
         ...
 
 
@@ -183,11 +183,11 @@ def stable_key(text: str) -> int:
 
 
 def image_key(record: Record) -> int:
-    """Return the key of the record's picture: equal for records of one picture.
+    """Return the key of the record's image: equal for records of one image.
 
-    It is that of the place of the picture, since ids of several sources may be equal: COCO's 42 is
+    It is that of the place of the image, since ids of several sources may be equal: COCO's 42 is
     not Visual Genome's, and `00000/000` is in every WebDataset. Files to which one source gives the
-    same `image_id` count as one picture, that of the first.
+    same `image_id` count as one image, that of the first.
     """
     image = record.first_image or record.image
     if image is not None:

@@ -1,4 +1,4 @@
-"""Batches for captioning: the decoder's target, or the picture whose captions give a reward."""
+"""Batches for captioning: the decoder's target, or the image whose captions give a reward."""
 
 from __future__ import annotations
 
@@ -69,16 +69,16 @@ class CaptioningCollator:
         return {"target_token_ids": token_ids, "target_mask": mask}
 
 
-class PictureKeyCollator:
-    """Name pictures by their keys: what training by reward knows of a sample.
+class ImageKeyCollator:
+    """Name images by their keys: what training by reward knows of a sample.
 
-    A picture with several captions is several records, so an epoch meets it as often.
+    An image with several captions is several records, so an epoch meets it as often.
     """
 
     needs_boxes = False
 
     def sample(self, record: Record, image: TransformedImage, rng: np.random.Generator) -> int:
-        """Return the key of the record's picture."""
+        """Return the key of the record's image."""
         return image_key(record)
 
     def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Batches for classifiers: of a picture with a text, of a text, and of a question by answers."""
+"""Batches for classifiers: of an image with a text, of a text, and of a question by answers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class ImageTextClassCollator:
     Args:
         tokenizer: Gives the ids.
         labels: The classes, in the order of the scores.
-        text_field: The field of the record that is read beside the picture.
+        text_field: The field of the record that is read beside the image.
         with_premise: Whether the record's premise, where it has one, stands before the text.
         max_text_tokens: Longest text, [CLS] and every [SEP] counted.
         train: Whether a record without a known label is a problem.
@@ -169,7 +169,7 @@ class LabelledText:
 
 
 class TextClassCollator:
-    """Encode `[CLS] text [SEP]`, or `[CLS] premise [SEP] hypothesis [SEP]`, without pictures.
+    """Encode `[CLS] text [SEP]`, or `[CLS] premise [SEP] hypothesis [SEP]`, without images.
 
     Of a pair that is too long, the longer text loses its last tokens first.
 

@@ -1,4 +1,4 @@
-"""Several crops of each picture, large and small, for self-distillation (DINO, section 3.1)."""
+"""Several crops of each image, large and small, for self-distillation (DINO, section 3.1)."""
 
 from __future__ import annotations
 
@@ -74,14 +74,14 @@ class MultiCropConfig:
 
 @dataclass(frozen=True, slots=True)
 class CropSample:
-    """The crops of one picture, uint8."""
+    """The crops of one image, uint8."""
 
     large: tuple[Pixels, ...] = ()
     small: tuple[Pixels, ...] = field(default_factory=tuple)
 
 
 class MultiCropCollator:
-    """Crop each picture several times.
+    """Crop each image several times.
 
     Args:
         image: Size and normalisation; must not crop, since crops are taken here.
@@ -94,7 +94,7 @@ class MultiCropCollator:
         if image.crop_scale is not None:
             raise ConfigError(
                 f"image.crop_scale = {image.crop_scale}: must be None where several crops are "
-                "taken of the whole picture (--crops)"
+                "taken of the whole image (--crops)"
             )
         self.config, self.image = config, image
         self._large = config.transform(image, image.image_size, config.large_scale)
@@ -103,7 +103,7 @@ class MultiCropCollator:
     def sample(
         self, record: Record, image: TransformedImage, rng: np.random.Generator
     ) -> CropSample:
-        """Take the crops of one picture."""
+        """Take the crops of one image."""
         del record
         whole = image.region
         assert whole is not None

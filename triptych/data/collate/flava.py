@@ -21,20 +21,20 @@ from triptych.text import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class FLAVAPairSample:
-    """One picture and its caption.
+    """One image and its caption.
 
     Attributes:
-        picture: What hiding patches needs.
+        image: What hiding patches needs.
         ids: (L,) `[CLS] caption [SEP]`.
         masked_ids: (L,) the same with chosen tokens hidden.
         mlm_labels: (L,) the hidden ids, -100 elsewhere.
         is_swapped: Whether another caption of the batch takes the place of this one.
         partner: Which one, uniform in [0, 1).
-        image_key: Key of the picture.
+        image_key: Key of the image.
         caption_key: Key of the caption.
     """
 
-    picture: MaskedImageSample
+    image: MaskedImageSample
     ids: IdArray
     masked_ids: IdArray
     mlm_labels: IdArray
@@ -47,13 +47,13 @@ class FLAVAPairSample:
 class FLAVAPairCollator:
     """Hide patches and words of pairs, and swap some captions for ITM.
 
-    A swapped caption is one of another picture in the batch, and of another text. (Released code
+    A swapped caption is one of another image in the batch, and of another text. (Released code
     draws it from the whole data set.) Where the batch has none, the pair stays matched.
 
     Args:
         tokenizer: Gives the ids.
         captions: Lengths and probabilities.
-        pictures: Hides patches and prepares their targets.
+        images: Hides patches and prepares their targets.
         swap_probability: Share of pairs whose caption is swapped.
     """
 
@@ -63,12 +63,12 @@ class FLAVAPairCollator:
         self,
         tokenizer: Tokenizer,
         captions: PretrainingTextConfig,
-        pictures: MaskedImageCollator,
+        images: MaskedImageCollator,
         *,
         swap_probability: float = 0.1,
     ) -> None:
         check(0 <= swap_probability <= 1, "swap_probability", swap_probability, "be from 0 to 1")
-        self.tokenizer, self.captions, self.pictures = tokenizer, captions, pictures
+        self.tokenizer, self.captions, self.images = tokenizer, captions, images
         self.swap_probability = swap_probability
         self._vocabulary = MaskingVocabulary.of(tokenizer)
         self._texts = TextCache(tokenizer, captions.max_text_tokens, self._clean)
@@ -91,7 +91,7 @@ class FLAVAPairCollator:
         )
         swapped, partner = rng.random(2).tolist()
         return FLAVAPairSample(
-            picture=self.pictures.sample(record, image, rng),
+            image=self.images.sample(record, image, rng),
             ids=text.ids,
             masked_ids=masked_ids,
             mlm_labels=labels,
@@ -107,14 +107,14 @@ class FLAVAPairCollator:
         Returns:
             `hidden_patches` (B, P) and `codebook_image` or `image_codes`; `token_ids`,
             `text_mask`, `mlm_token_ids`, `mlm_labels` (B, L) of the captions that stand beside the
-            pictures; `itm_labels` (B,), 0 where swapped; `image_key` of the pictures and
+            images; `itm_labels` (B,), 0 where swapped; `image_key` of the images and
             `caption_key` of these captions (B,).
         """
         shown = [_shown(samples, place) for place in range(len(samples))]
         texts = [samples[place] for place in shown]
         token_ids, text_mask = self.tokenizer.pad([t.ids for t in texts])
         labels, _ = self.tokenizer.pad([t.mlm_labels for t in texts])
-        return self.pictures.batch([s.picture for s in samples]) | {
+        return self.images.batch([s.image for s in samples]) | {
             "token_ids": token_ids,
             "text_mask": text_mask,
             "mlm_token_ids": self.tokenizer.pad([t.masked_ids for t in texts])[0],
@@ -126,7 +126,7 @@ class FLAVAPairCollator:
 
 
 def _shown(samples: Sequence[FLAVAPairSample], place: int) -> int:
-    """Return whose caption stands beside a picture: its own, or for a swap another's."""
+    """Return whose caption stands beside an image: its own, or for a swap another's."""
     own = samples[place]
     if not own.is_swapped:
         return place

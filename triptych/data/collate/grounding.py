@@ -28,9 +28,9 @@ class GroundingSample:
 
     Attributes:
         ids: `[CLS] phrase [SEP]`.
-        box: Centre x, centre y, width, height in [0, 1] of the transformed picture, or None.
-        width: Width of the original picture in pixels.
-        height: Height of the original picture in pixels.
+        box: Centre x, centre y, width, height in [0, 1] of the transformed image, or None.
+        width: Width of the original image in pixels.
+        height: Height of the original image in pixels.
     """
 
     ids: IdArray
@@ -61,10 +61,10 @@ class GroundingCollator:
     def sample(
         self, record: Record, image: TransformedImage, rng: np.random.Generator
     ) -> GroundingSample:
-        """Encode one phrase and find its box in the transformed picture.
+        """Encode one phrase and find its box in the transformed image.
 
         Raises:
-            SampleProblem: There is no phrase; the box lies outside the picture or has no area;
+            SampleProblem: There is no phrase; the box lies outside the image or has no area;
                 or, in training, there is no box.
         """
         text = needed_text(record.phrase, "phrase", record, self._texts)
@@ -79,7 +79,7 @@ class GroundingCollator:
         box = image.box_cxcywh(record.box)
         if box[2] <= 0 or box[3] <= 0:
             size = f"{image.width} x {image.height}"
-            message = f"{where}: box {record.box} has no area in the picture of {size} pixels"
+            message = f"{where}: box {record.box} has no area in the image of {size} pixels"
             raise SampleProblem(SkipKind.BAD_BOX, message)
         return box
 

@@ -1,4 +1,4 @@
-"""Batches for image pre-training: pictures alone, hidden patches, and what the tokenizer sees.
+"""Batches for image pre-training: images alone, hidden patches, and what the tokenizer sees.
 
 The encoder's view and the tokenizer's view come from the same crop, each resized on its own: one
 code of the tokenizer stands for one patch of the encoder.
@@ -33,12 +33,12 @@ CODEBOOK_STD = (1.25, 1.25, 1.25)
 
 
 class ImageCollator:
-    """Pictures alone: the batch has `image` and `index`, which `build_loader` adds."""
+    """Images alone: the batch has `image` and `index`, which `build_loader` adds."""
 
     needs_boxes = False
 
     def sample(self, record: Record, image: TransformedImage, rng: np.random.Generator) -> None:
-        """Return nothing: the picture is all."""
+        """Return nothing: the image is all."""
         del record, image, rng
 
     def batch(self, samples: Sequence[None]) -> dict[str, Tensor]:
@@ -49,7 +49,7 @@ class ImageCollator:
 
 @dataclass(frozen=True, slots=True)
 class MaskedImageSample:
-    """What masked image modelling needs of one picture beside the encoder's view.
+    """What masked image modelling needs of one image beside the encoder's view.
 
     Attributes:
         mask_key: Decides which patches are hidden.
@@ -66,12 +66,12 @@ class MaskedImageCollator:
     """Hides patches and prepares their targets. Collators of pairs use one beside their texts.
 
     Args:
-        transform: How pictures are prepared. Geometric RandAugment is an error: it would move the
+        transform: How images are prepared. Geometric RandAugment is an error: it would move the
             encoder's view against the tokenizer's. RandAugment of colours changes the encoder's
             view only (BEiT's colour jitter changes both).
         patch_size: Side of a patch of the encoder, in pixels.
         codebook_size: Side in pixels of the tokenizer's view; None reads stored codes, for which
-            pictures must be neither cropped nor mirrored.
+            images must be neither cropped nor mirrored.
         masking: How many patches are hidden, and how.
     """
 
@@ -102,7 +102,7 @@ class MaskedImageCollator:
                 fixed,
                 "crop_scale, flip_probability",
                 (transform.crop_scale, transform.flip_probability),
-                "be None and 0 with stored codes, which are those of whole pictures",
+                "be None and 0 with stored codes, which are those of whole images",
             )
 
     def sample(

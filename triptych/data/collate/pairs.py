@@ -1,4 +1,4 @@
-"""Batches of statements about two pictures (NLVR2; paper, section 5.2.5)."""
+"""Batches of statements about two images (NLVR2; paper, section 5.2.5)."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class StatementSample:
 
 
 class StatementCollator:
-    """Encode statements about two pictures; a `PairCollator`.
+    """Encode statements about two images; a `PairCollator`.
 
     Args:
         tokenizer: Gives the ids.
         max_text_tokens: Longest statement, [CLS] and [SEP] counted.
-        swap_probability: Share of samples whose pictures change places, and the words left and
+        swap_probability: Share of samples whose images change places, and the words left and
             right with them (released dataset code).
         train: Whether a record without a label is a problem.
     """
@@ -58,13 +58,13 @@ class StatementCollator:
         self._texts = TextCache(tokenizer, max_text_tokens)
 
     def arrange(self, record: Record, rng: np.random.Generator) -> Record:
-        """Return the record, or the same said of the pictures in the other order.
+        """Return the record, or the same said of the images in the other order.
 
         Raises:
-            SampleProblem: It has not two pictures.
+            SampleProblem: It has not two images.
         """
         if len(record.images) != 2:
-            message = f"record {record.record_id}: has {len(record.images)} pictures, not two"
+            message = f"record {record.record_id}: has {len(record.images)} images, not two"
             raise SampleProblem(SkipKind.MISSING_FIELD, message)
         if record.statement is None or rng.random() >= self.swap_probability:
             return record

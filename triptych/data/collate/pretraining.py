@@ -58,7 +58,7 @@ class PretrainingSample:
         mlm_labels: (L,) the hidden ids, -100 elsewhere.
         cut: Where the caption is split, in tokens: the prefix is `ids[:cut]`.
         wants_empty_prefix: Whether the batch has empty prefixes if this is its first sample.
-        image_key: Key of the picture.
+        image_key: Key of the image.
         caption_key: Key of the cleaned caption.
     """
 

@@ -17,7 +17,7 @@ from triptych.text import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class RetrievalSample:
-    """One caption `[CLS] caption [SEP]`, the key of its picture and its own."""
+    """One caption `[CLS] caption [SEP]`, the key of its image and its own."""
 
     ids: IdArray
     image_key: int
@@ -71,7 +71,7 @@ class RetrievalCollator:
 
 
 class CaptionCollator:
-    """Clean and encode captions alone: the pictures of an evaluation are encoded apart.
+    """Clean and encode captions alone: the images of an evaluation are encoded apart.
 
     Args:
         tokenizer: Gives the ids.

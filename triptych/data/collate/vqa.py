@@ -23,7 +23,7 @@ from triptych.data.transforms.pipeline import TransformedImage
 from triptych.text import Tokenizer
 
 MAX_OCR_WORDS = 30
-"""Words of a picture that are kept (released)."""
+"""Words of an image that are kept (released)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from triptych.data.source import DataSourceConfig, RecordList, check_split, choo
 
 
 def is_karpathy(data: Any) -> bool:
-    """Return whether JSON content is a Karpathy file: pictures that hold their sentences."""
+    """Return whether JSON content is a Karpathy file: images that hold their sentences."""
     images = data.get("images") if isinstance(data, dict) else None
     if not isinstance(images, list) or not images or not isinstance(images[0], dict):
         return False
@@ -21,7 +21,7 @@ def is_karpathy(data: Any) -> bool:
 
 
 def is_coco(data: Any) -> bool:
-    """Return whether JSON content is an official caption file: pictures, and captions by id."""
+    """Return whether JSON content is an official caption file: images, and captions by id."""
     if not isinstance(data, dict) or not isinstance(data.get("images"), list):
         return False
     annotations = data.get("annotations")
@@ -33,15 +33,15 @@ def is_coco(data: Any) -> bool:
 def read_karpathy(data: Any, source: DataSourceConfig) -> RecordList:
     """Read Karpathy's `dataset_coco.json`, `dataset_flickr30k.json` or `dataset_flickr8k.json`.
 
-    One record for each sentence; the five of a picture share `image_id`. `split="train"` reads
-    the pictures marked `restval` too, as is the custom on COCO (113,287 training pictures).
+    One record for each sentence; the five of an image share `image_id`. `split="train"` reads
+    the images marked `restval` too, as is the custom on COCO (113,287 training images).
 
     Args:
         data: The file's content.
         source: `image_root` holds `filepath/filename`, or `filename`.
 
     Raises:
-        DataError: No such split, no picture where it was looked for, or another format.
+        DataError: No such split, no image where it was looked for, or another format.
     """
     if not is_karpathy(data):
         raise DataError(f"{source.path}: not a Karpathy file: no 'images' that hold 'sentences'")
@@ -58,10 +58,8 @@ def read_karpathy(data: Any, source: DataSourceConfig) -> RecordList:
         elif _is_in_split(image, source.split):
             chosen.append((where, image))
     if not chosen:
-        raise DataError(f"{source.path}: no picture in split {source.split!r}")
-    layout = choose_layout(
-        source.root, KARPATHY_LAYOUTS, [image for _, image in chosen], "pictures"
-    )
+        raise DataError(f"{source.path}: no image in split {source.split!r}")
+    layout = choose_layout(source.root, KARPATHY_LAYOUTS, [image for _, image in chosen], "images")
     for where, image in chosen:
         path = ImageSource(str(source.root / (layout(image) or image["filename"])))
         _add_sentences(found, where, image, path)
@@ -76,7 +74,7 @@ def read_coco(data: Any, source: DataSourceConfig) -> RecordList:
         source: `image_root` holds `file_name`, or a folder such as `val2014` that does.
 
     Raises:
-        DataError: No picture where it was looked for, or another format.
+        DataError: No image where it was looked for, or another format.
     """
     if not is_coco(data):
         raise DataError(
@@ -86,7 +84,7 @@ def read_coco(data: Any, source: DataSourceConfig) -> RecordList:
     check_split(source.split, (), source.path)
     found = RecordList()
     files = image_files(data["images"], source, found)
-    layout = choose_layout(source.root, COCO_LAYOUTS, list(files.values()), "pictures")
+    layout = choose_layout(source.root, COCO_LAYOUTS, list(files.values()), "images")
     sources = {i: ImageSource(str(source.root / layout(name))) for i, name in files.items()}
     for index, annotation in enumerate(data["annotations"]):
         where = f"{source.path}: annotations[{index}]"
@@ -95,7 +93,7 @@ def read_coco(data: Any, source: DataSourceConfig) -> RecordList:
 
 
 def image_files(images: list[Any], source: DataSourceConfig, found: RecordList) -> dict[Any, str]:
-    """Return picture ids to file names; entries without both are filed as skipped.
+    """Return image ids to file names; entries without both are filed as skipped.
 
     Raises:
         DataError: No entry has both.
@@ -179,7 +177,7 @@ KARPATHY_LAYOUTS: tuple[Callable[[Any], str], ...] = (
 
 
 def folder_of(file_name: str) -> str:
-    """Return COCO's folder of a picture: `COCO_val2014_000000000042.jpg` lies in `val2014`."""
+    """Return COCO's folder of an image: `COCO_val2014_000000000042.jpg` lies in `val2014`."""
     parts = file_name.split("_")
     return parts[1] if len(parts) > 2 and parts[0] == "COCO" else ""
 

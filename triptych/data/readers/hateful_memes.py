@@ -1,4 +1,4 @@
-"""Hateful Memes (Kiela et al. 2020): pictures with the text on them, hateful or not."""
+"""Hateful Memes (Kiela et al. 2020): images with the text on them, hateful or not."""
 
 from __future__ import annotations
 

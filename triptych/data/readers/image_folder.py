@@ -1,4 +1,4 @@
-"""A folder of class folders, `root/cat/1.jpg`, or of pictures alone, `root/1.jpg`."""
+"""A folder of class folders, `root/cat/1.jpg`, or of images alone, `root/1.jpg`."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from triptych.data.source import DataSourceConfig, RecordList, check_split
 
 
 def is_image_folder(folder: Path) -> bool:
-    """Return whether a folder holds a picture, directly or up to two levels down."""
+    """Return whether a folder holds an image, directly or up to two levels down."""
     return _has_image(folder) or any(
         _has_image(child) or any(map(_has_image, _folders(child))) for child in _folders(folder)
     )
 
 
 def read_image_folder(source: DataSourceConfig) -> RecordList:
-    """Read `root/class/**/picture`, or `root/split/class/**/picture` where `split` is set.
+    """Read `root/class/**/image`, or `root/split/class/**/image` where `split` is set.
 
-    The class folder's name is the label. Where no class folder holds a picture, those in the root
+    The class folder's name is the label. Where no class folder holds an image, those in the root
     itself are read, without a label. Files whose suffix is of no format that Pillow decodes, and
-    hidden files, are passed over. Classes and pictures come in the order of their names.
+    hidden files, are passed over. Classes and images come in the order of their names.
 
     Raises:
-        DataError: The folder or the split does not exist, or no class folder holds a picture.
+        DataError: The folder or the split does not exist, or no class folder holds an image.
     """
     root = Path(source.path)
     if not root.is_dir():
@@ -36,19 +36,19 @@ def read_image_folder(source: DataSourceConfig) -> RecordList:
         root = root / source.split
     found = RecordList()
     for folder in _folders(root):
-        found.records += _pictures(root, folder.rglob("*"), folder.name)
+        found.records += _images(root, folder.rglob("*"), folder.name)
     if not found.records:
-        found.records += _pictures(root, root.iterdir(), None)
+        found.records += _images(root, root.iterdir(), None)
     if not found.records:
         raise DataError(
-            f"{root}: no picture in it; expected {root}/<class>/<picture>.jpg or "
-            f"{root}/<picture>.jpg, found "
+            f"{root}: no image in it; expected {root}/<class>/<image>.jpg or "
+            f"{root}/<image>.jpg, found "
             f"{', '.join(sorted(p.name for p in root.iterdir())[:8]) or 'nothing'}"
         )
     return found
 
 
-def _pictures(root: Path, paths: Iterable[Path], label: str | None) -> Iterator[Record]:
+def _images(root: Path, paths: Iterable[Path], label: str | None) -> Iterator[Record]:
     suffixes = image_suffixes()
     for path in sorted(paths):
         if path.suffix.lower() in suffixes and not path.name.startswith("."):

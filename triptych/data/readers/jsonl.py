@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.core.errors import DataError
-from triptych.data.entries import FIELDS, PICTURE_FIELDS, foreign_field, misspelt_field, parse_entry
+from triptych.data.entries import FIELDS, IMAGE_FIELDS, foreign_field, misspelt_field, parse_entry
 from triptych.data.lines import load_json, parse_json_line, read_lines
 from triptych.data.records import ImageSource
 from triptych.data.skips import SkipKind, Skipped
@@ -73,7 +73,7 @@ def records_of_entries(
     splits = (str(fields["split"]) for _, _, fields in entries if "split" in fields)
     parts = check_split(source.split, splits, source.path)
     found = RecordList(skipped=skipped, parts=parts)
-    alone = all(PICTURE_FIELDS.issuperset(fields) for _, _, fields in entries)
+    alone = all(IMAGE_FIELDS.issuperset(fields) for _, _, fields in entries)
     for own_id, where, fields in entries:
         if source.split is None or str(fields.get("split")) == source.split:
             found.add(
@@ -82,7 +82,7 @@ def records_of_entries(
                     record_id=own_id,
                     where=where,
                     locate=locate,
-                    pictures_alone=alone,
+                    images_alone=alone,
                 )
             )
     return found

@@ -1,4 +1,4 @@
-"""NLVR2: statements that are true or false of two pictures."""
+"""NLVR2: statements that are true or false of two images."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def is_nlvr2(entry: Mapping[str, Any]) -> bool:
 def read_nlvr2(source: DataSourceConfig) -> RecordList:
     """Read statements; `dev-850-0-1` is about `dev-850-0-img0.png` and `dev-850-0-img1.png`.
 
-    Pictures are looked for in `image_root`, in its folder named after the first part of the
+    Images are looked for in `image_root`, in its folder named after the first part of the
     identifier (`dev`), and in `images/train/<directory>`.
 
     Raises:
-        DataError: The file cannot be read, no line is of NLVR2, or no picture is found.
+        DataError: The file cannot be read, no line is of NLVR2, or no image is found.
     """
     check_split(source.split, (), source.path)
     entries, skipped = read_objects(Path(source.path))
@@ -41,7 +41,7 @@ def read_nlvr2(source: DataSourceConfig) -> RecordList:
             found.skipped.append(Skipped(SkipKind.MISSING_FIELD, where, message))
     if not usable:
         raise DataError(f"{source.path}: no line has an NLVR2 'identifier'")
-    layout = choose_layout(source.root, LAYOUTS, [fields for _, fields in usable], "picture pairs")
+    layout = choose_layout(source.root, LAYOUTS, [fields for _, fields in usable], "image pairs")
     for where, fields in usable:
         found.add([_record(fields, where, source.root, layout)])
     return found

@@ -38,7 +38,7 @@ def reject_pickle(path: Path) -> None:
 def read_refcoco(data: Any, source: DataSourceConfig) -> RecordList:
     """Read one record for each sentence of each reference.
 
-    The splits are `train`, `val`, and `test` or `testA` (people) and `testB` (things). Pictures
+    The splits are `train`, `val`, and `test` or `testA` (people) and `testB` (things). Images
     take the name that the instances file gives them, in `image_root`, or its `images` or
     `train2014` folder.
 
@@ -47,7 +47,7 @@ def read_refcoco(data: Any, source: DataSourceConfig) -> RecordList:
         source: `annotations` is the instances file, else `instances.json` beside the list.
 
     Raises:
-        DataError: No instances file, no such split, no picture found, or another format.
+        DataError: No instances file, no such split, no image found, or another format.
     """
     if not is_refcoco(data):
         raise DataError(
@@ -66,7 +66,7 @@ def read_refcoco(data: Any, source: DataSourceConfig) -> RecordList:
             usable.append((where, ref, *_look_up(ref, files, boxes)))
         except EntryError as error:
             found.skipped.append(Skipped(error.kind, where, str(error)))
-    layout = choose_layout(source.root, LAYOUTS, [name for _, _, name, _ in usable], "pictures")
+    layout = choose_layout(source.root, LAYOUTS, [name for _, _, name, _ in usable], "images")
     for where, ref, name, box in usable:
         image = ImageSource(str(source.root / layout(name)))
         found.add(_records(ref, where, image, box))
@@ -74,7 +74,7 @@ def read_refcoco(data: Any, source: DataSourceConfig) -> RecordList:
 
 
 def _look_up(ref: Any, files: Mapping[Any, str], boxes: Mapping[Any, Any]) -> tuple[str, Any]:
-    """Return the picture's name and the box of one reference."""
+    """Return the image's name and the box of one reference."""
     if not isinstance(ref, dict):
         raise EntryError(SkipKind.BAD_RECORD, "is not an object")
     image_id, ann_id = ref.get("image_id"), ref.get("ann_id")
@@ -112,7 +112,7 @@ def _records(
 
 
 def _load_instances(source: DataSourceConfig) -> tuple[dict[Any, str], dict[Any, Any]]:
-    """Return picture ids to file names, and annotation ids to boxes as written."""
+    """Return image ids to file names, and annotation ids to boxes as written."""
     beside = Path(source.path).with_name("instances.json")
     path = beside if source.annotations is None else Path(source.annotations)
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""SNLI-VE: does the picture entail the hypothesis?"""
+"""SNLI-VE: does the image entail the hypothesis?"""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_snli_ve(source: DataSourceConfig) -> RecordList:
     A gold label of `-` (the annotators did not agree) is skipped, as in the paper.
 
     Raises:
-        DataError: The file cannot be read, no line is of SNLI-VE, or no picture is found.
+        DataError: The file cannot be read, no line is of SNLI-VE, or no image is found.
     """
     check_split(source.split, (), source.path)
     entries, skipped = read_objects(Path(source.path))
@@ -42,7 +42,7 @@ def read_snli_ve(source: DataSourceConfig) -> RecordList:
             found.skipped.append(Skipped(SkipKind.MISSING_FIELD, where, message))
     if not usable:
         raise DataError(f"{source.path}: no line has an SNLI-VE {IMAGE_FIELDS[0]!r}")
-    layout = choose_layout(source.root, LAYOUTS, [image_id for *_, image_id in usable], "pictures")
+    layout = choose_layout(source.root, LAYOUTS, [image_id for *_, image_id in usable], "images")
     for number, where, fields, image_id in usable:
         image = ImageSource(str(source.root / layout(image_id)))
         found.add([_record(fields, number, where, image, image_id)])

@@ -25,13 +25,13 @@ def is_vqav2(data: Any) -> bool:
 def read_vqav2(data: Any, source: DataSourceConfig) -> RecordList:
     """Read the questions with their ten answers.
 
-    Pictures are looked for in `image_root` and `image_root/<data_subtype>`, under
+    Images are looked for in `image_root` and `image_root/<data_subtype>`, under
     `COCO_<data_subtype>_000000000042.jpg` and `000000000042.jpg`. Where `annotations` is not
     given, the official name beside the questions is looked for; a questions file of a test part
     (`data_subtype` begins with `test`) may have none, and its records have no answers then.
 
     Raises:
-        DataError: No picture or annotations file where it was looked for, or another format.
+        DataError: No image or annotations file where it was looked for, or another format.
     """
     if not is_vqav2(data):
         raise DataError(
@@ -51,7 +51,7 @@ def read_vqav2(data: Any, source: DataSourceConfig) -> RecordList:
             message = "has no whole number as 'image_id'"
             found.skipped.append(Skipped(SkipKind.MISSING_FIELD, where, message))
     ids = [int(question["image_id"]) for _, question in usable]
-    layout = choose_layout(source.root, _layouts(subtype), ids, "pictures")
+    layout = choose_layout(source.root, _layouts(subtype), ids, "images")
     for (where, question), image_id in zip(usable, ids):
         image = ImageSource(str(source.root / layout(image_id)))
         found.add([_record(question, where, image, answers)])
@@ -131,7 +131,7 @@ def _annotations_path(source: DataSourceConfig, subtype: str) -> Path | None:
 
 
 def _layouts(subtype: str) -> list[Callable[[int], str]]:
-    """Return where a picture may lie; `test-dev2015` uses the pictures of `test2015`."""
+    """Return where an image may lie; `test-dev2015` uses the images of `test2015`."""
     part = subtype.replace("-dev", "")
     names: list[Callable[[int], str]] = [
         lambda image_id: f"COCO_{part}_{image_id:012d}.jpg",

@@ -21,7 +21,7 @@ from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, RecordList, check_split
 
-FIRST_EXTENSIONS = ("jpg", "jpeg", "png", "webp")  # what a picture is, if a sample has several
+FIRST_EXTENSIONS = ("jpg", "jpeg", "png", "webp")  # what an image is, if a sample has several
 MAX_TEXT_BYTES = 16 * 2**20
 MAX_REST_BYTES = 2**20  # how far behind the end mark is looked
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
@@ -69,7 +69,7 @@ def expand_shards(path: str) -> list[Path]:
 def read_webdataset(source: DataSourceConfig) -> RecordList:
     """Read one record for each sample, a group of members that are equal up to the first dot.
 
-    A sample is a picture (`.jpg`, `.png`, `.tif` or what else Pillow decodes) with a caption from
+    A sample is an image (`.jpg`, `.png`, `.tif` or what else Pillow decodes) with a caption from
     `.txt`, or a `.json` that has manifest fields, `caption`, or `text` (as img2dataset writes
     them), or with a class number from `.cls`; `.codes.npy` holds stored codes. Ids are `shard/key`.
     Only headers, texts and JSON are read.
@@ -149,12 +149,12 @@ def _sample(
 ) -> Iterator[Record | Skipped]:
     where = f"{shard}::{key}"
     record_id = f"{shard.stem}/{key}"
-    picture = _picture(members)
-    if picture is None:
-        message = f"no picture among its members ({', '.join(sorted(members)) or 'none'})"
+    member = _image_member(members)
+    if member is None:
+        message = f"no image among its members ({', '.join(sorted(members)) or 'none'})"
         yield Skipped(SkipKind.MISSING_FILE, where, message)
         return
-    image = _source(shard, picture)
+    image = _source(shard, member)
     assert image is not None
     try:
         fields = _json_member(file, members.get("json"))
@@ -167,21 +167,21 @@ def _sample(
     except EntryError as error:
         yield Skipped(error.kind, where, str(error))
         return
-    fields["image"] = picture.name
+    fields["image"] = member.name
     entries = parse_entry(
         fields,
         record_id=record_id,
         where=where,
         locate=lambda _: image,
-        pictures_alone=alone,
+        images_alone=alone,
     )
     codes = _source(shard, members.get(CODES_EXTENSION))
     for entry in entries:
         yield replace(entry, codes=codes) if isinstance(entry, Record) and codes else entry
 
 
-def _picture(members: Members) -> tarfile.TarInfo | None:
-    """Return the member that is the picture: the webdataset formats first, then by the alphabet."""
+def _image_member(members: Members) -> tarfile.TarInfo | None:
+    """Return the member that is the image: the webdataset formats first, then by the alphabet."""
     others = sorted(name for name in members if f".{name}" in image_suffixes())
     return next((members[e] for e in (*FIRST_EXTENSIONS, *others) if e in members), None)
 
@@ -193,7 +193,7 @@ def _source(shard: Path, member: tarfile.TarInfo | None) -> ImageSource | None:
 
 
 def _json_member(file: Any, member: tarfile.TarInfo | None) -> dict[str, Any]:
-    """Return the manifest fields of a `.json` member; `text` beside a picture is its caption."""
+    """Return the manifest fields of a `.json` member; `text` beside an image is its caption."""
     if member is None:
         return {}
     try:

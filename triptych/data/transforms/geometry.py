@@ -1,4 +1,4 @@
-"""Resizing, cropping and mirroring of uint8 RGB pictures (H, W, 3)."""
+"""Resizing, cropping and mirroring of uint8 RGB images (H, W, 3)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NUM_CROP_TRIES = 10
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A rectangle of a picture, in whole pixels.
+    """A rectangle of an image, in whole pixels.
 
     Attributes:
         left: First column.
@@ -98,8 +98,8 @@ def draw_crop(
     `ratio` is taken.
 
     Args:
-        width: Width of the picture in pixels.
-        height: Height of the picture in pixels.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
         scale: Least and largest share of the area, 0 to 1.
         ratio: Least and largest width / height.
         rng: Source of the choice.
@@ -130,14 +130,14 @@ def crop(pixels: Pixels, region: Region) -> Pixels:
 
 
 def mirror(pixels: Pixels) -> Pixels:
-    """Return the picture with left and right exchanged."""
+    """Return the image with left and right exchanged."""
     return np.asarray(cv2.flip(pixels, 1), dtype=np.uint8)
 
 
 def mirror_box(
     box: tuple[float, float, float, float], width: float
 ) -> tuple[float, float, float, float]:
-    """Return a box x, y, w, h of a picture `width` wide after `mirror`, in the same unit."""
+    """Return a box x, y, w, h of an image `width` wide after `mirror`, in the same unit."""
     x, y, w, h = box
     return (width - x - w, y, w, h)
 
@@ -145,7 +145,7 @@ def mirror_box(
 def relative_box(
     box: tuple[float, float, float, float], width: float, height: float
 ) -> tuple[float, float, float, float]:
-    """Return the part of a box x, y, w, h in pixels that lies in its picture, in shares of it.
+    """Return the part of a box x, y, w, h in pixels that lies in its image, in shares of it.
 
     Returns:
         Centre x, centre y, width, height in [0, 1]; a side of 0 where the box lies outside.

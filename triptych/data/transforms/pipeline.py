@@ -1,4 +1,4 @@
-"""From a decoded picture to the model's input: crop or resize, mirror, RandAugment, normalise."""
+"""From a decoded image to the model's input: crop or resize, mirror, RandAugment, normalise."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageTransformConfig:
-    """How pictures are prepared; stored in a model folder's `preprocess.json`.
+    """How images are prepared; stored in a model folder's `preprocess.json`.
 
     Evaluation resizes to the square and normalises; the other fields are training's.
 
     Attributes:
         image_size: Side of the square input in pixels; the aspect is not kept.
         crop_scale: Least and largest share of the area that a random crop keeps (mPLUG's
-            pre-training: 0.2 to 1, its fine-tuning: 0.5 to 1); None resizes the whole picture.
+            pre-training: 0.2 to 1, its fine-tuning: 0.5 to 1); None resizes the whole image.
         crop_ratio: Least and largest width / height of a crop, before it becomes square.
-        flip_probability: Share of pictures that are mirrored, where the text names no side.
-        randaugment_num_ops: Ops drawn for each picture; 0 is no RandAugment (mPLUG: 2).
+        flip_probability: Share of images that are mirrored, where the text names no side.
+        randaugment_num_ops: Ops drawn for each image; 0 is no RandAugment (mPLUG: 2).
         randaugment_magnitude: Strength, 0 to 10 (mPLUG: 7).
         randaugment_geometric: Whether shear, shift and rotation are among the ops.
         mean: Mean of each channel, for values in [0, 1] (CLIP's, as mPLUG).
@@ -84,7 +84,7 @@ class ImageTransformConfig:
 
 @dataclass(frozen=True, slots=True)
 class TransformedImage:
-    """A picture after the transform, and what happened to it.
+    """An image after the transform, and what happened to it.
 
     Attributes:
         pixels: (S, S, 3) uint8, S the image size.
@@ -102,9 +102,9 @@ class TransformedImage:
     region: Pixels | None = None
 
     def box_cxcywh(self, box: Box) -> Box:
-        """Return a box of the original (x, y, w, h in pixels) in this picture.
+        """Return a box of the original (x, y, w, h in pixels) in this image.
 
-        Holds for transforms that keep boxes. The part of the box outside the picture is cut off.
+        Holds for transforms that keep boxes. The part of the box outside the image is cut off.
 
         Returns:
             Centre x, centre y, width, height in [0, 1].
@@ -114,7 +114,7 @@ class TransformedImage:
 
 
 class ImageTransform:
-    """Turn a decoded picture into a square uint8 picture of the model's size.
+    """Turn a decoded image into a square uint8 image of the model's size.
 
     Attributes:
         config: The settings.
@@ -136,7 +136,7 @@ class ImageTransform:
     def apply(
         self, pixels: Pixels, rng: np.random.Generator | None = None, *, allow_flip: bool = True
     ) -> TransformedImage:
-        """Transform one picture.
+        """Transform one image.
 
         Args:
             pixels: (H, W, 3) uint8 RGB.
@@ -164,10 +164,10 @@ class ImageTransform:
 def normalise_batch(
     images: Sequence[Pixels], mean: Triple = CLIP_MEAN, std: Triple = CLIP_STD
 ) -> Tensor:
-    """Return (x / 255 - mean) / std of pictures of one size.
+    """Return (x / 255 - mean) / std of images of one size.
 
     Args:
-        images: B pictures (H, W, 3) uint8.
+        images: B images (H, W, 3) uint8.
         mean: Mean of each channel.
         std: Standard deviation of each channel.
 

@@ -1,6 +1,6 @@
 """RandAugment (Cubuk et al. 2019) with the ops and magnitudes of mPLUG's pre-training.
 
-Pictures are (H, W, 3) uint8 RGB. Where a geometric op uncovers pixels they become `FILL`.
+Images are (H, W, 3) uint8 RGB. Where a geometric op uncovers pixels they become `FILL`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ APPLY_PROBABILITY = 0.5  # of each op that was drawn
 FILL = (128, 128, 128)
 ENHANCE_RANGE, ENHANCE_LEAST = 1.8, 0.1  # factor = M / 10 * 1.8 + 0.1
 MAX_SHEAR = 0.3  # columns a row, at level 10
-MAX_TRANSLATE_PX = 10.0  # at level 10, whatever the size of the picture (released code)
+MAX_TRANSLATE_PX = 10.0  # at level 10, whatever the size of the image (released code)
 MAX_ROTATE_DEGREES = 30.0  # at level 10
 
 Op = Callable[[Pixels, float, float], Pixels]  # pixels, magnitude (0 to 10), sign (-1 or 1)
@@ -29,7 +29,7 @@ _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], dtype=np.float32) / 13
 
 
 def identity(pixels: Pixels, magnitude: float, sign: float) -> Pixels:
-    """Return the picture as it is."""
+    """Return the image as it is."""
     return pixels
 
 
@@ -49,7 +49,7 @@ def brightness(pixels: Pixels, magnitude: float, sign: float) -> Pixels:
 
 
 def sharpness(pixels: Pixels, magnitude: float, sign: float) -> Pixels:
-    """Blend the smoothed picture (factor 0) with itself (factor 1) and beyond; 1.36 at level 7.
+    """Blend the smoothed image (factor 0) with itself (factor 1) and beyond; 1.36 at level 7.
 
     The outermost pixels are not smoothed.
     """

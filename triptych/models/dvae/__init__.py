@@ -1,1 +1,1 @@
-"""The discrete variational autoencoder that turns pictures into codes."""
+"""The discrete variational autoencoder that turns images into codes."""

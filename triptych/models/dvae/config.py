@@ -15,8 +15,8 @@ ENCODER_STRIDE_EXPONENT = 3
 class DVAEConfig:
     """A dVAE of the shape of DALL-E's (Ramesh et al. 2021, section 2.1 and appendix A).
 
-    The encoder has stride 8, so a picture of `image_size` px has (image_size / 8)² codes. Masked
-    image modelling wants one code a patch: an encoder that cuts a picture of S px into patches of
+    The encoder has stride 8, so an image of `image_size` px has (image_size / 8)² codes. Masked
+    image modelling wants one code a patch: an encoder that cuts an image of S px into patches of
     p px goes with a dVAE of `image_size` = 8 · S / p, which sees the same crop at that size. With
     p = 16 that is S / 2: 112 px for 224 in BEiT and FLAVA, 32 px for 64; `codebook_image_size`.
 
@@ -53,7 +53,7 @@ class DVAEConfig:
 
     @property
     def grid_size(self) -> int:
-        """Codes on each side of the picture."""
+        """Codes on each side of the image."""
         return self.image_size // self.stride
 
     @property
@@ -76,7 +76,7 @@ def codebook_image_size(image_size: int, patch_size: int) -> int:
         patch_size: Side of a patch of the encoder.
 
     Raises:
-        ConfigError: The patches do not fill the picture.
+        ConfigError: The patches do not fill the image.
     """
     if patch_size < 1 or image_size % patch_size:
         raise ConfigError(f"image_size = {image_size}: must be a multiple of patch {patch_size}")

@@ -185,7 +185,7 @@ class DVAE(nn.Module):
         return self.encoder.codes(image)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Return the picture of each grid of codes.
+        """Return the image of each grid of codes.
 
         Args:
             codes: (B, h, w) int64.

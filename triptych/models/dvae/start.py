@@ -17,13 +17,13 @@ def spread_codes(
 ) -> None:
     """Set the last layer so that logits tell places apart.
 
-    With a drawn last layer all places of all pictures nearly agree on one code, and a short
+    With a drawn last layer all places of all images nearly agree on one code, and a short
     training makes this worse. Here each code gets a random direction in the whitened features of
     the last group, so that which code wins depends on what the place shows.
 
     Args:
         encoder: Its `output` is changed.
-        image: (B, 3, H, W) float in [0.1, 0.9], pictures of the training data.
+        image: (B, 3, H, W) float in [0.1, 0.9], images of the training data.
         scale: Deviation of the logits over places and codes; their mean at each code is 0.
         generator: Source of the directions; the global one if absent.
     """

@@ -1,1 +1,1 @@
-"""FLAVA: three encoders for pictures, texts and both (Singh et al. 2022)."""
+"""FLAVA: three encoders for images, texts and both (Singh et al. 2022)."""

@@ -143,7 +143,7 @@ class FLAVAConfig:
 
     @property
     def codebook_image_size(self) -> int:
-        """Side in pixels of the view of the picture that gives one code a patch."""
+        """Side in pixels of the view of the image that gives one code a patch."""
         return codebook_image_size(self.vision.image_size, self.vision.patch_size)
 
 

@@ -90,7 +90,7 @@ class FLAVAImageEncoder(nn.Module):
 
         Args:
             image: (B, 3, image_size, image_size) float.
-            hidden: Each (B, P) bool, True = hidden, or None for the whole picture.
+            hidden: Each (B, P) bool, True = hidden, or None for the whole image.
 
         Returns:
             (ways · B, N, D), way by way.

@@ -273,9 +273,9 @@ class FLAVA(nn.Module):
         return self.codebook.codes(codebook_image)
 
     def image_passes(self, image: Tensor, hidden_patches: Tensor) -> CleanAndMasked:
-        """Encode pictures whole and with hidden patches, as one batch up to the last block.
+        """Encode images whole and with hidden patches, as one batch up to the last block.
 
-        The last block computes only the class token of the whole pictures.
+        The last block computes only the class token of the whole images.
 
         Args:
             image: (B, 3, image_size, image_size) float.
@@ -290,7 +290,7 @@ class FLAVA(nn.Module):
     def text_passes(
         self, token_ids: Tensor, masked_token_ids: Tensor, text_mask: Tensor
     ) -> CleanAndMasked:
-        """Encode texts whole and with hidden words, as `image_passes` does pictures.
+        """Encode texts whole and with hidden words, as `image_passes` does images.
 
         Args:
             token_ids: (B, L) int64.
@@ -309,9 +309,9 @@ class FLAVA(nn.Module):
 def resize_model_state(
     state: dict[str, Tensor], config: FLAVAConfig, image_size: int
 ) -> tuple[dict[str, Tensor], FLAVAConfig]:
-    """Return a stored state and its config for pictures of another size.
+    """Return a stored state and its config for images of another size.
 
-    The position table is resized bicubically, as transformers does for larger pictures; the
+    The position table is resized bicubically, as transformers does for larger images; the
     codebook sees a larger view, so that there is still one code a patch.
 
     Args:

@@ -45,7 +45,7 @@ class VLMoConfig:
         fused_contrast: Whether there is a second pair of contrastive projections, on top of the
             vision-language experts (in the released pre-training, not in the paper).
         mask_token: Whether there is a vector for hidden patches, for masked image modelling.
-        num_image_types: Type rows of pictures; NLVR2's second picture has its own (2 there).
+        num_image_types: Type rows of images; NLVR2's second image has its own (2 there).
         init_std: Standard deviation of fresh weights (0.02).
         position_init_std: Deviation of fresh absolute positions; None takes `init_std`.
         patch_init_std: Deviation of fresh patch weights; None takes `init_std`.
@@ -102,12 +102,12 @@ class VLMoConfig:
 
     @property
     def grid_size(self) -> int:
-        """Patches on each side of the picture."""
+        """Patches on each side of the image."""
         return self.image_size // self.patch_size
 
     @property
     def num_patches(self) -> int:
-        """Patches P of one picture."""
+        """Patches P of one image."""
         return self.grid_size**2
 
     def block(self) -> BlockConfig:

@@ -358,7 +358,7 @@ def _resizes(config: VLMoConfig) -> dict[str, Any]:
             table, config.grid_size, RELEASED_TEXT_TOKENS, config.max_text_tokens
         )
 
-    def types(rows: Tensor) -> Tensor:  # further pictures begin with the first one's type
+    def types(rows: Tensor) -> Tensor:  # further images begin with the first one's type
         more = rows[1:2].expand(max(0, 1 + config.num_image_types - len(rows)), -1)
         return torch.cat([rows, more])[: 1 + config.num_image_types]
 

@@ -93,7 +93,7 @@ class VLMo(nn.Module):
             block.drop_path = drop_path_rate(self.config, layer)  # type: ignore[assignment]
 
     def add_image_type(self) -> None:
-        """Add a type row for a further picture; it begins as a copy of the first picture's."""
+        """Add a type row for a further image; it begins as a copy of the first image's."""
         rows = self.modality_embedding.weight.detach()
         self.config = dataclasses.replace(
             self.config, num_image_types=self.config.num_image_types + 1
@@ -111,7 +111,7 @@ class VLMo(nn.Module):
         Args:
             image: (B, 3, image_size, image_size) float, normalised with mean and deviation 0.5.
             hidden_patches: (B, P) bool, True = the mask token stands for the patch.
-            image_type: 0, or 1 for the second picture of a pair (NLVR2).
+            image_type: 0, or 1 for the second image of a pair (NLVR2).
 
         Returns:
             (B, N, D).
@@ -236,10 +236,10 @@ class VLMo(nn.Module):
             image: (B, 3, image_size, image_size) float.
             token_ids: (B, L) int64.
             text_mask: (B, L) bool, True = real token.
-            image_type: 0, or 1 for the second picture of a pair (NLVR2).
+            image_type: 0, or 1 for the second image of a pair (NLVR2).
         """
-        pictures = self.image_inputs(image, image_type=image_type)
-        sequence = TokenSequence(pictures, self.text_inputs(token_ids), text_mask)
+        images = self.image_inputs(image, image_type=image_type)
+        sequence = TokenSequence(images, self.text_inputs(token_ids), text_mask)
         states = self.trunk.read(sequence, [(slice(None), sequence.first_places())])[0]
         return self.pool(states[:, 0])
 

@@ -40,7 +40,7 @@ class ModelTask:
 
 
 def constant_texts(batch: Mapping[str, Tensor], ids: list[int]) -> tuple[Tensor, Tensor]:
-    """Return ids (B, L) and mask (B, L) of the same text for each picture."""
+    """Return ids (B, L) and mask (B, L) of the same text for each image."""
     row = torch.tensor([ids], dtype=torch.int64, device=batch["image"].device)
     token_ids = row.expand(len(batch["image"]), -1)
     return token_ids, torch.ones_like(token_ids, dtype=torch.bool)
@@ -49,11 +49,9 @@ def constant_texts(batch: Mapping[str, Tensor], ids: list[int]) -> tuple[Tensor,
 def fused_memory(
     model: MPLUG, image: Tensor, token_ids: Tensor, text_mask: Tensor
 ) -> DecoderMemory:
-    """Fuse pictures (B, 3, H, W) with texts (B, L) to what the decoder reads."""
-    pictures = model.encode_image(image)
-    return model.decoder_memory(
-        pictures, model.fuse(pictures, model.encode_text(token_ids, text_mask))
-    )
+    """Fuse images (B, 3, H, W) with texts (B, L) to what the decoder reads."""
+    images = model.encode_image(image)
+    return model.decoder_memory(images, model.fuse(images, model.encode_text(token_ids, text_mask)))
 
 
 def target_log_probs(

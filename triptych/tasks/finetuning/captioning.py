@@ -1,4 +1,4 @@
-"""Captioning: say what a picture shows (paper, section 5.2.2)."""
+"""Captioning: say what an image shows (paper, section 5.2.2)."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class CaptioningConfig:
 
     Attributes:
         beam: The search (released: 5 beams, 8 to 25 tokens; paper: 10 beams, at most 20).
-        memory: What the decoder reads: "fused" is the fusion of the picture with an empty text
+        memory: What the decoder reads: "fused" is the fusion of the image with an empty text
             (paper), "image" the image states alone, so that text encoder and fusion network are
             left out (released code), "model" what the model's own config says.
         prompt: Words that stand before each caption and are not learned, such as "a picture of"
             (released: none); captions are returned without them.
         prompt_to: Who reads the prompt: the "decoder", as the beginning of what it says (released
-            zero-shot code), or the "encoder", as the text that is fused with the picture (paper,
+            zero-shot code), or the "encoder", as the text that is fused with the image (paper,
             section 5.4.1), which needs fused memory.
     """
 
@@ -46,9 +46,9 @@ class CaptioningConfig:
 
 
 class Captioning(ModelTask):
-    """Cross-entropy on the caption, given the picture.
+    """Cross-entropy on the caption, given the image.
 
-    The decoder reads the fusion of the picture with an empty text, as PrefixLM does with an empty
+    The decoder reads the fusion of the image with an empty text, as PrefixLM does with an empty
     prefix, or image states alone.
 
     Args:
@@ -109,10 +109,10 @@ class Captioning(ModelTask):
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
-        """Generate a caption for each picture; reads `image` and `index`."""
+        """Generate a caption for each image; reads `image` and `index`."""
         texts = [self.speaker.text(found[0].token_ids) for found in self.search(batch)]
         return Predictions(index=batch["index"].tolist(), texts=texts)
 
     def search(self, batch: Mapping[str, Tensor]) -> list[list[Hypothesis]]:
-        """Return the n-best captions of each picture, best first."""
+        """Return the n-best captions of each image, best first."""
         return self.speaker.search(self.memory(batch), self.config.beam)

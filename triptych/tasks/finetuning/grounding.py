@@ -80,7 +80,7 @@ class Grounding(ModelTask):
         self.config, self.start_id, self.first_bin_id = config, start_id, first_bin_id
 
     def memory(self, batch: Mapping[str, Tensor]) -> DecoderMemory:
-        """Fuse picture and phrase to what the decoder reads."""
+        """Fuse image and phrase to what the decoder reads."""
         image = self.model.encode_image(batch["image"])
         phrase = self.model.encode_text(batch["token_ids"], batch["text_mask"])
         return self.model.decoder_memory(image, self.model.fuse(image, phrase))
@@ -102,7 +102,7 @@ class Grounding(ModelTask):
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
-        """Return boxes in pixels of the original pictures.
+        """Return boxes in pixels of the original images.
 
         Reads `image`, `token_ids`, `text_mask`, `image_size_px` and `index`.
         """

@@ -1,4 +1,4 @@
-"""Classifiers of a picture with a text: entailment, hateful memes, answers of a closed list.
+"""Classifiers of an image with a text: entailment, hateful memes, answers of a closed list.
 
 They read the pooled state of the fused pair, so any model with a fusion encoder can be trained.
 """
@@ -28,9 +28,9 @@ class ImageTextClassificationConfig:
 
     Attributes:
         labels: The classes, in the order of the scores; empty takes those of the training data.
-        text_field: What is read beside the picture: "hypothesis" for SNLI-VE, "text" for memes.
+        text_field: What is read beside the image: "hypothesis" for SNLI-VE, "text" for memes.
         with_premise: Whether a record's premise in words stands before that text, as `[CLS]
-            premise [SEP] text [SEP]` (mPLUG and OFA on SNLI-VE: yes; its picture alone: no).
+            premise [SEP] text [SEP]` (mPLUG and OFA on SNLI-VE: yes; its image alone: no).
         max_text_tokens: Longest text, [CLS] and every [SEP] counted.
         head: The classifier.
     """
@@ -73,7 +73,7 @@ class AnswerClassificationConfig:
 
 
 class _PairTask(HeadTask):
-    """Scores a picture with a text."""
+    """Scores an image with a text."""
 
     def pair_scores(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return (B, C) float32 scores; reads `image`, `token_ids` and `text_mask`."""

@@ -1,4 +1,4 @@
-"""NLVR2: say whether a statement is true of two pictures (paper, section 5.2.5)."""
+"""NLVR2: say whether a statement is true of two images (paper, section 5.2.5)."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ TRUTH = ("false", "true")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NLVR2Config:
-    """Settings of judging statements about two pictures.
+    """Settings of judging statements about two images.
 
     Attributes:
-        merge: How what the text reads in the two pictures becomes one: "mean", or "linear", a
+        merge: How what the text reads in the two images becomes one: "mean", or "linear", a
             layer that begins as the mean. The paper says "merged"; BLIP has the mean in its lower
             six layers and a linear layer in the upper six.
         max_text_tokens: Longest statement, [CLS] and [SEP] counted.
-        swap_probability: Share of training samples whose pictures change places, and the words
+        swap_probability: Share of training samples whose images change places, and the words
             left and right with them (released dataset code: half).
         head: The classifier on the fused text [CLS] (paper: an MLP; ALBEF, BLIP: 768-768-2, ReLU).
     """
@@ -49,7 +49,7 @@ class NLVR2Config:
 
 
 class PairHead(nn.Module):
-    """What a model needs on top to judge two pictures: second branches and a classifier."""
+    """What a model needs on top to judge two images: second branches and a classifier."""
 
     def __init__(self, model: MPLUG, config: NLVR2Config) -> None:
         super().__init__()
@@ -61,11 +61,11 @@ class NLVR2(HeadTask):
     """Cross-entropy on true or false; the decoder is not used.
 
     Args:
-        model: Its fusion network must be one that can read two pictures.
+        model: Its fusion network must be one that can read two images.
         config: Merge and classifier.
 
     Raises:
-        CapabilityError: The model's fusion network cannot read two pictures.
+        CapabilityError: The model's fusion network cannot read two images.
     """
 
     batch_keys = frozenset({"image", "token_ids", "text_mask", "label", "index"})

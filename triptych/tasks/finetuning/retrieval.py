@@ -84,10 +84,10 @@ class Retrieval:
 
 @dataclass(frozen=True, slots=True)
 class EncodedSet:
-    """All pictures and texts of an evaluation, each encoded once.
+    """All images and texts of an evaluation, each encoded once.
 
     Attributes:
-        image: I pictures.
+        image: I images.
         text: T texts, padded to the longest.
         image_embedding: (I, E).
         text_embedding: (T, E).
@@ -100,7 +100,7 @@ class EncodedSet:
 
 
 @torch.no_grad()
-def encode_pictures(
+def encode_images(
     model: VisionLanguageModel, batches: Iterable[Mapping[str, Tensor]]
 ) -> tuple[ImageFeatures, Tensor]:
     """Encode batches of `image`: states, and embeddings (I, E)."""
@@ -136,12 +136,12 @@ def score_pairs(
 ) -> Tensor:
     """Score (image, text) pairs by the ITM head.
 
-    Each picture is fused with all its texts of a batch at once, and texts are cut to the longest of
+    Each image is fused with all its texts of a batch at once, and texts are cut to the longest of
     the batch; mPLUG computes no padding at all.
 
     Args:
         model: The model that encoded the set, with `match_logits`.
-        encoded: The pictures and texts.
+        encoded: The images and texts.
         pairs: (M, 2) int64: image and text positions.
         local_batch_size: Pairs a pass.
 

@@ -40,8 +40,8 @@ class SCSTConfig:
 
     Attributes:
         captioning: What is trained; its search is the one that the model folder keeps.
-        num_samples: Captions drawn for each picture (released: the 5 of its beam).
-        baseline: What a caption's reward is compared with: "mean" of the picture's other samples,
+        num_samples: Captions drawn for each image (released: the 5 of its beam).
+        baseline: What a caption's reward is compared with: "mean" of the image's other samples,
             or "greedy", the reward of the likeliest words (Rennie et al.). (The released mean
             counts the sample itself, which only scales the gradient by 1 - 1 / num_samples.)
         min_tokens: Tokens before a drawn caption may end.
@@ -79,18 +79,18 @@ class CiderReward:
     """CIDEr-D of captions, with the document frequencies of a training split.
 
     Args:
-        captions: The captions of each picture, by its key.
+        captions: The captions of each image, by its key.
         reward_end: Whether the end of a caption counts as a word.
 
     Raises:
-        DataError: There are captions of fewer than two pictures, so that every word is in every
+        DataError: There are captions of fewer than two images, so that every word is in every
             document and weighs nothing.
     """
 
     def __init__(self, captions: Mapping[int, Sequence[str]], *, reward_end: bool = True) -> None:
         if len(captions) < 2:
             raise DataError(
-                f"CIDEr as a reward needs captions of two pictures or more, found {len(captions)}"
+                f"CIDEr as a reward needs captions of two images or more, found {len(captions)}"
             )
         self.reward_end = reward_end
         self._references = {
@@ -107,10 +107,10 @@ class CiderReward:
     def __call__(
         self, image_key: int, captions: Sequence[str], ended: Sequence[bool]
     ) -> list[float]:
-        """Score captions of one picture.
+        """Score captions of one image.
 
         Args:
-            image_key: The picture.
+            image_key: The image.
             captions: K captions as texts.
             ended: K, whether each came to its end or was cut.
 
@@ -118,10 +118,10 @@ class CiderReward:
             K rewards from 0 to 10.
 
         Raises:
-            DataError: The picture has no captions.
+            DataError: The image has no captions.
         """
         if image_key not in self._references:
-            raise DataError(f"the picture with key {image_key} has no caption to be rewarded by")
+            raise DataError(f"the image with key {image_key} has no caption to be rewarded by")
         said = [self.words(text, ended=end) for text, end in zip(captions, ended, strict=True)]
         return [float(s) for s in self._scorer.score(said, self._references[image_key])]
 
@@ -133,7 +133,7 @@ class SCST:
         model: A model that says captions already.
         config: Samples, baseline and lengths.
         tokenizer: The model's words.
-        reward: Scores captions by picture.
+        reward: Scores captions by image.
     """
 
     batch_keys = frozenset({"image", "image_key", "index"})
@@ -197,7 +197,7 @@ class SCST:
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
-        """Generate a caption for each picture; reads `image` and `index`."""
+        """Generate a caption for each image; reads `image` and `index`."""
         return self.captioning.predict(batch)
 
     def after_step(self, step: int) -> None:

@@ -19,11 +19,11 @@ from triptych.tasks.finetuning.nlvr2 import TRUTH
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VLMoNLVR2Config:
-    """Settings of judging statements about two pictures.
+    """Settings of judging statements about two images.
 
     Attributes:
         max_text_tokens: Longest statement, [CLS] and [SEP] counted.
-        swap_probability: Share of training samples whose pictures change places, and the words
+        swap_probability: Share of training samples whose images change places, and the words
             left and right with them; the released code leaves them in place.
         head: The classifier on both states together (released: as wide as both, LayerNorm, GELU).
     """
@@ -42,9 +42,9 @@ class VLMoNLVR2Config:
 
 
 class VLMoNLVR2(HeadTask):
-    """Cross-entropy on true or false, from (text, first picture) and (text, second picture).
+    """Cross-entropy on true or false, from (text, first image) and (text, second image).
 
-    The second picture has a type row of its own, which begins as a copy of the first's.
+    The second image has a type row of its own, which begins as a copy of the first's.
 
     Args:
         model: Gets the type row if it has none.

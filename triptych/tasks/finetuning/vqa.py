@@ -25,7 +25,7 @@ class VQAConfig:
 
     Attributes:
         beam: The search (released: 5 beams, 1 to 10 tokens).
-        append_words: Whether the words that OCR read in a picture and the names of its objects,
+        append_words: Whether the words that OCR read in an image and the names of its objects,
             where a record has them, follow its question (paper and released code: yes).
         answer_list: Answers to choose from; empty lets the decoder say any words (paper).
         list_search: How one of the list is chosen: "rank" scores every answer (ALBEF, BLIP),
@@ -80,11 +80,11 @@ class VQA(ModelTask):
         self._answer_ids = self.speaker.answer_ids(config.answer_list)
 
     def memory(self, batch: Mapping[str, Tensor]) -> DecoderMemory:
-        """Fuse picture and question to what the decoder reads."""
+        """Fuse image and question to what the decoder reads."""
         return fused_memory(self.model, batch["image"], batch["token_ids"], batch["text_mask"])
 
     def losses(self, batch: Mapping[str, Tensor], *, active: frozenset[str]) -> dict[str, Tensor]:
-        """Return {"vqa": Σ weight · cross-entropy summed over the answer / pictures}."""
+        """Return {"vqa": Σ weight · cross-entropy summed over the answer / images}."""
         del active
         memory = self.memory(batch).select(batch["answer_row"])
         said = target_log_probs(

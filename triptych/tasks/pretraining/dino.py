@@ -106,7 +106,7 @@ class DINOHead(nn.Module):
 
 
 class SmallCropEncoder:
-    """Runs a model on smaller pictures: the same parameters, position tables resized.
+    """Runs a model on smaller images: the same parameters, position tables resized.
 
     A second model of the smaller size holds the first one's parameters. Only its position tables
     are its own: they are resized in each call, so gradients reach the first model's, as in the
@@ -115,7 +115,7 @@ class SmallCropEncoder:
 
     Args:
         model: Of any family with an image encoder.
-        image_size: Side of the smaller pictures in pixels.
+        image_size: Side of the smaller images in pixels.
 
     Raises:
         ConfigError: The side is no multiple of the patch size.
@@ -143,7 +143,7 @@ class SmallCropEncoder:
         self._pairs = [(m, twin.get_submodule(name)) for name, m in model.named_modules()]
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Return the (B, D) pooled states of (B, 3, s, s) pictures."""
+        """Return the (B, D) pooled states of (B, 3, s, s) images."""
         state, _ = self._resized()
         for name, owner in self._tables.items():
             setattr(owner, name.rpartition(".")[2], state[name])
@@ -168,10 +168,10 @@ def _copy_switches(source: nn.Module, target: nn.Module) -> None:
 
 
 def image_side(model: Any) -> Any:
-    """Return a model that is like another on pictures, without what no picture goes through.
+    """Return a model that is like another on images, without what no image goes through.
 
     It shares the other one's tensors; modules for texts, pairs and losses keep no parameter. Which
-    ones these are is seen from the gradient of one picture.
+    ones these are is seen from the gradient of one image.
     """
     shared: dict[int, Any] = {id(p): nn.Parameter(p.detach()) for p in model.parameters()}
     side = copy.deepcopy(model, shared).eval()
@@ -192,7 +192,7 @@ def image_side(model: Any) -> Any:
 class DINO:
     """The Task of self-distillation, for any model with an image encoder.
 
-    Student and teacher are the image encoder and a head; what no picture goes through stays as it
+    Student and teacher are the image encoder and a head; what no image goes through stays as it
     is, and the teacher has no copy of it. The student sees all crops, the teacher the large ones.
 
     Deviations from the paper: weight decay stays constant (there it rises from 0.04 to 0.4), the
@@ -235,7 +235,7 @@ class DINO:
 
     @property
     def teacher(self) -> nn.ModuleDict:
-        """The slow copy: `model`, which reads pictures alone, and `head`."""
+        """The slow copy: `model`, which reads images alone, and `head`."""
         return cast(nn.ModuleDict, cast(MomentumEncoder, self.modules["teacher"]).module)
 
     @property
@@ -312,7 +312,7 @@ class DINO:
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
-        """Return the (B, D) state of each picture, for a probe; reads `image` and `index`.
+        """Return the (B, D) state of each image, for a probe; reads `image` and `index`.
 
         It is that of the model which is saved.
         """

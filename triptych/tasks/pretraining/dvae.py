@@ -34,7 +34,7 @@ class DVAETrainingConfig:
             loss is that of one-hot codes).
         anneal_steps: Steps from the first to the last temperature (paper: 150,000).
         init_scale: Deviation of the logits at the start, where the last layer is set from the
-            first pictures so that all codes are in use; 0 leaves it drawn, as the paper does.
+            first images so that all codes are in use; 0 leaves it drawn, as the paper does.
     """
 
     start_temperature: float = 1.0
@@ -122,7 +122,7 @@ class DVAETraining:
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
-        """Return each picture's codes and the errors of its reconstruction from them.
+        """Return each image's codes and the errors of its reconstruction from them.
 
         Args:
             batch: `image` (B, 3, H, W) float in [0.1, 0.9], `index`.

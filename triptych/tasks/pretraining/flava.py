@@ -1,4 +1,4 @@
-"""FLAVA pre-training: pairs, pictures alone and texts alone (Singh et al. 2022, section 3.2)."""
+"""FLAVA pre-training: pairs, images alone and texts alone (Singh et al. 2022, section 3.2)."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ class FLAVAPretrainingConfig:
         image_tokenizer: A model folder with a dVAE, or released weights of FLAVA's or DALL-E's:
             its codes are what hidden patches are. Empty keeps the model's own codebook.
         stored_codes: Whether codes are read from the data, which `triptych data tokenize-images`
-            made, instead of computed at each step. Pictures are then neither cropped nor mirrored.
+            made, instead of computed at each step. Images are then neither cropped nor mirrored.
         swap_probability: Share of pairs whose caption is swapped for ITM (0.1 in torchmultimodal;
             the paper does not say).
         max_text_tokens: Longest of the texts alone, [CLS] and [SEP] counted (released: 512).
-        chunk_size: Rows of a batch (pairs, pictures or texts) whose activations are kept at a time.
+        chunk_size: Rows of a batch (pairs, images or texts) whose activations are kept at a time.
             The rest is computed again in the backward pass: a contrastive batch of any size on one
             device, the same losses and gradients. None keeps the whole batch.
     """
@@ -85,8 +85,8 @@ class FLAVAPretrainingConfig:
 class FLAVAPretraining:
     """The Task of FLAVA's pre-training.
 
-    A batch is of one kind. Pairs: GC on whole pictures and texts; ITM, MMM-image and MMM-text on
-    the multimodal encoder's states of masked ones. Pictures alone: MIM. Texts alone: MLM. Whole
+    A batch is of one kind. Pairs: GC on whole images and texts; ITM, MMM-image and MMM-text on
+    the multimodal encoder's states of masked ones. Images alone: MIM. Texts alone: MLM. Whole
     and masked inputs go through an encoder as one batch, and each last block computes only the
     tokens that a loss reads.
 
@@ -128,7 +128,7 @@ class FLAVAPretraining:
         """Return the unweighted losses of those active objectives that the batch has.
 
         Args:
-            batch: Of one kind. Pictures: `image` (B, 3, H, W), `hidden_patches` (B, P) bool, and
+            batch: Of one kind. Images: `image` (B, 3, H, W), `hidden_patches` (B, P) bool, and
                 `image_codes` (B, P) int64 or `codebook_image`. Texts: `mlm_token_ids`,
                 `mlm_labels`, `text_mask` (B, L). Pairs: both, `token_ids` (B, L), `itm_labels`
                 (B,) or (B, 1), 1 = match; `image_key` and `caption_key` (B,) are read if present.
@@ -176,7 +176,7 @@ class FLAVAPretraining:
         )
 
     def _mim(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Predict the codes of hidden patches from the picture alone (paper, section 3.3)."""
+        """Predict the codes of hidden patches from the image alone (paper, section 3.3)."""
         model, labels = self.model, self._code_labels(batch, None)  # (B, P)
 
         def run(image: Tensor, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -255,10 +255,10 @@ class FLAVAPretraining:
         image_cls = text_cls = None
         if "gc" in active and is_joint:
             masked_ids, _ = model.padded(rows.masked_ids, rows.text_mask)
-            pictures = model.image_passes(rows.image, rows.hidden)
+            images = model.image_passes(rows.image, rows.hidden)
             texts = model.text_passes(ids, masked_ids, mask)
-            image_cls, text_cls = pictures.clean_cls, texts.clean_cls
-            image, text = pictures.masked, texts.masked
+            image_cls, text_cls = images.clean_cls, texts.clean_cls
+            image, text = images.masked, texts.masked
         elif is_joint:
             masked_ids, _ = model.padded(rows.masked_ids, rows.text_mask)
             image = model.visual_encoder(rows.image, rows.hidden)
@@ -281,11 +281,11 @@ class FLAVAPretraining:
     def _fused_sums(
         self, rows: _Pairs, image: Tensor, text: Tensor, text_mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Fuse masked pictures with masked texts and read each loss's own tokens.
+        """Fuse masked images with masked texts and read each loss's own tokens.
 
         Args:
             rows: Gives the labels.
-            image: (b, N, W) states of masked pictures.
+            image: (b, N, W) states of masked images.
             text: (b, L, T) states of masked texts.
             text_mask: (b, L) bool.
 
@@ -328,7 +328,7 @@ class FLAVAPretraining:
     def _code_labels(self, batch: Mapping[str, Tensor], matched: Tensor | None) -> Tensor:
         """Return the code of each hidden patch (B, P), IGNORE_INDEX elsewhere.
 
-        The tokenizer sees only the pictures of matched pairs.
+        The tokenizer sees only the images of matched pairs.
         """
         hidden = _hidden(batch)
         if matched is not None:
@@ -336,7 +336,7 @@ class FLAVAPretraining:
         if "image_codes" in batch:
             return batch["image_codes"].flatten(1).masked_fill(~hidden, IGNORE_INDEX)
         if "codebook_image" not in batch:
-            raise DataError("a batch with pictures needs `image_codes` or `codebook_image`")
+            raise DataError("a batch with images needs `image_codes` or `codebook_image`")
         labels = torch.full_like(hidden, IGNORE_INDEX, dtype=torch.int64)
         rows = hidden.any(dim=1).nonzero()[:, 0]
         for some in torch.split(rows, self.config.chunk_size or max(1, len(rows))):  # type: ignore[no-untyped-call]
@@ -367,7 +367,7 @@ def kind_of_batch(batch: Mapping[str, Tensor]) -> Kind:
     """Say of what kind a batch is.
 
     Raises:
-        DataError: It holds neither pictures nor masked texts.
+        DataError: It holds neither images nor masked texts.
     """
     has_image, has_text = "image" in batch, "mlm_token_ids" in batch
     if has_image and has_text:

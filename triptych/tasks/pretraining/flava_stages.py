@@ -1,4 +1,4 @@
-"""FLAVA's unimodal stages: pictures alone, texts alone (Singh et al. 2022, section 3.3)."""
+"""FLAVA's unimodal stages: images alone, texts alone (Singh et al. 2022, section 3.3)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class FLAVAImageConfig:
         image_tokenizer: A model folder with a dVAE, or released weights of FLAVA's or DALL-E's:
             its codes are what hidden patches are. Empty keeps the model's own codebook.
         stored_codes: Whether codes are read from the data, which `triptych data tokenize-images`
-            made, instead of computed at each step. Pictures are then neither cropped nor mirrored.
+            made, instead of computed at each step. Images are then neither cropped nor mirrored.
     """
 
     KIND: ClassVar[str] = "flava_image"
@@ -92,7 +92,7 @@ class _Stage:
         self._joint.after_step(step)
 
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
-        """Return nothing but the places of the samples: no text meets a picture yet."""
+        """Return nothing but the places of the samples: no text meets an image yet."""
         return Predictions(index=batch["index"].tolist())
 
 

@@ -335,7 +335,7 @@ class MPLUGPretraining:
         fused: FusedFeatures,
         teacher: TeacherPass | None,
     ) -> Tensor:
-        """Say the rest of the caption, given the picture and the prefix."""
+        """Say the rest of the caption, given the image and the prefix."""
         inputs, labels = shift_targets(batch["target_token_ids"], batch["target_mask"])
         read = labels != IGNORE_INDEX
         memory = self.model.memory_states(image, fused)

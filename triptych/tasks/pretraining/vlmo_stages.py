@@ -1,4 +1,4 @@
-"""VLMo's first two stages: pictures alone, then texts alone (paper, section 3.4)."""
+"""VLMo's first two stages: images alone, then texts alone (paper, section 3.4)."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ LANGUAGE_PARTS = (
 )
 """What the second stage trains, as the released code does.
 
-Frozen: the attention with its norm and layer scales, and everything of pictures. Of the position
-table and the type table, the rows of pictures get no gradient and no decay, so they stay too. (The
+Frozen: the attention with its norm and layer scales, and everything of images. Of the position
+table and the type table, the rows of images get no gradient and no decay, so they stay too. (The
 paper says that attention and vision experts are frozen; the last norm and the table train.)
 """
 
@@ -84,7 +84,7 @@ class VLMoVisionConfig:
 
 
 class VLMoVision(_StageTask):
-    """Stage 1: name the codes of hidden patches (BEiT, section 2.3), pictures alone.
+    """Stage 1: name the codes of hidden patches (BEiT, section 2.3), images alone.
 
     Args:
         model: With a mask token.
@@ -149,14 +149,14 @@ class VLMoVision(_StageTask):
         if "image_codes" in batch:
             return batch["image_codes"]
         if "codebook_image" not in batch:
-            raise DataError("a batch of pictures needs `image_codes` or `codebook_image`")
+            raise DataError("a batch of images needs `image_codes` or `codebook_image`")
         tokenizer = cast(DVAE, self.modules["image_tokenizer"]).eval()
         with torch.autocast(batch["codebook_image"].device.type, enabled=False):
             return tokenizer.codes(batch["codebook_image"])
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
-        """Return the (B, D) [CLS] state of each picture, for a linear probe."""
+        """Return the (B, D) [CLS] state of each image, for a linear probe."""
         states = self.model.encode_image(batch["image"])
         return Predictions(index=batch["index"].tolist(), embeddings={"image": states.pooled})
 

@@ -1,1 +1,0 @@
-"""Recipes, end to end on small written scenes."""

@@ -1,0 +1,1 @@
+"""Recipes and what is done with them, end to end on small written scenes."""

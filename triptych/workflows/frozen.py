@@ -1,0 +1,296 @@
+"""Frozen models as classifiers: by the names of the classes, and by a linear probe."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from triptych.core.errors import ConfigError, DataError
+from triptych.core.outputs import MetricValue, Predictions
+from triptych.data.caption_cleaning import clean_caption
+from triptych.data.collate import ImageKeyCollator
+from triptych.data.labels import class_names
+from triptych.data.manifest import read_records
+from triptych.data.records import Record
+from triptych.data.skips import VERB_FLAG, SkipLog
+from triptych.data.source import DataSourceConfig
+from triptych.data.stream import build_loader
+from triptych.data.transforms.pipeline import ImageTransform
+from triptych.evaluation.bootstrap import mean_value
+from triptych.evaluation.evaluator import evaluation_mode
+from triptych.evaluation.linear_probe import LinearProbe, sweep_probe
+from triptych.evaluation.metrics import ClassificationMetric
+from triptych.evaluation.zero_shot import (
+    TEMPLATES,
+    class_embeddings,
+    class_probabilities,
+    prompts,
+)
+from triptych.train.precision import autocast, resolve_precision
+from triptych.workflows.loaded import LoadedModel, load_for_evaluation
+
+TEXTS_AT_ONCE = 256
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImages:
+    """Images of one split with their classes.
+
+    Attributes:
+        records: Those with an image and a label.
+        labels: The class of each.
+        log: Counts what cannot be read.
+    """
+
+    records: list[Record]
+    labels: list[str]
+    log: SkipLog
+
+
+def read_labelled(
+    source: DataSourceConfig,
+    *,
+    label_pattern: str | None = None,
+    limit: int | None = None,
+    max_bad_share: float = 0.01,
+) -> LabelledImages:
+    """Read the images of a split that have a label.
+
+    Args:
+        source: Class folders, or a manifest with `image` and `label`.
+        label_pattern: A regular expression whose first group in a label is the class; None takes
+            the whole label.
+        limit: Only the first so many records.
+        max_bad_share: Share of samples that may be unreadable.
+
+    Raises:
+        ConfigError: The pattern is no regular expression with a group, or a label does not fit it.
+        DataError: No image has a label, or too much of the data is bad.
+    """
+    found = read_records(source)
+    usable = [r for r in found.records if r.image is not None and r.label is not None]
+    if not usable:
+        raise DataError(
+            f"{source.path} holds no image with a label: give class folders, or a manifest with "
+            "'image' and 'label'"
+        )
+    records = usable[:limit]
+    log = SkipLog(None, len(usable) + len(found.skipped), max_bad_share, flag=VERB_FLAG)
+    log.add_all(found.skipped)
+    if len(records) < len(usable):
+        log = SkipLog(None, len(records), max_bad_share, flag=VERB_FLAG)
+    pick = _picker(label_pattern)
+    return LabelledImages(records, [pick(str(record.label)) for record in records], log)
+
+
+def evaluate_zero_shot(
+    loaded: LoadedModel,
+    data: LabelledImages,
+    *,
+    templates: Sequence[str] = TEMPLATES,
+    local_batch_size: int = 128,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> list[MetricValue]:
+    """Classify images by sentences about the classes of the data, and score it.
+
+    Returns:
+        "zero_shot" and "zero_shot_top5" (with more than five classes), then each class's accuracy.
+    """
+    names = _classes(data.labels)
+    model = loaded.model.to(device)
+    with evaluation_mode(model), torch.inference_mode(), _autocast(loaded, device):
+        classes = name_embeddings(loaded, names, templates, device)
+
+        def embed(image: Tensor) -> Tensor:
+            return loaded.model.embed_image(loaded.model.encode_image(image))  # type: ignore[no-any-return]
+
+        images, index = encode_images(loaded, data, embed, local_batch_size, device, progress)
+    shares = class_probabilities(images, classes.cpu())
+    metric = ClassificationMetric(dict(enumerate(data.labels)), "zero_shot")
+    best = [names[number] for number in shares.argmax(dim=1).tolist()]
+    metric.update(Predictions(index=index, scores={"label": best}))
+    protocol = f"Of {len(names)} classes, each the mean of {len(templates)} sentences."
+    first, *rest = metric.compute()
+    values = [replace(first, protocol=f"{protocol} {first.protocol}")]
+    if len(names) > 5:
+        top = shares.topk(5, dim=1).indices.tolist()
+        hits = [
+            float(data.labels[position] in {names[number] for number in row})
+            for position, row in zip(index, top, strict=True)
+        ]
+        words = f"{protocol} Share of images whose class is among the first five."
+        values.append(mean_value("zero_shot_top5", hits, words))
+    return [*values, *rest]
+
+
+def name_embeddings(
+    loaded: LoadedModel, names: Sequence[str], templates: Sequence[str], device: torch.device
+) -> Tensor:
+    """Return (C, E) embeddings of classes from sentences with their names.
+
+    Sentences are cleaned as captions are in training.
+    """
+    captions = loaded.captions()
+    sentences = [clean_caption(text, captions.max_words) for row in prompts(names, templates)
+                 for text in row]  # fmt: skip
+    encoded = loaded.tokenizer.encode(sentences, max_tokens=captions.max_text_tokens)
+    parts = []
+    for start in range(0, len(encoded), TEXTS_AT_ONCE):
+        ids, mask = loaded.tokenizer.pad(encoded[start : start + TEXTS_AT_ONCE])
+        features = loaded.model.encode_text(ids.to(device), mask.to(device))
+        parts.append(loaded.model.embed_text(features).float())
+    return class_embeddings(torch.cat(parts).view(len(names), len(templates), -1))
+
+
+def probe_folder(
+    folder: Path,
+    train: DataSourceConfig,
+    validation: DataSourceConfig,
+    test: DataSourceConfig,
+    *,
+    label_pattern: str | None = None,
+    local_batch_size: int = 128,
+    max_bad_share: float = 0.01,
+) -> tuple[list[MetricValue], LinearProbe]:
+    """Fit a linear classifier on a model folder's frozen features, and score it.
+
+    Args:
+        folder: A model folder, whatever it was trained for.
+        train: Labelled images to fit on.
+        validation: Labelled images that choose the penalty.
+        test: Labelled images to score on.
+        label_pattern: A regular expression whose first group in a label is the class.
+        local_batch_size: Images at a time.
+        max_bad_share: Share of images that may be unreadable.
+
+    Raises:
+        ConfigError: The pattern does not fit the labels.
+        DataError: The data lack labels, or too much of them is bad.
+    """
+    splits = [
+        read_labelled(source, label_pattern=label_pattern, max_bad_share=max_bad_share)
+        for source in (train, validation, test)
+    ]
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load_for_evaluation(folder)
+    return evaluate_probe(loaded, *splits, local_batch_size=local_batch_size, device=device)
+
+
+def evaluate_probe(
+    loaded: LoadedModel,
+    train: LabelledImages,
+    validation: LabelledImages,
+    test: LabelledImages,
+    *,
+    local_batch_size: int = 128,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> tuple[list[MetricValue], LinearProbe]:
+    """Fit a linear classifier on frozen features, and score it on a test split.
+
+    The features are the image encoder's pooled states. C is chosen on the validation split.
+
+    Returns:
+        "probe" and each class's accuracy, and the classifier.
+
+    Raises:
+        DataError: Fewer than two classes, or a class of another split that training lacks.
+    """
+    names = _classes(train.labels)
+    numbers = {name: number for number, name in enumerate(names)}
+    for split in (validation, test):
+        unknown = sorted(set(split.labels) - numbers.keys())
+        if unknown:
+            known = ", ".join(names)
+            raise DataError(f"training has no image of class {unknown[0]!r} (it has: {known})")
+    model = loaded.model.to(device)
+
+    def features(split: LabelledImages) -> tuple[Tensor, Tensor, list[int]]:
+        def encode(image: Tensor) -> Tensor:
+            return loaded.model.encode_image(image).pooled  # type: ignore[no-any-return]
+
+        states, index = encode_images(loaded, split, encode, local_batch_size, device, progress)
+        return states, torch.tensor([numbers[split.labels[i]] for i in index]), index
+
+    with evaluation_mode(model), torch.no_grad(), _autocast(loaded, device):
+        splits = [features(split) for split in (train, validation, test)]
+    (x, y, _), (val_x, val_y, _), (test_x, _, index) = splits
+    probe = sweep_probe((x, y), (val_x, val_y), num_classes=len(names))
+    metric = ClassificationMetric(dict(enumerate(test.labels)), "probe")
+    best = [names[number] for number in probe.predict(test_x).tolist()]
+    metric.update(Predictions(index=index, scores={"label": best}))
+    first, *rest = metric.compute()
+    words = (
+        f"Logistic regression on frozen features of {len(x) + len(val_x)} images, C = "
+        f"{probe.c:.3g} chosen on {len(val_x)} of them."
+    )
+    return [replace(first, protocol=f"{words} {first.protocol}"), *rest], probe
+
+
+def encode_images(
+    loaded: LoadedModel,
+    data: LabelledImages,
+    encode: Callable[[Tensor], Tensor],
+    local_batch_size: int,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> tuple[Tensor, list[int]]:
+    """Return (N, D) float32 states of the readable images on the CPU, and their positions.
+
+    Raises:
+        DataError: No image can be read, or too many cannot.
+    """
+    loader: Iterable[Mapping[str, Tensor]] = build_loader(
+        data.records,
+        ImageKeyCollator(),
+        ImageTransform(replace(loaded.image, image_size=loaded.model.image_size), train=False),
+        seed=0,
+        local_batch_size=local_batch_size,
+        train=False,
+        skip_log=data.log,
+    )
+    parts: list[Tensor] = []
+    index: list[int] = []
+    for batch in loader:
+        parts.append(encode(batch["image"].to(device)).float().cpu())
+        index += batch["index"].tolist()
+        if progress is not None:
+            progress(len(index))
+    if not parts:
+        raise DataError("no image can be read; run `triptych data check` on the data")
+    return torch.cat(parts), index
+
+
+def _classes(labels: Sequence[str]) -> tuple[str, ...]:
+    return class_names(Record(record_id="", label=label) for label in labels)
+
+
+def _autocast(loaded: LoadedModel, device: torch.device) -> AbstractContextManager[None]:
+    return autocast(device, resolve_precision("auto", device, loaded.model))
+
+
+def _picker(pattern: str | None) -> Callable[[str], str]:
+    if pattern is None:
+        return lambda label: label
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"label_pattern = {pattern!r}: {error}") from error
+    if compiled.groups < 1:
+        raise ConfigError(f"label_pattern = {pattern!r}: must have a group, such as '_(.+)$'")
+
+    def pick(label: str) -> str:
+        found = compiled.search(label)
+        if found is None or not found[1]:
+            raise ConfigError(f"label {label!r} does not fit label_pattern = {pattern!r}")
+        return found[1]
+
+    return pick

@@ -1,0 +1,400 @@
+"""From a RunConfig to a trained model folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from torch import Tensor, nn
+
+from triptych.checkpoint.model_card import build_model_card
+from triptych.checkpoint.model_folder import save_model_folder, stored_config
+from triptych.checkpoint.released import open_model_folder
+from triptych.core.config import check, load_yaml, save_yaml, to_dict
+from triptych.core.errors import CheckpointError, ConfigError, DataError
+from triptych.core.files import folder_for_one
+from triptych.core.machine import current_commit, num_cores
+from triptych.core.rng import seed_everything
+from triptych.data.batches import record_texts
+from triptych.data.collate import AnyCollator
+from triptych.data.records import Record
+from triptych.distributed.env import is_main, joined, launched, leads, run_processes, world_size
+from triptych.models.families import family_of, patch_size, restore_model, text_sizes
+from triptych.models.registry import build_model, model_config
+from triptych.models.released import restate
+from triptych.recipes.config import RunConfig
+from triptych.tasks.finetuning.grounding import Grounding
+from triptych.tasks.pretraining.dino import DINO
+from triptych.tasks.pretraining.dvae import DVAETrainingConfig
+from triptych.text import Tokenizer
+from triptych.train.trainer import CHECKPOINTS, Trainer, TrainResult
+from triptych.workflows.fusion_choice import choose_fusion, leave_itm_out
+from triptych.workflows.kinds import (
+    IMAGES_ALONE,
+    TRAINED_FOR,
+    PatchView,
+    build_collator,
+    build_task,
+    check_family,
+    check_task_data,
+    codebook_notes,
+    complete_task,
+    stored_task,
+)
+from triptych.workflows.pretrained_parts import init_parts, load_published_tokenizer
+from triptych.workflows.sources import read_training_data, training_loader
+from triptych.workflows.train_dvae import train_image_tokenizer
+
+CONFIG_FILE = "config.yaml"
+MODEL_FOLDER = "model"
+PLANS = "stages"
+"""Folder with the config of each stage of a stagewise run, before the first one starts."""
+
+WORDLESS = (
+    "no text in the data: the model gets a placeholder vocabulary of special tokens alone, and can "
+    "start no task on texts; give words with --tokenizer.path if it shall"
+)
+
+
+def train_run(
+    config: RunConfig, run_folder: Path, *, resume: bool = False, console: Console | None = None
+) -> TrainResult:
+    """Train, and leave a run folder with a model folder in it.
+
+    Args:
+        config: What to do.
+        run_folder: Receives `config.yaml`, `metrics.jsonl`, `skipped.jsonl`, `checkpoints/`,
+            TensorBoard events and `model/`.
+        resume: Go on from the last checkpoint.
+        console: Where to report; standard output if absent.
+
+    Raises:
+        ConfigError: The run folder is in use, or the config asks for what cannot be.
+        DataError: The data cannot be read, or too much of it is bad.
+    """
+    with folder_for_one(run_folder) if leads() else nullcontext():
+        if not resume and leads():
+            _make_way(run_folder, console or Console())
+        if config.train.num_processes > 1 and not launched():
+            share = share_threads(config, config.train.num_processes)
+            return run_processes(_train, config.train.num_processes, share, run_folder, resume)
+        with joined():
+            return _train(config, run_folder, resume, console)
+
+
+def _make_way(run_folder: Path, console: Console) -> None:
+    """Remove what a run left that saved nothing; refuse to write over one that has.
+
+    Raises:
+        ConfigError: There is something to resume.
+    """
+    saved = [run_folder / name for name in (MODEL_FOLDER, PLANS)]
+    saved += (run_folder / CHECKPOINTS).glob("step_*")
+    if any(path.exists() for path in saved):
+        raise ConfigError(
+            f"{run_folder} holds an earlier run: resume it with "
+            f"`triptych train {run_folder} --resume`, or choose another folder with --out"
+        )
+    if (run_folder / CONFIG_FILE).exists():
+        said = f"{run_folder} held a run that saved nothing: it is replaced"
+        console.print(said, highlight=False, markup=False, soft_wrap=True)
+        for stale in (CONFIG_FILE, "metrics.jsonl"):
+            (run_folder / stale).unlink(missing_ok=True)
+        for listed in run_folder.glob("skipped*.jsonl"):
+            listed.unlink()
+        shutil.rmtree(run_folder / "tensorboard", ignore_errors=True)
+
+
+def share_threads(config: RunConfig, num_processes: int) -> RunConfig:
+    """Return a config that gives each of several processes its part of the machine's cores."""
+    if config.train.num_threads is not None:
+        return config
+    threads = max(1, num_cores() // num_processes)
+    return replace(config, train=replace(config.train, num_threads=threads))
+
+
+def _train(
+    config: RunConfig, run_folder: Path, resume: bool, console: Console | None = None
+) -> TrainResult:
+    """Train in this process, alone or as one of several."""
+    if isinstance(config.task, DVAETrainingConfig):
+        return train_image_tokenizer(
+            config,
+            run_folder,
+            config_file=CONFIG_FILE,
+            model_folder=MODEL_FOLDER,
+            resume=resume,
+            console=console,
+        )
+    data = read_training_data(config, run_folder)
+    records = data.records
+    config = replace(config, task=complete_task(config.task, records))
+    tokenizer = prepare_tokenizer(config, records, console)
+    seed_everything(config.train.seed)
+    model = prepare_model(config, tokenizer, console)
+    config = replace(config, image=replace(config.image, image_size=model.image_size))
+    config = leave_itm_out(config, model, console)
+    task = build_task(config.task, model, tokenizer, records)
+    check_task_data(config.task, model, records)
+    for note in (*data.notes(), *codebook_notes(config.task, model)) if is_main() else ():
+        (console or Console()).print(note, markup=False, highlight=False)
+    if isinstance(task, Grounding) and task.config.smooth_coordinates:
+        task.init_coordinates()
+    sources = data.batch_sources(task)
+
+    def collator_of(kind: str | None) -> AnyCollator[Any]:
+        return build_collator(
+            config.task,
+            tokenizer,
+            config.captions,
+            config.lengths,
+            train=True,
+            kind=kind,
+            images=PatchView(config.image, patch_size(model.config), config.crops),
+        )
+
+    trainer = Trainer(
+        task,
+        lambda start: training_loader(config, data, sources, collator_of, start),
+        config=config.train,
+        optim=config.optim,
+        weights=config.weights,
+        run_folder=run_folder,
+        sources=sources,
+        console=console,
+    )
+    if is_main():
+        save_yaml(config, run_folder / CONFIG_FILE)
+    result = trainer.fit(resume=resume)
+    if data.skip_log.num_bad:
+        (console or Console()).print(data.skip_log.report(), markup=False, highlight=False)
+    if is_main():
+        head = task.modules["head"] if "head" in task.modules else None  # noqa: SIM401
+        weights = task.model_state() if isinstance(task, DINO) else None
+        beside = Beside(head, contrast_scalars(task.modules), weights)
+        save_model(run_folder / MODEL_FOLDER, config, model, tokenizer, len(records), beside)
+    return result
+
+
+def resume_run(run_folder: Path, *, console: Console | None = None) -> TrainResult:
+    """Go on with an interrupted run from its own `config.yaml` and last checkpoint.
+
+    Raises:
+        CheckpointError: The folder holds no run.
+    """
+    if not (run_folder / CONFIG_FILE).is_file():
+        raise CheckpointError(
+            f"{run_folder} holds no run to resume: {CONFIG_FILE} is missing; "
+            "name the folder that was given as --out, or, where nothing was trained yet, give the "
+            "same command again without --resume"
+        )
+    return train_run(
+        load_yaml(RunConfig, run_folder / CONFIG_FILE), run_folder, resume=True, console=console
+    )
+
+
+def allow_bad_share(run_folder: Path, share: float) -> None:
+    """Let a run, or every stage of a stagewise one, bear more bad samples when it goes on.
+
+    Raises:
+        ConfigError: `share` is not from 0 to 1.
+    """
+    check(0 <= share <= 1, "data.max_bad_share", share, "be from 0 to 1")
+    files = [run_folder / CONFIG_FILE]
+    if (run_folder / PLANS).is_dir():
+        files += [*(run_folder / PLANS).glob("*.yaml"), *run_folder.glob(f"*/{CONFIG_FILE}")]
+    for file in files:
+        if file.is_file():
+            config = load_yaml(RunConfig, file)
+            save_yaml(replace(config, data=replace(config.data, max_bad_share=share)), file)
+
+
+def prepare_tokenizer(
+    config: RunConfig, records: list[Record], console: Console | None = None
+) -> Tokenizer:
+    """Return the tokenizer of the start, a stored one, or one trained on the data.
+
+    A task on images alone, whose data has no text, gets a placeholder that knows no words.
+
+    Args:
+        config: Names the start, or a file.
+        records: The training data.
+        console: Where to say that there are no words; standard output if absent.
+
+    Raises:
+        DataError: There are no words for a task that reads texts.
+    """
+    if config.model.init_from is not None:
+        return _started_tokenizer(config, config.model.init_from)
+    if config.tokenizer.path is not None:
+        return Tokenizer.load(config.tokenizer.path)
+    if config.model.init_text_from is not None:
+        return load_published_tokenizer(Path(config.model.init_text_from))
+    texts = [text for record in records for text in record_texts(record)]
+    if not texts and isinstance(config.task, IMAGES_ALONE):
+        if is_main():
+            (console or Console()).print(WORDLESS, highlight=False, markup=False)
+        return Tokenizer.without_words()
+    if not texts:
+        raise DataError(
+            "the training data holds no text to train a tokenizer on: give captions, questions or "
+            "phrases, or a tokenizer with --tokenizer.path"
+        )
+    return Tokenizer.train(texts, config.tokenizer.vocab_size, config.tokenizer.num_unused)
+
+
+def _started_tokenizer(config: RunConfig, folder: str) -> Tokenizer:
+    """Return the tokenizer of the model that a run starts from."""
+    tokenizer = Tokenizer.load(open_model_folder(folder, restate).tokenizer_path)
+    if not tokenizer.has_words and not isinstance(config.task, IMAGES_ALONE):
+        raise DataError(
+            f"{folder} was trained on images alone and knows no words, so it cannot start a task "
+            "on texts: train it again with --tokenizer.path"
+        )
+    return tokenizer
+
+
+def prepare_model(config: RunConfig, tokenizer: Tokenizer, console: Console | None = None) -> Any:
+    """Build the model with fresh weights, or load it from a model folder.
+
+    Args:
+        config: Says what to build and which published weights its parts start from.
+        tokenizer: Its size is the vocabulary of a fresh model.
+        console: Where to say what the parts start from; standard output if absent.
+
+    Raises:
+        ConfigError: The task trains models of another family, a text length exceeds the model's
+            position table, or the fusion network that was chosen does not exist in the model.
+    """
+    source = config.model
+    if source.init_from is None:
+        size = model_config(
+            source.name, image_size=source.image_size, vocab_size=tokenizer.vocab_size
+        )
+        model = build_model(choose_fusion(size, source))
+        check_family(config.task, model, config.recipe, f"model.name = {source.name}")
+        for line in init_parts(model, source):
+            if is_main():
+                (console or Console()).print(line, highlight=False)
+    else:
+        model = load_model(Path(source.init_from), image_size=source.image_size)
+        check_family(config.task, model, config.recipe, f"{source.init_from} (model.init_from)")
+    if source.drop_path is not None:
+        _set_drop_path(model, source.drop_path)
+    longest = max(
+        config.captions.max_text_tokens,
+        config.lengths.question,
+        config.lengths.answer,
+        config.lengths.phrase,
+        getattr(config.task, "max_text_tokens", 0),
+    )
+    positions = text_sizes(model.config).max_tokens
+    if longest > positions:
+        raise ConfigError(
+            f"a text may have {longest} tokens but the model reads {positions}: lower "
+            "captions.max_text_tokens, task.max_text_tokens or lengths.*, "
+            "or take a model with more positions"
+        )
+    return model
+
+
+def _set_drop_path(model: Any, rate: float) -> None:
+    if not hasattr(model, "set_drop_path"):
+        raise ConfigError(f"model.drop_path = {rate}: this model skips no branches; leave it out")
+    model.set_drop_path(rate)
+
+
+def load_model(folder: Path, *, image_size: int | None = None) -> Any:
+    """Load the model of a model folder to train it, on the CPU in fp32.
+
+    Args:
+        folder: A model folder, a folder that transformers wrote, or the hub id of either.
+        image_size: Side of the input in pixels; the position table is resized to it.
+
+    Raises:
+        CheckpointError: The folder is incomplete, or its weights do not fit its config.
+    """
+    stored = open_model_folder(folder, restate)
+    plain = stored_config(stored.config, folder)
+    return restore_model(plain, stored.state_dict, str(folder), image_size=image_size, train=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What a task trained beside the model.
+
+    Attributes:
+        head: Its classifier.
+        contrast: Its learned temperature, or log(1/τ) of each contrastive loss, which an export
+            writes.
+        weights: What is saved in place of the model's own weights, such as a teacher's.
+    """
+
+    head: nn.Module | None = None
+    contrast: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] | None = None
+
+
+def contrast_scalars(modules: nn.ModuleDict) -> dict[str, float]:
+    """Return the scalars that a task's contrastive losses learn, by name."""
+    if "state" not in modules:
+        return {}
+    named = modules["state"].named_parameters()
+    return {name: float(value.detach()) for name, value in named if value.ndim == 0}
+
+
+def save_model(
+    folder: Path,
+    config: RunConfig,
+    model: Any,
+    tokenizer: Tokenizer,
+    num_records: int,
+    beside: Beside | None = None,
+) -> None:
+    """Write the model folder of a run, its card and what stands beside the model included."""
+    beside = beside or Beside()
+    trained_for = TRAINED_FOR[type(config.task)]
+    settings = {
+        "model": to_dict(model.config, tagged=True),
+        "trained_for": [trained_for],
+        "task": to_dict(stored_task(config.task), tagged=True),
+        "text": {
+            "max_text_tokens": config.captions.max_text_tokens,
+            "max_words": config.captions.max_words,
+            **to_dict(config.lengths),
+        },
+    }
+    if beside.contrast:
+        settings["contrast"] = dict(beside.contrast)
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    card = build_model_card(
+        title=f"{config.model.name}: {config.recipe}",
+        summary=(
+            f"{family_of(model.config).title} with {parameters:.1f} M parameters, trained for "
+            f"{trained_for} for {config.train.max_steps} steps of "
+            f"{config.train.local_batch_size * world_size()} samples."
+        ),
+        data={
+            source.path: f"reader {source.reader}, split {source.split or 'all'}"
+            for source in config.data.train
+        }
+        | {"in all": f"{num_records} records"},
+        recipe=yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True),
+        metrics=(),
+        commit=current_commit(),
+    )
+    save_model_folder(
+        folder,
+        config=settings,
+        state_dict=dict(model.state_dict() if beside.weights is None else beside.weights),
+        tokenizer_json=tokenizer.to_json(),
+        preprocess=to_dict(config.image),
+        card=card,
+        head=None if beside.head is None else beside.head.state_dict(),
+    )

@@ -1,0 +1,92 @@
+"""Several small runs at once, one process and an equal share of the cores each.
+
+Small models do not keep two cores busy: two runs of one thread each finish sooner than two runs of
+two threads, one after the other.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from rich.console import Console
+
+from triptych.core.machine import num_cores
+from triptych.distributed.env import signals_passed_on
+from triptych.recipes.config import RunConfig
+from triptych.workflows.run import train_run
+
+
+def train_side_by_side(
+    runs: Mapping[str, RunConfig],
+    folders: Mapping[str, Path],
+    *,
+    num_threads: int | None = None,
+    console: Console | None = None,
+) -> None:
+    """Train each run in its folder; together on a CPU with a core for each, else in turn.
+
+    Runs at once get SIGINT and SIGTERM from this process, so that each saves and stops.
+
+    Args:
+        runs: Configs by name.
+        folders: Run folders by the same names.
+        num_threads: CPU threads for all of them; None for the machine's cores.
+        console: Where runs in turn report; runs at once print plain lines that begin with the name.
+
+    Raises:
+        TriptychError: What a run raised.
+        TrainingInterrupted: SIGINT or SIGTERM came; each run that had begun to train was saved.
+    """
+    cores = num_threads or num_cores()
+    if torch.cuda.is_available() or len(runs) < 2 or cores < len(runs):
+        for name, config in runs.items():
+            train_run(config, folders[name], console=console)
+        return
+    share = max(1, cores // len(runs))
+    context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
+    children: list[BaseProcess] = []
+    with (
+        ProcessPoolExecutor(len(runs), mp_context=context) as pool,
+        signals_passed_on(children),
+    ):
+        started = []
+        for name, config in runs.items():
+            run = _with_threads(config, share)
+            started.append(pool.submit(_train_one, name, run, folders[name]))
+            children[:] = [p for p in multiprocessing.active_children() if p not in others]
+        for future in started:
+            future.result()
+
+
+def _with_threads(config: RunConfig, num_threads: int) -> RunConfig:
+    return replace(config, train=replace(config.train, num_threads=num_threads, progress="plain"))
+
+
+def _train_one(name: str, config: RunConfig, folder: Path) -> None:
+    """Train in a process of its own."""
+    lines = _Prefixed(sys.stdout, f"{name} | ")
+    train_run(config, folder, console=Console(file=lines, width=160, force_terminal=False))  # type: ignore[arg-type]
+
+
+class _Prefixed:
+    """A text file that puts a name in front of every line."""
+
+    def __init__(self, inner: TextIO, prefix: str) -> None:
+        self._inner, self._prefix = inner, prefix
+
+    def write(self, text: str) -> int:
+        lines = text.splitlines(keepends=True)
+        self._inner.write("".join(self._prefix + line for line in lines))
+        return len(text)
+
+    def flush(self) -> None:
+        self._inner.flush()

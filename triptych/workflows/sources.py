@@ -1,0 +1,174 @@
+"""The training data of a run: read, told apart by kind, and turned into batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from triptych.core.errors import ConfigError
+from triptych.data.collate import AnyCollator
+from triptych.data.manifest import read_records
+from triptych.data.mixture import MixtureSource, build_mixture
+from triptych.data.records import Record
+from triptych.data.skips import SkipLog
+from triptych.data.source import DataSourceConfig, parts_note
+from triptych.data.stream import BatchLoader, build_loader
+from triptych.data.transforms.pipeline import ImageTransform
+from triptych.distributed.env import is_main, rank, world_size
+from triptych.recipes.config import RunConfig
+from triptych.train.sources import BatchSource
+from triptych.train.task import MixedTask, Task
+
+
+@dataclass(frozen=True, slots=True)
+class ReadSource:
+    """One source, read.
+
+    Attributes:
+        config: Where it came from.
+        name: What curves and counters call it; differs from all others.
+        records: Its usable records.
+        parts: The splits of its file, where all are read and there are several.
+    """
+
+    config: DataSourceConfig
+    name: str
+    records: list[Record]
+    parts: tuple[str, ...] = ()
+
+    def kind(self) -> str:
+        """Return its kind of batch: the configured one, or what its first record is good for.
+
+        Raises:
+            ConfigError: The record is neither a pair, nor an image, nor a text.
+        """
+        if self.config.kind is not None:
+            return self.config.kind
+        first = self.records[0]
+        if first.image is not None:
+            return "pair" if first.caption else "image"
+        if first.text or first.caption:
+            return "text"
+        raise ConfigError(
+            f"{self.config.path}: cannot tell what its batches are: set kind to pair, image or text"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """All that a run trains on.
+
+    Attributes:
+        sources: In the order of the config.
+        skip_log: Counts what cannot be used, of all sources together.
+    """
+
+    sources: tuple[ReadSource, ...]
+    skip_log: SkipLog
+
+    @property
+    def records(self) -> list[Record]:
+        """The records of all sources, one after the other."""
+        return [record for source in self.sources for record in source.records]
+
+    def notes(self) -> list[str]:
+        """Return what a user may not expect, a line a source."""
+        return [
+            parts_note(source.config.path, source.parts) for source in self.sources if source.parts
+        ]
+
+    def batch_sources(self, task: Task) -> tuple[BatchSource, ...]:
+        """Return what the trainer must know of the sources; empty where they are one dataset.
+
+        They are a mixture where the task takes several kinds of batches, or one has a ratio.
+        """
+        mixed = isinstance(task, MixedTask)
+        if not mixed and all(source.config.ratio is None for source in self.sources):
+            return ()
+        return tuple(
+            BatchSource(name=source.name, kind=source.kind() if mixed else None)
+            for source in self.sources
+        )
+
+
+def read_training_data(config: RunConfig, run_folder: Path) -> TrainingData:
+    """Read all sources; what they skip counts towards the bad share.
+
+    Raises:
+        ConfigError: There is no source.
+        DataError: A source cannot be read, or too much of the data is bad.
+    """
+    if not config.data.train:
+        raise ConfigError("data.train is empty: name a manifest with --data PATH")
+    found = [read_records(source) for source in config.data.train]
+    skipped = [entry for part in found for entry in part.skipped]
+    run_folder.mkdir(parents=True, exist_ok=True)
+    log = SkipLog(
+        run_folder,
+        sum(len(part.records) for part in found) + len(skipped),
+        config.data.max_bad_share,
+        file_name="skipped.jsonl" if is_main() else f"skipped.rank{rank()}.jsonl",
+    )
+    log.add_all(skipped if is_main() else [])
+    names = _names(config.data.train)
+    sources = tuple(
+        ReadSource(source, name, part.records, part.parts)
+        for source, name, part in zip(config.data.train, names, found, strict=True)
+    )
+    return TrainingData(sources, log)
+
+
+def training_loader(
+    config: RunConfig,
+    data: TrainingData,
+    batch_sources: Sequence[BatchSource],
+    collator_of: Callable[[str | None], AnyCollator[Any]],
+    start: int,
+) -> BatchLoader:
+    """Return the endless batches of a run, from micro-batch `start` on.
+
+    Args:
+        config: Sizes and seeds.
+        data: What to train on.
+        batch_sources: What `data.batch_sources` returned.
+        collator_of: Builds the collator of a kind of batch; of None for a task of one kind.
+        start: Micro-batches that are done.
+    """
+    transform = ImageTransform(config.image, train=True)
+    shared: dict[str, Any] = {
+        "seed": config.data.seed,
+        "local_batch_size": config.train.micro_batch_size,
+        "num_workers": config.data.num_workers,
+        "skip_log": data.skip_log,
+        "cache_mib": config.data.cache_mib,
+        "start_step": start,
+        "rank": rank(),
+        "world_size": world_size(),
+    }
+    if not batch_sources:
+        return build_loader(data.records, collator_of(None), transform, train=True, **shared)
+    mixture = [
+        MixtureSource(
+            name=source.name,
+            records=source.records,
+            collator=collator_of(label.kind),
+            transform=transform,
+            ratio=1.0 if source.config.ratio is None else source.config.ratio,
+        )
+        for source, label in zip(data.sources, batch_sources, strict=True)
+    ]
+    return build_mixture(mixture, accumulate=config.train.accumulate, **shared)
+
+
+def _names(sources: Sequence[DataSourceConfig]) -> list[str]:
+    """Return the configured names, or those of the files, with a number where two are equal."""
+    names: list[str] = []
+    for source in sources:
+        wanted = name = source.name or Path(source.path).stem or source.path
+        number = 2
+        while name in names:
+            name, number = f"{wanted}_{number}", number + 1
+        names.append(name)
+    return names
