@@ -27,7 +27,7 @@ CLASSES = ("blue_square", "green_star", "red_circle", "red_star", "small_square"
 @pytest.fixture(autouse=True)
 def _exact(monkeypatch):
     for place in ("evaluate", "frozen"):
-        monkeypatch.setattr(f"triptych.recipes.{place}.resolve_precision", lambda *_: "fp32")
+        monkeypatch.setattr(f"triptych.workflows.{place}.resolve_precision", lambda *_: "fp32")
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from .small_runs import small_run, source_of
 @pytest.fixture(autouse=True)
 def _exact(monkeypatch):
     for place in ("evaluate", "frozen"):
-        monkeypatch.setattr(f"triptych.recipes.{place}.resolve_precision", lambda *_: "fp32")
+        monkeypatch.setattr(f"triptych.workflows.{place}.resolve_precision", lambda *_: "fp32")
 
 
 @pytest.fixture(scope="module")

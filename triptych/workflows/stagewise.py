@@ -332,14 +332,19 @@ def train_stagewise(
 def _check_sources(plan: StagewisePlan, found: Mapping[DataSourceConfig, Sequence[Record]]) -> None:
     """Raise before the first stage where a later one would find nothing to train on."""
     needs: tuple[tuple[str, tuple[DataSourceConfig, ...], Callable[[Record], object], str], ...] = (
-        ("pairs", plan.pairs, lambda r: r.image is not None and r.caption, "image and a caption"),
-        ("texts", plan.texts, lambda r: r.text or r.caption, "text"),
-        ("images", plan.images, lambda r: r.image is not None, "image"),
+        (
+            "pairs",
+            plan.pairs,
+            lambda r: r.image is not None and r.caption,
+            "an image and a caption",
+        ),
+        ("texts", plan.texts, lambda r: r.text or r.caption, "a text"),
+        ("images", plan.images, lambda r: r.image is not None, "an image"),
     )
     for what, sources, has, needed in needs:
         for source in sources:
             if not any(has(record) for record in found[source]):
-                raise DataError(f"{source.path}, given as {what}: no record has a {needed}")
+                raise DataError(f"{source.path}, given as {what}: no record has {needed}")
 
 
 def resume_stagewise(folder: Path, *, console: Console | None = None) -> TrainResult:
