@@ -39,10 +39,10 @@ def trained(monkeypatch, tmp_path):
     return asked
 
 
-@pytest.mark.parametrize("recipe", list(RECIPES))
-def test_without_flags_it_is_the_recipe(recipe):
-    assert read_config([recipe]) == build_recipe(recipe, "tiny")
-    assert read_config([recipe, "--scale", "base"]) == build_recipe(recipe, "base")
+def test_without_flags_it_is_the_recipe():
+    for recipe in RECIPES:
+        assert read_config([recipe]) == build_recipe(recipe, "tiny"), recipe
+        assert read_config([recipe, "--scale", "base"]) == build_recipe(recipe, "base"), recipe
 
 
 def test_flags_reach_every_room_of_the_config():
