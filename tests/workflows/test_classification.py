@@ -21,9 +21,9 @@ from triptych.data.source import DataSourceConfig
 from triptych.evaluation.classification import compute_auroc, compute_f1, compute_matthews
 from triptych.evaluation.correlation import compute_pearson, compute_spearman
 from triptych.evaluation.vqa import normalize_answer, vqa_accuracy
-from triptych.recipes.classification import SCALES
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
+from triptych.recipes.scales import SCALES
 from triptych.scenes.write import write_scenes
 from triptych.tasks.finetuning.image_text_classification import ImageTextClassification
 from triptych.train.interrupts import TrainingInterrupted

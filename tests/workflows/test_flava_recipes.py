@@ -10,9 +10,9 @@ from tests.train.toy import exact_lines
 from triptych.core.errors import ConfigError
 from triptych.data.source import DataSourceConfig
 from triptych.models.registry import model_config
-from triptych.recipes import flava
 from triptych.recipes.config import ModelSource
 from triptych.recipes.registry import RECIPES, build_recipe
+from triptych.recipes.scales import SCALES
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import write_scenes
 from triptych.workflows.evaluate import evaluate_model
@@ -72,7 +72,7 @@ def test_base_and_large_have_the_published_numbers():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_scale_names_a_model_that_fits_its_lengths(name):
     assert f"flava.{name}" in RECIPES
-    for scale in flava.SCALES:
+    for scale in SCALES:
         run = build_recipe(f"flava.{name}", scale)
         model = model_config(run.model.name, image_size=run.model.image_size)
         longest = max(run.captions.max_text_tokens, getattr(run.task, "max_text_tokens", 0))

@@ -18,8 +18,8 @@ from triptych.core.config import load_yaml, save_yaml
 from triptych.core.errors import CheckpointError, ConfigError, DataError
 from triptych.models.registry import model_config
 from triptych.recipes.config import ModelSource, RunConfig, TokenizerConfig
-from triptych.recipes.mplug import PAPER_SCALES, SCALES
 from triptych.recipes.registry import RECIPES, build_recipe
+from triptych.recipes.scales import PAPER_SCALES, SCALES
 from triptych.text import Tokenizer
 from triptych.workflows.run import CONFIG_FILE, load_model, prepare_model, resume_run, train_run
 

@@ -9,9 +9,9 @@ from triptych.core.errors import CapabilityError, ConfigError
 from triptych.data.source import DataSourceConfig
 from triptych.models.registry import model_config
 from triptych.models.vlmo.convert import key_table
-from triptych.recipes import vlmo
 from triptych.recipes.config import ModelSource
 from triptych.recipes.registry import RECIPES, build_recipe
+from triptych.recipes.scales import SCALES
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import write_scenes
 from triptych.text import Tokenizer
@@ -82,7 +82,7 @@ def test_weights_are_those_of_the_released_step():
 @pytest.mark.parametrize("name", NAMES)
 def test_every_scale_names_a_model_that_fits_its_lengths(name):
     assert f"vlmo.{name}" in RECIPES
-    for scale in vlmo.SCALES:
+    for scale in SCALES:
         run = build_recipe(f"vlmo.{name}", scale)
         model = model_config(run.model.name, image_size=run.model.image_size)
         assert model.max_text_tokens >= run.captions.max_text_tokens

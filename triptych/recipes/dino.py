@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from triptych.core.errors import ConfigError
 from triptych.data.collate.crops import MultiCropConfig
-from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.recipes.config import DataConfig, ModelSource, RunConfig
+from triptych.recipes.flava import MODELS
+from triptych.recipes.scales import PAPER_SCALES, PLAIN_IMAGE, check_scale, small_train
 from triptych.tasks.pretraining.dino import DINOConfig
 from triptych.train.config import OptimConfig, TrainConfig
 
 RECIPE = "dino"
-MODELS = {
-    "smoke": "flava_tiny",
-    "tiny": "flava_tiny",
-    "small": "flava_small",
-    "base": "flava_full",
-    "large": "flava_900m",
-}
 RATE_PER_256 = 7.5e-4
 """The released run's learning rate for each 256 images of a batch."""
-
-WHOLE = ImageTransformConfig(crop_scale=None, flip_probability=0.0, randaugment_num_ops=0)
 
 
 def dino(scale: str) -> RunConfig:
@@ -35,14 +26,13 @@ def dino(scale: str) -> RunConfig:
     crops at 224 px and ten at 96 px. Weight decay is the mean of the 0.04 and 0.4 between which it
     rises there.
     """
-    if scale not in MODELS:
-        raise ConfigError(f"unknown scale {scale!r} (known: {', '.join(MODELS)})")
-    if scale in ("base", "large"):
+    check_scale(scale)
+    if scale in PAPER_SCALES:
         return RunConfig(
             recipe=RECIPE,
             scale=scale,
             model=ModelSource(name=MODELS[scale]),
-            image=WHOLE,
+            image=PLAIN_IMAGE,
             crops=MultiCropConfig(),
             task=DINOConfig(),
             train=TrainConfig(
@@ -68,7 +58,7 @@ def dino(scale: str) -> RunConfig:
         scale=scale,
         model=ModelSource(name=MODELS[scale]),
         data=DataConfig(cache_mib=1024),
-        image=WHOLE,
+        image=PLAIN_IMAGE,
         crops=MultiCropConfig(
             num_small=4, small_size=small, large_scale=(0.4, 1.0), small_scale=(0.1, 0.4)
         ),
@@ -82,11 +72,7 @@ def dino(scale: str) -> RunConfig:
             max_steps=steps,
             init_std=0.05,
         ),
-        train=TrainConfig(
-            max_steps=steps,
-            local_batch_size=8 if scale == "smoke" else 64,
-            checkpoint_every_steps=1000,
-        ),
+        train=small_train(scale, steps),
         optim=OptimConfig(
             learning_rate=1e-3,
             vision_learning_rate=1e-3,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from triptych.core.errors import ConfigError
+from dataclasses import replace
+
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.models.dvae.model import PIXEL_MEAN, PIXEL_STD
 from triptych.recipes.config import DataConfig, ModelSource, RunConfig
+from triptych.recipes.scales import PAPER_SCALES, check_scale, small_train
 from triptych.tasks.pretraining.dvae import DVAETrainingConfig
 from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
 
@@ -34,9 +36,8 @@ def dvae(scale: str) -> RunConfig:
     at a tenth of the decoder's rate, and `balance` stands for `kl`; with the paper's settings a
     short run puts one code everywhere.
     """
-    if scale not in MODELS:
-        raise ConfigError(f"unknown scale {scale!r} (known: {', '.join(MODELS)})")
-    if scale in ("base", "large"):
+    check_scale(scale)
+    if scale in PAPER_SCALES:
         return _paper_run(scale)
     steps = {"smoke": 4, "tiny": 600, "small": 10_000}[scale]
     return RunConfig(
@@ -46,12 +47,7 @@ def dvae(scale: str) -> RunConfig:
         data=DataConfig(cache_mib=1024),
         image=_image(crop_scale=None, flip_probability=0.0 if scale != "small" else 0.5),
         task=DVAETrainingConfig(anneal_steps=max(1, 4 * steps // 5), init_scale=4.0),
-        train=TrainConfig(
-            max_steps=steps,
-            local_batch_size=8 if scale == "smoke" else 64,
-            evaluate_every_steps=max(1, steps // 4),
-            checkpoint_every_steps=1000,
-        ),
+        train=replace(small_train(scale, steps), evaluate_every_steps=max(1, steps // 4)),
         optim=OptimConfig(
             learning_rate=5e-3,
             vision_learning_rate=5e-4,

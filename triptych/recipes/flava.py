@@ -8,16 +8,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from triptych.core.errors import ConfigError
 from triptych.data.collate import PretrainingTextConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
-from triptych.recipes.config import (
-    DataConfig,
-    ModelSource,
-    RunConfig,
-    TaskConfig,
-    TokenizerConfig,
-)
+from triptych.recipes import scales
+from triptych.recipes.config import RunConfig, TaskConfig
+from triptych.recipes.scales import PAPER_SCALES, check_scale, linear_optim, small_optim
 from triptych.tasks.finetuning.heads import FLAVA_HEAD
 from triptych.tasks.finetuning.image_text_classification import (
     AnswerClassificationConfig,
@@ -28,7 +23,6 @@ from triptych.tasks.pretraining.flava import FLAVAPretrainingConfig
 from triptych.tasks.pretraining.flava_stages import FLAVAImageConfig, FLAVATextConfig
 from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
 
-SCALES = ("smoke", "tiny", "small", "base", "large")
 MODELS = {
     "smoke": "flava_tiny",
     "tiny": "flava_tiny",
@@ -36,15 +30,11 @@ MODELS = {
     "base": "flava_full",
     "large": "flava_900m",
 }
-PAPER_SCALES = ("base", "large")
 POSITIONS = {"smoke": 64, "tiny": 64, "small": 128, "base": 512, "large": 512}
 """Longest text that a scale's model reads."""
 
 CROPS = ImageTransformConfig(crop_scale=(0.9, 1.0), flip_probability=0.0, randaugment_num_ops=0)
 """torchmultimodal's pre-training: crops of nine tenths of the area on, no flip, no colours."""
-
-WHOLE = replace(CROPS, crop_scale=None)
-"""For small scales: a crop would contradict captions that name all objects."""
 
 CAPTIONS = PretrainingTextConfig(max_text_tokens=77, max_words=None, whole_word=True)
 """Captions as they are, of 77 tokens; whole words are hidden (torchmultimodal)."""
@@ -57,7 +47,7 @@ def image(scale: str) -> RunConfig:
     800 epochs of ImageNet's 1.28 M images at a batch of 2,048 are 500,000 steps, learning rate
     1.5e-3, 6,250 warm-up steps (10 epochs), weight decay 0.05, gradients clipped at 3.
     """
-    _check_scale(scale)
+    check_scale(scale)
     if scale in PAPER_SCALES:
         train = TrainConfig(
             max_steps=500_000, local_batch_size=2048, accumulate=8, max_grad_norm=3.0
@@ -84,7 +74,7 @@ def text(scale: str) -> RunConfig:
     and batch are those of the joint stage (seed), since the stage's own are not known, and so is
     the number of steps. Its 64 micro-batches count alike, however many words each has to predict.
     """
-    _check_scale(scale)
+    check_scale(scale)
     task = FLAVATextConfig(max_text_tokens=POSITIONS[scale])
     if scale in PAPER_SCALES:
         train = TrainConfig(max_steps=100_000, local_batch_size=8192, accumulate=64)
@@ -109,7 +99,7 @@ def joint(scale: str) -> RunConfig:
     after 40 % of them. tiny has batches of 256: with GC alone on as many pairs in all, one
     seed each, batches of 64 end 0.09 lower in recall at 1 among 500 images.
     """
-    _check_scale(scale)
+    check_scale(scale)
     task = FLAVAPretrainingConfig(max_text_tokens=POSITIONS[scale])
     if scale in PAPER_SCALES:
         train = TrainConfig(max_steps=100_000, local_batch_size=8192)
@@ -138,7 +128,7 @@ def vqa(scale: str) -> RunConfig:
     base, large: the paper's settings are not known; these are VLMo's: 10 epochs of VQAv2 at a batch
     of 128, learning rate 3e-5, 20 times that for the head; 480 px.
     """
-    _check_scale(scale)
+    check_scale(scale)
     task = AnswerClassificationConfig()
     if scale in PAPER_SCALES:
         run = _finetune("flava.vqa", scale, task, 50_000)
@@ -155,7 +145,7 @@ def snli_ve(scale: str) -> RunConfig:
     base, large: torchmultimodal's classifier (768, ReLU, dropout 0.5); the paper's optimisation is
     not known, and that of `flava.vqa` stands for it.
     """
-    _check_scale(scale)
+    check_scale(scale)
     task = ImageTextClassificationConfig(text_field="hypothesis", head=FLAVA_HEAD)
     if scale in PAPER_SCALES:
         return _finetune("flava.snli_ve", scale, task, 41_000)
@@ -169,7 +159,7 @@ def hateful_memes(scale: str) -> RunConfig:
     base, large: 8,500 memes at a batch of 128 are 66 steps an epoch, of which there are 20; as for
     `flava.snli_ve`, the paper's optimisation is not known.
     """
-    _check_scale(scale)
+    check_scale(scale)
     task = ImageTextClassificationConfig(text_field="text", head=FLAVA_HEAD)
     if scale in PAPER_SCALES:
         return _finetune("flava.hateful_memes", scale, task, 1320)
@@ -183,11 +173,11 @@ def glue(scale: str) -> RunConfig:
     base, large: torchmultimodal on QNLI, which takes RoBERTa's settings: batch 32, 33,112 steps,
     1,986 of them warm up, learning rate 1e-5, decay 0.1, betas 0.9 and 0.98, eps 1e-6.
     """
-    _check_scale(scale)
+    check_scale(scale)
     task = TextClassificationConfig(head=FLAVA_HEAD, max_text_tokens=min(128, POSITIONS[scale]))
     if scale in PAPER_SCALES:
         train = TrainConfig(max_steps=33_112, local_batch_size=32)
-        optim = replace(_linear(1e-5, 1_986), weight_decay=0.1, eps=1e-6)
+        optim = replace(linear_optim(1e-5, 1_986), weight_decay=0.1, eps=1e-6)
         return _paper_run("flava.glue", scale, task, train, optim)
     steps = {"smoke": 4, "tiny": 1000, "small": 6000}[scale]
     return _small_run("flava.glue", scale, task, steps, 7e-4)
@@ -196,51 +186,20 @@ def glue(scale: str) -> RunConfig:
 def _finetune(recipe: str, scale: str, task: TaskConfig, steps: int) -> RunConfig:
     rate = 3e-5 if scale == "base" else 1.5e-5
     train = TrainConfig(max_steps=steps, local_batch_size=128, accumulate=2)
-    return _paper_run(recipe, scale, task, train, _linear(rate, steps // 10))
+    return _paper_run(recipe, scale, task, train, linear_optim(rate, steps // 10))
 
 
 def _paper_run(
     recipe: str, scale: str, task: TaskConfig, train: TrainConfig, optim: OptimConfig
 ) -> RunConfig:
-    return RunConfig(
-        recipe=recipe,
-        scale=scale,
-        model=ModelSource(name=MODELS[scale]),
-        tokenizer=TokenizerConfig(vocab_size=30522, num_unused=994),
-        data=DataConfig(num_workers=8, cache_mib=0),
-        image=CROPS,
-        captions=CAPTIONS,
-        task=task,
-        train=train,
-        optim=optim,
-    )
+    run = scales.paper_run(recipe, scale, MODELS, task, train, optim, CROPS)
+    return replace(run, captions=CAPTIONS)
 
 
 def _small_run(recipe: str, scale: str, task: TaskConfig, steps: int, rate: float) -> RunConfig:
-    """Return a run for a laptop, on images without augmentation; the rates are our own."""
-    rate = rate if scale != "small" else rate / 3
-    return RunConfig(
-        recipe=recipe,
-        scale=scale,
-        model=ModelSource(name=MODELS[scale]),
-        data=DataConfig(cache_mib=1024),
-        image=WHOLE,
-        captions=replace(CAPTIONS, max_text_tokens=min(77, POSITIONS[scale])),
-        task=task,
-        train=TrainConfig(
-            max_steps=steps,
-            local_batch_size=8 if scale == "smoke" else 64,
-            checkpoint_every_steps=1000,
-        ),
-        optim=OptimConfig(
-            learning_rate=rate,
-            vision_learning_rate=rate,
-            muon_learning_rate=3 * rate,
-            betas=(0.9, 0.98),
-            warmup_steps=min(100, steps),
-            min_learning_rate=rate / 100,
-        ),
-    )
+    optim = small_optim(rate if scale != "small" else rate / 3, min(100, steps))
+    run = scales.small_run(recipe, scale, MODELS, task, steps, optim)
+    return replace(run, captions=replace(CAPTIONS, max_text_tokens=min(77, POSITIONS[scale])))
 
 
 def _large_batches() -> OptimConfig:
@@ -253,21 +212,3 @@ def _large_batches() -> OptimConfig:
         warmup_learning_rate=0.0,
         min_learning_rate=0.0,
     )
-
-
-def _linear(rate: float, warmup_steps: int) -> OptimConfig:
-    return OptimConfig(
-        learning_rate=rate,
-        vision_learning_rate=rate,
-        weight_decay=0.01,
-        betas=(0.9, 0.98),
-        warmup_steps=warmup_steps,
-        warmup_learning_rate=0.0,
-        min_learning_rate=0.0,
-        decay="linear",
-    )
-
-
-def _check_scale(scale: str) -> None:
-    if scale not in SCALES:
-        raise ConfigError(f"scale = {scale!r}: must be one of {', '.join(SCALES)}")

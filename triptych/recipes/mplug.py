@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from triptych.core.errors import ConfigError
 from triptych.data.collate import PretrainingTextConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.generation.beam import BeamConfig
-from triptych.recipes.config import (
-    DataConfig,
-    ModelSource,
-    RunConfig,
-    TaskConfig,
-    TextLengths,
-    TokenizerConfig,
-)
+from triptych.recipes import scales
+from triptych.recipes.config import RunConfig, TaskConfig, TextLengths
+from triptych.recipes.scales import PAPER_SCALES, check_scale, small_optim
 from triptych.tasks.finetuning.captioning import CaptioningConfig
 from triptych.tasks.finetuning.grounding import GroundingConfig
 from triptych.tasks.finetuning.heads import HeadConfig
@@ -27,7 +21,6 @@ from triptych.tasks.finetuning.vqa import VQAConfig
 from triptych.tasks.pretraining.mplug import MPLUGPretrainingConfig
 from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
 
-SCALES = ("smoke", "tiny", "small", "base", "large")
 MODELS = {
     "smoke": "mplug_tiny",
     "tiny": "mplug_tiny",
@@ -35,12 +28,9 @@ MODELS = {
     "base": "mplug_base_patch16_256",
     "large": "mplug_large_patch14_224",
 }
-PAPER_SCALES = ("base", "large")
 WARMUP_STEPS = {"mplug.retrieval": 100, "mplug.grounding": 2000}
 """Where the released fine-tuning configs do not have 400: 100 times their `warmup_epochs`."""
 PAPER_CAPTION_BEAM = BeamConfig(num_beams=10, min_tokens=1, max_tokens=20)
-NO_AUGMENTATION = ImageTransformConfig(crop_scale=None, flip_probability=0.0, randaugment_num_ops=0)
-"""For small scales: a crop or a flip would contradict captions that name all objects in order."""
 
 
 def pretrain(scale: str) -> RunConfig:
@@ -56,7 +46,7 @@ def pretrain(scale: str) -> RunConfig:
     Small scales: ITC and PrefixLM, on which a small budget learns most, take every step; MLM joins
     every other step after 30 % of them, and ITM after 60 %. Muon trains the matrices.
     """
-    _check_scale(scale)
+    check_scale(scale)
     if scale in PAPER_SCALES:
         rate, vision_rate = (1e-4, 1e-5) if scale == "base" else (5e-5, 5e-6)
         return _paper_run(
@@ -71,27 +61,17 @@ def pretrain(scale: str) -> RunConfig:
         )
     steps = {"smoke": 4, "tiny": 1900, "small": 20_000}[scale]
     rate = 1.5e-3 if scale != "small" else 5e-4
-    return RunConfig(
-        recipe="mplug.pretrain",
-        scale=scale,
-        model=ModelSource(name=MODELS[scale]),
-        data=DataConfig(cache_mib=1024),
-        image=NO_AUGMENTATION,
-        captions=PretrainingTextConfig(empty_prefix_probability=0.7),
-        task=MPLUGPretrainingConfig(queue_size=0, momentum=0.0, alpha=0.0),
-        train=TrainConfig(
-            max_steps=steps,
-            local_batch_size=8 if scale == "smoke" else 64,
-            checkpoint_every_steps=1000,
-        ),
-        optim=_fresh(rate, muon_rate=4e-3, warmup_steps=min(200, steps)),
-        weights=(
-            ObjectiveWeight(name="itc"),
-            ObjectiveWeight(name="prefix_lm"),
-            ObjectiveWeight(name="mlm", start_step=3 * steps // 10, every_steps=2),
-            ObjectiveWeight(name="itm", start_step=6 * steps // 10, every_steps=2),
-        ),
+    task = MPLUGPretrainingConfig(queue_size=0, momentum=0.0, alpha=0.0)
+    optim = small_optim(rate, min(200, steps), muon_rate=4e-3)
+    weights = (
+        ObjectiveWeight(name="itc"),
+        ObjectiveWeight(name="prefix_lm"),
+        ObjectiveWeight(name="mlm", start_step=3 * steps // 10, every_steps=2),
+        ObjectiveWeight(name="itm", start_step=6 * steps // 10, every_steps=2),
     )
+    run = scales.small_run("mplug.pretrain", scale, MODELS, task, steps, optim)
+    captions = PretrainingTextConfig(empty_prefix_probability=0.7)
+    return replace(run, captions=captions, weights=weights)
 
 
 def caption(scale: str) -> RunConfig:
@@ -228,7 +208,7 @@ def _finetune(
     vision_rate: float,
 ) -> RunConfig:
     """Return a fine-tuning run; the numbers are the paper's, small scales take their own."""
-    _check_scale(scale)
+    check_scale(scale)
     if scale in PAPER_SCALES:
         run = _paper_run(
             recipe,
@@ -257,21 +237,9 @@ def _small_run(
     recipe: str, scale: str, task: TaskConfig, steps: dict[str, int], rate: float
 ) -> RunConfig:
     """Return a fine-tuning run for the built-in scenes, or for a user's few images."""
-    _check_scale(scale)
-    return RunConfig(
-        recipe=recipe,
-        scale=scale,
-        model=ModelSource(name=MODELS[scale]),
-        data=DataConfig(cache_mib=1024),
-        image=NO_AUGMENTATION,
-        task=task,
-        train=TrainConfig(
-            max_steps=steps[scale],
-            local_batch_size=8 if scale == "smoke" else 64,
-            checkpoint_every_steps=1000,
-        ),
-        optim=_fresh(rate, muon_rate=3 * rate, warmup_steps=min(50, steps[scale])),
-    )
+    check_scale(scale)
+    optim = small_optim(rate, min(50, steps[scale]))
+    return scales.small_run(recipe, scale, MODELS, task, steps[scale], optim)
 
 
 def _paper_run(
@@ -286,35 +254,7 @@ def _paper_run(
     finetuned_px = {"mplug.pretrain": None, "mplug.vqa": 504}.get(recipe, 336)
     if scale == "base" and finetuned_px is not None:
         finetuned_px = 512 if finetuned_px == 504 else finetuned_px  # patches of 16 do not fit 504
-    return RunConfig(
-        recipe=recipe,
-        scale=scale,
-        model=ModelSource(name=MODELS[scale], image_size=finetuned_px),
-        tokenizer=TokenizerConfig(vocab_size=30522, num_unused=994),
-        data=DataConfig(num_workers=8, cache_mib=0),
-        image=ImageTransformConfig(crop_scale=crop_scale),
-        lengths=TextLengths(question=80),
-        task=task,
-        train=train,
-        optim=optim,
-    )
-
-
-def _fresh(rate: float, *, muon_rate: float, warmup_steps: int) -> OptimConfig:
-    """Return Muon for weights drawn afresh, and AdamW where it does not apply.
-
-    One rate serves vision and the rest, since no part starts trained.
-    """
-    return OptimConfig(
-        learning_rate=rate,
-        muon_learning_rate=muon_rate,
-        vision_learning_rate=rate,
-        betas=(0.9, 0.98),
-        warmup_steps=warmup_steps,
-        min_learning_rate=rate / 100,
-    )
-
-
-def _check_scale(scale: str) -> None:
-    if scale not in SCALES:
-        raise ConfigError(f"scale = {scale!r}: must be one of {', '.join(SCALES)}")
+    image = ImageTransformConfig(crop_scale=crop_scale)
+    run = scales.paper_run(recipe, scale, MODELS, task, train, optim, image)
+    model = replace(run.model, image_size=finetuned_px)
+    return replace(run, model=model, lengths=TextLengths(question=80))

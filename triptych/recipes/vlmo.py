@@ -7,16 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from triptych.core.errors import ConfigError
 from triptych.data.collate import PretrainingTextConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
-from triptych.recipes.config import (
-    DataConfig,
-    ModelSource,
-    RunConfig,
-    TaskConfig,
-    TokenizerConfig,
-)
+from triptych.recipes import scales
+from triptych.recipes.config import RunConfig, TaskConfig
+from triptych.recipes.scales import PAPER_SCALES, check_scale, linear_optim, small_optim
 from triptych.tasks.finetuning.image_text_classification import (
     AnswerClassificationConfig,
     ImageTextClassificationConfig,
@@ -27,7 +22,6 @@ from triptych.tasks.pretraining.vlmo import VLMoPretrainingConfig
 from triptych.tasks.pretraining.vlmo_stages import VLMoLanguageConfig, VLMoVisionConfig
 from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
 
-SCALES = ("smoke", "tiny", "small", "base", "large")
 MODELS = {
     "smoke": "vlmo_tiny",
     "tiny": "vlmo_tiny",
@@ -35,13 +29,11 @@ MODELS = {
     "base": "vlmo_base_patch16",
     "large": "vlmo_large_patch16",
 }
-PAPER_SCALES = ("base", "large")
 HALF = (0.5, 0.5, 0.5)
 IMAGE = ImageTransformConfig(crop_scale=(0.5, 1.0), mean=HALF, std=HALF)
 """Released `square_transform_randaug`: crops of half the area on, flips, RandAugment(2, 7)."""
 
-PLAIN_IMAGE = replace(IMAGE, crop_scale=None, flip_probability=0.0, randaugment_num_ops=0)
-"""For small scales: a crop or a flip would contradict captions that name all objects in order."""
+PLAIN_IMAGE = replace(scales.PLAIN_IMAGE, mean=HALF, std=HALF)
 
 TEXTS = PretrainingTextConfig(whole_word=True)
 RAW_TEXTS = replace(TEXTS, max_words=None)
@@ -57,7 +49,7 @@ def vision(scale: str) -> RunConfig:
     images at a batch of 2,048, learning rate 1.5e-3, 10,000 warm-up steps, cosine to 1e-5,
     weight decay 0.05, gradients clipped at 3. (BEiT jitters colours; RandAugment stands for that.)
     """
-    _check_scale(scale)
+    check_scale(scale)
     task = VLMoVisionConfig()
     if scale in PAPER_SCALES:
         train = TrainConfig(
@@ -82,11 +74,11 @@ def language(scale: str) -> RunConfig:
     base, large: 200,000 steps of 1,024 texts of up to 196 tokens (the paper: 500,000 for base),
     learning rate 2e-4, 2,500 warm-up steps, linear to 0.
     """
-    _check_scale(scale)
+    check_scale(scale)
     task = VLMoLanguageConfig()
     if scale in PAPER_SCALES:
         train = TrainConfig(max_steps=200_000, local_batch_size=1024, accumulate=4)
-        run = _paper_run("vlmo.language", scale, task, train, _linear(2e-4, 2500), IMAGE)
+        run = _paper_run("vlmo.language", scale, task, train, linear_optim(2e-4, 2500), IMAGE)
         return replace(run, captions=LONG_TEXTS)
     steps = {"smoke": 4, "tiny": 250, "small": 6000}[scale]
     return _small_run("vlmo.language", scale, task, steps, 2e-3)
@@ -101,12 +93,12 @@ def pretrain(scale: str) -> RunConfig:
 
     Small scales: ITC takes every step; MLM and ITM join every other step.
     """
-    _check_scale(scale)
+    check_scale(scale)
     if scale in PAPER_SCALES:
         rate = 2e-4 if scale == "base" else 5e-5
         train = TrainConfig(max_steps=200_000, local_batch_size=1024, accumulate=8)
         task = VLMoPretrainingConfig(fused_itc=True)
-        run = _paper_run("vlmo.pretrain", scale, task, train, _linear(rate, 2500), IMAGE)
+        run = _paper_run("vlmo.pretrain", scale, task, train, linear_optim(rate, 2500), IMAGE)
         weights = (
             ObjectiveWeight(name="itc"),
             ObjectiveWeight(name="itm"),
@@ -129,12 +121,12 @@ def retrieval(scale: str) -> RunConfig:
     base, large: 3,000 steps of 3,072 pairs of COCO (Flickr30k: 1,500, warm-up 150) at 384 px,
     learning rate 3e-5 (base) or 2e-5 (large), 300 warm-up steps, a fifth of the branches skipped.
     """
-    _check_scale(scale)
+    check_scale(scale)
     task, weights = VLMoRetrievalConfig(), (ObjectiveWeight(name="itc"),)
     if scale in PAPER_SCALES:
         rate = 3e-5 if scale == "base" else 2e-5
         train = TrainConfig(max_steps=3000, local_batch_size=3072, accumulate=1)
-        run = _paper_run("vlmo.retrieval", scale, task, train, _linear(rate, 300), IMAGE)
+        run = _paper_run("vlmo.retrieval", scale, task, train, linear_optim(rate, 300), IMAGE)
         return replace(_at(run, 384, 0.2), weights=weights)
     steps = {"smoke": 4, "tiny": 1000, "small": 6000}[scale]
     return replace(_small_run("vlmo.retrieval", scale, task, steps, 5e-4), weights=weights)
@@ -146,12 +138,12 @@ def vqa(scale: str) -> RunConfig:
     base, large: 10 epochs of VQAv2 at a batch of 128 are 50,000 steps, 480 px, learning rate 3e-5
     (base) or 1.5e-5 (large), 20 times that for the head, a tenth of the steps warm up.
     """
-    _check_scale(scale)
+    check_scale(scale)
     task = AnswerClassificationConfig()
     if scale in PAPER_SCALES:
         rate = 3e-5 if scale == "base" else 1.5e-5
         train = TrainConfig(max_steps=50_000, local_batch_size=128, accumulate=2)
-        optim = replace(_linear(rate, 5000), head_learning_rate_factor=20.0)
+        optim = replace(linear_optim(rate, 5000), head_learning_rate_factor=20.0)
         return _at(_paper_run("vlmo.vqa", scale, task, train, optim, IMAGE), 480, 0.15)
     steps = {"smoke": 4, "tiny": 2500, "small": 6000}[scale]
     task = replace(task, min_answer_count=1 if scale == "smoke" else 2)
@@ -164,12 +156,12 @@ def nlvr2(scale: str) -> RunConfig:
     base, large: 10 epochs of 86,000 statements at a batch of 128 are 6,750 steps, 384 px, learning
     rate 5e-5 (base) or 3e-5 (large), a tenth of the steps warm up.
     """
-    _check_scale(scale)
+    check_scale(scale)
     task = VLMoNLVR2Config()
     if scale in PAPER_SCALES:
         rate = 5e-5 if scale == "base" else 3e-5
         train = TrainConfig(max_steps=6750, local_batch_size=128, accumulate=4)
-        run = _paper_run("vlmo.nlvr2", scale, task, train, _linear(rate, 675), IMAGE)
+        run = _paper_run("vlmo.nlvr2", scale, task, train, linear_optim(rate, 675), IMAGE)
         return _at(run, 384, 0.1 if scale == "base" else 0.15)
     steps = {"smoke": 4, "tiny": 2000, "small": 6000}[scale]
     task = replace(task, swap_probability=0.5)
@@ -181,12 +173,12 @@ def snli_ve(scale: str) -> RunConfig:
 
     Neither paper nor released code has it; base and large take the settings of VLMo's NLVR2.
     """
-    _check_scale(scale)
+    check_scale(scale)
     task = ImageTextClassificationConfig(text_field="hypothesis")
     if scale in PAPER_SCALES:
         rate = 5e-5 if scale == "base" else 3e-5
         train = TrainConfig(max_steps=41_000, local_batch_size=128, accumulate=2)
-        run = _paper_run("vlmo.snli_ve", scale, task, train, _linear(rate, 4100), IMAGE)
+        run = _paper_run("vlmo.snli_ve", scale, task, train, linear_optim(rate, 4100), IMAGE)
         return _at(run, 384, 0.1 if scale == "base" else 0.15)
     steps = {"smoke": 4, "tiny": 1000, "small": 6000}[scale]
     return _small_run("vlmo.snli_ve", scale, task, steps, 7e-4)
@@ -205,61 +197,13 @@ def _paper_run(
     optim: OptimConfig,
     image: ImageTransformConfig,
 ) -> RunConfig:
-    return RunConfig(
-        recipe=recipe,
-        scale=scale,
-        model=ModelSource(name=MODELS[scale]),
-        tokenizer=TokenizerConfig(vocab_size=30522, num_unused=994),
-        data=DataConfig(num_workers=8, cache_mib=0),
-        image=image,
-        captions=RAW_TEXTS,
-        task=task,
-        train=train if train.max_grad_norm == 3.0 else replace(train, max_grad_norm=None),
-        optim=optim,
-    )
+    if train.max_grad_norm != 3.0:  # BEiT clips gradients, VLMo's own stages do not
+        train = replace(train, max_grad_norm=None)
+    run = scales.paper_run(recipe, scale, MODELS, task, train, optim, image)
+    return replace(run, captions=RAW_TEXTS)
 
 
 def _small_run(recipe: str, scale: str, task: TaskConfig, steps: int, rate: float) -> RunConfig:
-    """Return a run from nothing, on few images without augmentation."""
-    rate = rate if scale != "small" else rate / 3
-    return RunConfig(
-        recipe=recipe,
-        scale=scale,
-        model=ModelSource(name=MODELS[scale]),
-        data=DataConfig(cache_mib=1024),
-        image=PLAIN_IMAGE,
-        captions=TEXTS,
-        task=task,
-        train=TrainConfig(
-            max_steps=steps,
-            local_batch_size=8 if scale == "smoke" else 64,
-            checkpoint_every_steps=1000,
-        ),
-        optim=OptimConfig(
-            learning_rate=rate,
-            vision_learning_rate=rate,
-            muon_learning_rate=3 * rate,
-            betas=(0.9, 0.98),
-            warmup_steps=min(100, steps),
-            min_learning_rate=rate / 100,
-        ),
-    )
-
-
-def _linear(rate: float, warmup_steps: int) -> OptimConfig:
-    """Return released VLMo's AdamW: betas 0.9 and 0.98, decay 0.01, linear to 0."""
-    return OptimConfig(
-        learning_rate=rate,
-        vision_learning_rate=rate,
-        weight_decay=0.01,
-        betas=(0.9, 0.98),
-        warmup_steps=warmup_steps,
-        warmup_learning_rate=0.0,
-        min_learning_rate=0.0,
-        decay="linear",
-    )
-
-
-def _check_scale(scale: str) -> None:
-    if scale not in SCALES:
-        raise ConfigError(f"scale = {scale!r}: must be one of {', '.join(SCALES)}")
+    optim = small_optim(rate if scale != "small" else rate / 3, min(100, steps))
+    run = scales.small_run(recipe, scale, MODELS, task, steps, optim, PLAIN_IMAGE)
+    return replace(run, captions=TEXTS)
