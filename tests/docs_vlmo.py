@@ -9,7 +9,7 @@ from triptych.models.registry import VARIANTS
 from triptych.models.vlmo.config import VLMoConfig
 from triptych.models.vlmo.convert import export_state_dict, released_head_names
 from triptych.models.vlmo.model import VLMo
-from triptych.tasks.finetuning.heads import HeadConfig
+from triptych.tasks.finetuning.base import HeadConfig
 
 from .checkpoint.test_dalle import dalle_classes, encoder
 from .docs_files import VOCABULARY, write_user_data, write_vocabulary

@@ -30,6 +30,11 @@ def kind_of(config_class: type) -> str:
     return snake.lower().removesuffix("_config")
 
 
+def kinds_of(config_class: type) -> tuple[str, ...]:
+    """Return the `kind` of a config class and those that it had before (`OLD_KINDS`)."""
+    return kind_of(config_class), *getattr(config_class, "OLD_KINDS", ())
+
+
 def to_dict(config: Any, *, tagged: bool = False) -> Any:
     """Return a config as plain dicts, lists, numbers and strings.
 
@@ -164,7 +169,7 @@ def _convert_union(hint: Any, value: Any, path: str) -> Any:
         return None
     choices = _config_choices(hint)
     if len(choices) > 1 and isinstance(value, dict):
-        kinds = {kind_of(choice): choice for choice in choices}
+        kinds = {kind: choice for choice in choices for kind in kinds_of(choice)}
         kind = value.get("kind")
         if kind not in kinds:
             raise ConfigError(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from triptych.core.errors import CapabilityError
 from triptych.core.outputs import FusedFeatures, ImageFeatures, TextFeatures
+from triptych.nn.decoder import DecoderMemory, TextDecoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,58 @@ class PairMatcher(Protocol):
         self, image: ImageFeatures, text: TextFeatures, *, image_index: Tensor | None = None
     ) -> Tensor:
         """Return `match_logits(fuse(...))`."""
+
+
+@runtime_checkable
+class TwoImageReader(Protocol):
+    """A model that can read a text about two images (NLVR2)."""
+
+    @property
+    def two_image_dim(self) -> int:
+        """Width F of `two_image_state`."""
+
+    def prepare_two_images(self, merge: Literal["mean", "linear"] | None) -> nn.Module | None:
+        """Return the modules that reading two images needs besides the model, None if it has all.
+
+        Args:
+            merge: How what is read in the two images is joined; None is the model's own way.
+
+        Raises:
+            CapabilityError: The model cannot read two images.
+            ConfigError: The model has one way to join them, and another is asked for.
+        """
+
+    def two_image_state(
+        self, image: Tensor, token_ids: Tensor, text_mask: Tensor, pairs: nn.Module | None
+    ) -> Tensor:
+        """Return the state (B, F) of texts (B, L) about images (B, 2, 3, H, W).
+
+        Args:
+            image: Pixels of the first and second images.
+            token_ids: int64.
+            text_mask: bool, True = real token.
+            pairs: What `prepare_two_images` returned.
+        """
+
+
+class GenerativeModel(VisionLanguageModel, Protocol):
+    """A model with a decoder: "decode" is among its capabilities."""
+
+    @property
+    def decoder(self) -> TextDecoder:
+        """Generates text from a memory."""
+
+    @property
+    def decoder_reads(self) -> Literal["fused", "image"]:
+        """What its memory holds: fused states, or image states alone."""
+
+    def decoder_memory(
+        self, image: ImageFeatures, fused: FusedFeatures | None = None
+    ) -> DecoderMemory:
+        """Project what the decoder reads, once an image."""
+
+    def decode(self, token_ids: Tensor, memory: DecoderMemory) -> Tensor:
+        """Read a target sequence (B, L) int64 at once: (B, L, D) decoder states."""
 
 
 def match_pairs(

@@ -12,7 +12,7 @@ from triptych.recipes import scales
 from triptych.recipes.config import RunConfig, TaskConfig
 from triptych.recipes.mplug import MODELS
 from triptych.recipes.scales import PAPER_SCALES, check_scale, linear_optim, small_optim
-from triptych.tasks.finetuning.heads import FLAVA_HEAD, HeadConfig
+from triptych.tasks.finetuning.base import FLAVA_HEAD, HeadConfig
 from triptych.tasks.finetuning.image_text_classification import (
     AnswerClassificationConfig,
     ImageTextClassificationConfig,
@@ -28,10 +28,14 @@ def answers(scale: str) -> RunConfig:
     rate 3e-5 (large: 1.5e-5) with linear decay, weight decay 0.01, a tenth of the steps warm up, 20
     times the rate for the head, 480 px, the 3,129 answers that are the best of 9 questions or more.
     """
-    task = AnswerClassificationConfig()
-    if scale not in PAPER_SCALES:
-        task = replace(task, min_answer_count=1 if scale == "smoke" else 2)
-    return _run("classify.answers", scale, task, max_steps=50_000, image_size=480)
+    return _run("classify.answers", scale, answer_list(scale), max_steps=50_000, image_size=480)
+
+
+def answer_list(scale: str) -> AnswerClassificationConfig:
+    """Return the classifier of answers; the few questions of small scales make a shorter list."""
+    if scale in PAPER_SCALES:
+        return AnswerClassificationConfig()
+    return AnswerClassificationConfig(min_answer_count=1 if scale == "smoke" else 2)
 
 
 def pairs(scale: str) -> RunConfig:

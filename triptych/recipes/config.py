@@ -17,11 +17,9 @@ from triptych.tasks.finetuning.image_text_classification import (
     ImageTextClassificationConfig,
 )
 from triptych.tasks.finetuning.nlvr2 import NLVR2Config
-from triptych.tasks.finetuning.retrieval import RetrievalConfig
+from triptych.tasks.finetuning.retrieval import RetrievalConfig, VLMoRetrievalConfig
 from triptych.tasks.finetuning.scst import SCSTConfig
 from triptych.tasks.finetuning.text_classification import TextClassificationConfig
-from triptych.tasks.finetuning.vlmo_nlvr2 import VLMoNLVR2Config
-from triptych.tasks.finetuning.vlmo_retrieval import VLMoRetrievalConfig
 from triptych.tasks.finetuning.vqa import VQAConfig
 from triptych.tasks.pretraining.dino import DINOConfig
 from triptych.tasks.pretraining.dvae import DVAETrainingConfig
@@ -47,7 +45,6 @@ TaskConfig = (
     | VLMoLanguageConfig
     | VLMoPretrainingConfig
     | VLMoRetrievalConfig
-    | VLMoNLVR2Config
     | FLAVAImageConfig
     | FLAVATextConfig
     | FLAVAPretrainingConfig

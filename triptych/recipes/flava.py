@@ -11,11 +11,11 @@ from dataclasses import replace
 from triptych.data.collate import PretrainingTextConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.recipes import scales
+from triptych.recipes.classification import answer_list
 from triptych.recipes.config import RunConfig, TaskConfig
 from triptych.recipes.scales import PAPER_SCALES, check_scale, linear_optim, small_optim
-from triptych.tasks.finetuning.heads import FLAVA_HEAD
+from triptych.tasks.finetuning.base import FLAVA_HEAD
 from triptych.tasks.finetuning.image_text_classification import (
-    AnswerClassificationConfig,
     ImageTextClassificationConfig,
 )
 from triptych.tasks.finetuning.text_classification import TextClassificationConfig
@@ -129,13 +129,12 @@ def vqa(scale: str) -> RunConfig:
     of 128, learning rate 3e-5, 20 times that for the head; 480 px.
     """
     check_scale(scale)
-    task = AnswerClassificationConfig()
+    task = answer_list(scale)
     if scale in PAPER_SCALES:
         run = _finetune("flava.vqa", scale, task, 50_000)
         optim = replace(run.optim, head_learning_rate_factor=20.0)
         return replace(run, optim=optim, model=replace(run.model, image_size=480))
     steps = {"smoke": 4, "tiny": 2000, "small": 6000}[scale]
-    task = replace(task, min_answer_count=1 if scale == "smoke" else 2)
     return _small_run("flava.vqa", scale, task, steps, 7e-4)
 
 

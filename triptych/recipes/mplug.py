@@ -10,9 +10,9 @@ from triptych.generation.beam import BeamConfig
 from triptych.recipes import scales
 from triptych.recipes.config import RunConfig, TaskConfig, TextLengths
 from triptych.recipes.scales import PAPER_SCALES, check_scale, small_optim
+from triptych.tasks.finetuning.base import HeadConfig
 from triptych.tasks.finetuning.captioning import CaptioningConfig
 from triptych.tasks.finetuning.grounding import GroundingConfig
-from triptych.tasks.finetuning.heads import HeadConfig
 from triptych.tasks.finetuning.image_text_classification import ImageTextClassificationConfig
 from triptych.tasks.finetuning.nlvr2 import NLVR2Config
 from triptych.tasks.finetuning.retrieval import RetrievalConfig
@@ -174,7 +174,7 @@ def nlvr2(scale: str) -> RunConfig:
     86,373 pairs at a batch of 8 x 16 are 6,750 steps, learning rate 2e-5; 5e-6 for the image
     encoder as in mPLUG's other configs.
     """
-    return _finetune("mplug.nlvr2", scale, NLVR2Config(), 6_750, 128, 2e-5, 5e-6)
+    return _finetune("mplug.nlvr2", scale, NLVR2Config(merge="mean"), 6_750, 128, 2e-5, 5e-6)
 
 
 def snli_ve(scale: str) -> RunConfig:

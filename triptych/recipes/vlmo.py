@@ -10,14 +10,14 @@ from dataclasses import replace
 from triptych.data.collate import PretrainingTextConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.recipes import scales
+from triptych.recipes.classification import answer_list
 from triptych.recipes.config import RunConfig, TaskConfig
 from triptych.recipes.scales import PAPER_SCALES, check_scale, linear_optim, small_optim
 from triptych.tasks.finetuning.image_text_classification import (
-    AnswerClassificationConfig,
     ImageTextClassificationConfig,
 )
-from triptych.tasks.finetuning.vlmo_nlvr2 import VLMoNLVR2Config
-from triptych.tasks.finetuning.vlmo_retrieval import VLMoRetrievalConfig
+from triptych.tasks.finetuning.nlvr2 import VLMO_NLVR2
+from triptych.tasks.finetuning.retrieval import VLMoRetrievalConfig
 from triptych.tasks.pretraining.vlmo import VLMoPretrainingConfig
 from triptych.tasks.pretraining.vlmo_stages import VLMoLanguageConfig, VLMoVisionConfig
 from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
@@ -139,14 +139,13 @@ def vqa(scale: str) -> RunConfig:
     (base) or 1.5e-5 (large), 20 times that for the head, a tenth of the steps warm up.
     """
     check_scale(scale)
-    task = AnswerClassificationConfig()
+    task = answer_list(scale)
     if scale in PAPER_SCALES:
         rate = 3e-5 if scale == "base" else 1.5e-5
         train = TrainConfig(max_steps=50_000, local_batch_size=128, accumulate=2)
         optim = replace(linear_optim(rate, 5000), head_learning_rate_factor=20.0)
         return _at(_paper_run("vlmo.vqa", scale, task, train, optim, IMAGE), 480, 0.15)
     steps = {"smoke": 4, "tiny": 2500, "small": 6000}[scale]
-    task = replace(task, min_answer_count=1 if scale == "smoke" else 2)
     return _small_run("vlmo.vqa", scale, task, steps, 7e-4)
 
 
@@ -157,7 +156,7 @@ def nlvr2(scale: str) -> RunConfig:
     rate 5e-5 (base) or 3e-5 (large), a tenth of the steps warm up.
     """
     check_scale(scale)
-    task = VLMoNLVR2Config()
+    task = VLMO_NLVR2
     if scale in PAPER_SCALES:
         rate = 5e-5 if scale == "base" else 3e-5
         train = TrainConfig(max_steps=6750, local_batch_size=128, accumulate=4)

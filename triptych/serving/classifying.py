@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from triptych.core.config import from_dict, kind_of
+from triptych.core.config import from_dict, kinds_of
 from triptych.core.errors import CapabilityError, CheckpointError, DataError
 from triptych.core.outputs import Predictions
 from triptych.data.entries import ENTAILMENT_LABELS
 from triptych.evaluation.zero_shot import PLACEHOLDER, class_words
-from triptych.tasks.finetuning.heads import HeadTask
+from triptych.tasks.finetuning.base import ModelTask
 from triptych.tasks.finetuning.image_text_classification import (
     AnswerClassification,
     AnswerClassificationConfig,
@@ -25,20 +25,18 @@ from triptych.tasks.finetuning.text_classification import (
     TextClassification,
     TextClassificationConfig,
 )
-from triptych.tasks.finetuning.vlmo_nlvr2 import VLMoNLVR2, VLMoNLVR2Config
 
 _TASKS: dict[type[Any], type[Any]] = {
     AnswerClassificationConfig: AnswerClassification,
     ImageTextClassificationConfig: ImageTextClassification,
     NLVR2Config: NLVR2,
-    VLMoNLVR2Config: VLMoNLVR2,
     TextClassificationConfig: TextClassification,
 }
 
 
 def build_classifier(
     stored: Mapping[str, Any], model: Any, head: Mapping[str, Tensor], folder: Path
-) -> HeadTask | None:
+) -> ModelTask[Any] | None:
     """Return the classifier that a folder's settings tell of; None if they tell of another task.
 
     Args:
@@ -51,10 +49,10 @@ def build_classifier(
         CheckpointError: The weights are missing or do not fit.
     """
     for config_class, task_class in _TASKS.items():
-        if stored.get("kind") != kind_of(config_class):
+        if stored.get("kind") not in kinds_of(config_class):
             continue
         plain = {name: value for name, value in stored.items() if name != "kind"}
-        task: HeadTask = task_class(model, from_dict(config_class, plain, "task"))
+        task: ModelTask[Any] = task_class(model, from_dict(config_class, plain, "task"))
         try:
             task.modules["head"].load_state_dict(dict(head))
         except RuntimeError as error:
@@ -106,7 +104,7 @@ def check_names(labels: Sequence[str], templates: Sequence[str]) -> None:
         raise DataError("give at least one template, such as 'a photo of {}'")
 
 
-def classifier_shares(task: HeadTask, predictions: Predictions) -> list[dict[str, float]]:
+def classifier_shares(task: ModelTask[Any], predictions: Predictions) -> list[dict[str, float]]:
     """Return what a classifier predicts of each sample.
 
     Returns:
@@ -124,7 +122,7 @@ def likeliest_first(names: Sequence[str], shares: Sequence[float]) -> dict[str, 
     return {names[number]: shares[number] for number in order}
 
 
-def _names(task: HeadTask) -> tuple[str, ...]:
+def _names(task: ModelTask[Any]) -> tuple[str, ...]:
     if isinstance(task, AnswerClassification):
         return task.config.answers
     assert isinstance(task, (ImageTextClassification, TextClassification))

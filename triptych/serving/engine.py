@@ -49,7 +49,6 @@ from triptych.tasks.finetuning.image_text_classification import (
 )
 from triptych.tasks.finetuning.nlvr2 import NLVR2
 from triptych.tasks.finetuning.text_classification import TextClassification
-from triptych.tasks.finetuning.vlmo_nlvr2 import VLMoNLVR2
 from triptych.tasks.finetuning.vqa import VQA, VQAConfig
 from triptych.text import Tokenizer
 
@@ -246,7 +245,7 @@ class Engine:
         """
         self._require("judge")
         task = self._classifier
-        assert isinstance(task, NLVR2 | VLMoNLVR2)
+        assert isinstance(task, NLVR2)
         firsts, seconds, said, single = pair_up(first, second, statements)
         ids = [row.tolist() for row in self._classifier_ids(said, "statement")]
         found: list[float] = []

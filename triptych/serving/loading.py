@@ -12,7 +12,7 @@ from torch import Tensor
 
 from triptych.checkpoint.model_folder import stored_config
 from triptych.checkpoint.released import open_model_folder
-from triptych.core.config import from_dict, kind_of
+from triptych.core.config import from_dict, kinds_of
 from triptych.core.errors import CheckpointError, ConfigError, DataError
 from triptych.data.caption_cleaning import MAX_WORDS
 from triptych.data.transforms.pipeline import ImageTransformConfig
@@ -80,7 +80,7 @@ class ServingSettings:
 
     def task_config(self, config_class: type[C]) -> C:
         """Return the stored settings of a task, or its defaults where another was trained last."""
-        if self.task.get("kind") != kind_of(config_class):
+        if self.task.get("kind") not in kinds_of(config_class):
             return config_class()
         plain = {name: value for name, value in self.task.items() if name != "kind"}
         return from_dict(config_class, plain, "task")

@@ -33,6 +33,7 @@ from triptych.data.labels import answer_vocabulary, class_names
 from triptych.data.records import Record
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.evaluation.vqa import normalize_answer
+from triptych.models.base import TwoImageReader
 from triptych.models.dvae.config import codebook_image_size
 from triptych.models.dvae.model import DVAE
 from triptych.models.families import FAMILIES, family_of
@@ -46,14 +47,16 @@ from triptych.tasks.finetuning.image_text_classification import (
     ImageTextClassificationConfig,
 )
 from triptych.tasks.finetuning.nlvr2 import NLVR2, NLVR2Config
-from triptych.tasks.finetuning.retrieval import Retrieval, RetrievalConfig
+from triptych.tasks.finetuning.retrieval import (
+    Retrieval,
+    RetrievalConfig,
+    VLMoRetrievalConfig,
+)
 from triptych.tasks.finetuning.scst import SCST, CiderReward, SCSTConfig
 from triptych.tasks.finetuning.text_classification import (
     TextClassification,
     TextClassificationConfig,
 )
-from triptych.tasks.finetuning.vlmo_nlvr2 import VLMoNLVR2, VLMoNLVR2Config
-from triptych.tasks.finetuning.vlmo_retrieval import VLMoRetrieval, VLMoRetrievalConfig
 from triptych.tasks.finetuning.vqa import VQA, VQAConfig
 from triptych.tasks.pretraining.dino import DINO, DINOConfig
 from triptych.tasks.pretraining.dvae import DVAETraining, DVAETrainingConfig
@@ -84,7 +87,6 @@ TRAINED_FOR = {
     VQAConfig: "vqa",
     GroundingConfig: "grounding",
     NLVR2Config: "nlvr2",
-    VLMoNLVR2Config: "nlvr2",
     AnswerClassificationConfig: "answer_classification",
     ImageTextClassificationConfig: "image_text_classification",
     TextClassificationConfig: "text_classification",
@@ -122,14 +124,12 @@ OF_FAMILY = {
         RetrievalConfig,
         VQAConfig,
         GroundingConfig,
-        NLVR2Config,
     ),
     "vlmo": (
         VLMoVisionConfig,
         VLMoLanguageConfig,
         VLMoPretrainingConfig,
         VLMoRetrievalConfig,
-        VLMoNLVR2Config,
     ),
     "flava": (FLAVAImageConfig, FLAVATextConfig, FLAVAPretrainingConfig),
 }
@@ -202,6 +202,11 @@ def check_family(task: TaskConfig, model: Any, recipe: str, named: str) -> None:
     Raises:
         ConfigError: The model is of another family.
     """
+    if isinstance(task, NLVR2Config) and not isinstance(model, TwoImageReader):
+        raise ConfigError(
+            f"{recipe} trains mPLUG and VLMo models, and {named} is of "
+            f"{family_of(model.config).title}: name a model that can read two images"
+        )
     kind = next((kind for kind, tasks in OF_FAMILY.items() if isinstance(task, tasks)), None)
     found = family_of(model.config)
     if kind is None or found is FAMILIES[kind]:
@@ -230,7 +235,7 @@ def build_task(
     match config:
         case MPLUGPretrainingConfig():
             return MPLUGPretraining(model, config)
-        case RetrievalConfig():
+        case RetrievalConfig() | VLMoRetrievalConfig():
             return Retrieval(model, config)
         case CaptioningConfig():
             return Captioning(model, config, tokenizer)
@@ -245,8 +250,6 @@ def build_task(
             return Grounding(model, config, start_id=start, first_bin_id=first)
         case NLVR2Config():
             return NLVR2(model, config)
-        case VLMoNLVR2Config():
-            return VLMoNLVR2(model, config)
         case AnswerClassificationConfig():
             return AnswerClassification(model, config)
         case ImageTextClassificationConfig():
@@ -261,8 +264,6 @@ def build_task(
             return VLMoLanguage(model, config)
         case VLMoPretrainingConfig():
             return VLMoPretraining(model, config)
-        case VLMoRetrievalConfig():
-            return VLMoRetrieval(model, config)
         case FLAVAImageConfig():
             return FLAVAImage(model, config, _tokenizer_if_named(config.image_tokenizer))
         case FLAVATextConfig():
@@ -345,7 +346,7 @@ def build_collator(
     match config:
         case MPLUGPretrainingConfig():
             return PretrainingCollator(tokenizer, captions)
-        case RetrievalConfig():
+        case RetrievalConfig() | VLMoRetrievalConfig():
             return RetrievalCollator(
                 tokenizer, max_text_tokens=captions.max_text_tokens, max_words=captions.max_words
             )
@@ -365,7 +366,7 @@ def build_collator(
             )
         case GroundingConfig():
             return GroundingCollator(tokenizer, max_text_tokens=lengths.phrase, train=train)
-        case NLVR2Config() | VLMoNLVR2Config():
+        case NLVR2Config():
             return StatementCollator(
                 tokenizer,
                 max_text_tokens=config.max_text_tokens,
@@ -388,10 +389,6 @@ def build_collator(
             return MaskedTextCollator(tokenizer, captions)
         case VLMoPretrainingConfig():
             return PretrainingCollator(tokenizer, captions)
-        case VLMoRetrievalConfig():
-            return RetrievalCollator(
-                tokenizer, max_text_tokens=captions.max_text_tokens, max_words=captions.max_words
-            )
         case FLAVAImageConfig() | FLAVATextConfig() | FLAVAPretrainingConfig():
             return _flava_collator(config, tokenizer, captions, kind, images)
         case DVAETrainingConfig():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from triptych.checkpoint.model_folder import stored_config
 from triptych.checkpoint.released import open_model_folder
-from triptych.core.config import from_dict, kind_of
+from triptych.core.config import from_dict, kind_of, kinds_of
 from triptych.core.errors import CapabilityError, CheckpointError
 from triptych.data.collate import PretrainingTextConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
@@ -26,10 +26,8 @@ from triptych.tasks.finetuning.image_text_classification import (
     ImageTextClassificationConfig,
 )
 from triptych.tasks.finetuning.nlvr2 import NLVR2Config
-from triptych.tasks.finetuning.retrieval import RetrievalConfig
+from triptych.tasks.finetuning.retrieval import RetrievalConfig, VLMoRetrievalConfig
 from triptych.tasks.finetuning.text_classification import TextClassificationConfig
-from triptych.tasks.finetuning.vlmo_nlvr2 import VLMoNLVR2Config
-from triptych.tasks.finetuning.vlmo_retrieval import VLMoRetrievalConfig
 from triptych.tasks.finetuning.vqa import VQAConfig
 from triptych.text import Tokenizer
 from triptych.train.task import Task
@@ -40,7 +38,7 @@ CONFIGS: dict[str, tuple[type[TaskConfig], ...]] = {
     "retrieval": (RetrievalConfig, VLMoRetrievalConfig),
     "vqa": (VQAConfig, AnswerClassificationConfig),
     "grounding": (GroundingConfig,),
-    "nlvr2": (NLVR2Config, VLMoNLVR2Config),
+    "nlvr2": (NLVR2Config,),
     "snli_ve": (ImageTextClassificationConfig,),
     "classification": (ImageTextClassificationConfig, TextClassificationConfig),
 }
@@ -90,7 +88,7 @@ class LoadedModel:
         stored = self.config.get("task")
         if isinstance(stored, dict):
             for config_class in CONFIGS[task]:
-                if stored.get("kind") == kind_of(config_class):
+                if stored.get("kind") in kinds_of(config_class):
                     plain = {name: value for name, value in stored.items() if name != "kind"}
                     return from_dict(config_class, plain, "task")
         return CONFIGS[task][0]()

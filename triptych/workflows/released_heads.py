@@ -14,7 +14,7 @@ from triptych.checkpoint.model_folder import ModelFolder
 from triptych.core.errors import CheckpointError, ConfigError, DataError
 from triptych.models.conversion import Converter, ImportReport
 from triptych.tasks.finetuning.image_text_classification import AnswerClassificationConfig
-from triptych.tasks.finetuning.vlmo_nlvr2 import VLMoNLVR2Config
+from triptych.tasks.finetuning.nlvr2 import VLMO_NLVR2, NLVR2Config
 from triptych.text import Tokenizer
 from triptych.workflows.kinds import build_task
 
@@ -30,7 +30,7 @@ class ReleasedHead:
         weights: By our names.
     """
 
-    task: AnswerClassificationConfig | VLMoNLVR2Config
+    task: AnswerClassificationConfig | NLVR2Config
     weights: dict[str, Tensor]
 
     def check_fits(self, model: Any, tokenizer: Tokenizer, path: Path) -> None:
@@ -69,7 +69,7 @@ def read_head(
     find = converter.import_head
     weights = None if find is None else find(foreign.tensors)
     if weights is not None and trained_for == "nlvr2" and answers is None:
-        return ReleasedHead(VLMoNLVR2Config(), weights)
+        return ReleasedHead(VLMO_NLVR2, weights)
     if weights is not None and trained_for == "vqa":
         if answers is None:
             return None

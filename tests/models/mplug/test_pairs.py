@@ -45,7 +45,8 @@ def test_twice_the_same_image_is_one_image(merge, pre_norm, residual, connected)
     model = _model(connected, pre_norm, residual)
     images, text, mask = _inputs()
     one = model.fuse(ImageFeatures(images[0]), TextFeatures(text, mask)).text_tokens
-    two = PairFusion(model, merge)(model, images[:1].expand(2, -1, -1, -1), text, mask)
+    pairs = PairFusion(model.fusion, model.config.text.embed_dim, merge)
+    two = pairs(model.fusion, images[:1].expand(2, -1, -1, -1), text, mask)
     torch.testing.assert_close(two[mask], one[mask], atol=1e-5, rtol=1e-5)
 
 
@@ -101,14 +102,14 @@ def _written_out(model, pairs, images, text, mask):
 @torch.no_grad()
 def test_two_images_are_read_by_two_branches_and_merged_before_the_ffn():
     model = _model()
-    pairs = PairFusion(model)
+    pairs = PairFusion(model.fusion, model.config.text.embed_dim)
     for parameter in pairs.parameters():  # the branches no longer agree
         parameter.add_(0.2 * torch.randn(parameter.shape))
     images, text, mask = _inputs()
-    found = pairs(model, images, text, mask)
+    found = pairs(model.fusion, images, text, mask)
     expected = _written_out(model, pairs, images, text, mask)
     torch.testing.assert_close(found[mask], expected[mask], atol=1e-5, rtol=1e-4)
-    swapped = pairs(model, images.flip(0), text, mask)
+    swapped = pairs(model.fusion, images.flip(0), text, mask)
     assert (swapped - found)[mask].abs().max() > 0.01
 
 
@@ -116,20 +117,20 @@ def test_two_images_are_read_by_two_branches_and_merged_before_the_ffn():
 def test_padding_changes_nothing():
     model = _model()
     images, text, mask = _inputs()
-    pairs = PairFusion(model)
+    pairs = PairFusion(model.fusion, model.config.text.embed_dim)
     other = text.masked_fill(~mask[..., None], 7.0)
-    found = [pairs(model, images, states, mask)[mask] for states in (text, other)]
+    found = [pairs(model.fusion, images, states, mask)[mask] for states in (text, other)]
     torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("merge", ["mean", "linear"])
 def test_every_branch_and_merge_is_trained(merge):
     model = _model()
-    pairs = PairFusion(model, merge)
+    pairs = PairFusion(model.fusion, model.config.text.embed_dim, merge)
     names = dict(pairs.named_parameters())
     assert len(names) == 2 * 6 + (3 * 2 if merge == "linear" else 0)  # layers 0 and 2 have one
     weights = torch.linspace(-1, 1, WIDTH)
-    (pairs(model, *_inputs())[:, 0] * weights).sum().backward()
+    (pairs(model.fusion, *_inputs())[:, 0] * weights).sum().backward()
     for name, parameter in names.items():
         assert parameter.grad.abs().max() > 1e-6, name
     own = model.fusion.blocks[0].cross_attention.query.weight
@@ -140,4 +141,4 @@ def test_every_branch_and_merge_is_trained(merge):
 @pytest.mark.parametrize("fusion", ["co_attention", "none"])
 def test_networks_that_cannot_read_two_images_say_so(fusion):
     with pytest.raises(CapabilityError, match=f"fusion '{fusion}' cannot read two images"):
-        PairFusion(_model(fusion=fusion))
+        _model(fusion=fusion).prepare_two_images("mean")

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from tests.tasks.finetuning.tiny import IMAGE_SIZE, images, tiny_model, tiny_tokenizer
+from triptych.core.config import from_dict, kinds_of, to_dict
 from triptych.core.errors import ConfigError
+from triptych.recipes.config import RunConfig
+from triptych.recipes.registry import build_recipe
 from triptych.tasks.finetuning.nlvr2 import NLVR2, NLVR2Config
 
 STATEMENTS = ["a red star", "is it a blue circle ?", "what is it"]
@@ -47,7 +50,7 @@ def _plain_scores(task, tokenizer, batch):
         ids = torch.tensor(tokenizer.encode([statement], max_tokens=16))
         mask = torch.ones_like(ids, dtype=torch.bool)
         states = torch.stack([model.encode_image(image[None]).tokens for image in pair])
-        fused = head.pairs(model, states, model.encode_text(ids, mask).tokens, mask)
+        fused = head.pairs(model.fusion, states, model.encode_text(ids, mask).tokens, mask)
         rows.append(head.classifier(fused[0, 0]).tolist())
     return rows
 
@@ -78,3 +81,11 @@ def test_predictions_name_the_likelier_truth(task, tokenizer):
 def test_settings_out_of_range(fields):
     with pytest.raises(ConfigError, match=next(iter(fields))):
         NLVR2Config(**fields)
+
+
+def test_settings_of_earlier_versions_are_read():
+    plain = {"kind": "vlmo_nlvr2", "max_text_tokens": 30, "swap_probability": 0.0}
+    assert "vlmo_nlvr2" in kinds_of(NLVR2Config)
+    run = to_dict(build_recipe("vlmo.nlvr2", "smoke"))
+    old = from_dict(RunConfig, run | {"task": plain})
+    assert old.task == NLVR2Config(max_text_tokens=30, swap_probability=0.0)

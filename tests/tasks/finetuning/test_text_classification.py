@@ -5,7 +5,7 @@ import torch
 
 from triptych.core.errors import ConfigError
 from triptych.models.registry import create_model
-from triptych.tasks.finetuning.heads import FLAVA_HEAD
+from triptych.tasks.finetuning.base import FLAVA_HEAD
 from triptych.tasks.finetuning.text_classification import (
     TextClassification,
     TextClassificationConfig,

@@ -13,14 +13,14 @@ from triptych.tasks.finetuning.image_text_classification import (
     AnswerClassification,
     AnswerClassificationConfig,
 )
-from triptych.tasks.finetuning.retrieval import (
+from triptych.tasks.finetuning.nlvr2 import NLVR2, VLMO_NLVR2, NLVR2Config
+from triptych.tasks.finetuning.retrieval import Retrieval, VLMoRetrievalConfig
     EncodedSet,
+    VLMoRetrievalConfig,
     encode_images,
     encode_texts,
     score_pairs,
 )
-from triptych.tasks.finetuning.vlmo_nlvr2 import VLMoNLVR2, VLMoNLVR2Config
-from triptych.tasks.finetuning.vlmo_retrieval import VLMoRetrieval, VLMoRetrievalConfig
 
 
 def model_of(name="relative"):
@@ -100,7 +100,7 @@ def test_scores_of_pairs_are_those_of_fusing_them_one_by_one(name, monkeypatch):
 @torch.no_grad()
 def test_nlvr2_scores_are_those_of_both_pairs_side_by_side():
     model, batch = model_of(), two_images()
-    task = VLMoNLVR2(model, VLMoNLVR2Config())
+    task = NLVR2(model, VLMO_NLVR2)
     text = model.encode_text(batch["token_ids"], batch["text_mask"])
     states = []
     for place in (0, 1):
@@ -120,7 +120,7 @@ def test_nlvr2_scores_are_those_of_both_pairs_side_by_side():
 def test_the_second_image_starts_with_the_type_of_the_first_and_leaves_it():
     model = model_of()
     first = model.modality_embedding.weight.detach().clone()
-    task = VLMoNLVR2(model, VLMoNLVR2Config())
+    task = NLVR2(model, VLMO_NLVR2)
     types = model.modality_embedding.weight
     assert torch.equal(types, first[[0, 1, 1]])
     assert model.config.num_image_types == 2
@@ -128,7 +128,7 @@ def test_the_second_image_starts_with_the_type_of_the_first_and_leaves_it():
     assert bool((types.grad.abs().sum(dim=1) > 0).all())
     assert not torch.equal(types.grad[1], types.grad[2])
     VLMo(model.config).load_state_dict(model.state_dict())
-    VLMoNLVR2(model, VLMoNLVR2Config())
+    NLVR2(model, VLMO_NLVR2)
     assert model.config.num_image_types == 2
 
 
@@ -148,7 +148,7 @@ def test_answers_are_scored_from_the_pooled_pair():
 
 def test_retrieval_is_the_contrast_of_pretraining():
     pretraining, batch = build(), make_batch()
-    task = VLMoRetrieval(pretraining.model, VLMoRetrievalConfig())
+    task = Retrieval(pretraining.model, VLMoRetrievalConfig())
     keys = {key: batch[key] for key in task.batch_keys}
     found = task.losses(keys, active=frozenset({"itc"}))
     expected = pretraining.losses(batch, active=frozenset({"itc"}))
@@ -164,4 +164,4 @@ def test_retrieval_is_the_contrast_of_pretraining():
 
 def test_shares_out_of_range_are_refused():
     with pytest.raises(ConfigError, match="swap_probability"):
-        VLMoNLVR2Config(swap_probability=1.5)
+        NLVR2Config(swap_probability=1.5)

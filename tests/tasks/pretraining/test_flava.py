@@ -22,9 +22,8 @@ from triptych.models.flava.model import FLAVA
 from triptych.tasks.pretraining.flava import (
     BATCH_KINDS,
     FLAVAPretrainingConfig,
-    places,
-    trimmed,
 )
+from triptych.tasks.pretraining.padding import cut_padding, true_positions
 from triptych.train.activation_checkpointing import enable_activation_checkpointing
 from triptych.train.task import MixedTask
 
@@ -209,7 +208,7 @@ def test_padding_changes_no_loss(kind):
     wide["mlm_labels"] = F.pad(batch["mlm_labels"], (0, 5), value=-100)
     wide["text_mask"] = F.pad(batch["text_mask"], (0, 5))
     torch.testing.assert_close(task.losses(wide), task.losses(batch), **CLOSE)
-    assert trimmed(wide)["mlm_labels"].shape == batch["mlm_labels"].shape
+    assert cut_padding(wide)["mlm_labels"].shape == batch["mlm_labels"].shape
 
 
 def test_order_of_the_batch_changes_no_loss():
@@ -308,11 +307,11 @@ def test_predictions_are_the_embeddings_of_both_sides():
 
 def test_places_are_those_that_are_read():
     read = torch.tensor([[False, True, True], [False, False, False], [True, False, False]])
-    positions, valid = places(read)
+    positions, valid = true_positions(read)
     assert valid.tolist() == [[True, True], [False, False], [True, False]]
     assert positions[0].tolist() == [1, 2]
     assert int(positions[2, 0]) == 0
-    assert places(torch.zeros(2, 3, dtype=torch.bool))[1].tolist() == [[False], [False]]
+    assert true_positions(torch.zeros(2, 3, dtype=torch.bool))[1].tolist() == [[False], [False]]
 
 
 @pytest.mark.parametrize(("field", "value"), [("max_logit_scale", 0.0), ("chunk_size", 0)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal, cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,7 +12,8 @@ from triptych.core.errors import CapabilityError
 from triptych.core.outputs import FusedFeatures, ImageFeatures, TextFeatures
 from triptych.models.base import FeatureDims
 from triptych.models.mplug.config import MPLUGConfig
-from triptych.models.mplug.fusion import build_fusion
+from triptych.models.mplug.fusion import SkipConnectedFusion, build_fusion
+from triptych.models.mplug.pairs import PairFusion
 from triptych.nn.decoder import DecoderMemory, TextDecoder, cat_masks
 from triptych.nn.dropout import Dropout
 from triptych.nn.encoder import TextEncoder
@@ -77,6 +80,47 @@ class MPLUG(nn.Module):
         """Widths of the pooled states: the text encoder's, for all three."""
         width = self.config.text.embed_dim
         return FeatureDims(width, width, width)
+
+    @property
+    def decoder_reads(self) -> Literal["fused", "image"]:
+        """What the decoder's memory holds: fused states, or image states alone."""
+        return self.config.decoder_memory
+
+    @property
+    def two_image_dim(self) -> int:
+        """Width of `two_image_state`."""
+        return self.config.text.embed_dim
+
+    def prepare_two_images(self, merge: Literal["mean", "linear"] | None) -> nn.Module:
+        """Return the second branches and the merges; see `PairFusion`.
+
+        Raises:
+            CapabilityError: The fusion network cannot read two images.
+        """
+        if not isinstance(self.fusion, SkipConnectedFusion):
+            raise CapabilityError(
+                f"fusion {self.config.fusion!r} cannot read two images: take skip_connected, "
+                "connected_attention or asymmetric_co_attention"
+            )
+        return PairFusion(self.fusion, self.config.text.embed_dim, merge or "mean")
+
+    def two_image_state(
+        self, image: Tensor, token_ids: Tensor, text_mask: Tensor, pairs: nn.Module | None
+    ) -> Tensor:
+        """Return the fused text [CLS] (B, D) of texts about two images (paper, section 5.2.5).
+
+        Args:
+            image: (B, 2, 3, image_size, image_size) float.
+            token_ids: (B, L) int64.
+            text_mask: (B, L) bool, True = real token.
+            pairs: What `prepare_two_images` returned.
+        """
+        assert isinstance(pairs, PairFusion), "mPLUG reads two images by second branches"
+        both = image.transpose(0, 1).flatten(0, 1)  # (2·B, 3, H, W): first ones first
+        states = self.encode_image(both).tokens
+        images = states.reshape(2, -1, *states.shape[1:])  # (2, B, N, D)
+        text = self.encode_text(token_ids, text_mask)
+        return cast(Tensor, pairs(self.fusion, images, text.tokens, text.mask)[:, 0])
 
     def encode_image(self, image: Tensor, *, hidden_patches: Tensor | None = None) -> ImageFeatures:
         """Encode pixels, at the text encoder's width.

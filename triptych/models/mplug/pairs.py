@@ -14,9 +14,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from triptych.core.errors import CapabilityError
 from triptych.models.mplug.fusion import SkipConnectedFusion
-from triptych.models.mplug.model import MPLUG
 from triptych.nn.attention import CrossAttention, key_bias
 from triptych.nn.block import Block
 
@@ -57,30 +55,29 @@ class PairFusion(nn.Module):
     The model's layers are used, not held: this module has the second branches and the merges.
 
     Args:
-        model: With a skip-connected, connected-attention or asymmetric fusion network.
+        fusion: A skip-connected, connected-attention or asymmetric fusion network.
+        embed_dim: Its width D.
         merge: How the branches are joined.
 
-    Raises:
-        CapabilityError: The model has another fusion network.
     """
 
-    def __init__(self, model: MPLUG, merge: Merge = "mean") -> None:
+    def __init__(self, fusion: SkipConnectedFusion, embed_dim: int, merge: Merge = "mean") -> None:
         super().__init__()
-        fusion = _network(model)
-        width = model.config.text.embed_dim
         self.branches = nn.ModuleList(
             nn.Identity() if block.cross_attention is None else copy.deepcopy(block.cross_attention)
             for block in _blocks(fusion)
         )
         self.merges = nn.ModuleList(
-            LinearMerge(width) if merge == "linear" else MeanMerge() for _ in fusion.blocks
+            LinearMerge(embed_dim) if merge == "linear" else MeanMerge() for _ in fusion.blocks
         )
 
-    def forward(self, model: MPLUG, images: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
+    def forward(
+        self, fusion: SkipConnectedFusion, images: Tensor, text: Tensor, text_mask: Tensor
+    ) -> Tensor:
         """Fuse each text with its two images.
 
         Args:
-            model: Whose fusion network is used; the one given at the start, or its like.
+            fusion: Whose layers are used; the one given at the start, or its like.
             images: (2, B, N, D) image states, the first images and the second ones.
             text: (B, L, D) text states.
             text_mask: (B, L) bool, True = real token.
@@ -88,7 +85,6 @@ class PairFusion(nn.Module):
         Returns:
             (B, L, D) text states, meaningless at padding.
         """
-        fusion = _network(model)
         bias = key_bias(text_mask, text.dtype)
         for block, branch, merge in zip(_blocks(fusion), self.branches, self.merges, strict=True):
             if isinstance(branch, CrossAttention):
@@ -146,15 +142,6 @@ def _sublayer(block: Block, norm: nn.Module, x: Tensor, run: Callable[[Tensor], 
 def _residual(block: Block, norm: nn.Module, x: Tensor, update: Tensor) -> Tensor:
     x = x + block.dropout(update)
     return x if block.pre_norm else norm(x)  # type: ignore[no-any-return]
-
-
-def _network(model: MPLUG) -> SkipConnectedFusion:
-    if not isinstance(model.fusion, SkipConnectedFusion):
-        raise CapabilityError(
-            f"fusion {model.config.fusion!r} cannot read two images: take skip_connected, "
-            "connected_attention or asymmetric_co_attention"
-        )
-    return model.fusion
 
 
 def _blocks(fusion: SkipConnectedFusion) -> list[Block]:

@@ -67,7 +67,11 @@ CONTRAST = {"logit_scale": "logit_scale", "fused_logit_scale": "logit_vl_scale"}
 _HEAD_LAYERS = {"0": "0", "1": "1", "3": "4"}
 """Released layers of a classifier and ours, which has a dropout in front of the last one."""
 
-_HEAD_KINDS = {"answer_classification": "vqa_classifier", "vlmo_nlvr2": "nlvr2_classifier"}
+_HEAD_KINDS = {
+    "answer_classification": "vqa_classifier",
+    "nlvr2": "nlvr2_classifier",
+    "vlmo_nlvr2": "nlvr2_classifier",  # in folders of earlier versions
+}
 """Kinds of our tasks, and the released classifiers."""
 
 _DROPPED = [

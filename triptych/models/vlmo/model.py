@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych.core.config import check
 from triptych.core.errors import CapabilityError, DataError
 from triptych.core.outputs import FusedFeatures, ImageFeatures, TextFeatures
 from triptych.models.base import FeatureDims
@@ -242,6 +244,36 @@ class VLMo(nn.Module):
         sequence = TokenSequence(images, self.text_inputs(token_ids), text_mask)
         states = self.trunk.read(sequence, [(slice(None), sequence.first_places())])[0]
         return self.pool(states[:, 0])
+
+    @property
+    def two_image_dim(self) -> int:
+        """Width of `two_image_state`: two pooled states."""
+        return 2 * self.feature_dims.fused
+
+    def prepare_two_images(self, merge: Literal["mean", "linear"] | None) -> None:
+        """Add a type row for the second image where there is none.
+
+        Raises:
+            ConfigError: `merge` is given: the two states stand side by side.
+        """
+        check(merge is None, "merge", merge, "be absent: VLMo has one way to read two images")
+        if self.config.num_image_types < 2:
+            self.add_image_type()
+
+    def two_image_state(
+        self, image: Tensor, token_ids: Tensor, text_mask: Tensor, pairs: nn.Module | None
+    ) -> Tensor:
+        """Return the pooled states of (text, first image) and (text, second image): (B, 2·D).
+
+        Args:
+            image: (B, 2, 3, image_size, image_size) float.
+            token_ids: (B, L) int64.
+            text_mask: (B, L) bool, True = real token.
+            pairs: None: VLMo needs nothing besides its own layers.
+        """
+        del pairs
+        states = [self.pair_state(image[:, i], token_ids, text_mask, i) for i in (0, 1)]
+        return torch.cat(states, dim=1)
 
     def pool(self, state: Tensor) -> Tensor:
         """Return tanh(W h + b) of fused text [CLS] states (..., D)."""

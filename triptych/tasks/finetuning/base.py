@@ -1,30 +1,81 @@
-"""What the fine-tuning tasks share."""
+"""What the fine-tuning tasks share: the Task around a model, classifiers, and decoder losses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from triptych.models.mplug.model import MPLUG
+from triptych.core.config import check
+from triptych.models.base import GenerativeModel, VisionLanguageModel
 from triptych.nn.decoder import DecoderMemory, TextDecoder
+from triptych.nn.heads import ClassificationHead
 from triptych.objectives import IGNORE_INDEX
 from triptych.objectives.mlm import shift_targets
 
+M = TypeVar("M", bound=VisionLanguageModel)
 
-class ModelTask:
-    """A Task whose only module is the model and that changes nothing after a step."""
 
-    def __init__(self, model: MPLUG) -> None:
-        self.modules = nn.ModuleDict({"model": model})
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadConfig:
+    """A classifier on a pooled state.
+
+    Attributes:
+        hidden_ratio: Width of the hidden layer over that of the state (VLMo: 2, FLAVA: 1); 0 is a
+            linear head.
+        norm: Whether a LayerNorm stands before the activation (VLMo: yes, FLAVA: no).
+        activation: Between the layers (VLMo: gelu, FLAVA: relu).
+        dropout: Share of hidden units that training drops (VLMo: 0, FLAVA: 0.5).
+    """
+
+    hidden_ratio: float = 2.0
+    norm: bool = True
+    activation: Literal["relu", "gelu", "tanh"] = "gelu"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(self.hidden_ratio >= 0, "hidden_ratio", self.hidden_ratio, "be at least 0")
+        check(0 <= self.dropout < 1, "dropout", self.dropout, "be in [0, 1)")
+
+    def build(self, embed_dim: int, num_classes: int) -> ClassificationHead:
+        """Return the head with random weights, N(0, 0.02²)."""
+        return ClassificationHead(
+            embed_dim,
+            num_classes,
+            hidden_dim=round(self.hidden_ratio * embed_dim),
+            norm=self.norm,
+            activation=self.activation,
+            dropout=self.dropout,
+        )
+
+
+FLAVA_HEAD = HeadConfig(hidden_ratio=1.0, norm=False, activation="relu", dropout=0.5)
+"""The classifier that FLAVA's authors fine-tune: 768-768-C."""
+
+
+class ModelTask(Generic[M]):
+    """A Task of a model, with a classifier if it has one, that changes nothing after a step.
+
+    `modules` are "model" and, with a classifier, "head". A model folder stores the head beside the
+    model. Its parameters take the learning rate times `OptimConfig.head_learning_rate_factor`.
+    """
+
+    def __init__(self, model: M, head: nn.Module | None = None) -> None:
+        modules = {"model": cast(nn.Module, model)}
+        self.modules = nn.ModuleDict(modules if head is None else modules | {"head": head})
 
     @property
-    def model(self) -> MPLUG:
+    def model(self) -> M:
         """The model that is trained."""
-        return cast(MPLUG, self.modules["model"])
+        return cast(M, self.modules["model"])
+
+    def scores(self, pooled: Tensor) -> Tensor:
+        """Return the head's (B, C) float32 scores of pooled states (B, D)."""
+        return cast(Tensor, self.modules["head"](pooled)).float()
 
     def after_step(self, step: int) -> None:
         """Do nothing: there is no teacher, no queue and no temperature."""
@@ -47,7 +98,7 @@ def constant_texts(batch: Mapping[str, Tensor], ids: list[int]) -> tuple[Tensor,
 
 
 def fused_memory(
-    model: MPLUG, image: Tensor, token_ids: Tensor, text_mask: Tensor
+    model: GenerativeModel, image: Tensor, token_ids: Tensor, text_mask: Tensor
 ) -> DecoderMemory:
     """Fuse images (B, 3, H, W) with texts (B, L) to what the decoder reads."""
     images = model.encode_image(image)

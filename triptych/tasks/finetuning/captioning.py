@@ -12,7 +12,7 @@ from torch import Tensor
 from triptych.core.config import check
 from triptych.core.outputs import Predictions
 from triptych.generation.beam import BeamConfig, Hypothesis
-from triptych.models.mplug.model import MPLUG
+from triptych.models.base import GenerativeModel
 from triptych.nn.decoder import DecoderMemory
 from triptych.objectives import IGNORE_INDEX
 from triptych.objectives.mlm import shift_targets, token_loss
@@ -45,7 +45,7 @@ class CaptioningConfig:
     prompt_to: Literal["decoder", "encoder"] = "decoder"
 
 
-class Captioning(ModelTask):
+class Captioning(ModelTask[GenerativeModel]):
     """Cross-entropy on the caption, given the image.
 
     The decoder reads the fusion of the image with an empty text, as PrefixLM does with an empty
@@ -63,10 +63,12 @@ class Captioning(ModelTask):
     batch_keys = frozenset({"image", "target_token_ids", "target_mask", "index"})
     objective_names = frozenset({"caption"})
 
-    def __init__(self, model: MPLUG, config: CaptioningConfig, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, model: GenerativeModel, config: CaptioningConfig, tokenizer: Tokenizer
+    ) -> None:
         super().__init__(model)
         self.config = config
-        own = model.config.decoder_memory
+        own = model.decoder_reads
         self.reads_image = (own if config.memory == "model" else config.memory) == "image"
         check(
             own == "fused" or self.reads_image,

@@ -14,7 +14,7 @@ from triptych.core.outputs import Predictions
 from triptych.evaluation.boxes import cxcywh_to_xyxy
 from triptych.generation.cached import CachedDecoder
 from triptych.generation.greedy import greedy_search
-from triptych.models.mplug.model import MPLUG
+from triptych.models.base import GenerativeModel
 from triptych.nn.decoder import DecoderMemory
 from triptych.tasks.finetuning.base import ModelTask
 
@@ -50,7 +50,7 @@ class GroundingConfig:
         check(self.smoothing_bins >= 0, "smoothing_bins", self.smoothing_bins, "be at least 0")
 
 
-class Grounding(ModelTask):
+class Grounding(ModelTask[GenerativeModel]):
     """Say the box of a phrase as four tokens: centre x, centre y, width, height.
 
     Args:
@@ -66,10 +66,10 @@ class Grounding(ModelTask):
     objective_names = frozenset({"box"})
 
     def __init__(
-        self, model: MPLUG, config: GroundingConfig, *, start_id: int, first_bin_id: int
+        self, model: GenerativeModel, config: GroundingConfig, *, start_id: int, first_bin_id: int
     ) -> None:
         super().__init__(model)
-        vocab_size = model.config.text.vocab_size
+        vocab_size = model.decoder.config.vocab_size
         check(
             first_bin_id + config.num_bins <= vocab_size,
             "num_bins",
@@ -106,7 +106,7 @@ class Grounding(ModelTask):
 
         Reads `image`, `token_ids`, `text_mask`, `image_size_px` and `index`.
         """
-        vocab_size = self.model.config.text.vocab_size
+        vocab_size = self.model.decoder.config.vocab_size
         is_bin = torch.zeros(vocab_size, dtype=torch.bool, device=batch["image"].device)
         is_bin[self.first_bin_id : self.first_bin_id + self.config.num_bins] = True
         ids = greedy_search(

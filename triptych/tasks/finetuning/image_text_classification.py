@@ -17,7 +17,7 @@ from triptych.core.config import check
 from triptych.core.outputs import Predictions
 from triptych.models.base import PairReader, VisionLanguageModel
 from triptych.objectives import IGNORE_INDEX
-from triptych.tasks.finetuning.heads import HeadConfig, HeadTask
+from triptych.tasks.finetuning.base import HeadConfig, ModelTask
 
 TextField = Literal["text", "caption", "question", "hypothesis", "statement"]
 
@@ -72,7 +72,7 @@ class AnswerClassificationConfig:
             check(value >= least, name, value, f"be at least {least}")
 
 
-class _PairTask(HeadTask):
+class _PairTask(ModelTask[VisionLanguageModel]):
     """Scores an image with a text."""
 
     def pair_scores(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -1,19 +1,19 @@
-"""NLVR2: say whether a statement is true of two images (paper, section 5.2.5)."""
+"""NLVR2: predict whether a statement is true of two images (mPLUG, section 5.2.5; VLMo, 3.5)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from triptych.core.config import check
+from triptych.core.errors import CapabilityError
 from triptych.core.outputs import Predictions
-from triptych.models.mplug.model import MPLUG
-from triptych.models.mplug.pairs import PairFusion
-from triptych.tasks.finetuning.heads import HeadConfig, HeadTask
+from triptych.models.base import TwoImageReader, VisionLanguageModel
+from triptych.tasks.finetuning.base import HeadConfig, ModelTask
 from triptych.tasks.finetuning.image_text_classification import class_loss, class_predictions
 
 TRUTH = ("false", "true")
@@ -25,16 +25,20 @@ class NLVR2Config:
     """Settings of judging statements about two images.
 
     Attributes:
-        merge: How what the text reads in the two images becomes one: "mean", or "linear", a
-            layer that begins as the mean. The paper says "merged"; BLIP has the mean in its lower
-            six layers and a linear layer in the upper six.
+        merge: How mPLUG joins what the text reads in the two images: "mean", or "linear", a layer
+            that begins as the mean; None is "mean". The paper says "merged"; BLIP has the mean in
+            its lower six layers and a linear layer in the upper six. Must be None for VLMo, which
+            classifies the states of both pairs side by side.
         max_text_tokens: Longest statement, [CLS] and [SEP] counted.
-        swap_probability: Share of training samples whose images change places, and the words
-            left and right with them (released dataset code: half).
-        head: The classifier on the fused text [CLS] (paper: an MLP; ALBEF, BLIP: 768-768-2, ReLU).
+        swap_probability: Share of training samples whose images are swapped, and the words left
+            and right with them (mPLUG's released dataset code: half; VLMo's: none).
+        head: The classifier on the fused text [CLS] (mPLUG: an MLP; ALBEF, BLIP: 768-768-2, ReLU),
+            or on both states together (VLMo: as wide as both, LayerNorm, GELU).
     """
 
-    merge: Literal["mean", "linear"] = "mean"
+    OLD_KINDS: ClassVar[tuple[str, ...]] = ("vlmo_nlvr2",)
+
+    merge: Literal["mean", "linear"] | None = None
     max_text_tokens: int = 40
     swap_probability: float = 0.5
     head: HeadConfig = field(
@@ -48,31 +52,48 @@ class NLVR2Config:
         check(0 <= share <= 1, "swap_probability", share, "be from 0 to 1")
 
 
+VLMO_NLVR2 = NLVR2Config(swap_probability=0.0, head=HeadConfig(hidden_ratio=1.0))
+"""The settings of VLMo's authors."""
+
+
 class PairHead(nn.Module):
-    """What a model needs on top to judge two images: second branches and a classifier."""
+    """A classifier, and what a model needs besides its own layers to read two images."""
 
-    def __init__(self, model: MPLUG, config: NLVR2Config) -> None:
+    def __init__(self, pairs: nn.Module, classifier: nn.Module) -> None:
         super().__init__()
-        self.pairs = PairFusion(model, config.merge)
-        self.classifier = config.head.build(model.feature_dims.fused, len(TRUTH))
+        self.pairs, self.classifier = pairs, classifier
+
+    def forward(self, state: Tensor) -> Tensor:
+        """Classify (B, D) states."""
+        return self.classifier(state)  # type: ignore[no-any-return]
 
 
-class NLVR2(HeadTask):
-    """Cross-entropy on true or false; the decoder is not used.
+class NLVR2(ModelTask[VisionLanguageModel]):
+    """Cross-entropy on true or false.
 
     Args:
-        model: Its fusion network must be one that can read two images.
+        model: Must be able to read two images: an mPLUG whose fusion network allows it, or a VLMo,
+            which gets a type row for the second image if it has none.
         config: Merge and classifier.
 
     Raises:
-        CapabilityError: The model's fusion network cannot read two images.
+        CapabilityError: The model cannot read two images.
     """
 
     batch_keys = frozenset({"image", "token_ids", "text_mask", "label", "index"})
     objective_names = frozenset({"classification"})
 
-    def __init__(self, model: MPLUG, config: NLVR2Config) -> None:
-        super().__init__(model, PairHead(model, config))
+    def __init__(self, model: VisionLanguageModel, config: NLVR2Config) -> None:
+        if not isinstance(model, TwoImageReader):
+            raise CapabilityError(
+                f"{type(model).__name__} cannot read two images, which statements about pairs "
+                "need: take an mPLUG or a VLMo"
+            )
+        pairs = model.prepare_two_images(config.merge)
+        head: nn.Module = config.head.build(model.two_image_dim, len(TRUTH))
+        super().__init__(model, head if pairs is None else PairHead(pairs, head))
+        self._reader: TwoImageReader = model
+        self._pairs = pairs
         self.config = config
 
     def pair_scores(self, batch: Mapping[str, Tensor]) -> Tensor:
@@ -81,13 +102,10 @@ class NLVR2(HeadTask):
         Args:
             batch: `image` (B, 2, 3, H, W), `token_ids` and `text_mask` (B, L).
         """
-        model, head = cast(MPLUG, self.modules["model"]), cast(PairHead, self.modules["head"])
-        both = batch["image"].transpose(0, 1).flatten(0, 1)  # (2·B, 3, H, W): first ones first
-        states = model.encode_image(both).tokens
-        images = states.reshape(2, -1, *states.shape[1:])  # (2, B, N, D)
-        text = model.encode_text(batch["token_ids"], batch["text_mask"])
-        fused = head.pairs(model, images, text.tokens, text.mask)  # (B, L, D)
-        return cast(Tensor, head.classifier(fused[:, 0])).float()
+        state = self._reader.two_image_state(
+            batch["image"], batch["token_ids"], batch["text_mask"], self._pairs
+        )
+        return self.scores(state)
 
     def losses(self, batch: Mapping[str, Tensor], *, active: frozenset[str]) -> dict[str, Tensor]:
         """Return {"classification": mean cross-entropy}."""

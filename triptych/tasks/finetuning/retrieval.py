@@ -1,10 +1,10 @@
-"""Image-text retrieval: train ITC and ITM, shortlist by ITC, re-rank by ITM (paper, 5.2.3)."""
+"""Image-text retrieval: ITC ranks, ITM re-ranks the best (mPLUG, section 5.2.3; VLMo, 3.5)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +13,15 @@ from torch.nn import functional as F
 from triptych.core.outputs import ImageFeatures, Predictions, TextFeatures
 from triptych.models.base import VisionLanguageModel, match_pairs
 from triptych.models.mplug.model import MPLUG
+from triptych.models.vlmo.model import VLMo
 from triptych.tasks.pretraining.mplug import MPLUGPretraining, MPLUGPretrainingConfig
+from triptych.tasks.pretraining.vlmo import VLMoPretraining, VLMoPretrainingConfig
+from triptych.train.task import StatefulTask
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetrievalConfig:
-    """Settings of retrieval.
+    """Settings of mPLUG's retrieval: ITC and ITM.
 
     Attributes:
         temperature: Start value of τ.
@@ -34,26 +37,60 @@ class RetrievalConfig:
     alpha: float = 0.4
     alpha_ramp_steps: int = 0
 
+    def pretraining(self, model: MPLUG) -> MPLUGPretraining:
+        """Return the pre-training task whose contrastive and matching parts are trained."""
+        config = MPLUGPretrainingConfig(
+            temperature=self.temperature,
+            queue_size=self.queue_size,
+            momentum=self.momentum,
+            alpha=self.alpha,
+            alpha_ramp_steps=self.alpha_ramp_steps,
+        )
+        return MPLUGPretraining(model, config)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VLMoRetrievalConfig:
+    """Settings of VLMo's retrieval: ITC, as the released code does; with a weight for it, ITM.
+
+    Attributes:
+        temperature: Start value of τ.
+        min_temperature: Lower clamp of τ.
+        max_temperature: Upper clamp of τ.
+    """
+
+    KIND: ClassVar[str] = "vlmo_retrieval"
+
+    temperature: float = 0.07
+    min_temperature: float = 0.01
+    max_temperature: float = 1.0
+
+    def pretraining(self, model: VLMo) -> VLMoPretraining:
+        """Return the pre-training task whose contrastive and matching parts are trained."""
+        config = VLMoPretrainingConfig(
+            temperature=self.temperature,
+            min_temperature=self.min_temperature,
+            max_temperature=self.max_temperature,
+        )
+        pretraining = VLMoPretraining(model, config)
+        model.mlm_head.requires_grad_(False)
+        return pretraining
+
 
 class Retrieval:
-    """The ITC and ITM part of pre-training, on its own.
+    """The ITC and ITM parts of a model's pre-training, on their own.
 
-    The released fine-tuning lets τ go; here it is clamped as in pre-training.
+    mPLUG's released fine-tuning does not clamp τ; here it is clamped as in pre-training.
+
+    Args:
+        model: A model of the family that the config is for.
+        config: Says which pre-training task computes the losses, and its settings.
     """
 
     batch_keys = frozenset({"image", "token_ids", "text_mask", "image_key", "caption_key", "index"})
 
-    def __init__(self, model: MPLUG, config: RetrievalConfig) -> None:
-        self._pretraining = MPLUGPretraining(
-            model,
-            MPLUGPretrainingConfig(
-                temperature=config.temperature,
-                queue_size=config.queue_size,
-                momentum=config.momentum,
-                alpha=config.alpha,
-                alpha_ramp_steps=config.alpha_ramp_steps,
-            ),
-        )
+    def __init__(self, model: Any, config: RetrievalConfig | VLMoRetrievalConfig) -> None:
+        self._pretraining = config.pretraining(model)
         self.objective_names = self._pretraining.objective_names & {"itc", "itm"}
 
     @property
@@ -66,16 +103,18 @@ class Retrieval:
         return self._pretraining.losses(batch, active=active & self.objective_names)
 
     def after_step(self, step: int) -> None:
-        """Move the teacher, push the queue and clamp the temperature."""
+        """Update the teacher and the queue, if there are any, and clamp the temperature."""
         self._pretraining.after_step(step)
 
-    def extra_state(self) -> dict[str, int]:
+    def extra_state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold besides tensors."""
-        return self._pretraining.extra_state()
+        inner = self._pretraining
+        return inner.extra_state() if isinstance(inner, StatefulTask) else {}
 
-    def load_extra_state(self, state: dict[str, int]) -> None:
+    def load_extra_state(self, state: dict[str, Any]) -> None:
         """Restore what `extra_state` returned."""
-        self._pretraining.load_extra_state(state)
+        if isinstance(self._pretraining, StatefulTask):
+            self._pretraining.load_extra_state(state)
 
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
         """Return the embeddings of both sides."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from triptych.core.config import check
 from triptych.core.outputs import Predictions
 from triptych.models.base import VisionLanguageModel
-from triptych.tasks.finetuning.heads import FLAVA_HEAD, HeadConfig, HeadTask
+from triptych.tasks.finetuning.base import FLAVA_HEAD, HeadConfig, ModelTask
 from triptych.tasks.finetuning.image_text_classification import class_loss, class_predictions
 
 
@@ -38,7 +38,7 @@ class TextClassificationConfig:
         check(self.max_text_tokens >= 3, "max_text_tokens", self.max_text_tokens, "be at least 3")
 
 
-class TextClassification(HeadTask):
+class TextClassification(ModelTask[VisionLanguageModel]):
     """One class of several by cross-entropy, or one number by its squared error.
 
     It reads the text encoder's pooled state; the image encoder is not touched.

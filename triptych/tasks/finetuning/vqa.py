@@ -12,7 +12,7 @@ from torch import Tensor
 from triptych.core.config import check
 from triptych.core.outputs import Predictions
 from triptych.generation.beam import BeamConfig
-from triptych.models.mplug.model import MPLUG
+from triptych.models.base import GenerativeModel
 from triptych.nn.decoder import DecoderMemory
 from triptych.tasks.finetuning.base import ModelTask, fused_memory, target_log_probs
 from triptych.tasks.finetuning.speaker import Speaker
@@ -47,7 +47,7 @@ class VQAConfig:
         check(self.rank_top_k >= 1, "rank_top_k", self.rank_top_k, "be at least 1")
 
 
-class VQA(ModelTask):
+class VQA(ModelTask[GenerativeModel]):
     """Generate the answer; the words are free unless the config names a list of answers.
 
     Args:
@@ -73,7 +73,7 @@ class VQA(ModelTask):
     )
     objective_names = frozenset({"vqa"})
 
-    def __init__(self, model: MPLUG, config: VQAConfig, tokenizer: Tokenizer) -> None:
+    def __init__(self, model: GenerativeModel, config: VQAConfig, tokenizer: Tokenizer) -> None:
         super().__init__(model)
         self.config = config
         self.speaker = Speaker(model.decoder, tokenizer)

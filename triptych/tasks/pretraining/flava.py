@@ -23,6 +23,7 @@ from triptych.objectives.global_contrastive import (
     global_contrastive_loss,
 )
 from triptych.objectives.gradient_cache import Encode, encode_in_chunks
+from triptych.tasks.pretraining.padding import cut_padding, true_positions
 
 Kind = Literal["pair", "image", "text"]
 
@@ -147,7 +148,7 @@ class FLAVAPretraining:
         wanted = active & BATCH_KINDS[kind].objectives
         if not wanted:
             return {}
-        batch = trimmed(batch)
+        batch = cut_padding(batch)
         if kind == "pair":
             return self._pair_losses(batch, wanted)
         return {"mim": self._mim(batch)} if kind == "image" else {"mlm": self._mlm(batch)}
@@ -180,7 +181,7 @@ class FLAVAPretraining:
         model, labels = self.model, self._code_labels(batch, None)  # (B, P)
 
         def run(image: Tensor, hidden: Tensor, labels: Tensor) -> Tensor:
-            positions, valid = places(F.pad(labels != IGNORE_INDEX, (1, 0)))
+            positions, valid = true_positions(F.pad(labels != IGNORE_INDEX, (1, 0)))
             states = model.visual_encoder.read(image, hidden, positions)[valid]
             logits = model.mim_head(model.visual_encoder.final_norm(states))
             return _sum_loss(logits, labels[labels != IGNORE_INDEX])
@@ -193,7 +194,7 @@ class FLAVAPretraining:
         model, labels = self.model, batch["mlm_labels"]
 
         def run(ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-            positions, valid = places(labels != IGNORE_INDEX)
+            positions, valid = true_positions(labels != IGNORE_INDEX)
             states = model.text_encoder.read(ids, mask, positions)[valid]
             logits = model.mlm_head(model.text_encoder.final_norm(states))
             return _sum_loss(logits, labels[labels != IGNORE_INDEX])
@@ -298,7 +299,7 @@ class FLAVAPretraining:
         labels = torch.cat([no_target, no_target, rows.codes, words], dim=1)  # (b, 1 + N + L)
         read = labels != IGNORE_INDEX
         read[:, 0] = True  # the class token, for ITM
-        positions, valid = places(read)
+        positions, valid = true_positions(read)
         states = model.fusion(image, text, text_mask, positions=positions)
         states = model.fusion.final_norm(states)  # (b, R, D)
         labels = labels.gather(1, positions).masked_fill(~valid, IGNORE_INDEX)  # (b, R)
@@ -378,31 +379,6 @@ def kind_of_batch(batch: Mapping[str, Tensor]) -> Kind:
             f"holds {sorted(batch)}"
         )
     return "image" if has_image else "text"
-
-
-def trimmed(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return a batch whose texts end with the longest of them; padding costs time."""
-    mask = batch.get("text_mask")
-    if mask is None or bool(mask[:, -1].any()):
-        return batch
-    longest = max(1, int(mask.any(dim=0).nonzero().max()) + 1) if bool(mask.any()) else 1
-    names = {"token_ids", "mlm_token_ids", "mlm_labels", "text_mask"}
-    return {name: t[:, :longest] if name in names else t for name, t in batch.items()}
-
-
-def places(read: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where each row is True, padded with other places to the row that has most.
-
-    Args:
-        read: (B, S) bool.
-
-    Returns:
-        (B, R) int64 places in rising order, and (B, R) bool, False for padding. R is at least 1.
-    """
-    counts = read.sum(dim=1)
-    most = max(1, int(counts.max()))
-    order = torch.argsort(~read, dim=1, stable=True)[:, :most]
-    return order, torch.arange(most, device=read.device) < counts[:, None]
 
 
 def _hidden(batch: Mapping[str, Tensor]) -> Tensor:

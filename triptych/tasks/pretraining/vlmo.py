@@ -24,7 +24,7 @@ from triptych.objectives.contrastive import positive_pairs, similarity
 from triptych.objectives.global_contrastive import PairKeys, global_contrastive_loss
 from triptych.objectives.matching import itm_loss, sample_hard_negatives
 from triptych.objectives.mlm import token_loss
-from triptych.tasks.pretraining.flava import places, trimmed
+from triptych.tasks.pretraining.padding import cut_padding, true_positions
 
 OBJECTIVES = frozenset({"itc", "itm", "mlm"})
 
@@ -169,7 +169,7 @@ class VLMoPretraining:
         Returns:
             Scalars by name, in the order itc, itm, mlm.
         """
-        batch = trimmed(batch)
+        batch = cut_padding(batch)
         image = self.model.image_inputs(batch["image"])
         scores = self._position_scores(batch)
         losses: dict[str, Tensor] = {}
@@ -318,7 +318,7 @@ class VLMoPretraining:
             image = torch.cat([image, self.model.image_inputs(negatives.images)])
             reads.append((slice(0, 3 * size), own.new_zeros(3 * size, 1)))
         if "mlm" in active:
-            positions, valid = places(batch["mlm_labels"] != IGNORE_INDEX)
+            positions, valid = true_positions(batch["mlm_labels"] != IGNORE_INDEX)
             reads.append((slice(len(index) * size, (len(index) + 1) * size), positions))
             texts.append(self.model.text_inputs(batch["mlm_token_ids"]))
             masks.append(mask)

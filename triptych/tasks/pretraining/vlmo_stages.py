@@ -20,7 +20,7 @@ from triptych.models.vlmo.trunk import TokenSequence
 from triptych.objectives import IGNORE_INDEX
 from triptych.objectives.mim import code_labels, mim_loss
 from triptych.objectives.mlm import token_loss
-from triptych.tasks.pretraining.flava import places, trimmed
+from triptych.tasks.pretraining.padding import cut_padding, true_positions
 
 VISION_PARTS = (
     r"(patch|class|position)_embedding.*",
@@ -140,7 +140,7 @@ class VLMoVision(_StageTask):
         hidden = batch["hidden_patches"].flatten(1)
         labels = code_labels(self._codes(batch), hidden)  # (B, P)
         inputs = self.model.image_inputs(batch["image"], hidden)
-        positions, valid = places(F.pad(hidden, (1, 0)))
+        positions, valid = true_positions(F.pad(hidden, (1, 0)))
         states = self.model.trunk.read(TokenSequence(inputs), [(slice(None), positions)])[0][valid]
         return self.modules["mim_head"](states), labels[labels != IGNORE_INDEX]
 
@@ -194,10 +194,10 @@ class VLMoLanguage(_StageTask):
             active: Not read: there is one objective.
         """
         del active
-        batch = trimmed(batch)
+        batch = cut_padding(batch)
         labels = batch["mlm_labels"]
         inputs = self.model.text_inputs(batch["mlm_token_ids"])
-        positions, valid = places(labels != IGNORE_INDEX)
+        positions, valid = true_positions(labels != IGNORE_INDEX)
         sequence = TokenSequence(text=inputs, text_mask=batch["text_mask"])
         states = self.model.trunk.read(sequence, [(slice(None), positions)])[0][valid]
         logits = self.model.word_logits(states)
