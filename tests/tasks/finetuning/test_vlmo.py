@@ -14,8 +14,9 @@ from triptych.tasks.finetuning.image_text_classification import (
     AnswerClassificationConfig,
 )
 from triptych.tasks.finetuning.nlvr2 import NLVR2, VLMO_NLVR2, NLVR2Config
-from triptych.tasks.finetuning.retrieval import Retrieval, VLMoRetrievalConfig
+from triptych.tasks.finetuning.retrieval import (
     EncodedSet,
+    Retrieval,
     VLMoRetrievalConfig,
     encode_images,
     encode_texts,
