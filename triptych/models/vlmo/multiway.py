@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from triptych.models.vlmo.config import VLMoConfig
 from triptych.nn.attention import SelfAttention
@@ -115,6 +116,7 @@ class MultiwayBlock(nn.Module):
             self.attention_scale = nn.Parameter(torch.full((width,), config.layer_scale))
             self.mlp_scale = nn.Parameter(torch.full((width,), config.layer_scale))
         self.drop_path = drop_path_rate(config, layer)
+        self.activation_checkpointing = False
 
     def forward(
         self,
@@ -138,6 +140,23 @@ class MultiwayBlock(nn.Module):
         Returns:
             (Z, D).
         """
+        if self._recomputes():
+            return checkpoint(  # type: ignore[no-any-return]
+                self._transform, x, layout, bias, fused, image_index, use_reentrant=False
+            )
+        return self._transform(x, layout, bias, fused, image_index)
+
+    def _recomputes(self) -> bool:
+        return self.activation_checkpointing and torch.is_grad_enabled()
+
+    def _transform(
+        self,
+        x: Tensor,
+        layout: Layout,
+        bias: Tensor | None,
+        fused: bool,
+        image_index: Tensor | None,
+    ) -> Tensor:
         attended = self._attend(self.attention_norm(x), layout, bias, image_index)
         if image_index is not None:
             x = layout.repeat_images(x, image_index)
@@ -159,8 +178,13 @@ class MultiwayBlock(nn.Module):
             expert: "text", "image" or "fused".
 
         Returns:
-            (B, R, D): what `forward` gives at those places.
+            (B, R, D): what `forward` gives at those positions.
         """
+        if self._recomputes():
+            return checkpoint(self._read, x, bias, places, expert, use_reentrant=False)  # type: ignore[no-any-return]
+        return self._read(x, bias, places, expert)
+
+    def _read(self, x: Tensor, bias: Tensor | None, places: Tensor, expert: str) -> Tensor:
         normed, num_read = self.attention_norm(x), places.shape[1]
         layout = Layout(len(x), num_read)
         attended = self.attention(normed, bias, gather_tokens(normed, places)).flatten(0, 1)
