@@ -1,6 +1,7 @@
 """eval: what is handed to the evaluator, and how its numbers are shown and stored."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -84,6 +85,35 @@ def test_json_holds_every_number(asked, tmp_path):
         }
     ]
     assert (content["model"], content["task"], content["limit"]) == ("m", "vqa", 5)
+
+
+def test_json_is_printed_and_written_by_flags_of_their_own(capsys, asked, tmp_path):
+    path = tmp_path / "scores.json"
+    arguments = ["eval", "m", "--task", "vqa", "--data", "a"]
+    assert main([*arguments, "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["scores"][0]["metrics"][0]["value"] == 0.75
+    assert main([*arguments, "--out", str(path), "--json"]) == 0
+    assert json.loads(path.read_text()) == json.loads(capsys.readouterr().out) == printed
+    assert main([*arguments, "--out", str(path)]) == 0
+    assert "0.7500" in capsys.readouterr().out
+    path.unlink()
+    assert main([*arguments, f"--json={path}"]) == 0  # as earlier versions had it
+    assert json.loads(path.read_text()) == printed
+
+
+def test_a_protocol_is_said_once(capsys, asked, monkeypatch):
+    words = {"i2t": "Image to text", "t2i": "Text to image"}
+    values = [
+        replace(VALUE, name=f"{key}_r{k}", protocol=f"{text} recall at {k}: first 16 by ITC, 9.")
+        for key, text in words.items()
+        for k in (1, 5, 10)
+    ]
+    monkeypatch.setattr("triptych.workflows.evaluate.evaluate_model", lambda *_, **__: values)
+    assert main(["eval", "m", "--task", "retrieval", "--data", "a"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    names = "i2t_r1, i2t_r5, i2t_r10, t2i_r1, t2i_r5, t2i_r10"
+    assert shown.count("first 16 by ITC") == 1 and f"{names}: first 16 by ITC, 9." in shown
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def test_data_to_caption_by_commands(capsys, tmp_path, monkeypatch):
     assert main(["init", *captions, "--scale", "smoke"]) == 0
     assert main(["train", "run.yaml", "--train.precision", "fp32"]) == 0
     test = ["--data", "s/captions/captions_test.json", "--image-root", "s/images/test"]
-    scores = ["--json", "scores.json", "--limit", "12"]
+    scores = ["--out", "scores.json", "--limit", "12"]
     assert main(["eval", "runs/run/model", "--task", "retrieval", *test, *scores]) == 0
     stored = json.loads((tmp_path / "scores.json").read_text())["scores"][0]["metrics"]
     chance = {metric["name"]: metric["value"] for metric in stored}

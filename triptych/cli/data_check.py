@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from triptych.cli.parsing import SourceGroup, SourceOptions, parse, shows_progress
+from triptych.cli.parsing import (
+    ResultGroup,
+    ResultOptions,
+    SourceGroup,
+    SourceOptions,
+    json_as_out,
+    parse,
+    shows_progress,
+)
 from triptych.core.errors import ConfigError
-from triptych.core.files import write_json
 from triptych.data.skips import TRAIN_FLAG, share_to_allow
 from triptych.data.source import DataSourceConfig
 
@@ -25,7 +32,7 @@ Exits with 1 where more is bad than training would bear.
 
 Examples:
   triptych data check my.jsonl
-  triptych data check annotations/captions_val2014.json --image-root val2014 --json report.json
+  triptych data check annotations/captions_val2014.json --image-root val2014 --out report.json
 """
 
 
@@ -38,7 +45,7 @@ class CheckOptions:
             class folders or of .tar shards, or a shard pattern.
         source: How it is read.
         max_bad_share: Share of bad samples that is borne, 0 to 1 (training: data.max_bad_share).
-        json: Also write the report, as JSON, to this file.
+        result: Where the report goes.
         skipped: Also list all that is bad, as JSON Lines, in this file.
         num_threads: Images decoded at the same time.
     """
@@ -46,20 +53,20 @@ class CheckOptions:
     manifest: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MANIFEST")]]
     source: SourceGroup = field(default_factory=SourceOptions)
     max_bad_share: float = 0.01
-    json: Path | None = None
+    result: ResultGroup = field(default_factory=ResultOptions)
     skipped: Path | None = None
     num_threads: int = 2
 
 
 def run(arguments: Sequence[str]) -> int:
     """Print the report; 1 where too much is bad."""
-    options = parse(CheckOptions, arguments, verb="data check", description=HELP)
+    options = parse(CheckOptions, json_as_out(arguments), verb="data check", description=HELP)
     if not 0 <= options.max_bad_share <= 1:
         raise ConfigError(f"max_bad_share = {options.max_bad_share}: must be from 0 to 1")
     report = _check(options.source.source(options.manifest), options.num_threads)
-    print("\n".join(report.lines()))
-    if options.json is not None:
-        write_json(options.json, report.to_dict())
+    if not options.result.json:
+        print("\n".join(report.lines()))
+    options.result.report(report.to_dict())
     if options.skipped is not None:
         report.write_skipped(options.skipped)
     if report.bad_share <= options.max_bad_share:

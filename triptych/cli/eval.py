@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,19 +11,32 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from triptych.cli.parsing import FolderArgument, SourceGroup, SourceOptions, parse, shows_progress
+from triptych.cli.parsing import (
+    FolderArgument,
+    ResultGroup,
+    ResultOptions,
+    SourceGroup,
+    SourceOptions,
+    json_as_out,
+    parse,
+    shows_progress,
+)
 from triptych.core.errors import ConfigError
-from triptych.core.files import write_json
 from triptych.data.source import DataSourceConfig
 
 if TYPE_CHECKING:
     from triptych.core.outputs import MetricValue
 
+_OWN_WORDS = re.compile(
+    r"^(Image to text|Text to image) recall at \d+: |(?<=BLEU)-\d| (Type|Class): [^.]+\."
+)
+"""What the protocols of one kind of metric differ in."""
+
 HELP = """Score a model folder on held-out data; every number comes with its 95 % interval.
 
 Examples:
   triptych eval runs/mine/model --task retrieval --data test.jsonl
-  triptych eval runs/vqa/model --task vqa --data test.jsonl --json scores.json --limit 1000
+  triptych eval runs/vqa/model --task vqa --data test.jsonl --out scores.json --limit 1000
   triptych eval runs/mine/model --task zero_shot --data class_folders/
 """
 
@@ -49,7 +63,7 @@ class EvalOptions:
         label_pattern: Zero-shot: a regular expression whose first group in a label is the class.
         local_batch_size: Samples at a time.
         max_bad_share: Share of samples that may be unreadable.
-        json: Also write the numbers to this file.
+        result: Where the numbers go.
     """
 
     folder: FolderArgument
@@ -74,12 +88,12 @@ class EvalOptions:
     label_pattern: str | None = None
     local_batch_size: int = 128
     max_bad_share: float = 0.01
-    json: Path | None = None
+    result: ResultGroup = field(default_factory=ResultOptions)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Print a table for each dataset, and write JSON where asked."""
-    options = parse(EvalOptions, arguments, verb="eval", description=HELP)
+    """Print a table for each dataset, or JSON; and write JSON where asked."""
+    options = parse(EvalOptions, json_as_out(arguments), verb="eval", description=HELP)
     if not options.data:
         raise ConfigError("name at least one dataset with --data PATH")
     if options.limit is not None and options.limit < 1:
@@ -89,18 +103,18 @@ def run(arguments: Sequence[str]) -> int:
     scores: list[dict[str, Any]] = []
     for path in options.data:
         metrics = _evaluate(options, options.source.source(path))
-        print_table(f"{options.task} on {path}", metrics)
+        if not options.result.json:
+            print_table(f"{options.task} on {path}", metrics)
         scores.append({"data": path, "metrics": [asdict(metric) for metric in metrics]})
-    if options.json is not None:
-        content = {
+    options.result.report(
+        {
             "model": str(options.folder),
             "task": options.task,
             "commit": current_commit(),
             "limit": options.limit,
             "scores": scores,
         }
-        write_json(options.json, content)
-        print(f"wrote {options.json}")
+    )
     return 0
 
 
@@ -139,7 +153,7 @@ def _evaluate(options: EvalOptions, source: DataSourceConfig) -> list[MetricValu
 
 
 def print_table(title: str, metrics: Sequence[MetricValue]) -> None:
-    """Print the numbers as a table, and under it how each was computed."""
+    """Print the numbers as a table, and under it each protocol once."""
     from rich.console import Console
     from rich.table import Table
 
@@ -151,5 +165,22 @@ def print_table(title: str, metrics: Sequence[MetricValue]) -> None:
         table.add_row(metric.name, f"{metric.value:.4f}", interval, f"{metric.num_items:,}")
     console = Console(highlight=False)
     console.print(table)
+    for names, protocol in protocols(metrics):
+        console.print(f"{names}: {protocol}", style="dim", markup=False)
+
+
+def protocols(metrics: Sequence[MetricValue]) -> list[tuple[str, str]]:
+    """Return each protocol once, after the names of the metrics that it holds for.
+
+    What tells such metrics apart, their direction, k, n-gram or class, is in their names.
+    """
+    names: dict[str, list[str]] = {}
+    whole: dict[str, str] = {}
     for metric in metrics:
-        console.print(f"{metric.name}: {metric.protocol}", style="dim", markup=False)
+        shared = _OWN_WORDS.sub("", metric.protocol)
+        names.setdefault(shared, []).append(metric.name)
+        whole.setdefault(shared, metric.protocol)
+    return [
+        (", ".join(found), shared if len(found) > 1 else whole[shared])
+        for shared, found in names.items()
+    ]

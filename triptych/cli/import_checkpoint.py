@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from triptych.cli.parsing import parse
+from triptych.cli.parsing import json_as_out, parse
 from triptych.core.files import write_json
 
 if TYPE_CHECKING:
@@ -50,7 +51,8 @@ class ImportOptions:
             hold: one a line, or a JSON list; without them the classifier is left out.
         allow: Faults to report instead of refusing: tensors that are missing, reshaped (of another
             shape) or unexpected (not understood).
-        json: Also write the whole report to this file.
+        json: Print the whole report as JSON instead of a table.
+        report: Also write the whole report, as JSON, to this file.
     """
 
     family: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FAMILY")]]
@@ -62,12 +64,15 @@ class ImportOptions:
     trained_for: str | None = None
     answers: Path | None = None
     allow: tuple[Literal["missing", "reshaped", "unexpected"], ...] = ()
-    json: Path | None = None
+    json: bool = False
+    report: Path | None = None
 
 
 def run(arguments: Sequence[str]) -> int:
     """Import, print the report, and say what to do next."""
-    options = parse(ImportOptions, arguments, verb="import", description=HELP)
+    options = parse(
+        ImportOptions, json_as_out(arguments, "--report"), verb="import", description=HELP
+    )
     from triptych.workflows.importing import ImportSettings, import_checkpoint
 
     settings = ImportSettings(
@@ -79,9 +84,12 @@ def run(arguments: Sequence[str]) -> int:
         answers=options.answers,
     )
     report = import_checkpoint(options.family, options.source, options.out, settings)
+    if options.report is not None:
+        write_json(options.report, asdict(report))
+    if options.json:
+        print(json.dumps(asdict(report), ensure_ascii=False))
+        return 0
     print_report(str(options.source), report)
-    if options.json is not None:
-        write_json(options.json, asdict(report))
     if report.temperature is not None:
         print(f"the file's temperature is {report.temperature:.4f}: further ITC training starts")
         print(f"from it with --task.temperature {report.temperature:.4f}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import tyro
 
 from triptych.core.errors import ConfigError
+from triptych.core.files import write_json
 from triptych.data.source import DataSourceConfig
 
 if TYPE_CHECKING:
@@ -85,6 +87,49 @@ class SourceOptions:
 
 
 SourceGroup = Annotated[SourceOptions, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResultOptions:
+    """Where the numbers go.
+
+    Attributes:
+        json: Print JSON instead of a table.
+        out: Also write the JSON to this file.
+    """
+
+    json: bool = False
+    out: Path | None = None
+
+    def report(self, content: dict[str, Any]) -> None:
+        """Print the content where JSON is asked for, and write it where a file is named."""
+        if self.json:
+            print(json.dumps(content, ensure_ascii=False))
+        if self.out is not None:
+            write_json(self.out, content)
+            print(f"wrote {self.out}", file=sys.stderr if self.json else sys.stdout)
+
+
+ResultGroup = Annotated[ResultOptions, tyro.conf.arg(name="")]
+
+
+def json_as_out(arguments: Sequence[str], flag: str = "--out") -> list[str]:
+    """Return a command line with `--json FILE.json`, as earlier versions had it, as `--out FILE`.
+
+    Args:
+        arguments: What follows the verb.
+        flag: The flag that names a file now.
+    """
+    words: list[str] = []
+    for word in arguments:
+        name, _, value = word.partition("=")
+        if words and words[-1] == "--json" and word.endswith(".json"):
+            words[-1:] = [flag, word]
+        elif name == "--json" and value:
+            words += [flag, value]
+        else:
+            words.append(word)
+    return words
 
 
 def parse(

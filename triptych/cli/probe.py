@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
 from triptych.cli.eval import print_table
-from triptych.cli.parsing import FolderArgument, SourceGroup, SourceOptions, parse
-from triptych.core.files import write_json
+from triptych.cli.parsing import (
+    FolderArgument,
+    ResultGroup,
+    ResultOptions,
+    SourceGroup,
+    SourceOptions,
+    json_as_out,
+    parse,
+)
 
 HELP = """Fit logistic regression on the frozen features of a model's image encoder, and score it.
 
@@ -37,7 +43,7 @@ class ProbeOptions:
             label if absent.
         local_batch_size: Images at a time.
         max_bad_share: Share of images that may be unreadable.
-        json: Also write the numbers to this file.
+        result: Where the numbers go.
     """
 
     folder: FolderArgument
@@ -48,12 +54,12 @@ class ProbeOptions:
     label_pattern: str | None = None
     local_batch_size: int = 128
     max_bad_share: float = 0.01
-    json: Path | None = None
+    result: ResultGroup = field(default_factory=ResultOptions)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Print a table, and write JSON where asked."""
-    options = parse(ProbeOptions, arguments, verb="probe", description=HELP)
+    """Print a table, or JSON; and write JSON where asked."""
+    options = parse(ProbeOptions, json_as_out(arguments), verb="probe", description=HELP)
     from triptych.core.machine import current_commit
     from triptych.workflows.frozen import probe_folder
 
@@ -67,15 +73,15 @@ def run(arguments: Sequence[str]) -> int:
         local_batch_size=options.local_batch_size,
         max_bad_share=options.max_bad_share,
     )
-    print_table(f"probe on {options.test}", metrics)
-    if options.json is not None:
-        content = {
+    if not options.result.json:
+        print_table(f"probe on {options.test}", metrics)
+    options.result.report(
+        {
             "model": str(options.folder),
             "commit": current_commit(),
             "c": probe.c,
             "validation_accuracy": {f"{c:.6g}": score for c, score in probe.scores.items()},
             "metrics": [asdict(metric) for metric in metrics],
         }
-        write_json(options.json, content)
-        print(f"wrote {options.json}")
+    )
     return 0
