@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from triptych.cli.main import main
+from triptych.cli.parsing import stray_path
 from triptych.cli.train import read_config
 from triptych.core.config import load_yaml, save_yaml
 from triptych.data.source import DataSourceConfig
@@ -81,6 +82,32 @@ def test_every_scalar_field_is_a_flag(capsys, recipe):
         for field in fields(getattr(config, name)):
             assert f"--{name}.{field.name}".replace("_", "-") in out
     assert "Peak learning rate of everything but the vision encoder." in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "mplug.pretrain", "--data", "a.jsonl", "--out", "runs/x", "b.jsonl"],
+        ["train", "mplug.pretrain", "b.jsonl", "--data", "a.jsonl"],
+        ["eval", "m", "--task", "vqa", "--data", "a.jsonl", "--limit", "5", "b.jsonl"],
+    ],
+)
+def test_a_misplaced_second_dataset_is_named_with_the_remedy(capsys, arguments):
+    assert main(arguments) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "b.jsonl is a path that belongs to no flag" in told
+    assert "--data a.jsonl b.jsonl" in told
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["m", "--data", "a.jsonl", "b.jsonl", "--limt", "5"],
+        ["m", "--data", "a.jsonl", "--optim.betas", "0.8", "0.9"],
+    ],
+)
+def test_paths_in_their_place_are_not_stray(arguments):
+    assert stray_path(arguments) is None
 
 
 def test_data_and_init_from_in_short():

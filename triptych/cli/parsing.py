@@ -19,6 +19,9 @@ from triptych.data.source import DataSourceConfig
 if TYPE_CHECKING:
     from triptych.serving.engine import Engine
 
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".tar", ".parquet")
+"""How a path of a dataset may end."""
+
 O = TypeVar("O")  # noqa: E741 - options
 
 FolderArgument = tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="MODEL_FOLDER")]]
@@ -158,14 +161,44 @@ def parse(
     markers: list[Any] = [tyro.conf.AvoidSubcommands]
     if not flag_pairs:
         markers.append(tyro.conf.FlagCreatePairsOff)
-    return tyro.cli(
-        options,
-        args=list(arguments),
-        prog=f"triptych {verb}",
-        description=description,
-        default=tyro.MISSING_NONPROP if default is None else default,
-        config=tuple(markers),
-    )
+    try:
+        return tyro.cli(
+            options,
+            args=list(arguments),
+            prog=f"triptych {verb}",
+            description=description,
+            default=tyro.MISSING_NONPROP if default is None else default,
+            config=tuple(markers),
+        )
+    except SystemExit as stop:
+        stray = stray_path(arguments) if stop.code else None
+        if stray is not None:
+            print(
+                f"triptych: {stray} is a path that belongs to no flag: name all datasets after "
+                "one --data, with spaces between them, such as --data a.jsonl b.jsonl",
+                file=sys.stderr,
+            )
+        raise
+
+
+def stray_path(arguments: Sequence[str]) -> str | None:
+    """Return a path of a command line that follows the value of another flag than --data.
+
+    Only the commands that have --data are looked at: elsewhere, paths stand without flags.
+    """
+    if "--data" not in arguments:
+        return None
+    flag, values = "", 0
+    for word in arguments:
+        if word.startswith("--"):
+            flag, _, value = word.partition("=")
+            values = int(bool(value))
+            continue
+        values += 1
+        looks_like_data = Path(word).suffix in DATA_SUFFIXES or "/" in word
+        if looks_like_data and values > 1 and flag != "--data":
+            return word
+    return None
 
 
 def refuse_repeats(arguments: Sequence[str], *flags: str) -> None:
