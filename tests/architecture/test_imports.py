@@ -23,7 +23,7 @@ ARROWS = {  # importer: what it may import directly; `reachable` closes this tra
     "workflows": {"recipes", "serving", "scenes"},
     "report": {"serving", "evaluation", "data"},
 }
-FREE = {"cli", "__init__"}
+FREE = {"cli", "__init__", "__main__"}
 
 
 def reachable(room: str) -> set[str]:

@@ -159,3 +159,10 @@ def test_an_interrupted_stage_goes_on_with_all_stages(verb_that, capsys, tmp_pat
     verb_that(lambda _: _raise(TrainingInterrupted(signal.SIGINT, 3, checkpoint)))
     assert main(["models"]) == 130
     assert f"go on with `triptych train {tmp_path / 'all'} --resume`" in capsys.readouterr().err
+
+
+def test_the_package_runs_as_a_module():
+    found = subprocess.run(
+        [sys.executable, "-m", "triptych", "--version"], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.startswith("triptych ")

@@ -1,6 +1,8 @@
 """Whole runs on two processes: equal state, exact resuming, one set of files, clean stops."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -8,11 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests.workflows.test_flava_data import write_tokenizer
+from triptych.core.config import load_yaml, save_yaml
 from triptych.core.errors import CheckpointError
 from triptych.data.source import DataSourceConfig
 from triptych.distributed.collectives import all_reduce_mean, average_gradients
 from triptych.distributed.env import rank, run_processes, world_size
 from triptych.models.registry import build_model, model_config
+from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import write_scenes
@@ -165,3 +169,18 @@ def test_two_processes_equal_one_with_the_joined_batch(momentum):
     for name, gradient in gradients.items():
         assert abs(gradient - expected_gradients[name]).max() < 1e-5, name
     assert abs(queue - expected_queue).max() < 1e-6
+
+
+def test_a_run_of_torchrun_goes_on_without_it(run, tmp_path):
+    """The launcher's number of processes is kept, so that a resumed run starts as many."""
+    alone = replace(run, train=replace(run.train, num_processes=1, max_steps=2))
+    save_yaml(alone, tmp_path / "run.yaml")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--standalone", "-m", "triptych.cli.main", "train"]
+    command += [str(tmp_path / "run.yaml"), "--out", str(tmp_path / "run")]
+    subprocess.run(command, check=True, capture_output=True)
+    kept = load_yaml(RunConfig, tmp_path / "run" / "config.yaml")
+    assert kept.train.num_processes == 2
+    longer = replace(kept, train=replace(kept.train, max_steps=3))
+    save_yaml(longer, tmp_path / "run" / "config.yaml")
+    assert resume_run(tmp_path / "run").step == 3

@@ -39,10 +39,12 @@ def restore_state(state: dict[str, Any], task: Task, optimizer: Optimizer) -> No
     _load_optimizer(optimizer, state["optimizer"])
     if isinstance(task, StatefulTask):
         task.load_extra_state(state["task"])
-    if len(state["random"]) != world_size():
+    began_with = len(state["random"])
+    if began_with != world_size():
         raise CheckpointError(
-            f"the checkpoint is of a run of {len(state['random'])} processes, and {world_size()} "
-            "train now: resume with the number that the run began with"
+            f"the checkpoint is of a run of {began_with} processes, and {world_size()} train now: "
+            "resume it with as many, by `torchrun --nproc-per-node "
+            f"{began_with} -m triptych train RUN_FOLDER --resume`"
         )
     set_random_state(state["random"][rank()])  # last: nothing before it may draw from it
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -119,6 +120,17 @@ def share_threads(config: RunConfig, num_processes: int) -> RunConfig:
     return replace(config, train=replace(config.train, num_threads=threads))
 
 
+def with_processes(config: RunConfig) -> RunConfig:
+    """Return the config that a run folder keeps: with the number of processes that train.
+
+    A launcher such as torchrun starts them without the config's knowledge. Kept, the number lets
+    `--resume` start as many on this machine; those of several machines need the launcher again.
+    """
+    on_one_machine = os.environ.get("LOCAL_WORLD_SIZE") in (None, os.environ.get("WORLD_SIZE"))
+    number = world_size() if on_one_machine else config.train.num_processes
+    return replace(config, train=replace(config.train, num_processes=number))
+
+
 def _train(
     config: RunConfig, run_folder: Path, resume: bool, console: Console | None = None
 ) -> TrainResult:
@@ -170,7 +182,7 @@ def _train(
         console=console,
     )
     if is_main():
-        save_yaml(config, run_folder / CONFIG_FILE)
+        save_yaml(with_processes(config), run_folder / CONFIG_FILE)
     result = trainer.fit(resume=resume)
     if data.skip_log.num_bad:
         (console or Console()).print(data.skip_log.report(), markup=False, highlight=False)
