@@ -8,7 +8,7 @@ import pytest
 from benchmarks import flava_step, foundation, gather, precision, readme_table
 from benchmarks.foundation import DEMO_KEYS, FOUNDATION, demo_figures, read_own_data
 from benchmarks.gather import Part, load_json, part_figures, read_json_line, result_table
-from triptych.cli.demo import BARS as DEMO_BARS
+from triptych.cli.demo import TARGETS as DEMO_BARS
 from triptych.core.errors import DataError
 
 BARS, PARTS = FOUNDATION.bars, FOUNDATION.parts

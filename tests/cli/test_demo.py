@@ -134,5 +134,5 @@ def test_bars_are_those_of_the_tiny_scale(scale, bar):
     score = Score(key="vqa", task="vqa", split="test", value=value, chance=0.1, blind=0.3)
     row = score_row(score, scale)
     assert (row.metric, row.value, row.low, row.high) == ("vqa", 0.75, 0.7, 0.8)
-    assert (row.chance, row.blind, row.bar, row.protocol) == (0.1, 0.3, bar, "so")
-    assert row.reached is (True if bar else None)
+    assert (row.chance, row.blind, row.target, row.protocol) == (0.1, 0.3, bar, "so")
+    assert row.met is (True if bar else None)

@@ -1,6 +1,6 @@
 import pytest
 
-from triptych.report.axis import build_step_axis, build_value_axis, format_tick, round_step
+from triptych.report.svg import build_step_axis, build_value_axis, format_tick, round_step
 
 
 def test_a_linear_axis_begins_at_zero_and_ends_at_a_round_number():

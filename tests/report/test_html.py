@@ -27,10 +27,12 @@ def make_data(text="a red star"):
     scores = (
         ScoreRow(
             task="VQA", metric="accuracy", split="test", protocol=text,
-            value=0.781, low=0.75, high=0.81, chance=0.18, blind=0.46, bar=0.7,
+            value=0.781, low=0.75, high=0.81, chance=0.18, blind=0.46, target=0.7,
         ),
         ScoreRow(task="VQA", metric=text, split="compositional", value=0.6, low=0.5, high=0.7),
-        ScoreRow(task="Caption", metric="CIDEr", split="test", value=3.4, low=3, high=4, bar=5.0),
+        ScoreRow(
+            task="Caption", metric="CIDEr", split="test", value=3.4, low=3, high=4, target=5.0,
+        ),
     )  # fmt: skip
     card = ImageCard(
         image=IMAGE,
@@ -68,25 +70,25 @@ def test_the_page_has_a_heading_for_each_part_and_links_to_it():
     assert links == [f"#{name}" for name in titles]
 
 
-def test_the_table_shows_each_score_beside_chance_blind_and_bar():
+def test_the_table_shows_each_score_beside_chance_blind_and_target():
     table = parse(render_report(make_data())).find("table")[0]
     groups = [body.find("tr", "task")[0].text() for body in table.find("tbody")]
     assert groups == ["VQA", "Caption"]
     rows = [[cell.text() for cell in row.find("td")] for row in table.find("tr")]
     shown = [cells for cells in rows if cells]
     assert shown == [
-        ["0.7810.750 – 0.810", "", "0.180", "0.460", "0.700✓ reached"],
+        ["0.7810.750 – 0.810", "", "0.180", "0.460", "0.700✓ met"],
         ["0.6000.500 – 0.700", "", "–", "–", "–"],
-        ["3.4003.000 – 4.000", "scale ends at 5", "–", "–", "5.000✗ missed"],
+        ["3.4003.000 – 4.000", "scale ends at 5", "–", "–", "5.000✗ not met"],
     ]
     assert len(table.find("svg", "score")) == 3
 
 
-def test_the_main_scores_say_whether_their_bar_was_reached():
+def test_the_main_scores_say_whether_their_target_is_met():
     tiles = parse(render_report(make_data())).find("ul", "tiles")[0].find("li")
     assert [tile.text() for tile in tiles] == [
-        "VQA accuracy0.781✓ reached bar 0.7",
-        "Caption CIDEr3.400✗ missed bar 5",
+        "VQA accuracy0.781✓ met target 0.7",
+        "Caption CIDEr3.400✗ not met target 5",
     ]
 
 

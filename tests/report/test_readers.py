@@ -1,7 +1,7 @@
 import pytest
 
 from triptych.core.errors import DataError
-from triptych.report.readers import read_losses
+from triptych.report.curves import read_losses
 
 
 def test_losses_are_read_by_name_and_other_keys_are_left_out(tmp_path):

@@ -3,7 +3,7 @@ from importlib.resources import files
 
 import pytest
 
-STYLE = (files("triptych.report") / "page.css").read_text(encoding="utf-8")
+STYLE = (files("triptych.report") / "templates" / "page.css").read_text(encoding="utf-8")
 SCHEMES = re.findall(r":root \{(.*?)\}", STYLE, flags=re.DOTALL)[:2]
 TEXT_ON = [
     ("ink", "page"), ("ink", "surface"), ("ink", "sunken"), ("soft", "page"), ("soft", "surface"),

@@ -50,7 +50,7 @@ def test_non_finite_values_are_not_drawn():
 
 
 def test_score_bars_whisker_and_target_stand_at_their_shares():
-    drawn = parse(draw_score(row(chance=0.002, blind=0.25, bar=0.45), 1.0))
+    drawn = parse(draw_score(row(chance=0.002, blind=0.25, target=0.45), 1.0))
     widths = {node.attributes["class"]: node.attributes["width"] for node in drawn.find("rect")}
     assert widths == {
         "track": "100%", "bar-model": "50%", "bar-blind": "25%", "bar-chance": "0.2%",
@@ -61,7 +61,7 @@ def test_score_bars_whisker_and_target_stand_at_their_shares():
     assert target["x1"] == target["x2"] == "45%"
     label = drawn.find("svg")[0].attributes["aria-label"]
     assert label == (
-        "score 0.500, 95 % interval 0.400 to 0.600, chance 0.002, blind 0.250, bar 0.450"
+        "score 0.500, 95 % interval 0.400 to 0.600, chance 0.002, blind 0.250, target 0.450"
     )
 
 

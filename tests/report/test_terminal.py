@@ -13,28 +13,28 @@ def printed(rows):
     return [line.strip("│ \n") for line in stream.getvalue().splitlines()]
 
 
-def test_each_row_shows_value_interval_chance_blind_and_bar():
+def test_each_row_shows_value_interval_chance_blind_and_target():
     row = ScoreRow(
         task="VQA", metric="[bold]accuracy", split="test",
-        value=0.7814, low=0.75, high=0.81, chance=0.0002, blind=0.46, bar=0.7,
+        value=0.7814, low=0.75, high=0.81, chance=0.0002, blind=0.46, target=0.7,
     )  # fmt: skip
     line = next(line for line in printed([row]) if line.startswith("VQA"))
     cells = [cell.strip() for cell in line.split("│")]
     assert cells == [
         "VQA", "[bold]accuracy", "test", "0.781", "0.750 to 0.810", "0.0002", "0.460",
-        "0.700 reached",
+        "0.700 met",
     ]  # fmt: skip
 
 
-def test_a_missed_bar_is_said_and_absent_numbers_are_dashes():
+def test_a_missed_target_is_said_and_absent_numbers_are_dashes():
     common = {"split": "test", "value": 0.4, "low": 0.3, "high": 0.5}
     rows = [
-        ScoreRow(task="A", metric="missed", bar=0.5, **common),
+        ScoreRow(task="A", metric="missed", target=0.5, **common),
         ScoreRow(task="A", metric="none", **common),
     ]
     lines = printed(rows)
     missed = next(line for line in lines if "missed" in line and line.startswith("A"))
-    assert missed.endswith("0.500 missed")
+    assert missed.endswith("0.500 not met")
     none = next(line for line in lines if "none" in line)
     assert [cell.strip() for cell in none.split("│")][-3:] == ["–", "–", "–"]
     assert none.startswith("none"), "the task stands on its first row alone"
@@ -52,7 +52,11 @@ def demo_rows():
     numbers = {"value": 0.7814, "low": 0.75, "high": 0.81, "chance": 0.0002, "blind": 0.46}
     return [
         ScoreRow(
-            task=task, metric=metric, split=split, bar=0.7 if split == "test" else None, **numbers
+            task=task,
+            metric=metric,
+            split=split,
+            target=0.7 if split == "test" else None,
+            **numbers,
         )
         for split in ("test", "compositional")
         for task, metrics in METRICS.items()
@@ -72,10 +76,10 @@ def test_a_pipe_of_80_columns_breaks_no_name_and_no_number():
     assert max(map(len, lines)) <= 80
     cells = [line.split() for line in lines]
     for row in rows:
-        bar = ["0.700", "reached"] if row.bar else ["–"]
+        bar = ["0.700", "met"] if row.target else ["–"]
         told = [row.metric, row.split, "0.781", "0.750", "to", "0.810", "0.0002", "0.460", *bar]
         assert told in cells
-    heads = ["metric", "split", "score", "95", "%", "interval", "chance", "blind", "bar"]
+    heads = ["metric", "split", "score", "95", "%", "interval", "chance", "blind", "target"]
     assert cells[:2] == [["Scores"], heads]
     assert [cell[0] for cell in cells[2:] if len(cell) == 1] == [*METRICS] * 2
     assert len(lines) == 2 + len(rows) + 2 * len(METRICS)  # a line a row

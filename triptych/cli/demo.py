@@ -27,7 +27,7 @@ Examples:
   triptych demo --scale smoke --out runs/smoke    seconds: is everything installed?
 """
 
-BARS = {
+TARGETS = {
     "i2t_r1": 0.80,
     "t2i_r1": 0.80,
     "i2t_r1_itm": 0.85,
@@ -141,7 +141,7 @@ def score_row(score: Score, scale: str) -> ScoreRow:
         high=score.value.high,
         chance=score.chance,
         blind=score.blind,
-        bar=BARS.get(score.key) if scale == "tiny" else None,
+        target=TARGETS.get(score.key) if scale == "tiny" else None,
         protocol=score.value.protocol,
     )
 

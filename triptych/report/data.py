@@ -61,7 +61,7 @@ class ScoreRow:
         high: Upper end of the 95 % interval.
         chance: Score of a random answer; None where that has no meaning.
         blind: Score of an answer that never looks at the image; None where none was measured.
-        bar: The score that was to be reached; None where none was set.
+        target: The score that was to be reached; None where none was set.
         protocol: How it was measured, in a few words.
     """
 
@@ -73,13 +73,13 @@ class ScoreRow:
     high: float
     chance: float | None = None
     blind: float | None = None
-    bar: float | None = None
+    target: float | None = None
     protocol: str = ""
 
     @property
-    def reached(self) -> bool | None:
-        """Whether the bar was reached; None without a bar."""
-        return None if self.bar is None else self.value >= self.bar
+    def met(self) -> bool | None:
+        """Whether the target was met; None without one."""
+        return None if self.target is None else self.value >= self.target
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

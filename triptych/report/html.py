@@ -2,22 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from itertools import groupby
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from triptych.core.files import write_atomic
-from triptych.report.axis import round_step
-from triptych.report.cards import render_images
-from triptych.report.data import Curve, ReportData, ScoreRow
-from triptych.report.markup import Markup, element, escape, join
+from triptych.report.curves import read_losses
+from triptych.report.data import RIGHT_IOU, Curve, ImageCard, ImageSource, ReportData, ScoreRow
+from triptych.report.images import EXACT_SIDE_PX, RGBArray, encode_image, load_image
 from triptych.report.numbers import format_duration, format_score, format_share
-from triptych.report.readers import read_losses
-from triptych.report.svg import NUM_COLOURS, Line, build_lines, draw_curves, draw_score, draw_times
+from triptych.report.svg import (
+    NUM_COLOURS,
+    Line,
+    build_lines,
+    draw_boxes,
+    draw_curves,
+    draw_score,
+    draw_times,
+    round_step,
+)
 
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-_NO_SECTION = Markup("")
+THUMBNAIL_PX = 128
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedImage:
+    """An image as the page holds it.
+
+    Attributes:
+        src: A data URI.
+        width: Of the original, in pixels.
+        height: Of the original, in pixels.
+        exact: Whether its pixels are shown as squares.
+    """
+
+    src: str
+    width: int
+    height: int
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CardView:
+    """A card with its images embedded and its boxes drawn."""
+
+    card: ImageCard
+    image: EmbeddedImage
+    boxes: Markup
+    neighbours: tuple[NeighbourView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourView:
+    """A retrieved image, embedded."""
+
+    image: EmbeddedImage
+    is_right: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """The curves of one stage, drawn."""
+
+    title: str
+    lines: Sequence[Line]
+    drawing: Markup
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """What each stage took, in words and drawn."""
+
+    total: str
+    rows: Sequence[tuple[str, str]]
+    drawing: Markup
 
 
 def write_report(data: ReportData, path: Path) -> None:
@@ -42,221 +107,132 @@ def render_report(data: ReportData) -> str:
     Raises:
         DataError: An image or a `metrics.jsonl` that it names cannot be read.
     """
-    images = render_images(data.images, data.images_note) if data.images else _NO_SECTION
-    sections = [
-        ("scores", "Scores", render_scores(data.scores) if data.scores else _NO_SECTION),
-        ("images", "Images", images),
-        ("curves", "Loss curves", render_curves(data.curves)),
-        ("times", "Time", render_times(data.times_s) if data.times_s else _NO_SECTION),
-        ("run", "Run", render_run(data)),
-    ]
-    shown = [section for section in sections if section[2]]
-    links = [element("a", {"href": f"#{name}"}, title) for name, title, _ in shown]
-    body = element(
-        "body",
-        {},
-        _render_header(data, element("nav", {"aria-label": "Parts of this page"}, *links)),
-        element("main", {}, *(_render_section(*section) for section in shown)),
-        element("footer", {}, "Written by Triptych. This file is complete: it loads nothing."),
-    )
-    page = element("html", {"lang": "en"}, _render_head(data.title), body)
-    return f"<!DOCTYPE html>\n{page}\n"
-
-
-def render_scores(rows: Sequence[ScoreRow]) -> Markup:
-    """Return the table of scores, a group of rows for each task."""
-    heads = ("Metric", "Score", "0 to 1", "Chance", "Blind", "Bar")
-    cells = [element("th", {"scope": "col"}, head) for head in heads]
-    cells[2] = element("th", {"scope": "col", "class": "scale"}, _scale_labels())
-    groups = [
-        _render_task(task, list(group)) for task, group in groupby(rows, lambda row: row.task)
-    ]
-    lead = (
-        "Each score with its 95 % interval, beside what answering at random gives (chance), what "
-        "answering without the image gives (blind), and what was to be reached (bar)."
-    )
-    keys = ("model", "95 % interval", "blind", "chance", "bar to reach")
-    classes = ("key-model", "key-whisker", "key-blind", "key-chance", "key-target")
-    legend = [element("li", {"class": name}, key) for name, key in zip(classes, keys, strict=True)]
-    table = element("table", {"class": "scores"}, _thead(cells), *groups)
-    return join(
-        [element("p", {"class": "lead"}, lead), element("ul", {"class": "legend"}, *legend), table]
+    charts = _charts(data.curves)
+    facts = {**data.machine, **({"commit": data.commit} if data.commit else {})}
+    has_run = bool(facts or data.commands or data.configuration)
+    sections = {
+        "scores": ("Scores", data.scores),
+        "images": ("Images", data.images),
+        "curves": ("Loss curves", charts),
+        "times": ("Time", data.times_s),
+        "run": ("Run", has_run),
+    }
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            data=data,
+            sections={name: title for name, (title, content) in sections.items() if content},
+            style=Markup((files("triptych.report") / "templates" / "page.css").read_text("utf-8")),
+            views=[_card_view(card) for card in data.images],
+            lead=_images_lead(data.images, data.images_note),
+            has_boxes=any(card.phrases for card in data.images),
+            charts=charts,
+            stages=_stages(data.times_s) if data.times_s else None,
+            facts=facts,
+        )
     )
 
 
 def score_scale(row: ScoreRow) -> float:
     """Return the value at the right end of a row's bar: 1, or a round number above its values."""
-    top = max(value for value in (row.value, row.high, row.blind or 0, row.bar or 0))
+    top = max(value for value in (row.value, row.high, row.blind or 0, row.target or 0))
     return 1.0 if top <= 1 else round_step(top, 1)
 
 
-def render_curves(curves: Sequence[Curve]) -> Markup:
+@cache
+def _environment() -> Environment:
+    """Return the templates; what they are given is escaped unless it is Markup."""
+    environment = Environment(
+        loader=PackageLoader("triptych.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "score": format_score,
+        "brief": _brief,
+        "by_task": _by_task,
+        "score_scale": score_scale,
+    }
+    environment.globals |= {
+        "draw_score": draw_score,
+        "num_colours": NUM_COLOURS,
+        "right_iou": RIGHT_IOU,
+    }
+    return environment
+
+
+def _by_task(rows: Iterable[ScoreRow]) -> list[tuple[str, list[ScoreRow]]]:
+    return [(task, list(group)) for task, group in groupby(rows, lambda row: row.task)]
+
+
+def _images_lead(cards: Sequence[ImageCard], note: str) -> str:
+    """Return the note, and how many answers on the cards are right."""
+    answers = [answer.is_right for card in cards for answer in card.questions]
+    boxes = [phrase.iou >= RIGHT_IOU for card in cards for phrase in card.phrases]
+    counts = [
+        f"{sum(marks)} of {len(marks)} {name} are right"
+        for name, marks in (("answers", answers), ("boxes", boxes))
+        if marks
+    ]
+    return f"{note} On this page {' and '.join(counts)}." if counts else note
+
+
+def _card_view(card: ImageCard) -> CardView:
+    pixels = load_image(card.image)
+    height, width = pixels.shape[:2]
+    boxes = draw_boxes(card.phrases, width, height) if card.phrases else Markup("")
+    neighbours = tuple(
+        NeighbourView(_thumbnail(neighbour.image), neighbour.is_right)
+        for neighbour in card.neighbours
+    )
+    return CardView(card, _embedded(pixels, encode_image(pixels)), boxes, neighbours)
+
+
+def _thumbnail(image: ImageSource) -> EmbeddedImage:
+    pixels = load_image(image)
+    return _embedded(pixels, encode_image(pixels, max_side_px=THUMBNAIL_PX, exact=False))
+
+
+def _embedded(pixels: RGBArray, src: str) -> EmbeddedImage:
+    height, width = pixels.shape[:2]
+    return EmbeddedImage(src, width, height, exact=max(height, width) <= EXACT_SIDE_PX)
+
+
+def _charts(curves: Sequence[Curve]) -> list[Chart]:
     """Return a chart for each stage that has a finite loss."""
-    figures = []
+    charts = []
     for curve in curves:
         series = curve.series
         if series is None:
             series = read_losses(curve.metrics_jsonl) if curve.metrics_jsonl else {}
         lines = build_lines(series)
         if lines:
-            figures.append(_render_curve(curve.title, lines))
-    if not figures:
-        return _NO_SECTION
-    lead = "Faint: as logged. Strong: a moving mean over a thirtieth of the curve."
-    return Markup(
-        element("p", {"class": "lead"}, lead) + element("div", {"class": "charts"}, *figures)
-    )
+            charts.append(Chart(curve.title, lines, draw_curves(lines, _label(curve, lines))))
+    return charts
 
 
-def render_times(times_s: Mapping[str, float]) -> Markup:
-    """Return one stacked bar and the stages with their times and shares."""
-    total = sum(times_s.values())
-    shares = [seconds / total if total > 0 else 0.0 for seconds in times_s.values()]
-    items = [
-        element(
-            "li",
-            {"class": f"key-series series-{index % NUM_COLOURS}"},
-            element("span", {"class": "stage"}, stage),
-            element(
-                "span", {"class": "took"}, f"{format_duration(seconds)} · {format_share(share)}"
-            ),
-        )
-        for index, ((stage, seconds), share) in enumerate(zip(times_s.items(), shares, strict=True))
-    ]
-    lead = element("p", {"class": "lead"}, f"{format_duration(total)} in all.")
-    bar = draw_times(shares, f"shares of {format_duration(total)}, listed below")
-    return join([lead, bar, element("ul", {"class": "stages"}, *items)])
-
-
-def render_run(data: ReportData) -> Markup:
-    """Return machine, commit, commands and the configuration of each stage."""
-    parts = []
-    facts = {**data.machine, **({"commit": data.commit} if data.commit else {})}
-    if facts:
-        pairs = [
-            element("div", {}, element("dt", {}, name), element("dd", {}, str(fact)))
-            for name, fact in facts.items()
-        ]
-        parts += [element("h3", {}, "Machine and code"), element("dl", {"class": "facts"}, *pairs)]
-    if data.commands:
-        shown = element("pre", {}, element("code", {}, "\n".join(data.commands)))
-        parts += [element("h3", {}, "Commands that make it again"), shown]
-    if data.configuration:
-        parts.append(element("h3", {}, "Configuration"))
-    for stage, text in data.configuration.items():
-        shown = element("pre", {}, element("code", {}, text))
-        parts.append(element("details", {}, element("summary", {}, stage), shown))
-    return join(parts)
-
-
-def _render_head(title: str) -> Markup:
-    style = (files("triptych.report") / "page.css").read_text(encoding="utf-8")
-    return element(
-        "head",
-        {},
-        element("meta", {"charset": "utf-8"}),
-        element("meta", {"http-equiv": "Content-Security-Policy", "content": _POLICY}),
-        element("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
-        element("meta", {"name": "color-scheme", "content": "light dark"}),
-        element("title", {}, title),
-        element("style", {}, Markup(style)),
-    )
-
-
-def _render_header(data: ReportData, navigation: Markup) -> Markup:
-    lines = [element("p", {}, line) for line in data.summary_lines]
-    with_bar = [row for row in data.scores if row.bar is not None]
-    parts = [
-        element("p", {"class": "brand"}, "Triptych"),
-        element("h1", {}, data.title),
-        element("div", {"class": "summary"}, *lines),
-    ]
-    if with_bar:
-        tiles = [_render_tile(row) for row in with_bar]
-        parts.append(element("ul", {"class": "tiles", "aria-label": "Main scores"}, *tiles))
-    return element("header", {}, *parts, navigation)
-
-
-def _render_tile(row: ScoreRow) -> Markup:
-    verdict = [_verdict(row), " ", element("small", {}, f"bar {row.bar:g}")]
-    return element(
-        "li",
-        {},
-        element("span", {"class": "what"}, element("b", {}, row.task), " ", row.metric),
-        element("span", {"class": "figure"}, format_score(row.value)),
-        element("span", {"class": "verdict"}, *verdict),
-    )
-
-
-def _render_section(name: str, title: str, content: Markup) -> Markup:
-    heading = element("h2", {"id": f"{name}-title"}, title)
-    return element("section", {"id": name, "aria-labelledby": f"{name}-title"}, heading, content)
-
-
-def _thead(cells: Sequence[Markup]) -> Markup:
-    return element("thead", {}, element("tr", {}, *cells))
-
-
-def _scale_labels() -> Markup:
-    return element("span", {}, *(element("i", {}, text) for text in ("0", "0.5", "1")))
-
-
-def _render_task(task: str, rows: Sequence[ScoreRow]) -> Markup:
-    heading = element("th", {"colspan": "6", "scope": "rowgroup"}, task)
-    head = element("tr", {"class": "task"}, heading)
-    return element("tbody", {}, head, *(_render_row(row) for row in rows))
-
-
-def _render_row(row: ScoreRow) -> Markup:
-    split = element("span", {"class": "split"}, row.split)
-    name = [element("b", {}, row.metric), element("small", {}, split, " ", row.protocol)]
-    interval = f"{format_score(row.low)} – {format_score(row.high)}"
-    scale = score_scale(row)
-    note = [element("small", {}, f"scale ends at {scale:g}")] if scale != 1 else []
-    value = element("b", {}, format_score(row.value))
-    cells = [
-        element("th", {"scope": "row"}, *name),
-        element("td", {"class": "value"}, value, element("small", {}, interval)),
-        element("td", {"class": "drawing"}, draw_score(row, scale), *note),
-        element("td", {"data-label": "chance"}, format_score(row.chance)),
-        element("td", {"data-label": "blind"}, format_score(row.blind)),
-        element("td", {"data-label": "bar"}, *_bar_cell(row)),
-    ]
-    return element("tr", {}, *cells)
-
-
-def _bar_cell(row: ScoreRow) -> list[Markup]:
-    if row.bar is None:
-        return [escape("–")]
-    return [escape(format_score(row.bar)), _verdict(row)]
-
-
-def _verdict(row: ScoreRow) -> Markup:
-    sign, word = ("✓", "reached") if row.reached else ("✗", "missed")
-    css_class = "is-right" if row.reached else "is-wrong"
-    sign_element = element("span", {"aria-hidden": "true"}, f"{sign} ")
-    return element("span", {"class": f"mark {css_class}"}, sign_element, word)
-
-
-def _render_curve(title: str, lines: Sequence[Line]) -> Markup:
-    label = f"{title}: " + ", ".join(
+def _label(curve: Curve, lines: Sequence[Line]) -> str:
+    """Return what a chart shows, for those who cannot see it."""
+    return f"{curve.title}: " + ", ".join(
         f"{line.name} from {_brief(line.smooth[0][1])} to {_brief(line.smooth[-1][1])}"
         for line in lines
     )
-    items = [
-        element(
-            "li",
-            {"class": f"key-line {line.colour}"},
-            f"{line.name} ",
-            element("b", {}, _brief(line.smooth[-1][1])),
-        )
-        for line in lines
+
+
+def _stages(times_s: Mapping[str, float]) -> Stages:
+    total = sum(times_s.values())
+    shares = [seconds / total if total > 0 else 0.0 for seconds in times_s.values()]
+    rows = [
+        (stage, f"{format_duration(seconds)} · {format_share(share)}")
+        for (stage, seconds), share in zip(times_s.items(), shares, strict=True)
     ]
-    heading = element("h3", {}, title)
-    legend = element("ul", {"class": "legend", "aria-label": "Last values"}, *items)
-    caption = element("figcaption", {}, heading, legend)
-    return element("figure", {"class": "curve"}, caption, draw_curves(lines, label))
+    drawing = draw_times(shares, f"shares of {format_duration(total)}, listed below")
+    return Stages(format_duration(total), rows, drawing)
 
 
-def _brief(value: float) -> str:
+def _brief(value: Any) -> str:
     return f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""Drawings: loss curves, score bars, stacked times, boxes over an image.
+"""SVG drawings: loss curves, score bars, stacked times, boxes over an image.
 
 Colours are classes of `page.css` (`series-0` .. `series-7`, `is-right`, `is-wrong`), so that a
 drawing follows the light or dark scheme of the page.
@@ -6,19 +6,24 @@ drawing follows the light or dark scheme of the page.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from triptych.report.axis import Axis, build_step_axis, build_value_axis, format_tick
+from markupsafe import Markup, escape
+
 from triptych.report.curves import Points, keep_finite, smooth, thin
 from triptych.report.data import RIGHT_IOU, Box, Grounding, ScoreRow, Series
-from triptych.report.markup import Markup, element, format_coordinate
 from triptych.report.numbers import format_score
 
 CHART_WIDTH, CHART_HEIGHT = 480, 280
 PLOT_LEFT, PLOT_RIGHT, PLOT_TOP, PLOT_BOTTOM = 42, 398, 22, 242
 NUM_COLOURS = 8
 _LABEL_GAP_PX = 14
+_LOG_FROM_RATIO = 30.0
+_ROUND = (1.0, 2.0, 2.5, 5.0, 10.0)
+_MAX_LOG_TICKS = 7
+_NO_ATTRIBUTES: Mapping[str, str | float] = {}
 _BAR_TOPS = {"model": (7, 12), "blind": (22, 6), "chance": (31, 6)}
 
 
@@ -94,9 +99,9 @@ def draw_score(row: ScoreRow, scale: float) -> Markup:
     low, high = _percent(row.low, scale), _percent(row.high, scale)
     parts.append(_segment("whisker", low, 13, high, 13))
     parts.extend(_segment("whisker", end, 9, end, 17) for end in (low, high))
-    if row.bar is not None:
-        bar = _percent(row.bar, scale)
-        parts.append(_segment("target", bar, 2, bar, 24))
+    if row.target is not None:
+        end = _percent(row.target, scale)
+        parts.append(_segment("target", end, 2, end, 24))
     attributes: dict[str, str | float] = {"class": "score", "role": "img"}
     return element("svg", attributes | {"aria-label": describe_score(row)}, *parts)
 
@@ -106,7 +111,7 @@ def describe_score(row: ScoreRow) -> str:
     interval = f"95 % interval {format_score(row.low)} to {format_score(row.high)}"
     compared = [
         f"{name} {format_score(value)}"
-        for name, value in (("chance", row.chance), ("blind", row.blind), ("bar", row.bar))
+        for name, value in (("chance", row.chance), ("blind", row.blind), ("target", row.target))
         if value is not None
     ]
     return ", ".join([f"score {format_score(row.value)}", interval, *compared])
@@ -238,3 +243,113 @@ def _text(css_class: str, x: float, y: float, text: str) -> Markup:
 
 def _percent(value: float, scale: float) -> str:
     return format_coordinate(100 * min(max(value / scale, 0.0), 1.0)) + "%"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Axis:
+    """A linear or logarithmic axis.
+
+    Attributes:
+        low: Value at `start_px`.
+        high: Value at `end_px`, above `low`.
+        start_px: Coordinate of `low`.
+        end_px: Coordinate of `high`; below `start_px` on an axis that points up.
+        ticks: Values to mark, all within the axis.
+        is_log: Whether distances are ratios.
+    """
+
+    low: float
+    high: float
+    start_px: float
+    end_px: float
+    ticks: tuple[float, ...]
+    is_log: bool = False
+
+    def place(self, value: float) -> float:
+        """Return the coordinate of a value; one that no logarithm has stands far below."""
+        if self.is_log:
+            value = max(value, self.low / 1000)
+            share = math.log(value / self.low) / math.log(self.high / self.low)
+        else:
+            share = (value - self.low) / (self.high - self.low)
+        return self.start_px + share * (self.end_px - self.start_px)
+
+
+def build_value_axis(lowest: float, highest: float, start_px: float, end_px: float) -> Axis:
+    """Return an axis over the values, with round ends.
+
+    It is logarithmic where the highest is 30 times the lowest or more. A linear one begins at 0,
+    unless the values lie in the upper half of what it would show then.
+    """
+    if lowest > 0 and highest / lowest >= _LOG_FROM_RATIO:
+        return _build_log_axis(lowest, highest, start_px, end_px)
+    if 0 < lowest <= highest / 2 or lowest == highest > 0:
+        lowest = 0.0
+    step = round_step(highest - lowest, 5)
+    first, last = math.floor(lowest / step + 1e-9), math.ceil(highest / step - 1e-9)
+    last = max(last, first + 1)
+    ticks = tuple(round(index * step, 12) for index in range(first, last + 1))
+    return Axis(low=ticks[0], high=ticks[-1], start_px=start_px, end_px=end_px, ticks=ticks)
+
+
+def build_step_axis(first: int, last: int, start_px: float, end_px: float) -> Axis:
+    """Return a linear axis from the first to the last step, with round ticks between."""
+    last = max(last, first + 1)
+    step = max(1, round(round_step(last - first, 5)))
+    ticks = tuple(float(tick) for tick in range(-(-first // step) * step, last + 1, step))
+    return Axis(low=first, high=last, start_px=start_px, end_px=end_px, ticks=ticks)
+
+
+def round_step(length: float, max_parts: int) -> float:
+    """Return the least of 1, 2, 2.5 and 5 times a power of ten that cuts into `max_parts`."""
+    if length <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(length / max_parts))
+    return next(part * power for part in _ROUND if part * power * max_parts >= length * (1 - 1e-9))
+
+
+def format_tick(value: float) -> str:
+    """Return a tick's label: no needless zeros, thousands as k."""
+    if abs(value) >= 10_000 and value % 100 == 0:
+        return f"{value / 1000:g}k"
+    return f"{value:g}"
+
+
+def _build_log_axis(lowest: float, highest: float, start_px: float, end_px: float) -> Axis:
+    bottom, top = math.floor(math.log10(lowest)), math.ceil(math.log10(highest))
+    fine = [part * 10.0**power for power in range(bottom, top + 1) for part in (1, 2, 5)]
+    low = max(tick for tick in fine if tick <= lowest * (1 + 1e-9))
+    high = min(tick for tick in fine if tick >= highest * (1 - 1e-9))
+    ticks = [tick for tick in fine if low <= tick <= high]
+    if len(ticks) > _MAX_LOG_TICKS:
+        powers = [10.0**power for power in range(bottom, top + 1) if low <= 10.0**power <= high]
+        ticks = powers[:: -(-len(powers) // _MAX_LOG_TICKS)]
+    return Axis(
+        low=low, high=high, start_px=start_px, end_px=end_px, ticks=tuple(ticks), is_log=True
+    )
+
+
+def element(
+    name: str, attributes: Mapping[str, str | float] = _NO_ATTRIBUTES, *children: str
+) -> Markup:
+    """Return an element; children and attribute values that are no `Markup` are escaped.
+
+    Args:
+        name: Name of the tag.
+        attributes: Values by name; a number is written with at most two decimals.
+        *children: What stands between the tags.
+    """
+    written = Markup("").join(
+        Markup(' {}="{}"').format(
+            key, value if isinstance(value, str) else format_coordinate(value)
+        )
+        for key, value in attributes.items()
+    )
+    inside = Markup("").join(map(escape, children))
+    return Markup(f"<{name}{written}>{inside}</{name}>")
+
+
+def format_coordinate(value: float) -> str:
+    """Return a number with at most two decimals and no trailing zeros."""
+    text = f"{value:.2f}".rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text

@@ -11,13 +11,13 @@ from rich.text import Text
 from triptych.report.data import ScoreRow
 from triptych.report.numbers import format_score
 
-NUMBERS = ("score", "95 % interval", "chance", "blind", "bar")
-LEFT_OUT = ((), ("95 % interval",), ("95 % interval", "chance"), NUMBERS[1:])
+NUMBERS = ("score", "95 % interval", "chance", "blind", "target")
+DROPPED_COLUMNS = ((), ("95 % interval",), ("95 % interval", "chance"), NUMBERS[1:])
 """What a terminal too narrow for everything does without, from little to much."""
 
 
 def print_scores(rows: Iterable[ScoreRow], console: Console) -> None:
-    """Print each score with its 95 % interval, beside chance, the blind baseline and its bar.
+    """Print each score with its 95 % interval, beside chance, the blind baseline and its target.
 
     Where the ruled table is too wide, each task is a heading above its scores and the rules go;
     where that is too wide still, so does the interval, then chance. No name is broken into lines.
@@ -27,7 +27,7 @@ def print_scores(rows: Iterable[ScoreRow], console: Console) -> None:
         console: Where to print.
     """
     rows = list(rows)
-    tables = [_ruled(rows), *(_compact(rows, without) for without in LEFT_OUT)]
+    tables = [_ruled(rows), *(_compact(rows, without) for without in DROPPED_COLUMNS)]
     unbounded = console.options.update(max_width=10_000)
     widths = [console.measure(table, options=unbounded).maximum for table in tables]
     pairs = zip(tables, widths, strict=True)
@@ -80,13 +80,13 @@ def _numbers(row: ScoreRow, names: Sequence[str]) -> list[Text]:
         "95 % interval": Text(f"{format_score(row.low)} to {format_score(row.high)}"),
         "chance": Text(format_score(row.chance), style="dim"),
         "blind": Text(format_score(row.blind), style="dim"),
-        "bar": _bar_cell(row),
+        "target": _target_cell(row),
     }
     return [cells[name] for name in names]
 
 
-def _bar_cell(row: ScoreRow) -> Text:
-    if row.bar is None:
+def _target_cell(row: ScoreRow) -> Text:
+    if row.target is None:
         return Text("–", style="dim")
-    text = f"{format_score(row.bar)} {'reached' if row.reached else 'missed'}"
-    return Text(text, style="green" if row.reached else "red")
+    text = f"{format_score(row.target)} {'met' if row.met else 'not met'}"
+    return Text(text, style="green" if row.met else "red")
