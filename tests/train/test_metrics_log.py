@@ -1,16 +1,15 @@
-"""`metrics.jsonl` is exact and rewinds; event files are what TensorBoard reads."""
+"""`metrics.jsonl` is exact and rewinds."""
 
 import json
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from triptych.train.metrics_log import MetricsLog, StepMeans, read_metrics
 
 
 def test_floats_are_written_so_that_they_read_equal(tmp_path):
     values = {"loss/itc": 0.1 + 0.2, "grad_norm": 1e-310, "loss/mlm": 1 / 3}
-    log = MetricsLog(tmp_path, tensorboard=False)
+    log = MetricsLog(tmp_path)
     log.write(1, values)
     log.close()
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, **values}]
@@ -21,25 +20,10 @@ def test_resuming_drops_later_and_half_written_lines(tmp_path, tail):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "loss/a": step / 7}) for step in (1, 2, 2, 3)]
     path.write_text("\n".join(lines) + "\n" + tail)
-    log = MetricsLog(tmp_path, start_step=2, tensorboard=False)
+    log = MetricsLog(tmp_path, start_step=2)
     log.write(3, {"loss/a": 9.0})
     log.close()
     assert path.read_text().splitlines() == [*lines[:3], '{"step": 3, "loss/a": 9.0}']
-
-
-def test_tensorboard_reads_the_curves_and_forgets_steps_done_twice(tmp_path):
-    first = MetricsLog(tmp_path)
-    for step in (1, 2, 3):
-        first.write(step, {"loss/a": float(step)})
-    first.close()
-    second = MetricsLog(tmp_path, start_step=2)
-    second.write(3, {"loss/a": 30.0})
-    second.flush_to_disk()
-    reader = EventAccumulator(str(tmp_path / "tensorboard"))
-    reader.Reload()
-    second.close()
-    points = [(event.step, event.value) for event in reader.Scalars("loss/a")]
-    assert points == [(1, 1.0), (2, 2.0), (3, 30.0)]
 
 
 def test_means_survive_a_checkpoint():

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from triptych.core.config import check
+from triptych.train.trackers import TrackerName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +65,12 @@ class TrainConfig:
     """How to report; `auto` is a live display on a terminal and plain lines elsewhere."""
 
     tensorboard: bool = True
-    """Whether to write TensorBoard event files to `tensorboard/` in the run folder."""
+    """Whether to write TensorBoard event files to `tensorboard/` in the run folder, where
+    TensorBoard is installed."""
+
+    trackers: tuple[TrackerName, ...] = ()
+    """Services that also get the curves, each a package to install: wandb (Weights & Biases),
+    trackio."""
 
     def __post_init__(self) -> None:
         for field in (

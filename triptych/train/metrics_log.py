@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
 from triptych.core.files import write_atomic
-from triptych.train.tensorboard import EventFile
+from triptych.train.trackers import Tracker
 
 WALL_CLOCK_KEYS = frozenset({"samples_per_s", "data_wait_share", "elapsed_s"})
 """Keys of a line that two equal runs do not share."""
 
 
 class MetricsLog:
-    """Writes metrics to `metrics.jsonl` and, if asked, to TensorBoard event files.
+    """Writes metrics to `metrics.jsonl`, and hands them to trackers.
 
     Args:
         folder: The run folder.
         start_step: Steps done. Lines of later steps, which a killed run wrote after its last
             checkpoint, and a half-written last line are dropped.
-        tensorboard: Whether to write event files to `folder/tensorboard`.
+        trackers: Take the same numbers; closed with the log.
         silent: Write nothing at all: for processes other than the main one.
     """
 
@@ -31,40 +31,39 @@ class MetricsLog:
         folder: Path,
         *,
         start_step: int = 0,
-        tensorboard: bool = True,
+        trackers: Sequence[Tracker] = (),
         silent: bool = False,
     ) -> None:
         self.path = folder / "metrics.jsonl"
         self._file: TextIO | None = None
-        self._events: EventFile | None = None
+        self._trackers = trackers
         if silent:
             return
         folder.mkdir(parents=True, exist_ok=True)
         _drop_lines_after(self.path, start_step)
         self._file = self.path.open("a", encoding="utf-8")
-        self._events = EventFile(folder / "tensorboard", start_step) if tensorboard else None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append a line `{"step": step, **values}`; floats are written so that they read equal."""
         if self._file:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
-        if self._events:
-            self._events.write(step, values)
+        for tracker in self._trackers:
+            tracker.log(step, values)
 
     def flush_to_disk(self) -> None:
         """Wait until all lines are on the disk; a checkpoint must not be ahead of its metrics."""
         if self._file:
             os.fsync(self._file.fileno())
-        if self._events:
-            self._events.flush()
+        for tracker in self._trackers:
+            tracker.flush()
 
     def close(self) -> None:
         """Close the files."""
         if self._file:
             self._file.close()
-        if self._events:
-            self._events.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 class StepMeans:

@@ -43,6 +43,7 @@ from triptych.train.step import (
     to_device,
 )
 from triptych.train.task import Task
+from triptych.train.trackers import Tracker, open_trackers
 from triptych.train.weights import ObjectiveSchedules
 
 Batches = Iterator[Mapping[str, Tensor]]
@@ -185,12 +186,21 @@ class Trainer:
             f"from step {self.step} to {self.config.max_steps}, in {self.run_folder}"
         )
 
+    def _trackers(self, progress: Progress) -> list[Tracker]:
+        return open_trackers(
+            self.run_folder,
+            self.step,
+            tensorboard=self.config.tensorboard,
+            names=self.config.trackers,
+            say=progress.message,
+        )
+
     def _loop(self, guard: InterruptGuard, progress: Progress) -> TrainResult:
         clock = StepClock(self.config.local_batch_size * world_size())
         log = MetricsLog(
             self.run_folder,
             start_step=self.step,
-            tensorboard=self.config.tensorboard,
+            trackers=self._trackers(progress) if is_main() else (),
             silent=not is_main(),
         )
         loader = self.loader_factory(self.step * self.config.accumulate)
