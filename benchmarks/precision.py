@@ -43,13 +43,13 @@ from triptych.models.registry import build_model, model_config
 from triptych.nn import attention
 from triptych.recipes.registry import build_recipe
 from triptych.scenes.write import write_scenes
+from triptych.tasks.registry import build_collator, build_task
 from triptych.text import Tokenizer
 from triptych.train.optim import build_optimizer, group_parameters
 from triptych.train.precision import autocast
 from triptych.train.schedule import apply_schedule
 from triptych.train.step import backward_micro_batch, clip_gradients
 from triptych.train.task import Task
-from triptych.workflows.kinds import build_collator, build_task
 from triptych.workflows.run import prepare_tokenizer
 
 ALL = ("itc", "itm", "mlm", "prefix_lm")

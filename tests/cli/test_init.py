@@ -11,12 +11,12 @@ from PIL import Image
 
 from triptych.cli.documented_yaml import documented_yaml
 from triptych.cli.field_help import field_help
-from triptych.cli.init import NEEDS
 from triptych.cli.main import main
 from triptych.core.config import load_yaml
 from triptych.data.source import DataSourceConfig
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import RECIPES, build_recipe
+from triptych.tasks.registry import recipe_needs
 from triptych.train.config import OptimConfig
 
 
@@ -147,7 +147,7 @@ def test_an_image_folder_and_a_text_file_have_recipes(capsys, here):
 
 
 def test_init_knows_what_every_recipe_needs():
-    assert set(NEEDS) == set(RECIPES)
+    assert set(recipe_needs()) == set(RECIPES)
 
 
 @pytest.mark.parametrize(
@@ -155,13 +155,13 @@ def test_init_knows_what_every_recipe_needs():
     [
         *((name, None) for name in ("mplug.pretrain", "vlmo.pretrain", "flava.joint", "dvae")),
         *((name, "image_tokenizer") for name in ("flava.image", "vlmo.vision")),
-        *((name, "Fine-tuning wants") for name in ("mplug.caption", "vlmo.retrieval")),
+        *((name, "Fine-tuning needs") for name in ("mplug.caption", "vlmo.retrieval")),
     ],
 )
 def test_the_head_says_what_the_recipe_starts_from(here, recipe, hint):
     assert main(["init", _manifest({"image": "a.png", "caption": "x"}), "--recipe", recipe]) == 0
     head = Path("run.yaml").read_text().split("\n\n", 1)[0]
-    for word in ("image_tokenizer", "Fine-tuning wants"):
+    for word in ("image_tokenizer", "Fine-tuning needs"):
         assert (word in head) == (word == hint)
 
 

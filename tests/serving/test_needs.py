@@ -7,9 +7,9 @@ import pytest
 from triptych.core.errors import CapabilityError
 from triptych.models.flava.config import FLAVAConfig
 from triptych.models.registry import model_config
-from triptych.recipes.registry import RECIPES
-from triptych.serving.needs import NEEDS, OTHER_RECIPES, require
-from triptych.workflows.kinds import TRAINED_FOR
+from triptych.recipes.registry import RECIPES, build_recipe
+from triptych.serving.needs import require
+from triptych.tasks.registry import TASKS, trained_for_words
 
 FOLDER = Path("runs/mine/model")
 
@@ -23,10 +23,13 @@ class Model:
 
 
 def test_every_recipe_that_is_named_exists():
-    named = {recipe for _, recipe in NEEDS.values()}
-    others = {recipe for own in OTHER_RECIPES.values() for recipe in own.values() if recipe}
-    assert all(set(own) <= named for own in OTHER_RECIPES.values())
-    assert named | others <= set(RECIPES)
+    named = [recipe for spec in TASKS.values() for recipe in spec.recipes]
+    assert {recipe.name for recipe in named} == set(RECIPES)
+    assert len(named) == len(RECIPES.names())
+    for spec in TASKS.values():
+        for recipe in spec.recipes:
+            assert isinstance(build_recipe(recipe.name, "tiny").task, spec.config)
+            assert set(recipe.teaches or ()) <= set(spec.uses())
 
 
 @pytest.mark.parametrize(
@@ -59,7 +62,7 @@ def is_refused(asked, trained):
 
 
 def test_what_was_trained_is_not_refused():
-    every = sorted(set(TRAINED_FOR.values()))
+    every = sorted(trained_for_words())
     enough = {
         asked: [word for word in every if not is_refused(asked, word)]
         for asked in ("answer", "match")

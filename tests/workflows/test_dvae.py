@@ -20,7 +20,7 @@ from triptych.models.dvae.model import DVAE, PIXEL_MEAN, PIXEL_STD
 from triptych.models.dvae.variants import dvae_tiny
 from triptych.recipes.registry import build_recipe
 from triptych.serving.loading import read_model
-from triptych.workflows import image_tokenizer
+from triptych.tasks.pretraining import image_tokenizer
 from triptych.workflows.run import resume_run, train_run
 
 from .small_runs import small_run
@@ -149,7 +149,7 @@ def test_what_is_no_image_tokenizer_is_an_error(tmp_path, pretrained, trained):
 def test_a_run_of_another_model_is_an_error(scenes, tmp_path):
     config = run_of(scenes)
     wrong = replace(config, model=replace(config.model, name="mplug_tiny"))
-    with pytest.raises(ConfigError, match="be an image tokenizer"):
+    with pytest.raises(ConfigError, match=r"trains dVAE models, and model.name = mplug_tiny"):
         train_run(wrong, tmp_path / "run")
 
 

@@ -20,9 +20,10 @@ from triptych.models.registry import model_config
 from triptych.recipes.registry import build_recipe
 from triptych.scenes.language import objects_named
 from triptych.scenes.write import write_scenes
-from triptych.workflows import image_tokenizer, stagewise
+from triptych.text import Tokenizer
+from triptych.workflows import stagewise
 from triptych.workflows.evaluate import evaluate_model
-from triptych.workflows.run import train_run
+from triptych.workflows.run import save_model, train_run
 from triptych.workflows.stagewise import (
     STAGES,
     plan_stages,
@@ -51,7 +52,7 @@ def write_tokenizer(folder):
         model.encoder, 0.8 * torch.rand(64, 3, config.image_size, config.image_size) + 0.1, 4.0
     )
     run = build_recipe("dvae", "smoke")
-    image_tokenizer.save(folder, model, run.image, config=run, num_records=0)
+    save_model(folder, run, model, Tokenizer.without_words(), 0)
     return folder
 
 

@@ -16,10 +16,10 @@ from triptych.data.records import Record
 from triptych.data.transforms.pipeline import ImageTransform
 from triptych.tasks.finetuning.nlvr2 import NLVR2
 from triptych.tasks.finetuning.scst import SCST
+from triptych.tasks.registry import build_collator
 from triptych.train.interrupts import TrainingInterrupted
 from triptych.workflows.baselines import baselines_of
 from triptych.workflows.evaluate import evaluate_model
-from triptych.workflows.kinds import build_collator
 from triptych.workflows.loaded import load_for_evaluation
 from triptych.workflows.run import resume_run, train_run
 

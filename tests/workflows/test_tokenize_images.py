@@ -17,9 +17,11 @@ from triptych.models.dvae.config import DVAEConfig
 from triptych.models.dvae.model import DVAE
 from triptych.models.dvae.start import spread_codes
 from triptych.recipes.registry import build_recipe
-from triptych.workflows import image_tokenizer
+from triptych.tasks.pretraining import image_tokenizer
+from triptych.tasks.pretraining.flava import check_codes
+from triptych.text import Tokenizer
 from triptych.workflows.demo import scene_source
-from triptych.workflows.kinds import check_task_data
+from triptych.workflows.run import save_model
 from triptych.workflows.tokenize_images import tokenize_images
 
 WHOLE = ImageTransformConfig(
@@ -36,7 +38,7 @@ def tokenizer(tmp_path_factory):
     spread_codes(model.encoder, 0.8 * torch.rand(64, 3, 32, 32) + 0.1, 4.0)
     folder = tmp_path_factory.mktemp("tokenizer") / "model"
     run = build_recipe("dvae", "smoke")
-    image_tokenizer.save(folder, model, run.image, config=run, num_records=0)
+    save_model(folder, run, model, Tokenizer.without_words(), 0)
     return folder
 
 
@@ -118,10 +120,10 @@ def test_training_refuses_codes_of_another_tokenizer(scenes, tokenizer, tmp_path
     stored = read_records(DataSourceConfig(path=str(tmp_path / "shards"))).records
     task = replace(build_recipe("flava.image", "smoke").task, stored_codes=True)
     own = image_tokenizer.load(tokenizer).encoder
-    check_task_data(task, _Model(own), stored)
-    check_task_data(task, _Model(None), stored)
+    check_codes(task, _Model(own), stored)
+    check_codes(task, _Model(None), stored)
     other = DVAE(own.config).encoder
     with pytest.raises(DataError, match="another image tokenizer"):
-        check_task_data(task, _Model(other), stored)
+        check_codes(task, _Model(other), stored)
     with pytest.raises(DataError, match="has no stored codes"):
-        check_task_data(task, _Model(own), read_records(source).records)
+        check_codes(task, _Model(own), read_records(source).records)

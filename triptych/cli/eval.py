@@ -67,16 +67,7 @@ class EvalOptions:
     """
 
     folder: FolderArgument
-    task: Literal[
-        "caption",
-        "retrieval",
-        "vqa",
-        "grounding",
-        "nlvr2",
-        "snli_ve",
-        "classification",
-        "zero_shot",
-    ]
+    task: Annotated[str, tyro.conf.arg(metavar="TASK")]
     data: Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH [PATH ...]")]
     source: SourceGroup = field(default_factory=SourceOptions)
     limit: int | None = None
@@ -99,7 +90,9 @@ def run(arguments: Sequence[str]) -> int:
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"limit = {options.limit}: must be at least 1")
     from triptych.core.machine import current_commit
+    from triptych.tasks.registry import find_evaluation
 
+    find_evaluation(options.task)
     scores: list[dict[str, Any]] = []
     for path in options.data:
         metrics = _evaluate(options, options.source.source(path))

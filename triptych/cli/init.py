@@ -24,41 +24,6 @@ Examples:
   triptych init questions.jsonl --recipe mplug.vqa --init-from runs/mine/model --out vqa.yaml
 """
 
-NEEDS = {
-    "mplug.pretrain": ("caption",),
-    "mplug.vqa": ("question", "answers"),
-    "mplug.grounding": ("phrase", "box"),
-    "mplug.nlvr2": ("statement", "label"),
-    "mplug.snli_ve": ("image", "hypothesis", "label"),
-    "flava.hateful_memes": ("image", "text", "label"),
-    "classify.texts": ("text|hypothesis", "label"),
-    "dvae": ("image",),
-    "flava.text": ("text|caption",),
-    "mplug.caption": ("caption",),
-    "mplug.scst": ("caption",),
-    "mplug.retrieval": ("caption",),
-    "vlmo.vision": ("image",),
-    "vlmo.language": ("text|caption",),
-    "vlmo.pretrain": ("caption",),
-    "vlmo.retrieval": ("caption",),
-    "vlmo.vqa": ("question", "answers"),
-    "vlmo.nlvr2": ("statement", "label"),
-    "vlmo.snli_ve": ("image", "hypothesis", "label"),
-    "flava.image": ("image",),
-    "flava.joint": ("caption|image|text",),
-    "flava.vqa": ("question", "answers"),
-    "flava.snli_ve": ("image", "hypothesis", "label"),
-    "flava.glue": ("text|hypothesis", "label"),
-    "dino": ("image",),
-    "classify.answers": ("question", "answers"),
-    "classify.pairs": ("image", "text|hypothesis", "label"),
-}
-"""What a record must have for each recipe, `|` between fields that either will do.
-
-The first that fits is the default. Of images alone it is the image tokenizer, which needs nothing
-else and which other recipes for images start from.
-"""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InitOptions:
@@ -110,20 +75,32 @@ def run(arguments: Sequence[str]) -> int:
 
 def count_fields(records: Sequence[Record]) -> dict[str, int]:
     """Return how many records have each field that a recipe needs."""
-    ways = (way for needed in NEEDS.values() for need in needed for way in need.split("|"))
+    from triptych.tasks.registry import recipe_needs
+
+    ways = (way for needed in recipe_needs().values() for need in needed for way in need.split("|"))
     names = dict.fromkeys(("image", *ways))
     counts = {name: sum(_has(record, name) for record in records) for name in names}
     return {name: count for name, count in counts.items() if count}
 
 
 def fitting_recipes(records: Sequence[Record]) -> list[str]:
-    """Return the recipes that some record has all fields for."""
-    return [name for name in NEEDS if any(not _missing(name, record) for record in records)]
+    """Return the recipes that some record has all fields for, the default first.
+
+    Of images alone it is the image tokenizer, which needs nothing else and which other recipes for
+    images start from.
+    """
+    from triptych.tasks.registry import recipe_needs
+
+    return [
+        name
+        for name, needs in recipe_needs().items()
+        if any(not _missing(needs, record) for record in records)
+    ]
 
 
-def _missing(recipe: str, record: Record) -> list[str]:
+def _missing(needs: Sequence[str], record: Record) -> list[str]:
     """Return what a record lacks of what a recipe needs."""
-    return [n for n in NEEDS[recipe] if not any(_has(record, way) for way in n.split("|"))]
+    return [need for need in needs if not any(_has(record, way) for way in need.split("|"))]
 
 
 def _has(record: Record, name: str) -> bool:
@@ -138,10 +115,11 @@ def choose_recipe(records: Sequence[Record], asked: str | None, where: str) -> s
         DataError: The records do not have what the recipe, or any recipe, needs.
     """
     from triptych.recipes.registry import RECIPES
+    from triptych.tasks.registry import recipe_needs
 
     if asked is not None:
         RECIPES.get(asked)
-        missing = min((_missing(asked, record) for record in records), key=len)
+        missing = min((_missing(recipe_needs()[asked], record) for record in records), key=len)
         if missing:
             raise DataError(
                 f"{where}: no record has {_listed(missing, ' and ')}, which {asked} needs "
@@ -151,7 +129,9 @@ def choose_recipe(records: Sequence[Record], asked: str | None, where: str) -> s
     fitting = fitting_recipes(records)
     if fitting:
         return fitting[0]
-    ways = "; ".join(f"{recipe}: {_listed(needed, ', ')}" for recipe, needed in NEEDS.items())
+    ways = "; ".join(
+        f"{recipe}: {_listed(needed, ', ')}" for recipe, needed in recipe_needs().items()
+    )
     raise DataError(f"{where}: no recipe fits the fields of the records. Recipes need: {ways}")
 
 
@@ -180,15 +160,11 @@ def _header(options: InitOptions, config: RunConfig) -> str:
 
 def _start(config: RunConfig) -> str | None:
     """Return what a task wants to be given beside the data, in words, or None."""
-    from triptych.tasks.pretraining.flava_stages import FLAVAImageConfig
-    from triptych.tasks.pretraining.vlmo_stages import VLMoVisionConfig
-    from triptych.workflows.kinds import PRETRAINING
+    from triptych.tasks.registry import task_spec
 
-    if isinstance(config.task, FLAVAImageConfig | VLMoVisionConfig):
-        return (
-            "It predicts codes: set task.image_tokenizer to a model folder of `triptych train "
-            "dvae`, or to released weights."
-        )
-    if isinstance(config.task, PRETRAINING) or config.model.init_from is not None:
+    spec = task_spec(config.task)
+    if spec.start_hint is not None:
+        return spec.start_hint
+    if spec.pretrains or config.model.init_from is not None:
         return None
-    return "Fine-tuning wants a pre-trained model: set model.init_from to its folder."
+    return "Fine-tuning needs a pre-trained model: set model.init_from to its folder."

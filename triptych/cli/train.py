@@ -106,9 +106,10 @@ def read_config(arguments: Sequence[str], plain: PlainOptions | None = None) -> 
     base = _base_config(plain)
 
     helps = field_help(RunConfig)
+    hints = get_type_hints(RunConfig) | {"task": type(base.task)}
     settings = [
         (name, Annotated[hint, tyro.conf.arg(help=helps.get(name))])
-        for name, hint in get_type_hints(RunConfig).items()
+        for name, hint in hints.items()
         if name not in LABELS
     ]
     both: Any = make_dataclass("Train", settings, bases=(PlainOptions,), frozen=True, kw_only=True)

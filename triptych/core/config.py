@@ -1,8 +1,8 @@
 """Strict configs: frozen dataclasses to and from plain values and YAML.
 
 A config is a `@dataclass(frozen=True, kw_only=True, slots=True)`; nested configs are fields. Where
-a field's type is a union of configs, the plain form carries a `kind` key, the class's snake-case
-name without a trailing `_config`.
+a field's type is a union of configs, or an `OpenConfig`, the plain form carries a `kind` key, the
+class's snake-case name without a trailing `_config`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import re
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -20,6 +21,17 @@ from triptych.core.errors import ConfigError, nearest
 from triptych.core.files import write_atomic
 
 C = TypeVar("C")
+
+
+class OpenConfig:
+    """Base of configs that one field may hold, told apart by `kind`; more may be added later."""
+
+    __slots__ = ()
+
+    @classmethod
+    def choices(cls) -> Mapping[str, type]:
+        """Return the config classes by each `kind` that loads them."""
+        raise NotImplementedError
 
 
 def kind_of(config_class: type) -> str:
@@ -47,7 +59,7 @@ def to_dict(config: Any, *, tagged: bool = False) -> Any:
         plain = {"kind": kind_of(type(config))} if tagged else {}
         for field in dataclasses.fields(config):
             value = getattr(config, field.name)
-            plain[field.name] = to_dict(value, tagged=len(_config_choices(hints[field.name])) > 1)
+            plain[field.name] = to_dict(value, tagged=_is_tagged(hints[field.name]))
         return plain
     if isinstance(config, (list, tuple)):
         return [to_dict(item) for item in config]
@@ -119,6 +131,16 @@ def check(condition: bool, field: str, value: Any, must: str) -> None:
         raise ConfigError(f"{field} = {value!r}: must {must}")
 
 
+def _is_tagged(hint: Any) -> bool:
+    return _is_open(hint) or len(_config_choices(hint)) > 1
+
+
+def _is_open(hint: Any) -> bool:
+    """Return whether a field takes any config of an open family, rather than one of them."""
+    is_base = isinstance(hint, type) and issubclass(hint, OpenConfig)
+    return is_base and not dataclasses.is_dataclass(hint)
+
+
 def _config_choices(hint: Any) -> list[type]:
     members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     return [m for m in members if isinstance(m, type) and dataclasses.is_dataclass(m)]
@@ -137,6 +159,8 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return _convert_sequence(hint, value, path)
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_dict(hint, value, path)
+    if _is_open(hint):
+        return _convert_tagged(hint.choices(), value, path)
     if hint is Path and isinstance(value, str):
         return Path(value)
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
@@ -170,12 +194,7 @@ def _convert_union(hint: Any, value: Any, path: str) -> Any:
     choices = _config_choices(hint)
     if len(choices) > 1 and isinstance(value, dict):
         kinds = {kind: choice for choice in choices for kind in kinds_of(choice)}
-        kind = value.get("kind")
-        if kind not in kinds:
-            raise ConfigError(
-                f"{path}.kind = {kind!r}: must be one of {list(kinds)}{nearest(str(kind), kinds)}"
-            )
-        return from_dict(kinds[kind], {k: v for k, v in value.items() if k != "kind"}, path)
+        return _convert_tagged(kinds, value, path)
     errors = []
     for member in members:
         if member is type(None):
@@ -185,3 +204,15 @@ def _convert_union(hint: Any, value: Any, path: str) -> Any:
         except ConfigError as error:
             errors.append(str(error))
     raise ConfigError(errors[0])
+
+
+def _convert_tagged(kinds: Mapping[str, type], value: Any, path: str) -> Any:
+    """Build the config that a mapping's `kind` names."""
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected a mapping, got {value!r}")
+    kind = value.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ConfigError(
+            f"{path}.kind = {kind!r}: must be one of {list(kinds)}{nearest(str(kind), kinds)}"
+        )
+    return from_dict(kinds[kind], {k: v for k, v in value.items() if k != "kind"}, path)

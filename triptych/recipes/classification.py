@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.recipes import scales
-from triptych.recipes.config import RunConfig, TaskConfig
+from triptych.recipes.config import RunConfig
 from triptych.recipes.mplug import MODELS
 from triptych.recipes.scales import PAPER_SCALES, check_scale, linear_optim, small_optim
 from triptych.tasks.finetuning.base import FLAVA_HEAD, HeadConfig
@@ -18,6 +18,7 @@ from triptych.tasks.finetuning.image_text_classification import (
     ImageTextClassificationConfig,
 )
 from triptych.tasks.finetuning.text_classification import TextClassificationConfig
+from triptych.tasks.spec import TaskConfig
 from triptych.train.config import TrainConfig
 
 

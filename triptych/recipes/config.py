@@ -10,47 +10,9 @@ from triptych.data.collate.crops import MultiCropConfig
 from triptych.data.source import DataSourceConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.models.mplug.config import FusionName
-from triptych.tasks.finetuning.captioning import CaptioningConfig
-from triptych.tasks.finetuning.grounding import GroundingConfig
-from triptych.tasks.finetuning.image_text_classification import (
-    AnswerClassificationConfig,
-    ImageTextClassificationConfig,
-)
-from triptych.tasks.finetuning.nlvr2 import NLVR2Config
-from triptych.tasks.finetuning.retrieval import RetrievalConfig, VLMoRetrievalConfig
-from triptych.tasks.finetuning.scst import SCSTConfig
-from triptych.tasks.finetuning.text_classification import TextClassificationConfig
-from triptych.tasks.finetuning.vqa import VQAConfig
-from triptych.tasks.pretraining.dino import DINOConfig
-from triptych.tasks.pretraining.dvae import DVAETrainingConfig
-from triptych.tasks.pretraining.flava import FLAVAPretrainingConfig
-from triptych.tasks.pretraining.flava_stages import FLAVAImageConfig, FLAVATextConfig
-from triptych.tasks.pretraining.mplug import MPLUGPretrainingConfig
-from triptych.tasks.pretraining.vlmo import VLMoPretrainingConfig
-from triptych.tasks.pretraining.vlmo_stages import VLMoLanguageConfig, VLMoVisionConfig
+from triptych.tasks.registry import TASKS as TASKS  # loading a run needs every task
+from triptych.tasks.spec import TaskConfig, TextLengths
 from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
-
-TaskConfig = (
-    MPLUGPretrainingConfig
-    | CaptioningConfig
-    | SCSTConfig
-    | RetrievalConfig
-    | VQAConfig
-    | GroundingConfig
-    | NLVR2Config
-    | AnswerClassificationConfig
-    | ImageTextClassificationConfig
-    | TextClassificationConfig
-    | VLMoVisionConfig
-    | VLMoLanguageConfig
-    | VLMoPretrainingConfig
-    | VLMoRetrievalConfig
-    | FLAVAImageConfig
-    | FLAVATextConfig
-    | FLAVAPretrainingConfig
-    | DVAETrainingConfig
-    | DINOConfig
-)
 
 FUSION_FIELDS = ("fusion", "connected_layers", "connected_image_residual")
 """Fields of `ModelSource` that choose the fusion network of a fresh mPLUG model."""
@@ -138,21 +100,6 @@ class DataConfig:
         check(0 <= self.max_bad_share <= 1, "max_bad_share", self.max_bad_share, "be from 0 to 1")
         check(self.num_workers >= 0, "num_workers", self.num_workers, "be at least 0")
         check(self.cache_mib >= 0, "cache_mib", self.cache_mib, "be at least 0")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TextLengths:
-    """Longest texts of the fine-tuning tasks, in tokens, [CLS] and [SEP] counted.
-
-    Attributes:
-        question: Of a question (released: 25).
-        answer: Of an answer (released: 10 words).
-        phrase: Of a phrase to ground (released: 20).
-    """
-
-    question: int = 25
-    answer: int = 12
-    phrase: int = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

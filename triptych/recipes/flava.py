@@ -12,7 +12,7 @@ from triptych.data.collate import PretrainingTextConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.recipes import scales
 from triptych.recipes.classification import answer_list
-from triptych.recipes.config import RunConfig, TaskConfig
+from triptych.recipes.config import RunConfig
 from triptych.recipes.scales import PAPER_SCALES, check_scale, linear_optim, small_optim
 from triptych.tasks.finetuning.base import FLAVA_HEAD
 from triptych.tasks.finetuning.image_text_classification import (
@@ -21,6 +21,7 @@ from triptych.tasks.finetuning.image_text_classification import (
 from triptych.tasks.finetuning.text_classification import TextClassificationConfig
 from triptych.tasks.pretraining.flava import FLAVAPretrainingConfig
 from triptych.tasks.pretraining.flava_stages import FLAVAImageConfig, FLAVATextConfig
+from triptych.tasks.spec import TaskConfig
 from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
 
 MODELS = {

@@ -8,7 +8,7 @@ from triptych.data.collate import PretrainingTextConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.generation.beam import BeamConfig
 from triptych.recipes import scales
-from triptych.recipes.config import RunConfig, TaskConfig, TextLengths
+from triptych.recipes.config import RunConfig
 from triptych.recipes.scales import PAPER_SCALES, check_scale, small_optim
 from triptych.tasks.finetuning.base import HeadConfig
 from triptych.tasks.finetuning.captioning import CaptioningConfig
@@ -19,6 +19,7 @@ from triptych.tasks.finetuning.retrieval import RetrievalConfig
 from triptych.tasks.finetuning.scst import SCSTConfig
 from triptych.tasks.finetuning.vqa import VQAConfig
 from triptych.tasks.pretraining.mplug import MPLUGPretrainingConfig
+from triptych.tasks.spec import TaskConfig, TextLengths
 from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
 
 MODELS = {

@@ -14,9 +14,9 @@ from triptych.recipes.config import (
     DataConfig,
     ModelSource,
     RunConfig,
-    TaskConfig,
     TokenizerConfig,
 )
+from triptych.tasks.spec import TaskConfig
 from triptych.train.config import OptimConfig, TrainConfig
 
 SCALES = ("smoke", "tiny", "small", "base", "large")

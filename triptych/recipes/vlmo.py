@@ -11,7 +11,7 @@ from triptych.data.collate import PretrainingTextConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.recipes import scales
 from triptych.recipes.classification import answer_list
-from triptych.recipes.config import RunConfig, TaskConfig
+from triptych.recipes.config import RunConfig
 from triptych.recipes.scales import PAPER_SCALES, check_scale, linear_optim, small_optim
 from triptych.tasks.finetuning.image_text_classification import (
     ImageTextClassificationConfig,
@@ -20,6 +20,7 @@ from triptych.tasks.finetuning.nlvr2 import VLMO_NLVR2
 from triptych.tasks.finetuning.retrieval import VLMoRetrievalConfig
 from triptych.tasks.pretraining.vlmo import VLMoPretrainingConfig
 from triptych.tasks.pretraining.vlmo_stages import VLMoLanguageConfig, VLMoVisionConfig
+from triptych.tasks.spec import TaskConfig
 from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
 
 MODELS = {

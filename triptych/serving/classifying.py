@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
-from triptych.core.config import from_dict, kinds_of
 from triptych.core.errors import CapabilityError, CheckpointError, DataError
 from triptych.core.outputs import Predictions
 from triptych.data.entries import ENTAILMENT_LABELS
@@ -16,52 +15,44 @@ from triptych.evaluation.zero_shot import PLACEHOLDER, class_words
 from triptych.tasks.finetuning.base import ModelTask
 from triptych.tasks.finetuning.image_text_classification import (
     AnswerClassification,
-    AnswerClassificationConfig,
     ImageTextClassification,
-    ImageTextClassificationConfig,
 )
-from triptych.tasks.finetuning.nlvr2 import NLVR2, NLVR2Config
-from triptych.tasks.finetuning.text_classification import (
-    TextClassification,
-    TextClassificationConfig,
-)
-
-_TASKS: dict[type[Any], type[Any]] = {
-    AnswerClassificationConfig: AnswerClassification,
-    ImageTextClassificationConfig: ImageTextClassification,
-    NLVR2Config: NLVR2,
-    TextClassificationConfig: TextClassification,
-}
+from triptych.tasks.finetuning.text_classification import TextClassification
+from triptych.tasks.registry import build_task, stored_task_config, task_spec
+from triptych.text import Tokenizer
 
 
 def build_classifier(
-    stored: Mapping[str, Any], model: Any, head: Mapping[str, Tensor], folder: Path
+    stored: Mapping[str, Any],
+    model: Any,
+    tokenizer: Tokenizer,
+    head: Mapping[str, Tensor],
+    folder: Path,
 ) -> ModelTask[Any] | None:
     """Return the classifier that a folder's settings tell of; None if they tell of another task.
 
     Args:
         stored: The task's settings with their `kind`.
         model: What the head sits on.
+        tokenizer: The model's tokenizer.
         head: The head's weights.
         folder: What messages name.
 
     Raises:
         CheckpointError: The weights are missing or do not fit.
     """
-    for config_class, task_class in _TASKS.items():
-        if stored.get("kind") not in kinds_of(config_class):
-            continue
-        plain = {name: value for name, value in stored.items() if name != "kind"}
-        task: ModelTask[Any] = task_class(model, from_dict(config_class, plain, "task"))
-        try:
-            task.modules["head"].load_state_dict(dict(head))
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"{folder}: head.safetensors does not fit config.json: {error}"
-            ) from error
-        task.modules["head"].requires_grad_(False).eval()
-        return task
-    return None
+    config = stored_task_config(stored)
+    if config is None or not task_spec(config).has_classifier:
+        return None
+    task = cast(ModelTask[Any], build_task(config, model, tokenizer))
+    try:
+        task.modules["head"].load_state_dict(dict(head))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"{folder}: head.safetensors does not fit config.json: {error}"
+        ) from error
+    task.modules["head"].requires_grad_(False).eval()
+    return task
 
 
 def check_entailment(task: ImageTextClassification, with_premise: bool, folder: Path) -> None:

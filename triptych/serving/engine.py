@@ -95,7 +95,9 @@ class Engine:
         self.settings, self.device, self.precision = settings, device, precision
         self.model = model.eval().to(device)
         self._transform = ImageTransform(preprocess, train=False)
-        self._classifier = build_classifier(settings.task, self.model, head or {}, folder)
+        self._classifier = build_classifier(
+            settings.task, self.model, tokenizer, head or {}, folder
+        )
         if self._classifier is not None:
             self._classifier.modules.to(device)
 

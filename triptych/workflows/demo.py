@@ -29,8 +29,10 @@ from triptych.recipes.registry import build_recipe
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.scoring import compute_caption_objects, count_objects_named
 from triptych.scenes.write import write_scenes
+from triptych.tasks.finetuning.specs import caption_references
+from triptych.tasks.registry import evaluations
 from triptych.workflows.baselines import Baseline, baselines_of
-from triptych.workflows.evaluate import caption_references, evaluate_model, evaluation_records
+from triptych.workflows.evaluate import evaluate_model, evaluation_records
 from triptych.workflows.run import prepare_tokenizer, train_run
 from triptych.workflows.side_by_side import train_side_by_side
 
@@ -284,7 +286,7 @@ def _evaluate_split(
     ):
         source = scene_source(files, task, split)
         found = read_records(source).records
-        records = evaluation_records(found, task, source.path)
+        records = evaluation_records(found, evaluations()[task], source.path)
         kept: dict[int, object] = {}
         values = evaluate_model(
             result.model(stage),

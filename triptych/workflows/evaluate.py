@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from triptych.core.config import check
-from triptych.core.errors import ConfigError, DataError, nearest
+from triptych.core.errors import DataError
 from triptych.core.outputs import MetricValue, Predictions
 from triptych.data.collate.base import image_key
 from triptych.data.manifest import read_records
@@ -21,42 +21,17 @@ from triptych.data.source import DataSourceConfig, parts_note
 from triptych.data.stream import BatchLoader, build_loader
 from triptych.data.transforms.pipeline import ImageTransform
 from triptych.evaluation.evaluator import PredictingTask, evaluate
-from triptych.evaluation.label_metrics import AUROCMetric, BinaryMetric, CorrelationMetric
-from triptych.evaluation.metrics import (
-    BoxMetric,
-    CaptionMetric,
-    ClassificationMetric,
-    Metric,
-    VQAMetric,
-)
 from triptych.evaluation.zero_shot import TEMPLATES
-from triptych.recipes.config import TaskConfig
-from triptych.tasks.finetuning.image_text_classification import (
-    AnswerClassificationConfig,
-    ImageTextClassificationConfig,
-)
-from triptych.tasks.finetuning.nlvr2 import TRUTH
-from triptych.tasks.finetuning.text_classification import TextClassificationConfig
+from triptych.tasks.registry import build_collator, evaluation_of, find_evaluation
+from triptych.tasks.spec import Evaluation
 from triptych.train.precision import autocast, resolve_precision
 from triptych.workflows.frozen import evaluate_zero_shot, read_labelled
-from triptych.workflows.kinds import build_collator
-from triptych.workflows.loaded import TRAINED, LoadedModel, load_for_evaluation
+from triptych.workflows.loaded import LoadedModel, load_for_evaluation
 from triptych.workflows.retrieval_scores import (
     RetrievalProtocol,
     evaluate_retrieval,
     first_captions,
 )
-
-EvalTask = Literal[
-    "caption",
-    "retrieval",
-    "vqa",
-    "grounding",
-    "nlvr2",
-    "snli_ve",
-    "classification",
-    "zero_shot",
-]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +78,7 @@ def evaluate_model(
 
     Args:
         folder: A model folder.
-        task: caption, retrieval, vqa, grounding, nlvr2, snli_ve, classification or zero_shot.
+        task: The name of an `Evaluation` of a registered task, such as "caption".
         source: Held-out data.
         limit: Only the first so many records.
         rerank_top_k: Candidates of each query that ITM scores anew; 0 leaves ITM out.
@@ -121,21 +96,18 @@ def evaluate_model(
         ConfigError: No such task, or a limit below 1.
         DataError: The data lack what the task needs, or too much of them is bad.
     """
-    if task not in TRAINED:
-        raise ConfigError(
-            f"unknown task {task!r}{nearest(task, TRAINED)} (known: {', '.join(TRAINED)})"
-        )
+    procedure = find_evaluation(task).procedure
     check(limit is None or limit >= 1, "limit", limit, "be at least 1, or absent for all")
     loaded = load_for_evaluation(folder)
     loaded.check_trained(task)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     scored = _Scored(loaded, task, settings, local_batch_size, device, keep, progress, left_out)
-    if task == "zero_shot":
+    if procedure == "names":
         return scored.by_names(source, limit, max_bad_share)
     found = read_records(source)
-    text_only = task == "classification" and _is_of_texts(loaded)
-    usable = evaluation_records(found.records, task, source.path, text_only=text_only)
-    if task == "retrieval":
+    scoring = evaluation_of(loaded.task_config(task), task)
+    usable = evaluation_records(found.records, scoring, source.path)
+    if procedure == "search":
         usable = first_captions(usable, settings.captions_per_image)
     records = usable[:limit]
     log = SkipLog(None, len(usable) + len(found.skipped), max_bad_share, flag=VERB_FLAG)
@@ -145,13 +117,13 @@ def evaluate_model(
         logs.append(SkipLog(None, len(records), max_bad_share, flag=VERB_FLAG))
     loaded.model.to(device)
     with autocast(device, resolve_precision("auto", device, loaded.model)):
-        if task == "retrieval":
+        if procedure == "search":
             protocol = RetrievalProtocol(
                 rerank_top_k=rerank_top_k, itm_score=itm_score, folds=settings.folds
             )
             values = scored.by_retrieval(records, protocol, logs[-1])
         else:
-            values = scored.by_predictions(records, found.records, logs[-1])
+            values = scored.by_predictions(scoring, records, found.records, logs[-1])
     scored.tell(*logs)
     if left_out is not None and found.parts:
         left_out(parts_note(source.path, found.parts))
@@ -210,66 +182,50 @@ class _Scored:
         )
 
     def by_predictions(
-        self, records: list[Record], all_records: list[Record], log: SkipLog
+        self,
+        scoring: Evaluation[Any],
+        records: list[Record],
+        all_records: list[Record],
+        log: SkipLog,
     ) -> list[MetricValue]:
+        assert scoring.metrics is not None, f"{scoring.name} is scored by predictions"
         bound = self.loaded.build_task(self.task)
         bound.modules.to(self.device)
         config = self.loaded.task_config(self.task)
         return evaluate(
             _Keeping(bound, self.keep),
             evaluation_loader(self.loaded, self.task, records, self.local_batch_size, log),
-            _metrics(config, self.task, records, all_records),
+            scoring.metrics(config, records, all_records),
             device=self.device,
             progress=self.progress,
         )
 
 
-def evaluation_records(
-    records: list[Record], task: str, where: str, *, text_only: bool = False
-) -> list[Record]:
-    """Return the records that a task can be scored on; for captions, one an image.
+def evaluation_records(records: list[Record], scoring: Evaluation[Any], where: str) -> list[Record]:
+    """Return the records that a task can be scored on.
 
     Raises:
         DataError: There is none.
     """
-    needed = {
-        "caption": "caption",
-        "retrieval": "caption",
-        "vqa": "answers",
-        "grounding": "box",
-        "nlvr2": "label",
-        "snli_ve": "label",
-        "classification": "label",
-    }[task]
-    of_pairs = task == "nlvr2"
     usable = [
         record
         for record in records
-        if (_has_images(record, of_pairs) or text_only)
-        and getattr(record, needed) not in (None, (), "")
+        if _has_images(record, scoring.num_images)
+        and getattr(record, scoring.field) not in (None, (), "")
     ]
-    if task == "caption":
+    if scoring.one_per_image:
         usable = list({image_key(r): r for r in reversed(usable)}.values())[::-1]
     if not usable:
-        beside = "" if text_only else "two images and " if of_pairs else "an image and "
+        beside = ("", "an image and ", "two images and ")[scoring.num_images]
         raise DataError(
-            f"{where} holds nothing to evaluate {task} on: {len(records)} records, none with "
-            f"{beside}{needed}"
+            f"{where} holds nothing to evaluate {scoring.name} on: {len(records)} records, none "
+            f"with {beside}{scoring.field}"
         )
     return usable
 
 
-def _has_images(record: Record, of_pairs: bool) -> bool:
-    return len(record.images) == 2 if of_pairs else record.image is not None
-
-
-def caption_references(records: list[Record], all_records: list[Record]) -> dict[int, list[str]]:
-    """Return all captions of each record's image, by position."""
-    by_image: dict[int, list[str]] = {}
-    for record in all_records:
-        if record.image is not None and record.caption:
-            by_image.setdefault(image_key(record), []).append(record.caption)
-    return {i: by_image[image_key(record)] for i, record in enumerate(records)}
+def _has_images(record: Record, number: int) -> bool:
+    return len(record.images) == 2 if number == 2 else number == 0 or record.image is not None
 
 
 def evaluation_loader(
@@ -313,58 +269,3 @@ class _Keeping:
         if self.keep is not None:
             self.keep(predictions)
         return predictions
-
-
-def _is_of_texts(loaded: LoadedModel) -> bool:
-    """Return whether the folder's last task reads no images."""
-    return isinstance(loaded.task_config("classification"), TextClassificationConfig)
-
-
-def _metrics(
-    config: TaskConfig, task: str, records: list[Record], all_records: list[Record]
-) -> list[Metric]:
-    if task == "vqa":
-        answers = {i: r.answers for i, r in enumerate(records)}
-        types = {i: r.question_type for i, r in enumerate(records)}
-        closed = isinstance(config, AnswerClassificationConfig)
-        return [VQAMetric(answers, types, from_list=closed)]
-    if task == "grounding":
-        return [BoxMetric({i: r.box for i, r in enumerate(records) if r.box is not None})]
-    if task == "nlvr2":
-        truth = {i: TRUTH[bool(r.label)] for i, r in enumerate(records)}
-        return [ClassificationMetric(truth, task, with_majority=True)]
-    if task == "snli_ve":
-        relations = {i: str(r.label) for i, r in enumerate(records)}
-        return [ClassificationMetric(relations, task, with_majority=True)]
-    if isinstance(config, (ImageTextClassificationConfig, TextClassificationConfig)):
-        return classification_metrics(config, records)
-    return [CaptionMetric(caption_references(records, all_records))]
-
-
-def classification_metrics(
-    config: ImageTextClassificationConfig | TextClassificationConfig, records: list[Record]
-) -> list[Metric]:
-    """Return what a classifier is scored by.
-
-    Accuracy; of two classes also AUROC, F1 and Matthews' correlation, the second being the positive
-    one; of numbers the correlations alone.
-
-    Raises:
-        DataError: A label is no number where numbers are predicted.
-    """
-    if isinstance(config, TextClassificationConfig) and config.target == "number":
-        values = {i: r.label for i, r in enumerate(records) if isinstance(r.label, (int, float))}
-        if len(values) < len(records):
-            raise DataError("the model predicts numbers, and a label is none")
-        return [CorrelationMetric({i: float(value) for i, value in values.items()})]
-    labels = {i: str(record.label) for i, record in enumerate(records)}
-    metrics: list[Metric] = [ClassificationMetric(labels)]
-    if len(config.labels) == 2:
-        positive = config.labels[1]
-        if len(set(labels.values())) > 1:  # a small part of the data may hold one class alone
-            metrics.append(AUROCMetric(labels, positive=positive))
-        metrics += [
-            BinaryMetric(labels, positive=positive, kind="f1"),
-            BinaryMetric(labels, positive=positive, kind="matthews"),
-        ]
-    return metrics

@@ -12,8 +12,7 @@ from triptych.core.errors import ConfigError
 from triptych.distributed.env import is_main
 from triptych.models.mplug.config import MPLUGConfig
 from triptych.recipes.config import FUSION_FIELDS, ModelSource, RunConfig
-from triptych.tasks.finetuning.retrieval import RetrievalConfig
-from triptych.tasks.pretraining.mplug import MPLUGPretrainingConfig
+from triptych.tasks.registry import task_spec
 
 ITM_LEFT_OUT = (
     "fusion 'none' lets no text see its image, so that nothing can be matched: itm is left out"
@@ -51,7 +50,9 @@ def choose_fusion(config: Any, source: ModelSource) -> Any:
         raise ConfigError(f"model.{error}") from error
 
 
-def leave_itm_out(config: RunConfig, model: Any, console: Console | None = None) -> RunConfig:
+def skip_impossible_objectives(
+    config: RunConfig, model: Any, console: Console | None = None
+) -> RunConfig:
     """Return the run without a weight for ITM where the model's fusion network is "none".
 
     Such a model is late interaction (paper, figure 4): it learns from all other objectives.
@@ -64,8 +65,7 @@ def leave_itm_out(config: RunConfig, model: Any, console: Console | None = None)
     Raises:
         ConfigError: No other objective has a weight.
     """
-    asked = isinstance(config.task, MPLUGPretrainingConfig | RetrievalConfig)
-    if not asked or "itm" in model.capabilities:
+    if "itm" not in task_spec(config.task).optional_objectives - model.capabilities:
         return config
     others = tuple(weight for weight in config.weights if weight.name != "itm")
     if config.weights and not others:

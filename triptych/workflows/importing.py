@@ -36,9 +36,9 @@ from triptych.models.conversion import Allowed, Converter, ImportReport
 from triptych.models.converters import CONVERTERS, recognised_families
 from triptych.models.families import FAMILIES, restore_model, text_sizes
 from triptych.models.registry import build_model, list_models, model_config
-from triptych.recipes.config import TextLengths
+from triptych.tasks.registry import task_spec, trained_for_words
+from triptych.tasks.spec import TextLengths
 from triptych.text import Tokenizer
-from triptych.workflows.kinds import TRAINED_FOR
 from triptych.workflows.released_heads import ReleasedHead, export_head, read_head
 
 PADDED_VOCABULARY = 128
@@ -167,7 +167,7 @@ def _contrast_tensors(converter: Converter, config: Mapping[str, Any]) -> dict[s
 
 def _task(asked: str | None, converter: Converter, foreign: ForeignCheckpoint) -> str:
     """Return what the file was trained for, as it was said or by its names."""
-    known = set(TRAINED_FOR.values())
+    known = trained_for_words()
     if asked is not None and asked not in known:
         raise ConfigError(
             f"trained_for = {asked!r}: must be one of {', '.join(sorted(known))}"
@@ -310,7 +310,7 @@ def _save(
     head: ReleasedHead | None,
     images: ImageTransformConfig,
 ) -> None:
-    trained_for = task if head is None else TRAINED_FOR[type(head.task)]
+    trained_for = task if head is None else task_spec(head.task).trained_for
     title = FAMILIES[converter.family].title
     positions = text_sizes(model.config).max_tokens
     longest = min(converter.max_text_tokens, positions)

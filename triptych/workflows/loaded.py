@@ -10,57 +10,24 @@ from torch import Tensor
 
 from triptych.checkpoint.model_folder import stored_config
 from triptych.checkpoint.released import open_model_folder
-from triptych.core.config import from_dict, kind_of, kinds_of
+from triptych.core.config import from_dict
 from triptych.core.errors import CapabilityError, CheckpointError
 from triptych.data.collate import PretrainingTextConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.models.base import require_decoder
 from triptych.models.families import restore_model
 from triptych.models.released import restate
-from triptych.recipes.config import TaskConfig, TextLengths
-from triptych.recipes.registry import RECIPES as KNOWN_RECIPES
-from triptych.tasks.finetuning.captioning import CaptioningConfig
-from triptych.tasks.finetuning.grounding import GroundingConfig
-from triptych.tasks.finetuning.image_text_classification import (
-    AnswerClassificationConfig,
-    ImageTextClassificationConfig,
+from triptych.tasks.registry import (
+    build_task,
+    evaluated_configs,
+    needed_capabilities,
+    recipe_that_teaches,
+    stored_task_config,
+    teaching_words,
 )
-from triptych.tasks.finetuning.nlvr2 import NLVR2Config
-from triptych.tasks.finetuning.retrieval import RetrievalConfig, VLMoRetrievalConfig
-from triptych.tasks.finetuning.text_classification import TextClassificationConfig
-from triptych.tasks.finetuning.vqa import VQAConfig
+from triptych.tasks.spec import TaskConfig, TextLengths
 from triptych.text import Tokenizer
 from triptych.train.task import Task
-from triptych.workflows.kinds import build_task
-
-CONFIGS: dict[str, tuple[type[TaskConfig], ...]] = {
-    "caption": (CaptioningConfig,),
-    "retrieval": (RetrievalConfig, VLMoRetrievalConfig),
-    "vqa": (VQAConfig, AnswerClassificationConfig),
-    "grounding": (GroundingConfig,),
-    "nlvr2": (NLVR2Config,),
-    "snli_ve": (ImageTextClassificationConfig,),
-    "classification": (ImageTextClassificationConfig, TextClassificationConfig),
-}
-"""What a folder may have been trained for last, by the task that is scored; the usual one first."""
-
-TRAINED: dict[str, set[str]] = {
-    "caption": {"pretraining", "captioning"},
-    "retrieval": {"pretraining", "retrieval"},
-    "vqa": {"vqa", "answer_classification"},
-    "grounding": {"grounding"},
-    "nlvr2": {"nlvr2"},
-    "snli_ve": {"image_text_classification"},
-    "classification": {"image_text_classification", "text_classification"},
-    "zero_shot": {"pretraining", "retrieval"},
-}
-"""Words in `trained_for`, one of which a task needs."""
-
-RECIPES = {
-    "classification": "classify.pairs",
-    "zero_shot": "mplug.retrieval",
-}
-"""What teaches a task, where it is not `mplug.TASK`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +52,9 @@ class LoadedModel:
 
     def task_config(self, task: str) -> TaskConfig:
         """Return the stored settings of a task, or its defaults where it was trained for more."""
-        stored = self.config.get("task")
-        if isinstance(stored, dict):
-            for config_class in CONFIGS[task]:
-                if stored.get("kind") in kinds_of(config_class):
-                    plain = {name: value for name, value in stored.items() if name != "kind"}
-                    return from_dict(config_class, plain, "task")
-        return CONFIGS[task][0]()
+        known = evaluated_configs(task)
+        stored = stored_task_config(self.config.get("task"))
+        return stored if stored is not None and type(stored) in known else known[0]()
 
     def build_task(self, task: str) -> Task:
         """Bind the model, and its classifier if the task has one.
@@ -119,19 +82,23 @@ class LoadedModel:
 
     def check_trained(self, task: str) -> None:
         """Raise a CapabilityError unless the model was trained for a task."""
-        if task in ("caption", "grounding"):
+        if "decode" in needed_capabilities(task):
             require_decoder(self.model, f"do {task}")
         trained = self.config.get("trained_for")
         words = trained if isinstance(trained, list) else []
-        if not TRAINED[task] & set(words):
-            recipe = RECIPES.get(task, f"mplug.{task}")
-            own = f"{kind_of(type(self.model.config))}.{task}"
-            recipe = own if own in KNOWN_RECIPES else recipe
-            raise CapabilityError(
-                f"{self.folder} was trained for {', '.join(map(str, words)) or 'nothing known'}, "
-                f"not for {task}: fine-tune it with `triptych train {recipe} --init-from "
-                f"{self.folder} --data PATH`"
-            )
+        if set(teaching_words(task)) & set(words):
+            return
+        message = (
+            f"{self.folder} was trained for {', '.join(map(str, words)) or 'nothing known'}, not "
+            f"for {task}"
+        )
+        recipe = recipe_that_teaches(task, self.model)
+        if recipe is None:
+            raise CapabilityError(f"{message}, and no recipe teaches it to models of this family")
+        raise CapabilityError(
+            f"{message}: fine-tune it with `triptych train {recipe} --init-from {self.folder} "
+            "--data PATH`"
+        )
 
     def _text(self, *names: str) -> dict[str, object]:
         text = self.config.get("text")

@@ -15,8 +15,8 @@ from triptych.core.errors import CheckpointError, ConfigError, DataError
 from triptych.models.conversion import Converter, ImportReport
 from triptych.tasks.finetuning.image_text_classification import AnswerClassificationConfig
 from triptych.tasks.finetuning.nlvr2 import VLMO_NLVR2, NLVR2Config
+from triptych.tasks.registry import build_task
 from triptych.text import Tokenizer
-from triptych.workflows.kinds import build_task
 
 IN_FILE = "_classifier."
 

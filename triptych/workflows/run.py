@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from triptych.core.config import check, load_yaml, save_yaml, to_dict
 from triptych.core.errors import CheckpointError, ConfigError, DataError
 from triptych.core.files import folder_for_one
 from triptych.core.machine import current_commit, num_cores
+from triptych.core.outputs import MetricValue
 from triptych.core.rng import seed_everything
 from triptych.data.batches import record_texts
 from triptych.data.collate import AnyCollator
@@ -30,27 +31,26 @@ from triptych.models.families import family_of, patch_size, restore_model, text_
 from triptych.models.registry import build_model, model_config
 from triptych.models.released import restate
 from triptych.recipes.config import RunConfig
-from triptych.tasks.finetuning.grounding import Grounding
-from triptych.tasks.pretraining.dino import DINO
-from triptych.tasks.pretraining.dvae import DVAETrainingConfig
-from triptych.text import Tokenizer
-from triptych.train.trainer import CHECKPOINTS, Trainer, TrainResult
-from triptych.workflows.fusion_choice import choose_fusion, leave_itm_out
-from triptych.workflows.kinds import (
-    IMAGES_ALONE,
-    TRAINED_FOR,
-    PatchView,
+from triptych.tasks.registry import (
     build_collator,
     build_task,
-    check_family,
-    check_task_data,
-    codebook_notes,
+    check_model,
     complete_task,
-    stored_task,
+    task_spec,
 )
+from triptych.tasks.spec import (
+    InitialisedTask,
+    OwnWeightsTask,
+    PatchView,
+    SelfEvaluatedTask,
+    TrainingSetup,
+)
+from triptych.text import Tokenizer
+from triptych.train.task import Task
+from triptych.train.trainer import CHECKPOINTS, Trainer, TrainResult
+from triptych.workflows.fusion_choice import choose_fusion, skip_impossible_objectives
 from triptych.workflows.pretrained_parts import init_parts, load_published_tokenizer
 from triptych.workflows.sources import read_training_data, training_loader
-from triptych.workflows.train_dvae import train_image_tokenizer
 
 CONFIG_FILE = "config.yaml"
 MODEL_FOLDER = "model"
@@ -135,32 +135,32 @@ def _train(
     config: RunConfig, run_folder: Path, resume: bool, console: Console | None = None
 ) -> TrainResult:
     """Train in this process, alone or as one of several."""
-    if isinstance(config.task, DVAETrainingConfig):
-        return train_image_tokenizer(
-            config,
-            run_folder,
-            config_file=CONFIG_FILE,
-            model_folder=MODEL_FOLDER,
-            resume=resume,
-            console=console,
-        )
     data = read_training_data(config, run_folder)
     records = data.records
     config = replace(config, task=complete_task(config.task, records))
+    spec = task_spec(config.task)
     tokenizer = prepare_tokenizer(config, records, console)
     seed_everything(config.train.seed)
     model = prepare_model(config, tokenizer, console)
-    config = replace(config, image=replace(config.image, image_size=model.image_size))
-    config = leave_itm_out(config, model, console)
+    config = replace(config, image=spec.image(config.image, model))
+    config = skip_impossible_objectives(config, model, console)
     task = build_task(config.task, model, tokenizer, records)
-    check_task_data(config.task, model, records)
-    for note in (*data.notes(), *codebook_notes(config.task, model)) if is_main() else ():
+    if spec.check_data is not None:
+        spec.check_data(config.task, model, records)
+    notes = data.notes() + ([] if spec.notes is None else spec.notes(config.task, model))
+    for note in notes if is_main() else ():
         (console or Console()).print(note, markup=False, highlight=False)
-    if isinstance(task, Grounding) and task.config.smooth_coordinates:
-        task.init_coordinates()
+    if isinstance(task, InitialisedTask):
+        setup = TrainingSetup(
+            records=records, image=config.image, seed=config.data.seed, run_folder=run_folder
+        )
+        task.initialise(setup)
     sources = data.batch_sources(task)
 
     def collator_of(kind: str | None) -> AnyCollator[Any]:
+        view = None
+        if spec.tokenizer != "none":
+            view = PatchView(config.image, patch_size(model.config), config.crops)
         return build_collator(
             config.task,
             tokenizer,
@@ -168,7 +168,7 @@ def _train(
             config.lengths,
             train=True,
             kind=kind,
-            images=PatchView(config.image, patch_size(model.config), config.crops),
+            images=view,
         )
 
     trainer = Trainer(
@@ -178,6 +178,8 @@ def _train(
         optim=config.optim,
         weights=config.weights,
         run_folder=run_folder,
+        evaluate=task.evaluate if isinstance(task, SelfEvaluatedTask) and is_main() else None,
+        is_vision=lambda name: name.startswith(spec.vision_prefix),
         sources=sources,
         console=console,
     )
@@ -187,10 +189,8 @@ def _train(
     if data.skip_log.num_bad:
         (console or Console()).print(data.skip_log.report(), markup=False, highlight=False)
     if is_main():
-        head = task.modules["head"] if "head" in task.modules else None  # noqa: SIM401
-        weights = task.model_state() if isinstance(task, DINO) else None
-        beside = Beside(head, contrast_scalars(task.modules), weights)
-        save_model(run_folder / MODEL_FOLDER, config, model, tokenizer, len(records), beside)
+        folder = run_folder / MODEL_FOLDER
+        save_model(folder, config, model, tokenizer, len(records), trained_parts(task))
     return result
 
 
@@ -242,6 +242,9 @@ def prepare_tokenizer(
     Raises:
         DataError: There are no words for a task that reads texts.
     """
+    use = task_spec(config.task).tokenizer
+    if use == "none":
+        return Tokenizer.without_words()
     if config.model.init_from is not None:
         return _started_tokenizer(config, config.model.init_from)
     if config.tokenizer.path is not None:
@@ -249,7 +252,7 @@ def prepare_tokenizer(
     if config.model.init_text_from is not None:
         return load_published_tokenizer(Path(config.model.init_text_from))
     texts = [text for record in records for text in record_texts(record)]
-    if not texts and isinstance(config.task, IMAGES_ALONE):
+    if not texts and use == "optional":
         if is_main():
             (console or Console()).print(WORDLESS, highlight=False, markup=False)
         return Tokenizer.without_words()
@@ -264,7 +267,7 @@ def prepare_tokenizer(
 def _started_tokenizer(config: RunConfig, folder: str) -> Tokenizer:
     """Return the tokenizer of the model that a run starts from."""
     tokenizer = Tokenizer.load(open_model_folder(folder, restate).tokenizer_path)
-    if not tokenizer.has_words and not isinstance(config.task, IMAGES_ALONE):
+    if not tokenizer.has_words and task_spec(config.task).tokenizer == "required":
         raise DataError(
             f"{folder} was trained on images alone and knows no words, so it cannot start a task "
             "on texts: train it again with --tokenizer.path"
@@ -284,21 +287,32 @@ def prepare_model(config: RunConfig, tokenizer: Tokenizer, console: Console | No
         ConfigError: The task trains models of another family, a text length exceeds the model's
             position table, or the fusion network that was chosen does not exist in the model.
     """
-    source = config.model
+    source, spec = config.model, task_spec(config.task)
+    reads_text = spec.tokenizer != "none"
     if source.init_from is None:
         size = model_config(
-            source.name, image_size=source.image_size, vocab_size=tokenizer.vocab_size
+            source.name,
+            image_size=source.image_size,
+            vocab_size=tokenizer.vocab_size if reads_text else None,
         )
         model = build_model(choose_fusion(size, source))
-        check_family(config.task, model, config.recipe, f"model.name = {source.name}")
+        check_model(config.task, model, config.recipe, f"model.name = {source.name}")
         for line in init_parts(model, source):
             if is_main():
                 (console or Console()).print(line, highlight=False)
+    elif spec.load_model is not None:
+        model = spec.load_model(source.init_from, source.image_size)
     else:
         model = load_model(Path(source.init_from), image_size=source.image_size)
-        check_family(config.task, model, config.recipe, f"{source.init_from} (model.init_from)")
+        check_model(config.task, model, config.recipe, f"{source.init_from} (model.init_from)")
     if source.drop_path is not None:
         _set_drop_path(model, source.drop_path)
+    if reads_text:
+        _check_text_lengths(config, model)
+    return model
+
+
+def _check_text_lengths(config: RunConfig, model: Any) -> None:
     longest = max(
         config.captions.max_text_tokens,
         config.lengths.question,
@@ -313,7 +327,6 @@ def prepare_model(config: RunConfig, tokenizer: Tokenizer, console: Console | No
             "captions.max_text_tokens, task.max_text_tokens or lengths.*, "
             "or take a model with more positions"
         )
-    return model
 
 
 def _set_drop_path(model: Any, rate: float) -> None:
@@ -338,19 +351,31 @@ def load_model(folder: Path, *, image_size: int | None = None) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class Beside:
-    """What a task trained beside the model.
+class TrainedParts:
+    """What a task leaves in the model folder beside, or in place of, the model's own weights.
 
     Attributes:
         head: Its classifier.
         contrast: Its learned temperature, or log(1/τ) of each contrastive loss, which an export
             writes.
         weights: What is saved in place of the model's own weights, such as a teacher's.
+        metrics: What the task measured at its end.
     """
 
     head: nn.Module | None = None
     contrast: Mapping[str, float] = field(default_factory=dict)
     weights: Mapping[str, Tensor] | None = None
+    metrics: Sequence[MetricValue] = ()
+
+
+def trained_parts(task: Task) -> TrainedParts:
+    """Return what a task leaves beside the model."""
+    return TrainedParts(
+        head=task.modules["head"] if "head" in task.modules else None,  # noqa: SIM401
+        contrast=contrast_scalars(task.modules),
+        weights=task.model_state() if isinstance(task, OwnWeightsTask) else None,
+        metrics=task.final_metrics() if isinstance(task, SelfEvaluatedTask) else (),
+    )
 
 
 def contrast_scalars(modules: nn.ModuleDict) -> dict[str, float]:
@@ -367,46 +392,56 @@ def save_model(
     model: Any,
     tokenizer: Tokenizer,
     num_records: int,
-    beside: Beside | None = None,
+    parts: TrainedParts | None = None,
 ) -> None:
-    """Write the model folder of a run, its card and what stands beside the model included."""
-    beside = beside or Beside()
-    trained_for = TRAINED_FOR[type(config.task)]
+    """Write the model folder of a run, with its card and what the task trained beside the model."""
+    parts = parts or TrainedParts()
+    spec = task_spec(config.task)
+    reads_text = spec.tokenizer != "none"
+    stored = config.task if spec.stored is None else spec.stored(config.task)
+    text = {
+        "max_text_tokens": config.captions.max_text_tokens,
+        "max_words": config.captions.max_words,
+        **to_dict(config.lengths),
+    }
     settings = {
         "model": to_dict(model.config, tagged=True),
-        "trained_for": [trained_for],
-        "task": to_dict(stored_task(config.task), tagged=True),
-        "text": {
-            "max_text_tokens": config.captions.max_text_tokens,
-            "max_words": config.captions.max_words,
-            **to_dict(config.lengths),
-        },
+        "trained_for": [spec.trained_for],
+        "task": to_dict(stored, tagged=True),
+        "text": text if reads_text else None,
     }
-    if beside.contrast:
-        settings["contrast"] = dict(beside.contrast)
+    if parts.contrast:
+        settings["contrast"] = dict(parts.contrast)
+    save_model_folder(
+        folder,
+        config=settings,
+        state_dict=dict(model.state_dict() if parts.weights is None else parts.weights),
+        tokenizer_json=tokenizer.to_json() if reads_text else None,
+        preprocess=to_dict(config.image),
+        card=_card(config, model, num_records, parts.metrics),
+        head=None if parts.head is None else parts.head.state_dict(),
+    )
+
+
+def _card(config: RunConfig, model: Any, num_records: int, metrics: Sequence[MetricValue]) -> str:
+    """Return the model card of a run."""
+    spec = task_spec(config.task)
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    card = build_model_card(
+    summary = (
+        f"{family_of(model.config).title} with {parameters:.1f} M parameters, trained for "
+        f"{spec.trained_for} for {config.train.max_steps} steps of "
+        f"{config.train.local_batch_size * world_size()} samples."
+    )
+    return build_model_card(
         title=f"{config.model.name}: {config.recipe}",
-        summary=(
-            f"{family_of(model.config).title} with {parameters:.1f} M parameters, trained for "
-            f"{trained_for} for {config.train.max_steps} steps of "
-            f"{config.train.local_batch_size * world_size()} samples."
-        ),
+        summary=summary if spec.summary is None else f"{summary} {spec.summary(model)}",
         data={
             source.path: f"reader {source.reader}, split {source.split or 'all'}"
             for source in config.data.train
         }
         | {"in all": f"{num_records} records"},
         recipe=yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True),
-        metrics=(),
+        metrics=metrics,
         commit=current_commit(),
-    )
-    save_model_folder(
-        folder,
-        config=settings,
-        state_dict=dict(model.state_dict() if beside.weights is None else beside.weights),
-        tokenizer_json=tokenizer.to_json(),
-        preprocess=to_dict(config.image),
-        card=card,
-        head=None if beside.head is None else beside.head.state_dict(),
+        usage=spec.usage,
     )

@@ -26,9 +26,9 @@ from triptych.recipes.registry import build_recipe
 from triptych.scenes.config import SceneConfig
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import write_scenes
+from triptych.tasks.pretraining import image_tokenizer
 from triptych.text import Tokenizer
 from triptych.train.trainer import TrainResult
-from triptych.workflows import image_tokenizer
 from triptych.workflows.demo import scene_source
 from triptych.workflows.run import (
     CONFIG_FILE,

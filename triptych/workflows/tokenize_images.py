@@ -26,7 +26,7 @@ from triptych.data.source import DataSourceConfig
 from triptych.data.transforms.geometry import Pixels
 from triptych.data.transforms.pipeline import TransformedImage, normalise_batch
 from triptych.models.dvae.model import DVAE
-from triptych.workflows import image_tokenizer
+from triptych.tasks.pretraining import image_tokenizer
 
 IMAGES_AT_ONCE = 64
 

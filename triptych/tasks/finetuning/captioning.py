@@ -18,11 +18,12 @@ from triptych.objectives import IGNORE_INDEX
 from triptych.objectives.mlm import shift_targets, token_loss
 from triptych.tasks.finetuning.base import ModelTask, constant_texts, fused_memory
 from triptych.tasks.finetuning.speaker import Speaker
+from triptych.tasks.spec import TaskConfig
 from triptych.text import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CaptioningConfig:
+class CaptioningConfig(TaskConfig):
     """Settings of captioning.
 
     Attributes:

@@ -17,10 +17,11 @@ from triptych.generation.greedy import greedy_search
 from triptych.models.base import GenerativeModel
 from triptych.nn.decoder import DecoderMemory
 from triptych.tasks.finetuning.base import ModelTask
+from triptych.tasks.spec import TaskConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GroundingConfig:
+class GroundingConfig(TaskConfig):
     """Settings of grounding.
 
     Attributes:

@@ -18,12 +18,13 @@ from triptych.core.outputs import Predictions
 from triptych.models.base import PairReader, VisionLanguageModel
 from triptych.objectives import IGNORE_INDEX
 from triptych.tasks.finetuning.base import HeadConfig, ModelTask
+from triptych.tasks.spec import TaskConfig
 
 TextField = Literal["text", "caption", "question", "hypothesis", "statement"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ImageTextClassificationConfig:
+class ImageTextClassificationConfig(TaskConfig):
     """Settings of a classifier of pairs, such as SNLI-VE or hateful memes.
 
     Attributes:
@@ -47,7 +48,7 @@ class ImageTextClassificationConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AnswerClassificationConfig:
+class AnswerClassificationConfig(TaskConfig):
     """Settings of visual question answering by a closed list of answers.
 
     Attributes:

@@ -15,13 +15,14 @@ from triptych.core.outputs import Predictions
 from triptych.models.base import TwoImageReader, VisionLanguageModel
 from triptych.tasks.finetuning.base import HeadConfig, ModelTask
 from triptych.tasks.finetuning.image_text_classification import class_loss, class_predictions
+from triptych.tasks.spec import TaskConfig
 
 TRUTH = ("false", "true")
 """The classes, in the order of the scores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NLVR2Config:
+class NLVR2Config(TaskConfig):
     """Settings of judging statements about two images.
 
     Attributes:

@@ -16,11 +16,12 @@ from triptych.models.mplug.model import MPLUG
 from triptych.models.vlmo.model import VLMo
 from triptych.tasks.pretraining.mplug import MPLUGPretraining, MPLUGPretrainingConfig
 from triptych.tasks.pretraining.vlmo import VLMoPretraining, VLMoPretrainingConfig
+from triptych.tasks.spec import TaskConfig
 from triptych.train.task import StatefulTask
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RetrievalConfig:
+class RetrievalConfig(TaskConfig):
     """Settings of mPLUG's retrieval: ITC and ITM.
 
     Attributes:
@@ -50,7 +51,7 @@ class RetrievalConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VLMoRetrievalConfig:
+class VLMoRetrievalConfig(TaskConfig):
     """Settings of VLMo's retrieval: ITC, as the released code does; with a weight for it, ITM.
 
     Attributes:

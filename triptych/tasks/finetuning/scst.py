@@ -28,6 +28,7 @@ from triptych.generation.sampling import Samples, SamplingConfig, token_log_prob
 from triptych.models.mplug.model import MPLUG
 from triptych.nn.decoder import DecoderMemory
 from triptych.tasks.finetuning.captioning import Captioning, CaptioningConfig
+from triptych.tasks.spec import TaskConfig
 from triptych.text import Tokenizer
 
 END_WORD = "<eos>"
@@ -35,7 +36,7 @@ END_WORD = "<eos>"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SCSTConfig:
+class SCSTConfig(TaskConfig):
     """Settings of self-critical training.
 
     Attributes:

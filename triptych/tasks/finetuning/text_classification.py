@@ -14,10 +14,11 @@ from triptych.core.outputs import Predictions
 from triptych.models.base import VisionLanguageModel
 from triptych.tasks.finetuning.base import FLAVA_HEAD, HeadConfig, ModelTask
 from triptych.tasks.finetuning.image_text_classification import class_loss, class_predictions
+from triptych.tasks.spec import TaskConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TextClassificationConfig:
+class TextClassificationConfig(TaskConfig):
     """Settings of a classifier of one text or of two.
 
     Attributes:

@@ -16,11 +16,12 @@ from triptych.models.base import GenerativeModel
 from triptych.nn.decoder import DecoderMemory
 from triptych.tasks.finetuning.base import ModelTask, fused_memory, target_log_probs
 from triptych.tasks.finetuning.speaker import Speaker
+from triptych.tasks.spec import TaskConfig
 from triptych.text import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VQAConfig:
+class VQAConfig(TaskConfig):
     """Settings of visual question answering.
 
     Attributes:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from triptych.core.config import check
 from triptych.core.errors import ConfigError
 from triptych.core.outputs import Predictions
+from triptych.data.collate.crops import MultiCropCollator
 from triptych.models.families import family_of, patch_size
 from triptych.objectives.dino import (
     dino_loss,
@@ -23,10 +24,11 @@ from triptych.objectives.dino import (
     teacher_momentum,
 )
 from triptych.objectives.momentum import MomentumEncoder
+from triptych.tasks.spec import CollatorInputs, TaskConfig, TaskRecipe, TaskSpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DINOConfig:
+class DINOConfig(TaskConfig):
     """Settings of self-distillation. The defaults are the paper's for ViT-B/16.
 
     Attributes:
@@ -332,3 +334,21 @@ def _pooled(model: Any, crops: Tensor) -> Tensor:
     """Return the (G, B, D) states of crops (G, B, 3, S, S)."""
     states: Tensor = model.encode_image(crops.flatten(0, 1)).pooled
     return states.view(*crops.shape[:2], -1)
+
+
+def _crop(config: DINOConfig, inputs: CollatorInputs) -> MultiCropCollator:
+    del config
+    view = inputs.patches()
+    return MultiCropCollator(view.image, view.crops)
+
+
+SPEC = TaskSpec(
+    config=DINOConfig,
+    trained_for="vision",
+    build=lambda config, model, *_: DINO(model, config),
+    collator=_crop,
+    needs=("image",),
+    recipes=(TaskRecipe("dino"),),
+    pretrains=True,
+    tokenizer="optional",
+)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,13 @@ from torch.nn import functional as F
 from triptych.core.config import check
 from triptych.core.errors import DataError
 from triptych.core.outputs import BatchKind, Predictions
+from triptych.data.codes import check_stored_codes
+from triptych.data.collate import AnyCollator, MaskedImageCollator
+from triptych.data.collate.flava import FLAVAPairCollator
+from triptych.data.collate.masked_text import MaskedTextCollator
+from triptych.data.records import Record
 from triptych.distributed.collectives import mean_over_ranks
+from triptych.models.dvae.config import codebook_image_size
 from triptych.models.dvae.model import DVAE
 from triptych.models.flava.model import FLAVA
 from triptych.objectives import IGNORE_INDEX
@@ -23,7 +29,15 @@ from triptych.objectives.global_contrastive import (
     global_contrastive_loss,
 )
 from triptych.objectives.gradient_cache import Encode, encode_in_chunks
+from triptych.tasks.pretraining import image_tokenizer as image_tokenizers
 from triptych.tasks.pretraining.padding import cut_padding, true_positions
+from triptych.tasks.spec import (
+    CollatorInputs,
+    TaskConfig,
+    TaskRecipe,
+    TaskSpec,
+    TrainedModels,
+)
 
 Kind = Literal["pair", "image", "text"]
 
@@ -46,7 +60,7 @@ OBJECTIVES = frozenset[str]().union(*(kind.objectives for kind in BATCH_KINDS.va
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FLAVAPretrainingConfig:
+class FLAVAPretrainingConfig(TaskConfig):
     """Settings of FLAVA's pre-training objectives.
 
     Attributes:
@@ -383,3 +397,92 @@ def kind_of_batch(batch: Mapping[str, Tensor]) -> Kind:
 
 def _hidden(batch: Mapping[str, Tensor]) -> Tensor:
     return batch["hidden_patches"].flatten(1)
+
+
+class CodesConfig(Protocol):
+    """Settings of a task whose targets are an image tokenizer's codes."""
+
+    @property
+    def image_tokenizer(self) -> str: ...  # noqa: D102 - as `FLAVAPretrainingConfig` says
+
+    @property
+    def stored_codes(self) -> bool: ...  # noqa: D102
+
+
+def named_tokenizer(config: CodesConfig) -> DVAE | None:
+    """Return the image tokenizer that the settings name; None if they name none."""
+    return image_tokenizers.load(config.image_tokenizer) if config.image_tokenizer else None
+
+
+def mask_texts(max_text_tokens: int, inputs: CollatorInputs) -> MaskedTextCollator:
+    """Build the collator of texts alone.
+
+    They mask tokens one by one; `captions.whole_word` is for pairs (torchmultimodal).
+    """
+    texts = replace(inputs.captions, max_text_tokens=max_text_tokens, whole_word=False)
+    return MaskedTextCollator(inputs.tokenizer, texts)
+
+
+def mask_images(config: CodesConfig, inputs: CollatorInputs) -> MaskedImageCollator:
+    """Build the collator of images alone."""
+    view = inputs.patches()
+    size = codebook_image_size(view.image.image_size, view.patch_size)
+    return MaskedImageCollator(
+        view.image,
+        patch_size=view.patch_size,
+        codebook_size=None if config.stored_codes else size,
+    )
+
+
+def check_codes(config: CodesConfig, model: FLAVA, records: Iterable[Record]) -> None:
+    """Raise where codes are read from the data and are not those of the model's codebook.
+
+    Raises:
+        DataError: An image has no stored codes, or other ones than the model's codebook gives.
+    """
+    if config.stored_codes:
+        codebook = model.codebook
+        check_stored_codes(
+            [record for record in records if record.image is not None],
+            num_codes=model.config.num_codes,
+            image_size=model.config.codebook_image_size,
+            tokenizer=None if codebook is None else image_tokenizers.fingerprint(codebook),
+        )
+
+
+def codebook_notes(config: CodesConfig, model: FLAVA) -> list[str]:
+    """Return a warning where masked patches have the codes of a codebook that nobody trained."""
+    if config.stored_codes or model.has_trained_codebook:
+        return []
+    return [
+        "the model's image codebook has random weights, so MIM and MMM-image learn codes that mean "
+        "little: name an image tokenizer with --task.image-tokenizer (`triptych train dvae` makes "
+        "one), or take `triptych train flava.stagewise`, which trains one first"
+    ]
+
+
+def _collator(config: FLAVAPretrainingConfig, inputs: CollatorInputs) -> AnyCollator[Any]:
+    if inputs.kind == "text":
+        return mask_texts(config.max_text_tokens, inputs)
+    images = mask_images(config, inputs)
+    if inputs.kind == "image":
+        return images
+    return FLAVAPairCollator(
+        inputs.tokenizer, inputs.captions, images, swap_probability=config.swap_probability
+    )
+
+
+SPEC = TaskSpec(
+    config=FLAVAPretrainingConfig,
+    trained_for="pretraining",
+    build=lambda config, model, *_: FLAVAPretraining(model, config, named_tokenizer(config)),
+    collator=_collator,
+    needs=("caption|image|text",),
+    models=TrainedModels(families=("flava",)),
+    recipes=(TaskRecipe("flava.joint", "flava"),),
+    serves=("match", "embed", "classify"),
+    also_scored=("retrieval", "zero_shot"),
+    pretrains=True,
+    check_data=check_codes,
+    notes=codebook_notes,
+)

@@ -17,11 +17,18 @@ from triptych.tasks.pretraining.flava import (
     FLAVAPretraining,
     FLAVAPretrainingConfig,
     Kind,
+    check_codes,
+    codebook_notes,
+    mask_images,
+    mask_texts,
+    named_tokenizer,
 )
+from triptych.tasks.pretraining.image_tokenizer import START_HINT
+from triptych.tasks.spec import TaskConfig, TaskRecipe, TaskSpec, TrainedModels
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FLAVAImageConfig:
+class FLAVAImageConfig(TaskConfig):
     """Settings of masked image modelling.
 
     Attributes:
@@ -38,7 +45,7 @@ class FLAVAImageConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FLAVATextConfig:
+class FLAVATextConfig(TaskConfig):
     """Settings of masked language modelling.
 
     Attributes:
@@ -127,3 +134,30 @@ class FLAVAText(_Stage):
     def __init__(self, model: FLAVA, config: FLAVATextConfig) -> None:
         super().__init__(model)
         self.config = config
+
+
+IMAGE_SPEC = TaskSpec(
+    config=FLAVAImageConfig,
+    trained_for="vision",
+    build=lambda config, model, *_: FLAVAImage(model, config, named_tokenizer(config)),
+    collator=mask_images,
+    needs=("image",),
+    models=TrainedModels(families=("flava",)),
+    recipes=(TaskRecipe("flava.image", "flava"),),
+    pretrains=True,
+    tokenizer="optional",
+    check_data=check_codes,
+    notes=codebook_notes,
+    start_hint=START_HINT,
+)
+
+TEXT_SPEC = TaskSpec(
+    config=FLAVATextConfig,
+    trained_for="language",
+    build=lambda config, model, *_: FLAVAText(model, config),
+    collator=lambda config, inputs: mask_texts(config.max_text_tokens, inputs),
+    needs=("text|caption",),
+    models=TrainedModels(families=("flava",)),
+    recipes=(TaskRecipe("flava.text", "flava", default=True),),
+    pretrains=True,
+)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from triptych.core.config import check
 from triptych.core.outputs import FusedFeatures, ImageFeatures, Predictions, TextFeatures
+from triptych.data.collate import PretrainingCollator
 from triptych.distributed.collectives import all_gather, all_gather_with_grad
 from triptych.models.mplug.model import MPLUG
 from triptych.objectives import IGNORE_INDEX
@@ -24,12 +25,13 @@ from triptych.objectives.feature_queue import FeatureQueue
 from triptych.objectives.matching import itm_loss, sample_hard_negatives
 from triptych.objectives.mlm import distillation_loss, shift_targets, token_loss
 from triptych.objectives.momentum import MomentumEncoder
+from triptych.tasks.spec import TaskConfig, TaskRecipe, TaskSpec, TrainedModels
 
 OBJECTIVES = frozenset({"itc", "itm", "mlm", "prefix_lm"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class MPLUGPretrainingConfig:
+class MPLUGPretrainingConfig(TaskConfig):
     """Settings of mPLUG's pre-training objectives.
 
     Attributes:
@@ -468,3 +470,18 @@ def _fuse(
 def _widen(x: Tensor, width: int) -> Tensor:
     """Pad (B, L) with zeros on the right."""
     return nn.functional.pad(x, (0, width - x.shape[1]))
+
+
+SPEC = TaskSpec(
+    config=MPLUGPretrainingConfig,
+    trained_for="pretraining",
+    build=lambda config, model, *_: MPLUGPretraining(model, config),
+    collator=lambda config, inputs: PretrainingCollator(inputs.tokenizer, inputs.captions),
+    needs=("caption",),
+    models=TrainedModels(families=("mplug",)),
+    recipes=(TaskRecipe("mplug.pretrain", "mplug", default=True),),
+    serves=("caption", "match", "embed", "classify"),
+    also_scored=("caption", "retrieval", "zero_shot"),
+    pretrains=True,
+    optional_objectives=frozenset({"itm"}),
+)

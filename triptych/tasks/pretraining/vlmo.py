@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from triptych.core.config import check
 from triptych.core.outputs import Predictions
+from triptych.data.collate import PretrainingCollator
 from triptych.distributed.collectives import all_gather
 from triptych.distributed.env import rank
 from triptych.distributed.exchange import all_gather_padded, fetch_rows, first_rows
@@ -25,12 +26,13 @@ from triptych.objectives.global_contrastive import PairKeys, global_contrastive_
 from triptych.objectives.matching import itm_loss, sample_hard_negatives
 from triptych.objectives.mlm import token_loss
 from triptych.tasks.pretraining.padding import cut_padding, true_positions
+from triptych.tasks.spec import TaskConfig, TaskRecipe, TaskSpec, TrainedModels
 
 OBJECTIVES = frozenset({"itc", "itm", "mlm"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VLMoPretrainingConfig:
+class VLMoPretrainingConfig(TaskConfig):
     """Settings of the objectives on pairs.
 
     Attributes:
@@ -351,3 +353,17 @@ def _cat_padded(texts: list[Tensor], masks: list[Tensor]) -> tuple[Tensor, Tenso
         torch.cat([F.pad(t, (0, 0, 0, width - t.shape[1])) for t in texts]),
         torch.cat([F.pad(m, (0, width - m.shape[1])) for m in masks]),
     )
+
+
+SPEC = TaskSpec(
+    config=VLMoPretrainingConfig,
+    trained_for="pretraining",
+    build=lambda config, model, *_: VLMoPretraining(model, config),
+    collator=lambda config, inputs: PretrainingCollator(inputs.tokenizer, inputs.captions),
+    needs=("caption",),
+    models=TrainedModels(families=("vlmo",)),
+    recipes=(TaskRecipe("vlmo.pretrain", "vlmo"),),
+    serves=("match", "embed", "classify"),
+    also_scored=("retrieval", "zero_shot"),
+    pretrains=True,
+)

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from triptych.core.errors import CapabilityError, ConfigError, DataError
 from triptych.core.outputs import Predictions
+from triptych.data.collate import MaskedImageCollator
+from triptych.data.collate.masked_text import MaskedTextCollator
 from triptych.models.dvae.config import codebook_image_size
 from triptych.models.dvae.model import DVAE
 from triptych.models.vlmo.model import VLMo
@@ -20,7 +22,15 @@ from triptych.models.vlmo.trunk import TokenSequence
 from triptych.objectives import IGNORE_INDEX
 from triptych.objectives.mim import code_labels, mim_loss
 from triptych.objectives.mlm import token_loss
+from triptych.tasks.pretraining import image_tokenizer as image_tokenizers
 from triptych.tasks.pretraining.padding import cut_padding, true_positions
+from triptych.tasks.spec import (
+    CollatorInputs,
+    TaskConfig,
+    TaskRecipe,
+    TaskSpec,
+    TrainedModels,
+)
 
 VISION_PARTS = (
     r"(patch|class|position)_embedding.*",
@@ -71,7 +81,7 @@ class _StageTask:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VLMoVisionConfig:
+class VLMoVisionConfig(TaskConfig):
     """Settings of the first stage, masked image modelling.
 
     Attributes:
@@ -162,7 +172,7 @@ class VLMoVision(_StageTask):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class VLMoLanguageConfig:
+class VLMoLanguageConfig(TaskConfig):
     """Settings of the second stage: there are none beside those of the texts."""
 
     KIND: ClassVar[str] = "vlmo_language"
@@ -208,3 +218,40 @@ class VLMoLanguage(_StageTask):
         """Return the (B, D) [CLS] state of each text; reads `token_ids` and `text_mask`."""
         states = self.model.encode_text(batch["token_ids"], batch["text_mask"])
         return Predictions(index=batch["index"].tolist(), embeddings={"text": states.pooled})
+
+
+def _build_vision(config: VLMoVisionConfig, model: VLMo, *_: object) -> VLMoVision:
+    size = codebook_image_size(model.config.image_size, model.config.patch_size)
+    return VLMoVision(model, config, image_tokenizers.load(config.image_tokenizer, image_size=size))
+
+
+def _mask_patches(config: VLMoVisionConfig, inputs: CollatorInputs) -> MaskedImageCollator:
+    del config
+    view = inputs.patches()
+    size = codebook_image_size(view.image.image_size, view.patch_size)
+    return MaskedImageCollator(view.image, patch_size=view.patch_size, codebook_size=size)
+
+
+VISION_SPEC = TaskSpec(
+    config=VLMoVisionConfig,
+    trained_for="vision",
+    build=_build_vision,
+    collator=_mask_patches,
+    needs=("image",),
+    models=TrainedModels(families=("vlmo",)),
+    recipes=(TaskRecipe("vlmo.vision", "vlmo"),),
+    pretrains=True,
+    tokenizer="optional",
+    start_hint=image_tokenizers.START_HINT,
+)
+
+LANGUAGE_SPEC = TaskSpec(
+    config=VLMoLanguageConfig,
+    trained_for="language",
+    build=lambda config, model, *_: VLMoLanguage(model, config),
+    collator=lambda config, inputs: MaskedTextCollator(inputs.tokenizer, inputs.captions),
+    needs=("text|caption",),
+    models=TrainedModels(families=("vlmo",)),
+    recipes=(TaskRecipe("vlmo.language", "vlmo"),),
+    pretrains=True,
+)

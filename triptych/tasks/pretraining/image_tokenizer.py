@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
 from torch import Tensor
 
 from triptych.checkpoint.dalle import read_dalle_module
 from triptych.checkpoint.foreign import read_foreign
-from triptych.checkpoint.model_card import build_model_card
 from triptych.checkpoint.model_folder import (
     CONFIG,
     load_model_folder,
-    save_model_folder,
     stored_config,
 )
-from triptych.core.config import to_dict
 from triptych.core.errors import CheckpointError, ConfigError
-from triptych.core.machine import current_commit
-from triptych.core.outputs import MetricValue
 from triptych.data.codes import CodesAbout
-from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.models.dvae.convert import config_for, import_encoder
 from triptych.models.dvae.model import DVAE, DVAEEncoder
 from triptych.models.families import restore_model
-from triptych.recipes.config import RunConfig
 
-TRAINED_FOR = "image_tokenizer"
+START_HINT = (
+    "It predicts codes: set task.image_tokenizer to a model folder of `triptych train dvae`, or to "
+    "released weights."
+)
+"""What a new config of a task on codes must still be given."""
+
+USAGE = (
+    "from triptych.tasks.pretraining import image_tokenizer\n\n"
+    'model = image_tokenizer.load("path/to/this/folder")\n'
+    "codes = model.codes(image)  # (B, 3, H, W) in [0.1, 0.9] to (B, P)"
+)
+"""Python lines of the model card of an image tokenizer."""
 
 
 def load(path: str | Path, *, image_size: int | None = None) -> DVAE:
@@ -60,61 +62,6 @@ def load(path: str | Path, *, image_size: int | None = None) -> DVAE:
     if not isinstance(model, DVAE):
         raise CheckpointError(f"{path} holds no image tokenizer but a {type(model).__name__}")
     return model.requires_grad_(False).eval()
-
-
-def save(
-    folder: Path,
-    model: DVAE,
-    image: ImageTransformConfig,
-    *,
-    config: RunConfig,
-    num_records: int,
-    metrics: Sequence[MetricValue] = (),
-) -> None:
-    """Write the model folder of a run that trained an image tokenizer.
-
-    Args:
-        folder: Where.
-        model: What was trained.
-        image: How images were prepared.
-        config: The run.
-        num_records: Images that it was trained on.
-        metrics: What is known of it.
-    """
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    sizes = model.config
-    card = build_model_card(
-        title=f"{config.model.name}: {config.recipe}",
-        summary=(
-            f"A discrete VAE with {parameters:.1f} M parameters: {sizes.num_codes:,} codes, one "
-            f"for 8 x 8 pixels, trained for {config.train.max_steps:,} steps of "
-            f"{config.train.local_batch_size} images of {sizes.image_size} px. Its codes are the "
-            "targets of masked image modelling."
-        ),
-        data={source.path: f"reader {source.reader}" for source in config.data.train}
-        | {"in all": f"{num_records} records"},
-        recipe=yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True),
-        metrics=metrics,
-        commit=current_commit(),
-        usage=(
-            "from triptych.recipes import image_tokenizer\n\n"
-            'model = image_tokenizer.load("path/to/this/folder")\n'
-            "codes = model.codes(image)  # (B, 3, H, W) in [0.1, 0.9] to (B, P)"
-        ),
-    )
-    save_model_folder(
-        folder,
-        config={
-            "model": to_dict(sizes, tagged=True),
-            "trained_for": [TRAINED_FOR],
-            "task": to_dict(config.task, tagged=True),
-            "text": None,
-        },
-        state_dict=model.state_dict(),
-        tokenizer_json=None,
-        preprocess=to_dict(image),
-        card=card,
-    )
 
 
 def fingerprint(encoder: DVAEEncoder) -> str:
