@@ -9,7 +9,7 @@ from triptych.models.flava.config import FLAVAConfig
 from triptych.models.registry import model_config
 from triptych.recipes.registry import RECIPES, build_recipe
 from triptych.serving.needs import require
-from triptych.tasks.registry import TASKS, trained_for_words
+from triptych.tasks.registry import TASKS, recipe_that_teaches, trained_for_words
 
 FOLDER = Path("runs/mine/model")
 
@@ -80,3 +80,22 @@ def test_without_a_decoder_nothing_is_said(asked):
     assert isinstance(model_config("flava_tiny"), FLAVAConfig)
     with pytest.raises(CapabilityError, match="no decoder"):
         require(asked, Model("flava_tiny"), ["pretraining", "grounding"], FOLDER)
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "recipe"),
+    [
+        ("flava_tiny", "retrieval", "flava.joint"),
+        ("flava_tiny", "zero_shot", "flava.joint"),
+        ("flava_tiny", "vqa", "flava.vqa"),
+        ("flava_tiny", "snli_ve", "flava.snli_ve"),
+        ("flava_tiny", "classification", "classify.pairs"),
+        ("flava_tiny", "nlvr2", None),
+        ("vlmo_tiny", "retrieval", "vlmo.retrieval"),
+        ("vlmo_tiny", "zero_shot", "vlmo.retrieval"),
+        ("mplug_tiny", "retrieval", "mplug.retrieval"),
+        ("mplug_tiny", "vqa", "mplug.vqa"),
+    ],
+)
+def test_eval_advises_a_recipe_of_the_family_too(name, task, recipe):
+    assert recipe_that_teaches(task, Model(name, "itc", "itm")) == recipe
