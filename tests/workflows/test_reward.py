@@ -13,8 +13,7 @@ from triptych.core.errors import DataError
 from triptych.data.collate.base import image_key
 from triptych.data.records import ImageSource, Record
 from triptych.data.source import DataSourceConfig
-from triptych.tasks.finetuning.scst import SCSTConfig
-from triptych.tasks.finetuning.specs import build_reward
+from triptych.tasks.finetuning.scst import SCSTConfig, build_reward
 from triptych.workflows.run import train_run
 
 from .small_runs import small_run

@@ -15,7 +15,16 @@ from triptych.core.errors import ConfigError, nearest
 from triptych.data.collate import AnyCollator, PretrainingTextConfig
 from triptych.data.records import Record
 from triptych.models.families import family_of
-from triptych.tasks.finetuning import specs
+from triptych.tasks.finetuning import (
+    captioning,
+    grounding,
+    image_text_classification,
+    nlvr2,
+    retrieval,
+    scst,
+    text_classification,
+    vqa,
+)
 from triptych.tasks.pretraining import dino, dvae, flava, flava_stages, mplug, vlmo, vlmo_stages
 from triptych.tasks.spec import (
     CONFIGS,
@@ -35,18 +44,18 @@ TASKS: dict[str, TaskSpec[Any]] = {}
 
 BUILT_IN: tuple[TaskSpec[Any], ...] = (
     mplug.SPEC,
-    specs.VQA_SPEC,
-    specs.GROUNDING_SPEC,
-    specs.NLVR2_SPEC,
-    specs.PAIRS_SPEC,
-    specs.TEXTS_SPEC,
+    vqa.SPEC,
+    grounding.SPEC,
+    nlvr2.SPEC,
+    image_text_classification.PAIRS_SPEC,
+    text_classification.SPEC,
     dvae.SPEC,
     flava_stages.TEXT_SPEC,
-    specs.CAPTIONING_SPEC,
-    specs.SCST_SPEC,
-    specs.RETRIEVAL_SPEC,
-    specs.VLMO_RETRIEVAL_SPEC,
-    specs.ANSWERS_SPEC,
+    captioning.SPEC,
+    scst.SPEC,
+    retrieval.SPEC,
+    retrieval.VLMO_SPEC,
+    image_text_classification.ANSWERS_SPEC,
     vlmo_stages.VISION_SPEC,
     vlmo_stages.LANGUAGE_SPEC,
     vlmo.SPEC,

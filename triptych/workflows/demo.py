@@ -29,7 +29,7 @@ from triptych.recipes.registry import build_recipe
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.scoring import compute_caption_objects, count_objects_named
 from triptych.scenes.write import write_scenes
-from triptych.tasks.finetuning.specs import caption_references
+from triptych.tasks.finetuning.captioning import caption_references
 from triptych.tasks.registry import evaluations
 from triptych.workflows.baselines import Baseline, baselines_of
 from triptych.workflows.evaluate import evaluate_model, evaluation_records

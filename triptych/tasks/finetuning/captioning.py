@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,6 +11,15 @@ from torch import Tensor
 
 from triptych.core.config import check
 from triptych.core.outputs import Predictions
+from triptych.data.collate import (
+    CaptioningCollator,
+)
+from triptych.data.collate.base import image_key
+from triptych.data.records import Record
+from triptych.evaluation.metrics import (
+    CaptionMetric,
+    Metric,
+)
 from triptych.generation.beam import BeamConfig, Hypothesis
 from triptych.models.base import GenerativeModel
 from triptych.nn.decoder import DecoderMemory
@@ -18,7 +27,14 @@ from triptych.objectives import IGNORE_INDEX
 from triptych.objectives.mlm import shift_targets, token_loss
 from triptych.tasks.finetuning.base import ModelTask, constant_texts, fused_memory
 from triptych.tasks.finetuning.speaker import Speaker
-from triptych.tasks.spec import TaskConfig
+from triptych.tasks.spec import (
+    CollatorInputs,
+    Evaluation,
+    TaskConfig,
+    TaskRecipe,
+    TaskSpec,
+    TrainedModels,
+)
 from triptych.text import Tokenizer
 
 
@@ -119,3 +135,41 @@ class Captioning(ModelTask[GenerativeModel]):
     def search(self, batch: Mapping[str, Tensor]) -> list[list[Hypothesis]]:
         """Return the n-best captions of each image, best first."""
         return self.speaker.search(self.memory(batch), self.config.beam)
+
+
+def caption_references(
+    records: Sequence[Record], all_records: Sequence[Record]
+) -> dict[int, list[str]]:
+    """Return all captions of each record's image, by position."""
+    by_image: dict[int, list[str]] = {}
+    for record in all_records:
+        if record.image is not None and record.caption:
+            by_image.setdefault(image_key(record), []).append(record.caption)
+    return {i: by_image[image_key(record)] for i, record in enumerate(records)}
+
+
+def _caption_metrics(
+    config: CaptioningConfig, records: Sequence[Record], all_records: Sequence[Record]
+) -> list[Metric]:
+    del config
+    return [CaptionMetric(caption_references(records, all_records))]
+
+
+def _captions(config: CaptioningConfig, inputs: CollatorInputs) -> CaptioningCollator:
+    del config
+    return CaptioningCollator(
+        inputs.tokenizer, max_text_tokens=inputs.captions.max_text_tokens, train=inputs.train
+    )
+
+
+SPEC = TaskSpec(
+    config=CaptioningConfig,
+    trained_for="captioning",
+    build=lambda config, model, tokenizer, _: Captioning(model, config, tokenizer),
+    collator=_captions,
+    needs=("caption",),
+    models=TrainedModels(capabilities=("decode",)),
+    recipes=(TaskRecipe("mplug.caption", "mplug"),),
+    serves=("caption",),
+    evaluations=(Evaluation("caption", "caption", _caption_metrics, one_per_image=True),),
+)

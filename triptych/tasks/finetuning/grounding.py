@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,13 +11,30 @@ from torch import Tensor
 
 from triptych.core.config import check
 from triptych.core.outputs import Predictions
+from triptych.data.collate import (
+    GroundingCollator,
+)
+from triptych.data.records import Record
 from triptych.evaluation.boxes import cxcywh_to_xyxy
+from triptych.evaluation.metrics import (
+    BoxMetric,
+    Metric,
+)
 from triptych.generation.cached import CachedDecoder
 from triptych.generation.greedy import greedy_search
 from triptych.models.base import GenerativeModel
+from triptych.models.mplug.model import MPLUG
 from triptych.nn.decoder import DecoderMemory
 from triptych.tasks.finetuning.base import ModelTask
-from triptych.tasks.spec import TaskConfig
+from triptych.tasks.spec import (
+    CollatorInputs,
+    Evaluation,
+    TaskConfig,
+    TaskRecipe,
+    TaskSpec,
+    TrainedModels,
+)
+from triptych.text import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,3 +193,40 @@ def paired_giou(first_xyxy: Tensor, second_xyxy: Tensor) -> Tensor:
     hull = (outer_high - outer_low).clamp(min=0).prod(dim=1)
     tiny = torch.finfo(union.dtype).tiny
     return shared / union.clamp(min=tiny) - (hull - union) / hull.clamp(min=tiny)
+
+
+def _build_grounding(
+    config: GroundingConfig, model: MPLUG, tokenizer: Tokenizer, records: Iterable[Record]
+) -> Grounding:
+    del records
+    first = tokenizer.unused_id(config.first_bin_unused)
+    tokenizer.unused_id(config.first_bin_unused + config.num_bins - 1)
+    start = tokenizer.unused_id(config.start_unused)
+    return Grounding(model, config, start_id=start, first_bin_id=first)
+
+
+def _grounding_collator(config: GroundingConfig, inputs: CollatorInputs) -> GroundingCollator:
+    del config
+    return GroundingCollator(
+        inputs.tokenizer, max_text_tokens=inputs.lengths.phrase, train=inputs.train
+    )
+
+
+def _box_metrics(
+    config: GroundingConfig, records: Sequence[Record], all_records: Sequence[Record]
+) -> list[Metric]:
+    del config, all_records
+    return [BoxMetric({i: r.box for i, r in enumerate(records) if r.box is not None})]
+
+
+SPEC = TaskSpec(
+    config=GroundingConfig,
+    trained_for="grounding",
+    build=_build_grounding,
+    collator=_grounding_collator,
+    needs=("phrase", "box"),
+    models=TrainedModels(capabilities=("decode",)),
+    recipes=(TaskRecipe("mplug.grounding", "mplug", default=True),),
+    serves=("ground",),
+    evaluations=(Evaluation("grounding", "box", _box_metrics),),
+)

@@ -5,8 +5,8 @@ They read the pooled state of the fused pair, so any model with a fusion encoder
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -15,10 +15,29 @@ from torch.nn import functional as F
 
 from triptych.core.config import check
 from triptych.core.outputs import Predictions
+from triptych.data.collate.classification import (
+    AnswerClassCollator,
+    ImageTextClassCollator,
+)
+from triptych.data.labels import answer_vocabulary, class_names
+from triptych.data.records import Record
+from triptych.evaluation.label_metrics import AUROCMetric, BinaryMetric
+from triptych.evaluation.metrics import (
+    ClassificationMetric,
+    Metric,
+)
+from triptych.evaluation.vqa import normalize_answer
 from triptych.models.base import PairReader, VisionLanguageModel
 from triptych.objectives import IGNORE_INDEX
 from triptych.tasks.finetuning.base import HeadConfig, ModelTask
-from triptych.tasks.spec import TaskConfig
+from triptych.tasks.finetuning.vqa import vqa_metrics
+from triptych.tasks.spec import (
+    CollatorInputs,
+    Evaluation,
+    TaskConfig,
+    TaskRecipe,
+    TaskSpec,
+)
 
 TextField = Literal["text", "caption", "question", "hypothesis", "statement"]
 
@@ -168,3 +187,141 @@ def class_predictions(
         texts=best,
         scores={"label": best, "probabilities": shares, "positive": shares[:, -1]},
     )
+
+
+def _complete_answers(
+    config: AnswerClassificationConfig, records: Sequence[Record]
+) -> AnswerClassificationConfig:
+    if config.answers:
+        return config
+    answers = answer_vocabulary(
+        records,
+        min_count=config.min_answer_count,
+        max_answers=config.max_answers,
+        normalise=normalize_answer,
+    )
+    return replace(config, answers=answers)
+
+
+def _answer_collator(
+    config: AnswerClassificationConfig, inputs: CollatorInputs
+) -> AnswerClassCollator:
+    return AnswerClassCollator(
+        inputs.tokenizer,
+        config.answers,
+        normalise=normalize_answer,
+        max_question_tokens=config.max_text_tokens,
+        train=inputs.train,
+    )
+
+
+ANSWERS_SPEC = TaskSpec(
+    config=AnswerClassificationConfig,
+    trained_for="answer_classification",
+    build=lambda config, model, *_: AnswerClassification(model, config),
+    collator=_answer_collator,
+    needs=("question", "answers"),
+    recipes=(
+        TaskRecipe("vlmo.vqa", "vlmo"),
+        TaskRecipe("flava.vqa", "flava"),
+        TaskRecipe("classify.answers"),
+    ),
+    serves=("answer",),
+    evaluations=(
+        Evaluation("vqa", "answers", lambda _, records, __: vqa_metrics(records, from_list=True)),
+    ),
+    has_classifier=True,
+    complete=_complete_answers,
+)
+
+
+def class_metrics(labels: Sequence[str], records: Sequence[Record]) -> list[Metric]:
+    """Return what a classifier is scored by.
+
+    Accuracy; of two classes also AUROC, F1 and Matthews' correlation, the second being the positive
+    one.
+    """
+    truth = {i: str(record.label) for i, record in enumerate(records)}
+    metrics: list[Metric] = [ClassificationMetric(truth)]
+    if len(labels) == 2:
+        positive = labels[1]
+        if len(set(truth.values())) > 1:  # a small part of the data may hold one class alone
+            metrics.append(AUROCMetric(truth, positive=positive))
+        metrics += [
+            BinaryMetric(truth, positive=positive, kind="f1"),
+            BinaryMetric(truth, positive=positive, kind="matthews"),
+        ]
+    return metrics
+
+
+def _entailment_metrics(
+    config: ImageTextClassificationConfig,
+    records: Sequence[Record],
+    all_records: Sequence[Record],
+) -> list[Metric]:
+    del config, all_records
+    relations = {i: str(r.label) for i, r in enumerate(records)}
+    return [ClassificationMetric(relations, "snli_ve", with_majority=True)]
+
+
+def _pair_metrics(
+    config: ImageTextClassificationConfig,
+    records: Sequence[Record],
+    all_records: Sequence[Record],
+) -> list[Metric]:
+    del all_records
+    return class_metrics(config.labels, records)
+
+
+def _complete_pairs(
+    config: ImageTextClassificationConfig, records: Sequence[Record]
+) -> ImageTextClassificationConfig:
+    return config if config.labels else replace(config, labels=class_names(records))
+
+
+def _pair_collator(
+    config: ImageTextClassificationConfig, inputs: CollatorInputs
+) -> ImageTextClassCollator:
+    return ImageTextClassCollator(
+        inputs.tokenizer,
+        config.labels,
+        text_field=config.text_field,
+        with_premise=config.with_premise,
+        max_text_tokens=config.max_text_tokens,
+        train=inputs.train,
+    )
+
+
+_ENTAILMENT = ("entail", "snli_ve")
+
+
+_LABELS = ("label", "classification")
+
+
+PAIRS_SPEC = TaskSpec(
+    config=ImageTextClassificationConfig,
+    trained_for="image_text_classification",
+    build=lambda config, model, *_: ImageTextClassification(model, config),
+    collator=_pair_collator,
+    needs=("image", "hypothesis", "label"),
+    recipes=(
+        TaskRecipe("mplug.snli_ve", "mplug", teaches=_ENTAILMENT, default=True),
+        TaskRecipe("vlmo.snli_ve", "vlmo", teaches=_ENTAILMENT),
+        TaskRecipe("flava.snli_ve", "flava", teaches=_ENTAILMENT),
+        TaskRecipe(
+            "flava.hateful_memes",
+            "flava",
+            needs=("image", "text", "label"),
+            teaches=(),
+            default=True,
+        ),
+        TaskRecipe("classify.pairs", needs=("image", "text|hypothesis", "label"), teaches=_LABELS),
+    ),
+    serves=("entail", "label"),
+    evaluations=(
+        Evaluation("snli_ve", "label", _entailment_metrics),
+        Evaluation("classification", "label", _pair_metrics),
+    ),
+    has_classifier=True,
+    complete=_complete_pairs,
+)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -12,10 +12,25 @@ from torch import Tensor, nn
 from triptych.core.config import check
 from triptych.core.errors import CapabilityError
 from triptych.core.outputs import Predictions
+from triptych.data.collate import (
+    StatementCollator,
+)
+from triptych.data.records import Record
+from triptych.evaluation.metrics import (
+    ClassificationMetric,
+    Metric,
+)
 from triptych.models.base import TwoImageReader, VisionLanguageModel
 from triptych.tasks.finetuning.base import HeadConfig, ModelTask
 from triptych.tasks.finetuning.image_text_classification import class_loss, class_predictions
-from triptych.tasks.spec import TaskConfig
+from triptych.tasks.spec import (
+    CollatorInputs,
+    Evaluation,
+    TaskConfig,
+    TaskRecipe,
+    TaskSpec,
+    TrainedModels,
+)
 
 TRUTH = ("false", "true")
 """The classes, in the order of the scores."""
@@ -117,3 +132,37 @@ class NLVR2(ModelTask[VisionLanguageModel]):
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
         """Judge each statement; reads no `label`."""
         return class_predictions(batch, self.pair_scores(batch), TRUTH)
+
+
+def _statement_collator(config: NLVR2Config, inputs: CollatorInputs) -> StatementCollator:
+    return StatementCollator(
+        inputs.tokenizer,
+        max_text_tokens=config.max_text_tokens,
+        swap_probability=config.swap_probability,
+        train=inputs.train,
+    )
+
+
+def _truth_metrics(
+    config: NLVR2Config, records: Sequence[Record], all_records: Sequence[Record]
+) -> list[Metric]:
+    del config, all_records
+    truth = {i: TRUTH[bool(r.label)] for i, r in enumerate(records)}
+    return [ClassificationMetric(truth, "nlvr2", with_majority=True)]
+
+
+SPEC = TaskSpec(
+    config=NLVR2Config,
+    trained_for="nlvr2",
+    build=lambda config, model, *_: NLVR2(model, config),
+    collator=_statement_collator,
+    needs=("statement", "label"),
+    models=TrainedModels(contract=TwoImageReader),
+    recipes=(
+        TaskRecipe("mplug.nlvr2", "mplug", default=True),
+        TaskRecipe("vlmo.nlvr2", "vlmo"),
+    ),
+    serves=("judge",),
+    evaluations=(Evaluation("nlvr2", "label", _truth_metrics, num_images=2),),
+    has_classifier=True,
+)

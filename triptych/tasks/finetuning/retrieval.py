@@ -11,12 +11,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.core.outputs import ImageFeatures, Predictions, TextFeatures
+from triptych.data.collate import (
+    RetrievalCollator,
+)
 from triptych.models.base import VisionLanguageModel, match_pairs
 from triptych.models.mplug.model import MPLUG
 from triptych.models.vlmo.model import VLMo
 from triptych.tasks.pretraining.mplug import MPLUGPretraining, MPLUGPretrainingConfig
 from triptych.tasks.pretraining.vlmo import VLMoPretraining, VLMoPretrainingConfig
-from triptych.tasks.spec import TaskConfig
+from triptych.tasks.spec import (
+    CollatorInputs,
+    Evaluation,
+    TaskConfig,
+    TaskRecipe,
+    TaskSpec,
+    TrainedModels,
+)
 from triptych.train.task import StatefulTask
 
 
@@ -207,3 +217,44 @@ def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
 def _padded(states: Tensor, width: int) -> Tensor:
     """Pad (T, L, D) with zeros to (T, width, D)."""
     return F.pad(states, (0, 0, 0, width - states.shape[1]))
+
+
+def _retrieval_collator(config: object, inputs: CollatorInputs) -> RetrievalCollator:
+    del config
+    captions = inputs.captions
+    return RetrievalCollator(
+        inputs.tokenizer, max_text_tokens=captions.max_text_tokens, max_words=captions.max_words
+    )
+
+
+SEARCH: Evaluation[Any] = Evaluation("retrieval", "caption", procedure="search")
+
+
+NAMES: Evaluation[Any] = Evaluation("zero_shot", "label", procedure="names")
+
+
+SPEC = TaskSpec(
+    config=RetrievalConfig,
+    trained_for="retrieval",
+    build=lambda config, model, *_: Retrieval(model, config),
+    collator=_retrieval_collator,
+    needs=("caption",),
+    models=TrainedModels(families=("mplug",)),
+    recipes=(TaskRecipe("mplug.retrieval", "mplug"),),
+    serves=("match", "embed", "classify"),
+    evaluations=(SEARCH, NAMES),
+    optional_objectives=frozenset({"itm"}),
+)
+
+
+VLMO_SPEC = TaskSpec(
+    config=VLMoRetrievalConfig,
+    trained_for="retrieval",
+    build=lambda config, model, *_: Retrieval(model, config),
+    collator=_retrieval_collator,
+    needs=("caption",),
+    models=TrainedModels(families=("vlmo",)),
+    recipes=(TaskRecipe("vlmo.retrieval", "vlmo"),),
+    serves=("match", "embed", "classify"),
+    evaluations=(SEARCH, NAMES),
+)

@@ -11,7 +11,7 @@ document frequencies over the batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,6 +21,11 @@ from torch import Tensor, nn
 from triptych.core.config import check
 from triptych.core.errors import DataError
 from triptych.core.outputs import Predictions
+from triptych.data.collate import (
+    ImageKeyCollator,
+)
+from triptych.data.collate.base import image_key
+from triptych.data.records import Record
 from triptych.evaluation import ptb
 from triptych.evaluation.captions import CiderScorer, DocumentFrequencies
 from triptych.evaluation.evaluator import evaluation_mode
@@ -28,7 +33,13 @@ from triptych.generation.sampling import Samples, SamplingConfig, token_log_prob
 from triptych.models.mplug.model import MPLUG
 from triptych.nn.decoder import DecoderMemory
 from triptych.tasks.finetuning.captioning import Captioning, CaptioningConfig
-from triptych.tasks.spec import TaskConfig
+from triptych.tasks.spec import (
+    CollatorInputs,
+    TaskConfig,
+    TaskRecipe,
+    TaskSpec,
+    TrainedModels,
+)
 from triptych.text import Tokenizer
 
 END_WORD = "<eos>"
@@ -239,3 +250,41 @@ def policy_gradient_loss(log_probs: Tensor, rewards: Tensor, baseline: Tensor) -
         baseline: (B, K) or (B, 1), which no sample's own reward enters.
     """
     return -((rewards - baseline).detach() * log_probs).mean()
+
+
+def build_reward(config: SCSTConfig, records: Iterable[Record]) -> CiderReward:
+    """Return the reward of captions: CIDEr-D with the captions and frequencies of the records.
+
+    Raises:
+        DataError: There are captions of fewer than two images.
+    """
+    captions: dict[int, list[str]] = {}
+    for record in records:
+        if record.image is not None and record.caption:
+            captions.setdefault(image_key(record), []).append(record.caption)
+    return CiderReward(captions, reward_end=config.reward_end)
+
+
+def _build_scst(
+    config: SCSTConfig, model: MPLUG, tokenizer: Tokenizer, records: Iterable[Record]
+) -> SCST:
+    return SCST(model, config, tokenizer, build_reward(config, records))
+
+
+def _image_keys(config: SCSTConfig, inputs: CollatorInputs) -> ImageKeyCollator:
+    del config, inputs
+    return ImageKeyCollator()
+
+
+SPEC = TaskSpec(
+    config=SCSTConfig,
+    trained_for="captioning",
+    build=_build_scst,
+    collator=_image_keys,
+    needs=("caption",),
+    models=TrainedModels(capabilities=("decode",)),
+    recipes=(TaskRecipe("mplug.scst", "mplug"),),
+    serves=("caption",),
+    also_scored=("caption",),
+    stored=lambda config: config.captioning,
+)

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from triptych.core.config import check
+from triptych.core.errors import DataError
 from triptych.core.outputs import Predictions
+from triptych.data.collate.classification import (
+    TextClassCollator,
+)
+from triptych.data.labels import class_names
+from triptych.data.records import Record
+from triptych.evaluation.label_metrics import CorrelationMetric
+from triptych.evaluation.metrics import (
+    Metric,
+)
 from triptych.models.base import VisionLanguageModel
 from triptych.tasks.finetuning.base import FLAVA_HEAD, HeadConfig, ModelTask
-from triptych.tasks.finetuning.image_text_classification import class_loss, class_predictions
-from triptych.tasks.spec import TaskConfig
+from triptych.tasks.finetuning.image_text_classification import (
+    class_loss,
+    class_metrics,
+    class_predictions,
+)
+from triptych.tasks.spec import (
+    CollatorInputs,
+    Evaluation,
+    TaskConfig,
+    TaskRecipe,
+    TaskSpec,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,3 +105,56 @@ class TextClassification(ModelTask[VisionLanguageModel]):
             values = scores[:, 0].cpu()
             return Predictions(index=batch["index"].tolist(), scores={"value": values})
         return class_predictions(batch, scores, self.config.labels)
+
+
+def _text_metrics(
+    config: TextClassificationConfig, records: Sequence[Record], all_records: Sequence[Record]
+) -> list[Metric]:
+    """Return what a classifier of texts is scored by; of numbers the correlations alone.
+
+    Raises:
+        DataError: A label is no number where numbers are predicted.
+    """
+    del all_records
+    if config.target != "number":
+        return class_metrics(config.labels, records)
+    values = {i: r.label for i, r in enumerate(records) if isinstance(r.label, (int, float))}
+    if len(values) < len(records):
+        raise DataError("the model predicts numbers, and a label is none")
+    return [CorrelationMetric({i: float(value) for i, value in values.items()})]
+
+
+def _complete_texts(
+    config: TextClassificationConfig, records: Sequence[Record]
+) -> TextClassificationConfig:
+    if config.labels or config.target == "number":
+        return config
+    if any(isinstance(record.label, float) for record in records):
+        return replace(config, target="number")
+    return replace(config, labels=class_names(records))
+
+
+def _text_collator(config: TextClassificationConfig, inputs: CollatorInputs) -> TextClassCollator:
+    return TextClassCollator(
+        inputs.tokenizer,
+        None if config.target == "number" else config.labels,
+        max_text_tokens=config.max_text_tokens,
+        train=inputs.train,
+    )
+
+
+SPEC = TaskSpec(
+    config=TextClassificationConfig,
+    trained_for="text_classification",
+    build=lambda config, model, *_: TextClassification(model, config),
+    collator=_text_collator,
+    needs=("text|hypothesis", "label"),
+    recipes=(
+        TaskRecipe("classify.texts", default=True),
+        TaskRecipe("flava.glue", "flava", teaches=("label_texts",)),
+    ),
+    serves=("label_texts",),
+    evaluations=(Evaluation("classification", "label", _text_metrics, num_images=0),),
+    has_classifier=True,
+    complete=_complete_texts,
+)

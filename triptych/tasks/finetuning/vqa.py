@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,12 +11,27 @@ from torch import Tensor
 
 from triptych.core.config import check
 from triptych.core.outputs import Predictions
+from triptych.data.collate import (
+    VQACollator,
+)
+from triptych.data.records import Record
+from triptych.evaluation.metrics import (
+    Metric,
+    VQAMetric,
+)
 from triptych.generation.beam import BeamConfig
 from triptych.models.base import GenerativeModel
 from triptych.nn.decoder import DecoderMemory
 from triptych.tasks.finetuning.base import ModelTask, fused_memory, target_log_probs
 from triptych.tasks.finetuning.speaker import Speaker
-from triptych.tasks.spec import TaskConfig
+from triptych.tasks.spec import (
+    CollatorInputs,
+    Evaluation,
+    TaskConfig,
+    TaskRecipe,
+    TaskSpec,
+    TrainedModels,
+)
 from triptych.text import Tokenizer
 
 
@@ -109,3 +124,35 @@ class VQA(ModelTask[GenerativeModel]):
         else:
             places = self.speaker.rank(memory, self._answer_ids, self.config.rank_top_k)
         return [answers[place] for place in places]
+
+
+def vqa_metrics(records: Sequence[Record], *, from_list: bool) -> list[Metric]:
+    """Return VQA accuracy, of free answers or of those from a closed list."""
+    answers = {i: r.answers for i, r in enumerate(records)}
+    types = {i: r.question_type for i, r in enumerate(records)}
+    return [VQAMetric(answers, types, from_list=from_list)]
+
+
+def _vqa_collator(config: VQAConfig, inputs: CollatorInputs) -> VQACollator:
+    return VQACollator(
+        inputs.tokenizer,
+        max_question_tokens=inputs.lengths.question,
+        max_answer_tokens=inputs.lengths.answer,
+        append_words=config.append_words,
+        train=inputs.train,
+    )
+
+
+SPEC = TaskSpec(
+    config=VQAConfig,
+    trained_for="vqa",
+    build=lambda config, model, tokenizer, _: VQA(model, config, tokenizer),
+    collator=_vqa_collator,
+    needs=("question", "answers"),
+    models=TrainedModels(capabilities=("decode",)),
+    recipes=(TaskRecipe("mplug.vqa", "mplug", default=True),),
+    serves=("answer",),
+    evaluations=(
+        Evaluation("vqa", "answers", lambda _, records, __: vqa_metrics(records, from_list=False)),
+    ),
+)
