@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from triptych.report.markup import Markup
+
 from benchmarks.beam import MEMORY_TOKENS
 from benchmarks.efficiency_chart import Bar, Group, draw_groups, format_number
 from benchmarks.gather import RESULTS, ROOT, Part, load_json
@@ -27,7 +29,6 @@ from benchmarks.mplug_fusion import CO_ATTENTION, CONNECTED, OURS, RIVALS, STRID
 from triptych.core.errors import DataError
 from triptych.models.mplug.config import strided_layers
 from triptych.models.mplug.variants import mplug_base_patch16_256
-from triptych.report.markup import Markup
 
 DOCS = ROOT / "docs"
 PAGE = "efficiency.md"

@@ -11,6 +11,7 @@ import torch
 
 from triptych.cli.demo import NUM_IMAGES, demo, score_row
 from triptych.cli.demo_images import image_cards
+from triptych.cli.main import main
 from triptych.core.config import to_dict
 from triptych.core.machine import describe_machine
 from triptych.core.outputs import MetricValue
@@ -93,6 +94,23 @@ def test_the_terminal_shows_the_short_table_and_a_path_that_exists(told):
     assert re.search(rf"^Try it: triptych caption {folder}/pretrain/model \S+$", printed, re.M)
     rows = re.findall(r"^(\S+) +(?:test|compositional) +\d", printed, flags=re.MULTILINE)
     assert sorted(rows) == sorted([*SHOWN] * 2)
+
+
+@pytest.mark.slow
+def test_a_finished_demo_is_kept(told, capsys):
+    _, folder, _ = told
+    assert main(["demo", "--out", str(folder), "--scale", "smoke"]) == 2
+    assert f"{folder} holds a finished demo, with its report in" in capsys.readouterr().err
+
+
+def test_a_stop_between_trainings_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    def stopped(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("triptych.workflows.demo._train_tokenizer", stopped)
+    assert main(["demo", "--out", str(tmp_path / "a b"), "--scale", "smoke"]) == 130
+    command = f"triptych demo --scale smoke --seed 0 --out '{tmp_path / 'a b'}'"
+    assert f"triptych: go on with `{command}`" in capsys.readouterr().err
 
 
 @pytest.mark.slow

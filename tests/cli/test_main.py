@@ -12,6 +12,7 @@ import triptych
 from triptych.cli import main as main_module
 from triptych.cli.main import VERBS, main
 from triptych.core.errors import DataError
+from triptych.core.files import write_json
 from triptych.train.interrupts import TrainingInterrupted
 
 
@@ -166,3 +167,13 @@ def test_the_package_runs_as_a_module():
         [sys.executable, "-m", "triptych", "--version"], capture_output=True, text=True, check=True
     )
     assert found.stdout.startswith("triptych ")
+
+
+def test_an_interrupted_part_of_a_demo_goes_on_with_the_demo(verb_that, capsys, tmp_path):
+    settings = {"scale": "tiny", "seed": 0, "num_threads": None}
+    write_json(tmp_path / "demo.json", {"settings": settings, "times_s": {}})
+    checkpoint = tmp_path / "vqa" / "checkpoints" / "step_3"
+    verb_that(lambda _: _raise(TrainingInterrupted(signal.SIGINT, 3, checkpoint)))
+    assert main(["models"]) == 130
+    command = f"triptych demo --scale tiny --seed 0 --out {tmp_path}"
+    assert f"go on with `{command}`" in capsys.readouterr().err

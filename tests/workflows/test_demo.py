@@ -2,17 +2,25 @@
 
 import io
 import json
+import signal
 from itertools import product
 
 import pytest
 from rich.console import Console
+from safetensors.torch import load_file
 
+from tests.train.toy import exact_lines
 from triptych.core.config import load_yaml
 from triptych.core.errors import ConfigError
 from triptych.data.batches import record_texts
 from triptych.recipes.config import RunConfig
+from triptych.tasks.finetuning.vqa import VQA
+from triptych.tasks.pretraining.mplug import MPLUGPretraining
 from triptych.text import Tokenizer
-from triptych.workflows.demo import DEMO_SPLITS, SIZES, run_demo
+from triptych.train.interrupts import TrainingInterrupted
+from triptych.workflows.demo import DEMO_SPLITS, SIZES, resume_command, run_demo
+
+from .kills import same_tensors
 
 SIZE = SIZES["smoke"]
 STAGES = {"pretrain": SIZE.pretrain_steps, "vqa": SIZE.vqa_steps, "grounding": SIZE.grounding_steps}
@@ -121,6 +129,60 @@ def test_each_stage_is_told_and_timed(demo):
     assert min(result.times_s.values()) > 0
     places = [said.index(word) for word in ("writing 48", "pre-training: 4", "fine-tuning for")]
     assert places == sorted(places)
+
+
+def stopping(task, patch, at_step):
+    """Have a task ask for the end of its run after a step."""
+    after_step = task.after_step
+
+    def stop(own, step):
+        after_step(own, step)
+        if step == at_step:
+            signal.raise_signal(signal.SIGTERM)
+
+    patch.setattr(task, "after_step", stop)
+
+
+@pytest.mark.slow
+def test_an_interrupted_demo_goes_on_bitwise(demo, tmp_path, monkeypatch):
+    """Stopped within pre-training, then within a fine-tuning, then between trainings."""
+    whole, folder = demo[0], tmp_path / "out"
+    quiet = {"seed": 3, "num_threads": 1, "console": Console(file=io.StringIO())}
+    for task, step in ((MPLUGPretraining, 2), (VQA, 1)):
+        with monkeypatch.context() as patch:
+            stopping(task, patch, step)
+            with pytest.raises(TrainingInterrupted):
+                run_demo(folder, "smoke", **quiet)
+        command = f"triptych demo --scale smoke --seed 3 --num-threads 1 --out {folder}"
+        assert resume_command(folder) == command
+    finished = (folder / "pretrain" / "model" / "model.safetensors").stat().st_mtime_ns
+    with monkeypatch.context() as patch:
+        patch.setattr("triptych.workflows.demo._evaluate_split", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(folder, "smoke", **quiet)
+    result = run_demo(folder, "smoke", **quiet)
+    assert (folder / "pretrain" / "model" / "model.safetensors").stat().st_mtime_ns == finished
+    assert result.scores == whole.scores
+    assert list(result.times_s) == list(whole.times_s)
+    assert 0 < result.earlier_s < sum(result.times_s.values())
+    for stage in STAGES:
+        assert exact_lines(result.run(stage)) == exact_lines(whole.run(stage))
+        weights = [load_file(r.model(stage) / "model.safetensors") for r in (result, whole)]
+        assert same_tensors(*weights)
+
+
+def interrupt(*arguments):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_another_demo_in_the_folder_is_an_error(demo, tmp_path, monkeypatch):
+    monkeypatch.setattr("triptych.workflows.demo._train_tokenizer", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(tmp_path, "smoke", console=Console(file=io.StringIO()))
+    command = f"triptych demo --scale smoke --seed 0 --out {tmp_path}"
+    with pytest.raises(ConfigError, match=f"holds another demo: go on with it by `{command}`"):
+        run_demo(tmp_path, "smoke", seed=1)
 
 
 def test_a_folder_in_use_is_an_error(tmp_path):

@@ -21,7 +21,7 @@ from triptych.recipes.registry import build_recipe
 from triptych.scenes.language import objects_named
 from triptych.scenes.write import write_scenes
 from triptych.text import Tokenizer
-from triptych.workflows import stagewise
+from triptych.workflows import run as workflow
 from triptych.workflows.evaluate import evaluate_model
 from triptych.workflows.run import save_model, train_run
 from triptych.workflows.stagewise import (
@@ -184,7 +184,7 @@ def test_the_scenes_have_close_ups_as_a_second_source_of_pairs(plan, tmp_path):
 def test_a_stage_that_is_killed_goes_on_and_loses_nothing(
     plan, done, tmp_path, monkeypatch, stopped
 ):
-    folder, train = tmp_path / "run", stagewise.train_run
+    folder, train = tmp_path / "run", workflow.train_run
 
     def killed(config, run_folder, **options):
         if run_folder.name != stopped:
@@ -198,10 +198,10 @@ def test_a_stage_that_is_killed_goes_on_and_loses_nothing(
         assert (run_folder / "checkpoints" / "step_2").is_dir()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stagewise, "train_run", killed)
+    monkeypatch.setattr(workflow, "train_run", killed)
     with pytest.raises(KeyboardInterrupt):
         train_stagewise(plan, folder)
-    monkeypatch.setattr(stagewise, "train_run", train)
+    monkeypatch.setattr(workflow, "train_run", train)
     resume_stagewise(folder)
     found, expected = (load_file(f / "joint" / "model/model.safetensors") for f in (folder, done))
     assert found.keys() == expected.keys()

@@ -52,6 +52,22 @@ def test_an_error_of_one_run_arrives_as_it_was(tmp_path, scenes):
 
 
 @pytest.mark.slow
+def test_a_signal_while_processes_start_is_an_interruption(tmp_path, scenes):
+    runs = {name: small_run(f"mplug.{name}", source_of(scenes, name)) for name in NAMES}
+
+    def send_at_once():
+        while len(active_children()) < len(NAMES):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    sender = threading.Thread(target=send_at_once, daemon=True)
+    sender.start()
+    with pytest.raises(KeyboardInterrupt):
+        train_side_by_side(runs, {name: tmp_path / name for name in NAMES}, num_threads=2)
+    sender.join()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["parent", "children"])
 def test_a_signal_ends_runs_at_once_saved(tmp_path, scenes, to):
     """From this process it reaches both; what a child raises arrives here as it was."""

@@ -13,10 +13,11 @@ from triptych.core.errors import CheckpointError, ConfigError, DataError, Tripty
 from triptych.data.source import DataSourceConfig
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
-from triptych.workflows import stagewise
+from triptych.workflows import run as workflow
 from triptych.workflows.stagewise import (
     STAGES,
     StagewisePlan,
+    last_stage,
     plan_stages,
     resume_stagewise,
     scene_plan,
@@ -63,7 +64,7 @@ def test_every_stage_has_a_model_that_starts_from_the_one_before(done):
 @pytest.mark.parametrize("stopped", NAMES)
 def test_a_stop_between_or_within_stages_loses_nothing(plan, done, tmp_path, monkeypatch, stopped):
     folder = tmp_path / "run"
-    train = stagewise.train_run
+    train = workflow.train_run
 
     def stop(config, run_folder, **options):
         if run_folder.name != stopped:
@@ -79,10 +80,10 @@ def test_a_stop_between_or_within_stages_loses_nothing(plan, done, tmp_path, mon
         (run_folder / "checkpoints" / "step_4").rmdir()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stagewise, "train_run", stop)
+    monkeypatch.setattr(workflow, "train_run", stop)
     with pytest.raises(KeyboardInterrupt):
         train_stagewise(plan, folder)
-    monkeypatch.setattr(stagewise, "train_run", train)
+    monkeypatch.setattr(workflow, "train_run", train)
     resume_stagewise(folder)
     found, expected = weights(folder, "pretrain"), weights(done, "pretrain")
     assert found.keys() == expected.keys()
@@ -188,7 +189,7 @@ def test_vlmo_has_no_dino_stage(tmp_path):
 def test_stages_with_dino_go_on_after_a_stop_and_end_with_the_tokenizers_codes(
     plan, tmp_path, monkeypatch
 ):
-    train = stagewise.train_run
+    train = workflow.train_run
 
     def stop(config, run_folder, **options):
         if run_folder.name == "text":
@@ -197,11 +198,11 @@ def test_stages_with_dino_go_on_after_a_stop_and_end_with_the_tokenizers_codes(
 
     chosen = replace(plan, family="flava", image_objective="dino")
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(stagewise, "train_run", stop)
+        patch.setattr(workflow, "train_run", stop)
         train_stagewise(chosen, tmp_path)
     assert (tmp_path / "image" / "model").is_dir()
     resume_stagewise(tmp_path)
-    assert stagewise.last_stage(tmp_path) == tmp_path / "joint"
+    assert last_stage(tmp_path) == tmp_path / "joint"
     codes = weights(tmp_path, "image_tokenizer")
     joint, image = weights(tmp_path, "joint"), weights(tmp_path, "image")
     mine = {n.removeprefix("codebook."): t for n, t in joint.items() if n.startswith("codebook.")}

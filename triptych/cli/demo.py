@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,18 +14,21 @@ from rich.console import Console
 from triptych.cli.demo_images import image_cards
 from triptych.cli.parsing import parse
 from triptych.core.config import to_dict
+from triptych.core.errors import ConfigError
 from triptych.core.files import write_json
 from triptych.core.machine import current_commit, describe_machine
 from triptych.report.data import Curve, ReportData, ScoreRow
 from triptych.report.html import write_report
 from triptych.report.terminal import print_scores
-from triptych.workflows.demo import DemoResult, Score, run_demo
+from triptych.workflows.demo import DemoResult, Score, demo_command, resume_command, run_demo
 
 HELP = """Write scenes, train on them, measure on unseen ones, and show it in a report.
 
 Examples:
   triptych demo                                   under 15 minutes on two cores
   triptych demo --scale smoke --out runs/smoke    seconds: is everything installed?
+
+The same command goes on with a demo that was interrupted.
 """
 
 TARGETS = {
@@ -39,6 +43,9 @@ TARGETS = {
 """What the tiny demo must reach on the test split (see benchmarks/results/foundation.json)."""
 
 NUM_IMAGES = 12
+REPORT = "report.html"
+RESULTS = "results.json"
+"""Written last: its presence means that the demo is finished."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +53,7 @@ class DemoOptions:
     """What to run.
 
     Attributes:
-        out: Folder for data, runs and the report; must be new or empty.
+        out: Folder for data, runs and the report; new, empty, or of an interrupted demo.
         scale: smoke (seconds, learns nothing), tiny (under 15 minutes on two cores), small (twice
             the images and steps, and the time).
         seed: Seed of scenes and training.
@@ -62,7 +69,13 @@ class DemoOptions:
 def run(arguments: Sequence[str]) -> int:
     """Run the demo from the command line."""
     options = parse(DemoOptions, arguments, verb="demo", description=HELP)
-    demo(options.out, options.scale, seed=options.seed, num_threads=options.num_threads)
+    try:
+        demo(options.out, options.scale, seed=options.seed, num_threads=options.num_threads)
+    except KeyboardInterrupt:  # between two runs; within one, the trainer says how to go on
+        command = resume_command(options.out)
+        if command is not None:
+            print(f"triptych: go on with `{command}`", file=sys.stderr)
+        raise
     return 0
 
 
@@ -72,19 +85,28 @@ def demo(
     """Pre-train mPLUG on generated scenes, fine-tune, evaluate on unseen ones, write a report.
 
     Args:
-        out: Folder for data, runs, `results.json` and `report.html`; must be new or empty.
+        out: Folder for data, runs, `results.json` and `report.html`; new, empty, or of an
+            interrupted demo with the same arguments, which goes on.
         scale: smoke, tiny or small.
         seed: Seed of scenes and training.
         num_threads: CPU threads; None for torch's own choice.
+
+    Raises:
+        ConfigError: The folder holds a finished demo, or something else.
     """
+    if (out / RESULTS).is_file():
+        raise ConfigError(
+            f"{out} holds a finished demo, with its report in {out / REPORT}: choose another "
+            f"folder with --out, or delete {out}"
+        )
     console = Console()
     start = time.perf_counter()
     result = run_demo(out, scale, seed=seed, num_threads=num_threads, console=console)
-    command = _command(scale, seed, num_threads)
+    command = demo_command(scale, seed, num_threads)  # where it writes changes no number
     rows = [score_row(score, scale) for score in result.scores if _is_shown(score)]
     images = image_cards(result, seed=seed, count=NUM_IMAGES)
-    minutes = (time.perf_counter() - start) / 60
-    report = out / "report.html"
+    minutes = (result.earlier_s + time.perf_counter() - start) / 60
+    report = out / REPORT
     write_report(
         ReportData(
             title="Triptych demo: mPLUG on the built-in scenes",
@@ -113,7 +135,7 @@ def demo(
         ),
         report,
     )
-    write_json(out / "results.json", results(result, command, minutes, scale))
+    write_json(out / RESULTS, results(result, command, minutes, scale))
     print_scores(rows, console)
     images_of_test = out / "data" / "images" / "test"
     for line in (  # whole lines, so that a path can be copied out of a pipe
@@ -122,12 +144,6 @@ def demo(
     ):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
     return result
-
-
-def _command(scale: str, seed: int, num_threads: int | None) -> str:
-    """Return the command that gives the same numbers; where it writes does not change them."""
-    threads = "" if num_threads is None else f" --num-threads {num_threads}"
-    return f"triptych demo --scale {scale} --seed {seed}{threads}"
 
 
 def score_row(score: Score, scale: str) -> ScoreRow:

@@ -92,9 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"triptych: error: {error}", file=sys.stderr)
         return USER_ERROR
     except TrainingInterrupted as stop:
-        run_folder = _whole_run(stop.checkpoint.parent.parent)
         print(f"triptych: {stop}", file=sys.stderr)
-        print(f"triptych: go on with `triptych train {run_folder} --resume`", file=sys.stderr)
+        command = _resume_command(stop.checkpoint.parent.parent)
+        print(f"triptych: go on with `{command}`", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         print("triptych: interrupted", file=sys.stderr)
@@ -106,11 +106,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 
 
-def _whole_run(run_folder: Path) -> Path:
-    """Return what to resume: of a stage, the folder of all stages."""
+def _resume_command(run_folder: Path) -> str:
+    """Return the command that goes on with a run, or with all that a run is a stage of."""
+    from triptych.workflows.demo import resume_command
     from triptych.workflows.stagewise import is_stagewise
 
-    return run_folder.parent if is_stagewise(run_folder.parent) else run_folder
+    demo = resume_command(run_folder.parent)
+    if demo is not None:
+        return demo
+    whole = run_folder.parent if is_stagewise(run_folder.parent) else run_folder
+    return f"triptych train {whole} --resume"
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -190,24 +190,29 @@ def _is_consequence(error: BaseException) -> bool:
 
 
 @contextmanager
-def signals_passed_on(processes: Sequence[BaseProcess]) -> Iterator[None]:
+def signals_passed_on(processes: Sequence[BaseProcess]) -> Iterator[list[int]]:
     """Pass SIGINT and SIGTERM on to other processes, as SIGTERM, instead of ending here.
 
     Args:
         processes: Those that are alive when the signal comes get it; the list may still grow.
+
+    Yields:
+        The signals that have come; the list grows.
     """
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield received
         return
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         for process in processes:
             if process.is_alive():
                 process.terminate()
 
     previous = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield received
     finally:
         for number, handler in previous.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)

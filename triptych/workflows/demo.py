@@ -7,18 +7,20 @@ and evaluation are the recipes and the evaluator that a user calls.
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
 from triptych.core.config import check
 from triptych.core.errors import ConfigError
-from triptych.core.files import has_entries
+from triptych.core.files import folder_for_one, has_entries, write_json
 from triptych.core.outputs import MetricValue, Predictions
 from triptych.data.manifest import read_records
 from triptych.data.records import Record
@@ -33,8 +35,11 @@ from triptych.tasks.finetuning.captioning import caption_references
 from triptych.tasks.registry import evaluations
 from triptych.workflows.baselines import Baseline, baselines_of
 from triptych.workflows.evaluate import evaluate_model, evaluation_records
-from triptych.workflows.run import prepare_tokenizer, train_run
+from triptych.workflows.run import finish_run, is_finished, prepare_tokenizer
 from triptych.workflows.side_by_side import train_side_by_side
+
+DEMO_FILE = "demo.json"
+"""In the folder of a demo: what was asked for, and the seconds that each stage has taken."""
 
 DEMO_SPLITS = ("test", "compositional")
 FORMATS = ("captions", "vqa", "refs")
@@ -122,7 +127,8 @@ class DemoResult:
         folder: Holds data, runs and results.
         scores: Every number, in the order of the table.
         configs: The resolved configuration of each stage.
-        times_s: Seconds of each stage.
+        times_s: Seconds of each stage, those before an interruption included.
+        earlier_s: Seconds that the demo took before it was interrupted.
         predictions: Generated texts and boxes by (task, split) and position.
         records: The records that were scored, by (task, split).
     """
@@ -131,6 +137,7 @@ class DemoResult:
     scores: list[Score] = field(default_factory=list)
     configs: dict[str, RunConfig] = field(default_factory=dict)
     times_s: dict[str, float] = field(default_factory=dict)
+    earlier_s: float = 0.0
     predictions: dict[tuple[str, str], dict[int, object]] = field(default_factory=dict)
     records: dict[tuple[str, str], list[Record]] = field(default_factory=dict)
 
@@ -153,9 +160,12 @@ def run_demo(
 ) -> DemoResult:
     """Write scenes, pre-train, fine-tune for questions and phrases, and evaluate.
 
+    In the folder of an interrupted demo, go on where it was: what is finished is kept, and what is
+    half trained goes on from its last checkpoint.
+
     Args:
-        folder: Receives `data/`, `tokenizer/`, one run folder a stage, and nothing else; must be
-            new or empty.
+        folder: Receives `demo.json`, `data/`, `tokenizer/` and one run folder a stage; must be new,
+            empty, or that of a demo with the same arguments.
         scale: smoke, tiny or small.
         seed: Seed of scenes and training.
         num_threads: CPU threads; None leaves torch's choice.
@@ -166,30 +176,86 @@ def run_demo(
     """
     if scale not in SIZES:
         raise ConfigError(f"scale = {scale!r}: must be one of {', '.join(SIZES)}")
-    if has_entries(folder):
+    check(seed >= 0, "seed", seed, "be at least 0")
+    settings = {"scale": scale, "seed": seed, "num_threads": num_threads}
+    _check_folder(folder, settings)
+    console = console or Console()
+    with folder_for_one(folder):
+        times_s = _begin(folder, settings)
+        result = DemoResult(folder, times_s=times_s, earlier_s=sum(times_s.values()))
+        _train_and_evaluate(result, SIZES[scale], seed, num_threads, console)
+    return result
+
+
+def resume_command(folder: Path) -> str | None:
+    """Return the command that goes on with the demo in a folder; None where there is none."""
+    if not (folder / DEMO_FILE).is_file():
+        return None
+    return demo_command(**_read_state(folder)["settings"], out=folder)
+
+
+def demo_command(
+    scale: str, seed: int, num_threads: int | None = None, out: Path | None = None
+) -> str:
+    """Return the command line of a demo."""
+    threads = "" if num_threads is None else f" --num-threads {num_threads}"
+    folder = "" if out is None else f" --out {shlex.quote(str(out))}"
+    return f"triptych demo --scale {scale} --seed {seed}{threads}{folder}"
+
+
+def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Raise where a folder holds something other than an interrupted demo of these settings."""
+    if not has_entries(folder):
+        return
+    if not (folder / DEMO_FILE).is_file():
         raise ConfigError(
             f"{folder} is not empty: choose another folder with --out (`make demo DEMO_OUT=...`), "
             "or delete it"
         )
-    check(seed >= 0, "seed", seed, "be at least 0")
-    console = console or Console()
-    result = DemoResult(folder)
-    size = SIZES[scale]
+    if _read_state(folder)["settings"] != settings:
+        raise ConfigError(
+            f"{folder} holds another demo: go on with it by `{resume_command(folder)}`, choose "
+            f"another folder with --out, or delete {folder}"
+        )
+
+
+def _begin(folder: Path, settings: dict[str, Any]) -> dict[str, float]:
+    """Note the settings, or return the seconds of each stage of the demo that goes on."""
+    if (folder / DEMO_FILE).is_file():
+        times_s: dict[str, float] = _read_state(folder)["times_s"]
+        return times_s
+    write_json(folder / DEMO_FILE, {"settings": settings, "times_s": {}})
+    return {}
+
+
+def _read_state(folder: Path) -> dict[str, Any]:
+    state: dict[str, Any] = json.loads((folder / DEMO_FILE).read_text(encoding="utf-8"))
+    return state
+
+
+def _train_and_evaluate(
+    result: DemoResult, size: DemoSize, seed: int, num_threads: int | None, console: Console
+) -> None:
+    """Do each stage that is not done."""
+    folder = result.folder
     with _timed(result, "scenes", console, f"writing {size.num_images:,} scenes"):
-        files = _write(folder / "data", size, seed)
-        _train_tokenizer(folder / "tokenizer", files, size)
+        files = SceneFiles(folder / "data")
+        if not files.summary.is_file():
+            _write(files.root, size, seed)
+        if not (folder / "tokenizer" / "tokenizer.json").is_file():
+            _train_tokenizer(folder / "tokenizer", files, size)
     runs = demo_runs(folder, files, size, seed, num_threads)
     result.configs.update(runs)
     pretraining = runs.pop("pretrain")
     with _timed(result, "pretrain", console, f"pre-training: {size.pretrain_steps:,} steps"):
-        train_run(pretraining, result.run("pretrain"), console=console)
+        if not is_finished(result.run("pretrain")):
+            finish_run(pretraining, result.run("pretrain"), console=console)
     with _timed(result, "fine-tuning", console, "fine-tuning for questions and for phrases"):
         folders = {stage: result.run(stage) for stage in runs}
         train_side_by_side(runs, folders, num_threads=num_threads, console=console)
     for split in DEMO_SPLITS:
         with _timed(result, f"evaluation {split}", console, f"evaluating on {split}"):
             _evaluate_split(result, files, split, size, seed)
-    return result
 
 
 def demo_runs(
@@ -379,7 +445,13 @@ def _guessed_objects(
 
 @contextmanager
 def _timed(result: DemoResult, stage: str, console: Console, text: str) -> Iterator[None]:
+    """Add the seconds of a stage, finished or not, to those that earlier calls noted."""
     console.print(f"[bold]{text}[/bold]")
     start = time.perf_counter()
-    yield
-    result.times_s[stage] = time.perf_counter() - start
+    try:
+        yield
+    finally:
+        spent = time.perf_counter() - start
+        result.times_s[stage] = result.times_s.get(stage, 0.0) + spent
+        state = _read_state(result.folder) | {"times_s": result.times_s}
+        write_json(result.folder / DEMO_FILE, state)

@@ -211,6 +211,20 @@ def resume_run(run_folder: Path, *, console: Console | None = None) -> TrainResu
     )
 
 
+def is_finished(run_folder: Path) -> bool:
+    """Return whether a run has left its model."""
+    return (run_folder / MODEL_FOLDER / "config.json").is_file()
+
+
+def finish_run(
+    config: RunConfig, run_folder: Path, *, console: Console | None = None
+) -> TrainResult:
+    """Train, or go on with the run in this folder where one has begun, as its own config says."""
+    if (run_folder / CONFIG_FILE).is_file():
+        return resume_run(run_folder, console=console)
+    return train_run(config, run_folder, console=console)
+
+
 def allow_bad_share(run_folder: Path, share: float) -> None:
     """Let a run, or every stage of a stagewise one, bear more bad samples when it goes on.
 

@@ -10,6 +10,7 @@ import multiprocessing
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -21,7 +22,7 @@ from rich.console import Console
 from triptych.core.machine import num_cores
 from triptych.distributed.env import signals_passed_on
 from triptych.recipes.config import RunConfig
-from triptych.workflows.run import train_run
+from triptych.workflows.run import finish_run, is_finished
 
 
 def train_side_by_side(
@@ -32,6 +33,8 @@ def train_side_by_side(
     console: Console | None = None,
 ) -> None:
     """Train each run in its folder; together on a CPU with a core for each, else in turn.
+
+    Finished runs are kept, and interrupted ones go on from their last checkpoint.
 
     Runs at once get SIGINT and SIGTERM from this process, so that each saves and stops.
 
@@ -44,27 +47,36 @@ def train_side_by_side(
     Raises:
         TriptychError: What a run raised.
         TrainingInterrupted: SIGINT or SIGTERM came; each run that had begun to train was saved.
+        KeyboardInterrupt: It came before the processes were ready.
     """
     cores = num_threads or num_cores()
+    unfinished = {name: run for name, run in runs.items() if not is_finished(folders[name])}
     if torch.cuda.is_available() or len(runs) < 2 or cores < len(runs):
-        for name, config in runs.items():
-            train_run(config, folders[name], console=console)
+        for name, config in unfinished.items():
+            finish_run(config, folders[name], console=console)
+        return
+    if not unfinished:
         return
     share = max(1, cores // len(runs))
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
     children: list[BaseProcess] = []
     with (
-        ProcessPoolExecutor(len(runs), mp_context=context) as pool,
-        signals_passed_on(children),
+        ProcessPoolExecutor(len(unfinished), mp_context=context) as pool,
+        signals_passed_on(children) as received,
     ):
         started = []
-        for name, config in runs.items():
+        for name, config in unfinished.items():
             run = _with_threads(config, share)
             started.append(pool.submit(_train_one, name, run, folders[name]))
             children[:] = [p for p in multiprocessing.active_children() if p not in others]
-        for future in started:
-            future.result()
+        try:
+            for future in started:
+                future.result()
+        except BrokenProcessPool as error:
+            if received:
+                raise KeyboardInterrupt from error
+            raise
 
 
 def _with_threads(config: RunConfig, num_threads: int) -> RunConfig:
@@ -74,7 +86,7 @@ def _with_threads(config: RunConfig, num_threads: int) -> RunConfig:
 def _train_one(name: str, config: RunConfig, folder: Path) -> None:
     """Train in a process of its own."""
     lines = _Prefixed(sys.stdout, f"{name} | ")
-    train_run(config, folder, console=Console(file=lines, width=160, force_terminal=False))  # type: ignore[arg-type]
+    finish_run(config, folder, console=Console(file=lines, width=160, force_terminal=False))  # type: ignore[arg-type]
 
 
 class _Prefixed:

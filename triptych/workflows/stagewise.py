@@ -31,12 +31,11 @@ from triptych.text import Tokenizer
 from triptych.train.trainer import TrainResult
 from triptych.workflows.demo import scene_source
 from triptych.workflows.run import (
-    CONFIG_FILE,
     MODEL_FOLDER,
     PLANS,
+    finish_run,
+    is_finished,
     prepare_tokenizer,
-    resume_run,
-    train_run,
 )
 
 IMAGE_TOKENIZER = "image_tokenizer"
@@ -361,15 +360,11 @@ def resume_stagewise(folder: Path, *, console: Console | None = None) -> TrainRe
     result: TrainResult | None = None
     for stage in stages:
         path = folder / PLANS / f"{stage}.yaml"
-        done = (folder / stage / MODEL_FOLDER / "config.json").is_file()
-        if not path.is_file() or (done and stage != stages[-1]):
+        if not path.is_file() or (is_finished(folder / stage) and stage != stages[-1]):
             continue
         config = load_yaml(RunConfig, path)
         console.print(f"stage {stage}: {config.train.max_steps:,} steps of {config.recipe}")
-        if (folder / stage / CONFIG_FILE).is_file():
-            result = resume_run(folder / stage, console=console)
-        else:
-            result = train_run(config, folder / stage, console=console)
+        result = finish_run(config, folder / stage, console=console)
     assert result is not None
     return result
 
