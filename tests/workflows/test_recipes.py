@@ -313,6 +313,18 @@ def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
         resume_run(tmp_path)
 
 
+def test_evaluation_is_refused_where_the_task_has_none(tmp_path, scenes, capsys):
+    source = source_of(scenes, "mplug.pretrain")
+    config = small_run("mplug.pretrain", source, max_steps=1, evaluate_every_steps=2)
+    with pytest.raises(ConfigError, match=r"evaluate_every_steps = 2: mplug.pretrain .*omit it"):
+        train_run(config, tmp_path)
+    assert "training on" not in capsys.readouterr().out
+    train_run(small_run("dvae", source, max_steps=2, evaluate_every_steps=1), tmp_path / "dvae")
+    lines = (tmp_path / "dvae" / "metrics.jsonl").read_text().splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [line["step"] for line in found if "eval/codes_used" in line] == [1, 2]
+
+
 def test_a_run_without_data_says_how_to_name_it(tmp_path):
     with pytest.raises(ConfigError, match=r"data.train is empty.*--data PATH"):
         train_run(small_run("mplug.caption"), tmp_path)

@@ -33,7 +33,7 @@ class TrainConfig:
     """Steps between lines of `metrics.jsonl`; a line holds means over the steps since the last."""
 
     evaluate_every_steps: int | None = None
-    """Steps between calls of the evaluation callback; None calls it never."""
+    """Steps between evaluations, for tasks that have one (dvae); None disables them."""
 
     checkpoint_every_steps: int = 500
     """Steps between checkpoints; one is also written at the end and on Ctrl-C or SIGTERM."""

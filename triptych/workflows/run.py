@@ -145,6 +145,8 @@ def _train(
     config = replace(config, image=spec.image(config.image, model))
     config = skip_impossible_objectives(config, model, console)
     task = build_task(config.task, model, tokenizer, records)
+    if not resume:
+        _check_evaluation(config, task)
     if spec.check_data is not None:
         spec.check_data(config.task, model, records)
     notes = data.notes() + ([] if spec.notes is None else spec.notes(config.task, model))
@@ -192,6 +194,16 @@ def _train(
         folder = run_folder / MODEL_FOLDER
         save_model(folder, config, model, tokenizer, len(records), trained_parts(task))
     return result
+
+
+def _check_evaluation(config: RunConfig, task: Task) -> None:
+    """Raise where an evaluation during training is asked of a task that has none."""
+    every = config.train.evaluate_every_steps
+    if every is not None and not isinstance(task, SelfEvaluatedTask):
+        raise ConfigError(
+            f"train.evaluate_every_steps = {every}: {config.recipe} measures nothing while it "
+            "trains, only `dvae` does; omit it, and score the finished model with `triptych eval`"
+        )
 
 
 def resume_run(run_folder: Path, *, console: Console | None = None) -> TrainResult:
