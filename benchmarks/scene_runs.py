@@ -30,9 +30,9 @@ from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
 from triptych.scenes.layout import SceneFiles
 from triptych.train.precision import resolve_precision
-from triptych.workflows.demo import scene_source
 from triptych.workflows.evaluate import evaluate_model
 from triptych.workflows.run import CONFIG_FILE, MODEL_FOLDER, resume_run, train_run
+from triptych.workflows.scene_data import scene_source
 from triptych.workflows.stagewise import (
     SCENES,
     STAGES,

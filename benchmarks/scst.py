@@ -29,9 +29,9 @@ from triptych.recipes.registry import build_recipe
 from triptych.scenes.config import SceneConfig
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import write_scenes
-from triptych.workflows.demo import scene_source
 from triptych.workflows.evaluate import evaluate_model
 from triptych.workflows.run import train_run
+from triptych.workflows.scene_data import scene_source
 
 SCALE = "tiny"
 

@@ -30,8 +30,8 @@ from triptych.models.vlmo.model import VLMo
 from triptych.models.vlmo.trunk import TokenSequence
 from triptych.scenes.layout import SceneFiles
 from triptych.train.precision import autocast, resolve_precision
-from triptych.workflows.demo import scene_source
 from triptych.workflows.evaluate import evaluate_model
+from triptych.workflows.scene_data import scene_source
 
 NUM_IMAGES, NUM_TEXTS = 5_000, 25_000
 CPU = torch.device("cpu")

@@ -46,8 +46,8 @@ from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
 from triptych.scenes.layout import SceneFiles
 from triptych.train.config import ObjectiveWeight
-from triptych.workflows.demo import scene_source
 from triptych.workflows.run import MODEL_FOLDER
+from triptych.workflows.scene_data import scene_source
 from triptych.workflows.stagewise import StagewisePlan, last_stage
 
 

@@ -9,9 +9,9 @@ from benchmarks.scst import main
 from tests.workflows.small_runs import small_run
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import write_scenes
-from triptych.workflows.demo import scene_source
 from triptych.workflows.evaluate import evaluate_model
 from triptych.workflows.run import load_model, train_run
+from triptych.workflows.scene_data import scene_source
 
 
 @pytest.mark.slow

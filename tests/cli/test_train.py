@@ -37,6 +37,7 @@ def trained(monkeypatch, tmp_path):
 
     monkeypatch.setattr("triptych.workflows.run.train_run", train_run)
     monkeypatch.setattr("triptych.workflows.run.resume_run", resume_run)
+    monkeypatch.setattr("triptych.workflows.scene_data.scene_run", lambda config, *_, **__: config)
     return asked
 
 
@@ -214,8 +215,21 @@ def test_a_folder_without_a_run_cannot_resume(capsys, tmp_path):
 
 
 def test_training_without_data_says_which_flag(capsys, tmp_path):
-    assert main(["train", "mplug.vqa", "--out", str(tmp_path / "run")]) == 2
-    assert "name a manifest with --data PATH" in capsys.readouterr().err
+    save_yaml(build_recipe("mplug.vqa", "smoke"), tmp_path / "mine.yaml")
+    for target in (["classify.texts"], ["mplug.vqa", "--scale", "base"], [f"{tmp_path}/mine.yaml"]):
+        assert main(["train", *target, "--out", str(tmp_path / "run")]) == 2
+        assert "name a manifest with --data PATH" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("recipe", ["mplug.pretrain", "vlmo.language", "mplug.grounding"])
+def test_a_recipe_without_data_trains_on_the_scenes(capsys, tmp_path, recipe):
+    arguments = ["train", recipe, "--scale", "smoke", "--out", str(tmp_path / "run")]
+    assert main([*arguments, "--train.max-steps", "1"]) == 0
+    out = capsys.readouterr().out
+    assert f"no --data: training on the built-in scenes in {tmp_path / 'run' / 'data'}" in out
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+    assert main(arguments) == 2
+    assert "holds an earlier run: resume it" in capsys.readouterr().err
 
 
 def test_a_run_may_go_on_with_more_bad_samples(trained, tmp_path):

@@ -6,7 +6,7 @@ from triptych.data.source import DataSourceConfig
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
 from triptych.scenes.layout import SceneFiles
-from triptych.workflows.demo import scene_source
+from triptych.workflows.scene_data import scene_source
 
 SOURCES = {"pretrain": "caption", "retrieval": "caption", "scst": "caption"}
 """Which of `scene_source`'s tasks a recipe reads, where the names differ."""

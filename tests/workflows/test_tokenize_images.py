@@ -20,8 +20,8 @@ from triptych.recipes.registry import build_recipe
 from triptych.tasks.pretraining import image_tokenizer
 from triptych.tasks.pretraining.flava import check_codes
 from triptych.text import Tokenizer
-from triptych.workflows.demo import scene_source
 from triptych.workflows.run import save_model
+from triptych.workflows.scene_data import scene_source
 from triptych.workflows.tokenize_images import tokenize_images
 
 WHOLE = ImageTransformConfig(

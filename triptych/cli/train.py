@@ -51,7 +51,8 @@ class PlainOptions:
         config: A config file to start from, in place of a recipe's own values.
         out: The new run folder; runs/RECIPE-SCALE, or runs/ and the config file's name, if absent.
         resume: Go on from the last checkpoint of the run folder.
-        sources: Training data, in place of data.train.
+        sources: Training data, in place of data.train; absent for the built-in scenes, which are
+            written first.
         source: How that data is read.
         init_from: A model folder to start from: model.init-from in short.
     """
@@ -85,7 +86,24 @@ def run(arguments: Sequence[str]) -> int:
     out = plain.out or _default_folder(plain, config)
     from triptych.workflows.run import train_run
 
+    if not config.data.train and _config_file(plain) is None:
+        config = _on_scenes(config, out)
     return _report(train_run(config, out), out)
+
+
+def _on_scenes(config: RunConfig, out: Path) -> RunConfig:
+    """Return a recipe's run on the built-in scenes, which are written first, and say so."""
+    from triptych.distributed.env import leads
+    from triptych.workflows.run import check_unused
+    from triptych.workflows.scene_data import scene_run
+
+    folder = out / "data"
+    if leads():
+        check_unused(out)
+    config = scene_run(config, folder, write=leads())
+    if leads():
+        print(f"no --data: training on the built-in scenes in {folder}")
+    return config
 
 
 def read_config(arguments: Sequence[str], plain: PlainOptions | None = None) -> RunConfig:

@@ -24,7 +24,6 @@ from triptych.core.files import folder_for_one, has_entries, write_json
 from triptych.core.outputs import MetricValue, Predictions
 from triptych.data.manifest import read_records
 from triptych.data.records import Record
-from triptych.data.source import DataSourceConfig
 from triptych.evaluation.bootstrap import ratio_value
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
@@ -36,6 +35,7 @@ from triptych.tasks.registry import evaluations
 from triptych.workflows.baselines import Baseline, baselines_of
 from triptych.workflows.evaluate import evaluate_model, evaluation_records
 from triptych.workflows.run import finish_run, is_finished, prepare_tokenizer
+from triptych.workflows.scene_data import scene_source
 from triptych.workflows.side_by_side import train_side_by_side
 
 DEMO_FILE = "demo.json"
@@ -292,25 +292,6 @@ def demo_runs(
             ),
         )
     return runs
-
-
-def scene_source(files: SceneFiles, task: str, split: str) -> DataSourceConfig:
-    """Return where the scenes of a split lie for a task, in that task's public format."""
-    images = str(files.images)
-    if task == "vqa":
-        return DataSourceConfig(
-            path=str(files.vqa_questions(split)),
-            reader="vqav2",
-            image_root=images,
-            annotations=str(files.vqa_annotations(split)),
-        )
-    if task == "grounding":
-        return DataSourceConfig(
-            path=str(files.refs), reader="refcoco", image_root=images, split=split
-        )
-    return DataSourceConfig(
-        path=str(files.karpathy), reader="karpathy", image_root=images, split=split
-    )
 
 
 def _write(folder: Path, size: DemoSize, seed: int) -> SceneFiles:

@@ -81,7 +81,8 @@ def train_run(
     """
     with folder_for_one(run_folder) if leads() else nullcontext():
         if not resume and leads():
-            _make_way(run_folder, console or Console())
+            check_unused(run_folder)
+            _clear_failed_run(run_folder, console or Console())
         if config.train.num_processes > 1 and not launched():
             share = share_threads(config, config.train.num_processes)
             return run_processes(_train, config.train.num_processes, share, run_folder, resume)
@@ -89,8 +90,8 @@ def train_run(
             return _train(config, run_folder, resume, console)
 
 
-def _make_way(run_folder: Path, console: Console) -> None:
-    """Remove what a run left that saved nothing; refuse to write over one that has.
+def check_unused(run_folder: Path) -> None:
+    """Raise where a folder holds a run that has saved something.
 
     Raises:
         ConfigError: There is something to resume.
@@ -102,6 +103,10 @@ def _make_way(run_folder: Path, console: Console) -> None:
             f"{run_folder} holds an earlier run: resume it with "
             f"`triptych train {run_folder} --resume`, or choose another folder with --out"
         )
+
+
+def _clear_failed_run(run_folder: Path, console: Console) -> None:
+    """Remove what a run left that saved nothing."""
     if (run_folder / CONFIG_FILE).exists():
         said = f"{run_folder} held a run that saved nothing: it is replaced"
         console.print(said, highlight=False, markup=False, soft_wrap=True)

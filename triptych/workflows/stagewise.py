@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,12 +23,9 @@ from triptych.models.registry import model_config
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
 from triptych.scenes.config import SceneConfig
-from triptych.scenes.layout import SceneFiles
-from triptych.scenes.write import write_scenes
 from triptych.tasks.pretraining import image_tokenizer
 from triptych.text import Tokenizer
 from triptych.train.trainer import TrainResult
-from triptych.workflows.demo import scene_source
 from triptych.workflows.run import (
     MODEL_FOLDER,
     PLANS,
@@ -37,6 +33,7 @@ from triptych.workflows.run import (
     is_finished,
     prepare_tokenizer,
 )
+from triptych.workflows.scene_data import SCENES, scene_source, write_once
 
 IMAGE_TOKENIZER = "image_tokenizer"
 """The first stage of each family: it makes the targets of the second."""
@@ -68,9 +65,6 @@ JOINT_RATIOS = {"pair": 8.0, "image": 1.0, "text": 1.0}
 known); the stages before it have trained both encoders on images and on texts alone."""
 
 TEXT_TOKENIZER = "text_tokenizer"
-
-SCENES = {"smoke": 48, "tiny": 24_000, "small": 100_000}
-"""Built-in scenes that a scale trains on."""
 
 CLOSE_UPS = {"smoke": 24, "tiny": 12_000, "small": 50_000}
 """Further pairs for FLAVA, of scenes with one object."""
@@ -162,7 +156,7 @@ def scene_plan(
             f"{', '.join(SCENES)}"
         )
     size = 12 if scale == "smoke" else 500
-    files = _written(
+    files = write_once(
         folder,
         scale,
         SCENES[scale],
@@ -175,7 +169,7 @@ def scene_plan(
     scenes = scene_source(files, "caption", "train")
     pairs: tuple[DataSourceConfig, ...] = (scenes,)
     if family == "flava":
-        close_ups = _written(
+        close_ups = write_once(
             folder / "close_ups",
             scale,
             CLOSE_UPS[scale],
@@ -198,29 +192,6 @@ def scene_plan(
         seed=seed,
         num_threads=num_threads,
     )
-
-
-def _written(folder: Path, scale: str, num_images: int, **options: Any) -> SceneFiles:
-    """Write scenes with one caption each, unless they are there.
-
-    Raises:
-        ConfigError: There are others, of another seed or number.
-    """
-    files = SceneFiles(folder)
-    if not files.summary.is_file():
-        workers = 1 if scale == "smoke" else 2
-        return write_scenes(
-            folder, num_images, captions_per_image=1, num_workers=workers, **options
-        )
-    summary = json.loads(files.summary.read_text(encoding="utf-8"))
-    found = (summary["config"]["seed"], summary["counts"]["train"])
-    if found != (options["config"].seed, num_images):
-        raise ConfigError(
-            f"{folder} holds {found[1]:,} scenes of seed {found[0]}, and this run wants "
-            f"{num_images:,} of seed {options['config'].seed}: choose another folder with --out, "
-            f"or delete {folder}"
-        )
-    return files
 
 
 def plan_stages(plan: StagewisePlan, folder: Path) -> dict[str, RunConfig]:

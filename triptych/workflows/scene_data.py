@@ -1,0 +1,146 @@
+"""The built-in scenes as training data, for runs that name none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from triptych.core.errors import ConfigError
+from triptych.data.source import DataSourceConfig
+from triptych.recipes.config import RunConfig
+from triptych.scenes.config import SceneConfig
+from triptych.scenes.layout import SceneFiles
+from triptych.scenes.write import write_scenes
+from triptych.tasks.registry import recipe_needs
+
+SCENES = {"smoke": 48, "tiny": 24_000, "small": 100_000}
+"""Built-in scenes that a scale trains on."""
+
+FORMATS_OF_NEEDS = {
+    ("caption",): "captions",
+    ("image",): "captions",
+    ("caption|image|text",): "captions",
+    ("text|caption",): "text",
+    ("question", "answers"): "vqa",
+    ("phrase", "box"): "refs",
+    ("statement", "label"): "nlvr2",
+    ("image", "hypothesis", "label"): "snli_ve",
+    ("image", "text|hypothesis", "label"): "snli_ve",
+}
+"""By what a recipe needs of a record, the format of the scenes that has it."""
+
+
+def scene_run(config: RunConfig, folder: Path, *, write: bool = True) -> RunConfig:
+    """Return a run that trains on the built-in scenes.
+
+    Args:
+        config: A recipe's; its scale says how many scenes.
+        folder: Where they are; written there first, unless they are there.
+        write: Whether to write them; False in all but one of several processes.
+
+    Raises:
+        ConfigError: The scale is the paper's, the scenes lack what the recipe reads, or the folder
+            holds scenes of another seed or number.
+    """
+    kind = FORMATS_OF_NEEDS.get(recipe_needs().get(config.recipe, ()))
+    if config.scale not in SCENES or kind is None:
+        why = (
+            f"the built-in scenes have no data for {config.recipe}"
+            if kind is None
+            else f"the built-in scenes serve the scales {', '.join(SCENES)}, not {config.scale}"
+        )
+        raise ConfigError(f"data.train is empty: name a manifest with --data PATH ({why})")
+    files = SceneFiles(folder)
+    if write:
+        few = 12 if config.scale == "smoke" else 500
+        sizes = {"num_val": 8, "num_test": few, "num_compositional": few}
+        world = SceneConfig(seed=config.data.seed)
+        formats = tuple(dict.fromkeys(("captions", kind)))
+        number = SCENES[config.scale]
+        write_once(folder, config.scale, number, config=world, formats=formats, **sizes)
+    source = _SOURCES[kind](files, "train")
+    return replace(config, data=replace(config.data, train=(source,)))
+
+
+def write_once(folder: Path, scale: str, num_images: int, **options: Any) -> SceneFiles:
+    """Write scenes with one caption each, unless they are there.
+
+    Raises:
+        ConfigError: There are others, of another seed or number.
+    """
+    files = SceneFiles(folder)
+    if not files.summary.is_file():
+        workers = 1 if scale == "smoke" else 2
+        return write_scenes(
+            folder, num_images, captions_per_image=1, num_workers=workers, **options
+        )
+    summary = json.loads(files.summary.read_text(encoding="utf-8"))
+    found = (summary["config"]["seed"], summary["counts"]["train"])
+    if found != (options["config"].seed, num_images):
+        raise ConfigError(
+            f"{folder} holds {found[1]:,} scenes of seed {found[0]}, and this run needs "
+            f"{num_images:,} of seed {options['config'].seed}: choose another folder with --out, "
+            f"or delete {folder}"
+        )
+    return files
+
+
+def scene_source(files: SceneFiles, task: str, split: str) -> DataSourceConfig:
+    """Return where the scenes of a split lie for a task, in that task's public format.
+
+    Args:
+        files: The written scenes.
+        task: vqa, grounding, or any other for captions.
+        split: Such as "train".
+    """
+    kind = {"vqa": "vqa", "grounding": "refs"}.get(task, "captions")
+    return _SOURCES[kind](files, split)
+
+
+def _captions(files: SceneFiles, split: str) -> DataSourceConfig:
+    return DataSourceConfig(
+        path=str(files.karpathy), reader="karpathy", image_root=str(files.images), split=split
+    )
+
+
+def _texts(files: SceneFiles, split: str) -> DataSourceConfig:
+    assert split == "train", "texts alone are for training"
+    return DataSourceConfig(path=str(files.corpus), reader="text")
+
+
+def _questions(files: SceneFiles, split: str) -> DataSourceConfig:
+    return DataSourceConfig(
+        path=str(files.vqa_questions(split)),
+        reader="vqav2",
+        image_root=str(files.images),
+        annotations=str(files.vqa_annotations(split)),
+    )
+
+
+def _phrases(files: SceneFiles, split: str) -> DataSourceConfig:
+    return DataSourceConfig(
+        path=str(files.refs), reader="refcoco", image_root=str(files.images), split=split
+    )
+
+
+def _statements(files: SceneFiles, split: str) -> DataSourceConfig:
+    images = str(files.nlvr2_images(split))
+    return DataSourceConfig(path=str(files.nlvr2(split)), reader="nlvr2", image_root=images)
+
+
+def _hypotheses(files: SceneFiles, split: str) -> DataSourceConfig:
+    images = str(files.split_images(split))
+    return DataSourceConfig(path=str(files.snli_ve(split)), reader="snli_ve", image_root=images)
+
+
+_SOURCES: dict[str, Callable[[SceneFiles, str], DataSourceConfig]] = {
+    "captions": _captions,
+    "text": _texts,
+    "vqa": _questions,
+    "refs": _phrases,
+    "nlvr2": _statements,
+    "snli_ve": _hypotheses,
+}
