@@ -123,9 +123,9 @@ def test_what_cannot_be_is_refused(plan, done, tmp_path):
 def test_scenes_of_another_seed_or_scale_are_not_taken(tmp_path):
     plan = scene_plan(tmp_path / "data", "smoke", seed=1)
     assert scene_plan(tmp_path / "data", "smoke", seed=1) == plan
-    with pytest.raises(ConfigError, match="48 scenes of seed 1, and this run wants 48 of seed 2"):
+    with pytest.raises(ConfigError, match="48 scenes of seed 1, and this run needs 48 of seed 2"):
         scene_plan(tmp_path / "data", "smoke", seed=2)
-    with pytest.raises(ConfigError, match="48 scenes of seed 1, and this run wants 24,000 of"):
+    with pytest.raises(ConfigError, match="48 scenes of seed 1, and this run needs 24,000 of"):
         scene_plan(tmp_path / "data", "tiny", seed=1)
 
 
