@@ -22,7 +22,7 @@ from torch import Tensor
 from triptych.generation.beam import BeamConfig, Hypothesis, beam_search
 from triptych.generation.cached import CachedDecoder
 from triptych.generation.step import DecodeStep
-from triptych.models.registry import model_config
+from triptych.models.families import model_config
 from triptych.nn.decoder import TextDecoder
 from triptych.nn.init import init_weights
 

@@ -28,7 +28,7 @@ from benchmarks.mplug_flops import base_flops, beam_flops, encoder_flops, rerank
 from benchmarks.mplug_fusion import CO_ATTENTION, CONNECTED, OURS, RIVALS, STRIDES
 from triptych.core.errors import DataError
 from triptych.models.mplug.config import strided_layers
-from triptych.models.mplug.variants import mplug_base_patch16_256
+from triptych.models.mplug.family import mplug_base_patch16_256
 
 DOCS = ROOT / "docs"
 PAGE = "efficiency.md"

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych.models.flava.family import flava_tiny
 from triptych.models.flava.model import FLAVA
-from triptych.models.flava.variants import flava_tiny
 from triptych.scenes.config import SHAPES, SceneConfig
 from triptych.scenes.render import render_scene
 from triptych.scenes.world import generate_scene

@@ -38,8 +38,8 @@ from benchmarks.flava_batch import PairedBatch, make_batch
 from benchmarks.mplug_timing import CLOCKS, median_ms, ratio_range, speedup
 from triptych.core.machine import cpu_has_bf16
 from triptych.models.flava.convert import config_for, config_from_folder, import_state_dict
+from triptych.models.flava.family import flava_full
 from triptych.models.flava.model import FLAVA
-from triptych.models.flava.variants import flava_full
 from triptych.tasks.pretraining.flava import FLAVAPretraining, FLAVAPretrainingConfig
 
 BATCH_SIZE = 8

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from triptych.models.mplug.config import MPLUGConfig
-from triptych.models.mplug.variants import mplug_base_patch16_256
+from triptych.models.mplug.family import mplug_base_patch16_256
 
 
 @dataclass(frozen=True, slots=True)

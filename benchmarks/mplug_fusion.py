@@ -33,8 +33,8 @@ from benchmarks.mplug_timing import (
 )
 from triptych.core.memory import keep_freed_memory
 from triptych.models.mplug.config import FusionName, strided_layers
+from triptych.models.mplug.family import mplug_base_patch16_256
 from triptych.models.mplug.fusion import build_fusion
-from triptych.models.mplug.variants import mplug_base_patch16_256
 from triptych.nn.init import init_weights
 from triptych.train.precision import autocast, resolve_precision
 

@@ -31,8 +31,8 @@ from benchmarks.mplug_timing import (
     time_in_turn,
 )
 from triptych.core.memory import keep_freed_memory
+from triptych.models.mplug.family import mplug_base_patch16_256
 from triptych.models.mplug.model import MPLUG
-from triptych.models.mplug.variants import mplug_base_patch16_256
 from triptych.objectives.feature_queue import FeatureQueue
 from triptych.recipes.mplug import pretrain
 from triptych.tasks.pretraining.mplug import OBJECTIVES, MPLUGPretraining, MPLUGPretrainingConfig

@@ -38,8 +38,8 @@ from triptych.data.records import Record
 from triptych.data.source import DataSourceConfig
 from triptych.data.stream import build_loader
 from triptych.data.transforms.pipeline import ImageTransform
+from triptych.models.families import build_model, model_config
 from triptych.models.mplug.config import MPLUGConfig
-from triptych.models.registry import build_model, model_config
 from triptych.nn import attention
 from triptych.recipes.registry import build_recipe
 from triptych.scenes.write import write_scenes

@@ -25,7 +25,7 @@ from rich.console import Console
 from triptych.core.config import load_yaml
 from triptych.core.errors import ConfigError
 from triptych.core.files import write_json
-from triptych.models.registry import build_model, model_config
+from triptych.models.families import build_model, model_config
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
 from triptych.scenes.layout import SceneFiles

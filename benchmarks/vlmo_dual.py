@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.mplug_batch import VOCAB_SIZE, make_batch
-from triptych.models.registry import create_model
+from triptych.models.families import create_model
 from triptych.models.vlmo.model import VLMo
 from triptych.models.vlmo.trunk import TokenSequence
 from triptych.scenes.layout import SceneFiles

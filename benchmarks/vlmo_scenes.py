@@ -39,9 +39,9 @@ from benchmarks.scene_runs import (
     train_once,
     train_stages,
 )
-from triptych.models.registry import VARIANTS
+from triptych.models.families import VARIANTS
 from triptych.models.vlmo.config import VLMoConfig
-from triptych.models.vlmo.variants import vlmo_tiny
+from triptych.models.vlmo.family import vlmo_tiny
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
 from triptych.scenes.layout import SceneFiles

@@ -30,7 +30,7 @@ from benchmarks.mplug_timing import (
     time_in_turn,
 )
 from benchmarks.vlmo_plain import plain_losses
-from triptych.models.registry import model_config
+from triptych.models.families import model_config
 from triptych.models.vlmo.model import VLMo
 from triptych.recipes.vlmo import pretrain
 from triptych.tasks.pretraining.vlmo import OBJECTIVES, VLMoPretraining, VLMoPretrainingConfig

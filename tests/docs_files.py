@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from triptych.models.families import VARIANTS
 from triptych.models.mplug.config import MPLUGConfig
 from triptych.models.mplug.convert import export_state_dict
 from triptych.models.mplug.model import MPLUG
-from triptych.models.registry import VARIANTS
 from triptych.nn.encoder import TextConfig
 from triptych.nn.vision import VisionConfig
 

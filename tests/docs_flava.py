@@ -11,10 +11,10 @@ from triptych.checkpoint.foreign import write_foreign_folder
 from triptych.core.config import save_yaml
 from triptych.data.source import DataSourceConfig
 from triptych.models.dvae.config import DVAEConfig, codebook_image_size
+from triptych.models.families import VARIANTS
 from triptych.models.flava.config import FLAVAConfig, FLAVAFusionConfig, FLAVAVisionConfig
 from triptych.models.flava.convert import export_state_dict, folder_config
 from triptych.models.flava.model import FLAVA
-from triptych.models.registry import VARIANTS
 from triptych.nn.encoder import TextConfig
 from triptych.recipes.registry import build_recipe
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from triptych.models.registry import VARIANTS
+from triptych.models.families import VARIANTS
 from triptych.models.vlmo.config import VLMoConfig
 from triptych.models.vlmo.convert import export_state_dict, released_head_names
 from triptych.models.vlmo.model import VLMo

@@ -15,7 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from triptych.models.registry import create_model, list_models
+    from triptych.models.families import create_model, list_models
     from triptych.serving.engine import load
 
 __version__ = "0.1.0"
@@ -23,8 +23,8 @@ __all__ = ["__version__", "create_model", "list_models", "load"]
 
 _HOMES = {
     "load": "triptych.serving.engine",
-    "create_model": "triptych.models.registry",
-    "list_models": "triptych.models.registry",
+    "create_model": "triptych.models.families",
+    "list_models": "triptych.models.families",
 }
 
 

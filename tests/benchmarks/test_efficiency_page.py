@@ -28,8 +28,8 @@ from benchmarks.mplug import MPLUG
 from benchmarks.mplug_flops import Flops, base_flops, beam_flops, encoder_flops, rerank_flops
 from triptych.core.errors import DataError
 from triptych.models.mplug.config import MPLUGConfig
+from triptych.models.mplug.family import mplug_base_patch16_256
 from triptych.models.mplug.fusion import build_fusion
-from triptych.models.mplug.variants import mplug_base_patch16_256
 from triptych.nn.decoder import TextDecoder
 from triptych.nn.encoder import TextConfig
 from triptych.nn.packing import PACKED_FROM

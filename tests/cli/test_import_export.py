@@ -17,8 +17,8 @@ from triptych.checkpoint.model_folder import save_model_folder
 from triptych.cli.main import main
 from triptych.core.config import to_dict
 from triptych.data.transforms.pipeline import ImageTransformConfig
+from triptych.models.families import VARIANTS
 from triptych.models.mplug.model import MPLUG
-from triptych.models.registry import VARIANTS
 from triptych.text import Tokenizer
 
 from .released import write_released

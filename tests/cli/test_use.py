@@ -12,7 +12,7 @@ from triptych.cli.ground import COLOR
 from triptych.cli.main import main
 from triptych.generation.sampling import SamplingConfig
 from triptych.models.base import num_parameters
-from triptych.models.registry import list_image_tokenizers
+from triptych.models.families import list_image_tokenizers
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 from tests.tasks.pretraining.test_dino import HEAD, crops, small_config
 from triptych.distributed.collectives import average_gradients
 from triptych.distributed.env import rank, run_processes, world_size
-from triptych.models.registry import build_model
+from triptych.models.families import build_model
 from triptych.tasks.pretraining.dino import DINO
 
 ROWS = 4

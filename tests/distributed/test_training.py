@@ -15,7 +15,7 @@ from triptych.core.errors import CheckpointError
 from triptych.data.source import DataSourceConfig
 from triptych.distributed.collectives import all_reduce_mean, average_gradients
 from triptych.distributed.env import rank, run_processes, world_size
-from triptych.models.registry import build_model, model_config
+from triptych.models.families import build_model, model_config
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
 from triptych.scenes.layout import SceneFiles

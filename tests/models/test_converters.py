@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from triptych.models.converters import CONVERTERS, recognised_families
-from triptych.models.families import FAMILIES
+from triptych.models.families import CONVERTERS, FAMILIES, recognised_families
 
 KEYS = Path(__file__).parents[1] / "data" / "keys"
 LISTS = sorted(path for path in KEYS.glob("*.json.gz") if path.name.split("_")[0] in CONVERTERS)

@@ -9,8 +9,8 @@ import warnings
 import torch
 
 from triptych.models.flava import convert
+from triptych.models.flava.family import flava_full
 from triptych.models.flava.model import FLAVA
-from triptych.models.flava.variants import flava_full
 
 SIZES = {
     "tiny": {"width": 32, "heads": 2, "depths": (2, 2, 1), "image_size": 32, "patch": 8},

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from triptych.models.conversion import split_tensors
 from triptych.models.flava import convert
+from triptych.models.flava.family import flava_full
 from triptych.models.flava.model import FLAVA
-from triptych.models.flava.variants import flava_full
 from triptych.tasks.pretraining.flava import FLAVAPretraining, FLAVAPretrainingConfig
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden"

@@ -13,8 +13,8 @@ from triptych.core.outputs import ImageFeatures
 from triptych.models.conversion import split_tensors
 from triptych.models.flava import convert
 from triptych.models.flava.config import FLAVAFusionConfig
+from triptych.models.flava.family import flava_full
 from triptych.models.flava.model import FLAVA
-from triptych.models.flava.variants import flava_full
 from triptych.tasks.pretraining.flava import FLAVAPretraining, FLAVAPretrainingConfig
 
 STATES = {"atol": 1e-5, "rtol": 1e-5}

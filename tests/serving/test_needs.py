@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from triptych.core.errors import CapabilityError
+from triptych.models.families import model_config
 from triptych.models.flava.config import FLAVAConfig
-from triptych.models.registry import model_config
 from triptych.recipes.registry import RECIPES, build_recipe
 from triptych.serving.needs import require
 from triptych.tasks.registry import TASKS, recipe_that_teaches, trained_for_words

@@ -8,7 +8,7 @@ from tests.tasks.pretraining.test_vlmo import build
 from tests.tasks.pretraining.test_vlmo import make_batch as vlmo_batch
 from tests.train.toy import ToyTask
 from triptych.core.errors import ConfigError
-from triptych.models.registry import create_model
+from triptych.models.families import create_model
 from triptych.nn.block import Block
 from triptych.tasks.pretraining.mplug import OBJECTIVES, MPLUGPretraining, MPLUGPretrainingConfig
 from triptych.tasks.pretraining.vlmo import OBJECTIVES as VLMO_OBJECTIVES

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from triptych.core.errors import ConfigError
-from triptych.models.registry import model_config
+from triptych.models.families import model_config
 from triptych.models.vlmo.model import VLMo
 from triptych.tasks.pretraining.vlmo import VLMoPretraining, VLMoPretrainingConfig
 from triptych.train.config import OptimConfig

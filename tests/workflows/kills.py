@@ -25,9 +25,9 @@ from torch import Tensor
 from tests.train.toy import exact_lines
 from triptych.checkpoint.run import list_checkpoints
 from triptych.data.transforms.pipeline import ImageTransformConfig
+from triptych.models.families import VARIANTS
 from triptych.models.mplug.config import MPLUGConfig
-from triptych.models.mplug.variants import mplug_tiny
-from triptych.models.registry import VARIANTS
+from triptych.models.mplug.family import mplug_tiny
 from triptych.recipes.config import ModelSource, RunConfig
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import write_scenes

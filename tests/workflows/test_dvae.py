@@ -16,8 +16,8 @@ from triptych.core.errors import CheckpointError, ConfigError
 from triptych.data.source import DataSourceConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.models.dvae.convert import export_encoder
+from triptych.models.dvae.family import dvae_tiny
 from triptych.models.dvae.model import DVAE, PIXEL_MEAN, PIXEL_STD
-from triptych.models.dvae.variants import dvae_tiny
 from triptych.recipes.registry import build_recipe
 from triptych.serving.loading import read_model
 from triptych.tasks.pretraining import image_tokenizer

@@ -14,9 +14,8 @@ import triptych
 from tests.train.toy import exact_lines
 from triptych.data.manifest import read_records
 from triptych.data.source import DataSourceConfig
-from triptych.models.dvae.model import DVAE
-from triptych.models.dvae.start import spread_codes
-from triptych.models.registry import model_config
+from triptych.models.dvae.model import DVAE, spread_codes
+from triptych.models.families import model_config
 from triptych.recipes.registry import build_recipe
 from triptych.scenes.language import objects_named
 from triptych.scenes.write import write_scenes

@@ -9,7 +9,7 @@ import torch
 from tests.train.toy import exact_lines
 from triptych.core.errors import ConfigError
 from triptych.data.source import DataSourceConfig
-from triptych.models.registry import model_config
+from triptych.models.families import model_config
 from triptych.recipes.config import ModelSource
 from triptych.recipes.registry import RECIPES, build_recipe
 from triptych.recipes.scales import SCALES

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from triptych.core.errors import ConfigError
-from triptych.models.registry import build_model, model_config
+from triptych.models.families import build_model, model_config
 from triptych.recipes.registry import RECIPES, build_recipe
 from triptych.tasks.registry import check_model
 from triptych.workflows.run import train_run

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from triptych.checkpoint.model_folder import load_model_folder
 from triptych.core.errors import CapabilityError, CheckpointError, ConfigError, DataError
+from triptych.models.families import VARIANTS
 from triptych.models.mplug.config import MPLUGConfig
-from triptych.models.registry import VARIANTS
 from triptych.nn.encoder import TextConfig
 from triptych.nn.vision import VisionConfig
 from triptych.recipes.config import ModelSource

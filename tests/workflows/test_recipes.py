@@ -16,7 +16,7 @@ from tests.train.toy import exact_lines
 from triptych.checkpoint.model_folder import load_model_folder
 from triptych.core.config import load_yaml, save_yaml
 from triptych.core.errors import CheckpointError, ConfigError, DataError
-from triptych.models.registry import model_config
+from triptych.models.families import model_config
 from triptych.recipes.config import ModelSource, RunConfig, TokenizerConfig
 from triptych.recipes.registry import RECIPES, build_recipe
 from triptych.recipes.scales import PAPER_SCALES, SCALES

@@ -10,7 +10,7 @@ import pytest
 
 from triptych.core.config import save_yaml
 from triptych.core.errors import ConfigError
-from triptych.models.registry import VARIANTS
+from triptych.models.families import VARIANTS
 from triptych.tasks.pretraining.mplug import MPLUGPretraining
 from triptych.train.interrupts import TrainingInterrupted
 from triptych.workflows.run import resume_run, train_run

@@ -14,8 +14,7 @@ from triptych.data.source import DataSourceConfig
 from triptych.data.stream import build_loader
 from triptych.data.transforms.pipeline import ImageTransform, ImageTransformConfig
 from triptych.models.dvae.config import DVAEConfig
-from triptych.models.dvae.model import DVAE
-from triptych.models.dvae.start import spread_codes
+from triptych.models.dvae.model import DVAE, spread_codes
 from triptych.recipes.registry import build_recipe
 from triptych.tasks.pretraining import image_tokenizer
 from triptych.tasks.pretraining.flava import check_codes

@@ -7,7 +7,7 @@ import torch
 
 from triptych.core.errors import CapabilityError, ConfigError
 from triptych.data.source import DataSourceConfig
-from triptych.models.registry import model_config
+from triptych.models.families import model_config
 from triptych.models.vlmo.convert import key_table
 from triptych.recipes.config import ModelSource
 from triptych.recipes.registry import RECIPES, build_recipe

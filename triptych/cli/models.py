@@ -58,8 +58,12 @@ def model_rows() -> list[dict[str, str | int]]:
     import torch
 
     from triptych.models.base import num_parameters
-    from triptych.models.families import vocabulary_size
-    from triptych.models.registry import create_model, list_image_tokenizers, list_models
+    from triptych.models.families import (
+        create_model,
+        list_image_tokenizers,
+        list_models,
+        model_sizes,
+    )
 
     rows: list[dict[str, str | int]] = []
     for name in [*list_models(), *list_image_tokenizers()]:
@@ -70,7 +74,7 @@ def model_rows() -> list[dict[str, str | int]]:
                 "name": name,
                 "num_parameters": num_parameters(model),
                 "image_size": model.image_size,
-                "vocab_size": vocabulary_size(model.config),
+                "vocab_size": model_sizes(model.config).vocab_size,
             }
         )
     return rows

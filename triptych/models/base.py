@@ -1,7 +1,8 @@
-"""What every vision-language model offers; tasks and serving use nothing else."""
+"""What every vision-language model offers, and what every family of models says of itself."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -9,7 +10,10 @@ from torch import Tensor, nn
 
 from triptych.core.errors import CapabilityError
 from triptych.core.outputs import FusedFeatures, ImageFeatures, TextFeatures
+from triptych.models.conversion import Converter
 from triptych.nn.decoder import DecoderMemory, TextDecoder
+
+State = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,3 +174,57 @@ def require_decoder(model: Any, asked: str) -> None:
 def num_parameters(model: nn.Module) -> int:
     """Count parameters, shared ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSizes:
+    """What a model reads at most, as its config says.
+
+    Attributes:
+        vocab_size: Tokens of its vocabulary; codes of an image tokenizer.
+        max_tokens: Longest text, [CLS] and [SEP] counted; 0 if it reads none.
+        patch_size: Side of a patch in pixels; of an image tokenizer, of what one code stands for.
+    """
+
+    vocab_size: int
+    max_tokens: int
+    patch_size: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Family:
+    """A family of models: everything that the rest of the library knows of it.
+
+    Attributes:
+        title: As its paper writes it.
+        config_class: Its config; the `kind` of a stored config names the family.
+        build: From a config to a randomly initialised model.
+        variants: Registered sizes by name; each takes `image_size` and `vocab_size`.
+        resize: From a stored state, its config and a new side in pixels to both at that size.
+        sizes: From a config to what its model reads at most.
+        vision_parameters: How the names of the parameters begin that take
+            `optim.vision_learning_rate`.
+        choices: Fields of a run's `model` section that change this family's configs, such as
+            "fusion".
+        converter: How its released checkpoints are read and written, and which parts can start
+            from published weights; None if there are none.
+        released_variant: The variant of the family's folders of transformers, which have its name
+            as `model_type`; None if there are none.
+        reads_text: False for image tokenizers, which read images alone.
+    """
+
+    title: str
+    config_class: type[Any]
+    build: Callable[[Any], nn.Module]
+    variants: Mapping[str, Callable[..., Any]]
+    resize: Callable[[State, Any, int], tuple[State, Any]]
+    sizes: Callable[[Any], ModelSizes]
+    vision_parameters: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    converter: Converter | None = None
+    released_variant: str | None = None
+    reads_text: bool = True
+
+    def is_vision_parameter(self, name: str) -> bool:
+        """Return whether a parameter of a task belongs to its model's vision encoder."""
+        return name.startswith(tuple(f"model.{prefix}" for prefix in self.vision_parameters))

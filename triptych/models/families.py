@@ -1,118 +1,129 @@
-"""Every family of models: how its config becomes a model, and how a stored one is rebuilt.
+"""Every family of models by name: build a variant, rebuild a stored model, add a family.
 
-A new family is one entry of `FAMILIES`; recipes, serving and the command line then know it.
+Each family says what it is in its own folder (`models/mplug/family.py` and so on). A package of
+a user adds another one with `register_family`; create_model, recipes, import and export, serving
+and the command line then know it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from triptych.core.config import from_dict
+from triptych.core.config import from_dict, kind_of
 from triptych.core.errors import CheckpointError, ConfigError, nearest
-from triptych.models.dvae import variants as dvae_variants
-from triptych.models.dvae.config import DVAEConfig
-from triptych.models.dvae.model import DVAE
-from triptych.models.flava import variants as flava_variants
-from triptych.models.flava.config import FLAVAConfig
-from triptych.models.flava.model import FLAVA
-from triptych.models.flava.model import resize_model_state as resize_flava
-from triptych.models.mplug import variants as mplug_variants
-from triptych.models.mplug.config import MPLUGConfig
-from triptych.models.mplug.model import MPLUG
-from triptych.models.vlmo import variants as vlmo_variants
-from triptych.models.vlmo.config import VLMoConfig
-from triptych.models.vlmo.convert import resize_model_state
-from triptych.models.vlmo.model import VLMo
-from triptych.nn.positions import resize_position_table
+from triptych.core.registry import Registry
+from triptych.models.base import Family, ModelSizes, State
+from triptych.models.conversion import Converter
+from triptych.models.dvae.family import DVAE_FAMILY
+from triptych.models.flava.family import FLAVA_FAMILY
+from triptych.models.mplug.family import MPLUG_FAMILY
+from triptych.models.vlmo.family import VLMO_FAMILY
 
-State = dict[str, Tensor]
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """A family of models.
-
-    Attributes:
-        title: As its paper writes it.
-        config_class: Its config; the `kind` of a stored config tells the family.
-        build: From a config to a model with fresh weights.
-        variants: Registered sizes by name; each takes `image_size` and `vocab_size`.
-        resize: From a stored state, its config and a new side in pixels to both at that size.
-        reads_text: False for image tokenizers, which know images alone.
-    """
-
-    title: str
-    config_class: type[Any]
-    build: Callable[[Any], nn.Module]
-    variants: Mapping[str, Callable[..., Any]]
-    resize: Callable[[State, Any, int], tuple[State, Any]]
-    reads_text: bool = True
-
-
-def _resize_mplug(state: State, config: MPLUGConfig, image_size: int) -> tuple[State, MPLUGConfig]:
-    resized = replace(config, vision=replace(config.vision, image_size=image_size))
-    name = "visual_encoder.position_embedding"
-    table = resize_position_table(state[name], resized.vision.num_patches)
-    return {**state, name: table}, resized
-
-
-def _resize_dvae(state: State, config: DVAEConfig, image_size: int) -> tuple[State, DVAEConfig]:
-    return state, replace(config, image_size=image_size)  # convolutions fit every size
-
-
-FAMILIES: dict[str, Family] = {
-    "mplug": Family("mPLUG", MPLUGConfig, MPLUG, mplug_variants.VARIANTS, _resize_mplug),
-    "flava": Family("FLAVA", FLAVAConfig, FLAVA, flava_variants.VARIANTS, resize_flava),
-    "vlmo": Family("VLMo", VLMoConfig, VLMo, vlmo_variants.VARIANTS, resize_model_state),
-    "dvae": Family(
-        "dVAE", DVAEConfig, DVAE, dvae_variants.VARIANTS, _resize_dvae, reads_text=False
-    ),
-}
+FAMILIES: Registry[Family] = Registry("model family")
 """By the `kind` of the config class."""
+
+VARIANTS: Registry[Callable[..., Any]] = Registry("model")
+"""The configs of all families' registered sizes."""
+
+CONVERTERS: Registry[Converter] = Registry("model family")
+"""Of the families whose released checkpoints can be imported and exported."""
+
+
+def register_family(family: Family) -> Family:
+    """Add a family; all that is built on models then knows it.
+
+    Raises:
+        ConfigError: Its config's `kind`, or the name of a variant, is taken.
+    """
+    kind = kind_of(family.config_class)
+    taken = [name for name in family.variants if name in VARIANTS]
+    if taken:
+        raise ConfigError(f"{family.title}: there is a model {taken[0]!r} already")
+    FAMILIES.register(kind)(family)
+    for name, config in family.variants.items():
+        VARIANTS.register(name)(config)
+    if family.converter is not None:
+        CONVERTERS.register(kind)(family.converter)
+    return family
+
+
+for _family in (MPLUG_FAMILY, FLAVA_FAMILY, VLMO_FAMILY, DVAE_FAMILY):
+    register_family(_family)
 
 
 def family_of(config: Any) -> Family:
     """Return the family that a config belongs to."""
-    for family in FAMILIES.values():
-        if isinstance(config, family.config_class):
-            return family
+    for name in FAMILIES:
+        if isinstance(config, FAMILIES.get(name).config_class):
+            return FAMILIES.get(name)
     raise ConfigError(f"{type(config).__name__} is the config of no family ({', '.join(FAMILIES)})")
 
 
-@dataclass(frozen=True, slots=True)
-class TextSizes:
-    """What a model's text side can take.
+def model_sizes(config: Any) -> ModelSizes:
+    """Return what a model of any family reads at most, by its config."""
+    return family_of(config).sizes(config)
 
-    Attributes:
-        vocab_size: Words V.
-        max_tokens: Longest text, [CLS] and [SEP] counted.
+
+def recognised_families(names: Iterable[str]) -> list[str]:
+    """Return the families whose released files have names like these."""
+    listed = list(names)
+    return [family for family in CONVERTERS if CONVERTERS.get(family).recognises(listed)]
+
+
+def list_models() -> list[str]:
+    """Return the names of all registered vision-language models."""
+    return _variants(reads_text=True)
+
+
+def list_image_tokenizers() -> list[str]:
+    """Return the names of all registered image tokenizers."""
+    return _variants(reads_text=False)
+
+
+def _variants(*, reads_text: bool) -> list[str]:
+    families = [FAMILIES.get(name) for name in FAMILIES]
+    return [name for f in families if f.reads_text == reads_text for name in f.variants]
+
+
+def model_config(name: str, *, image_size: int | None = None, vocab_size: int | None = None) -> Any:
+    """Return the config of a registered variant.
+
+    Args:
+        name: Such as "mplug_tiny".
+        image_size: Side of the input in pixels instead of the variant's own.
+        vocab_size: Tokens of the vocabulary instead of the variant's own.
+
+    Raises:
+        ConfigError: No such variant; the message names the nearest.
     """
-
-    vocab_size: int
-    max_tokens: int
+    return VARIANTS.get(name)(image_size=image_size, vocab_size=vocab_size)
 
 
-def text_sizes(config: Any) -> TextSizes:
-    """Return the text sizes of a model config of any family that reads text."""
-    if isinstance(config, VLMoConfig):
-        return TextSizes(config.vocab_size, config.max_text_tokens)
-    return TextSizes(config.text.vocab_size, config.text.max_positions)
+def build_model(config: Any) -> Any:
+    """Build a randomly initialised model from its config.
+
+    Raises:
+        ConfigError: The config belongs to no family.
+    """
+    return family_of(config).build(config)
 
 
-def vocabulary_size(config: Any) -> int:
-    """Return how many words a model of any family knows; how many codes an image tokenizer."""
-    return config.num_codes if isinstance(config, DVAEConfig) else text_sizes(config).vocab_size
+def create_model(name: str, *, image_size: int | None = None, vocab_size: int | None = None) -> Any:
+    """Build a registered variant, randomly initialised.
 
+    Args:
+        name: Such as "mplug_tiny"; `list_models()` gives all.
+        image_size: Side of the input in pixels instead of the variant's own.
+        vocab_size: Tokens of the vocabulary instead of the variant's own.
 
-def patch_size(config: Any) -> int:
-    """Return the side of a patch in pixels of a model config of any family."""
-    sizes = config if isinstance(config, VLMoConfig) else config.vision
-    return int(sizes.patch_size)
+    Raises:
+        ConfigError: No such variant, or sizes that do not fit.
+    """
+    return build_model(model_config(name, image_size=image_size, vocab_size=vocab_size))
 
 
 def restore_model(
@@ -130,18 +141,18 @@ def restore_model(
         weights: The state dict; every name must fit.
         where: What messages name, such as the folder.
         image_size: Another side in pixels: position tables are resized to it.
-        train: Copies the weights, so that tied parameters stay one; else the model takes the given
-            tensors as they are, and nothing is drawn or copied.
+        train: Copy the weights, so that tied parameters stay one; else the model takes the given
+            tensors as they are, and nothing is initialised or copied.
 
     Raises:
         CheckpointError: An unknown kind, a bad config, or weights that do not fit it.
     """
     kind = config.get("kind")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         known = ", ".join(FAMILIES)
         clue = nearest(str(kind), FAMILIES)
         raise CheckpointError(f"{where}: unknown model kind {kind!r}{clue} (known: {known})")
-    family = FAMILIES[kind]
+    family = FAMILIES.get(kind)
     plain = {name: value for name, value in config.items() if name != "kind"}
     try:
         built = from_dict(family.config_class, plain, "model")

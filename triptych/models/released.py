@@ -10,12 +10,13 @@ from torch import Tensor
 
 from triptych.core.config import to_dict
 from triptych.core.errors import CheckpointError
-from triptych.models.converters import CONVERTERS
-from triptych.models.families import FAMILIES, text_sizes
-from triptych.models.registry import build_model, model_config
-
-VARIANTS = {"flava": "flava_full"}
-"""By `model_type` of the folder's `config.json`: the family's variant whose sizes it changes."""
+from triptych.models.families import (
+    CONVERTERS,
+    FAMILIES,
+    build_model,
+    model_config,
+    model_sizes,
+)
 
 
 def restate(
@@ -35,12 +36,14 @@ def restate(
         CheckpointError: The family is not known here, or a tensor is missing or of another shape.
     """
     family = str(config.get("model_type"))
-    if family not in VARIANTS:
+    released = {name: FAMILIES.get(name).released_variant for name in FAMILIES}
+    known = {name: variant for name, variant in released.items() if variant is not None}
+    if family not in known:
         raise CheckpointError(
             f"{where} is a folder of transformers with a model of type {family!r}; of those, only "
-            f"{', '.join(VARIANTS)} can be used as they are"
+            f"{', '.join(known)} can be used as they are"
         )
-    converter, sizes = CONVERTERS.get(family), model_config(VARIANTS[family])
+    converter, sizes = CONVERTERS.get(family), model_config(known[family])
     if converter.config_from_folder is not None:
         sizes = converter.config_from_folder(config, sizes)
     task = converter.trained_for(tensors)
@@ -48,8 +51,8 @@ def restate(
     with torch.device("meta"):
         model = build_model(sizes)
     report = converter.import_state(tensors, model)
-    report.require(f"{where} as {FAMILIES[family].title}")
-    longest = min(converter.max_text_tokens, text_sizes(sizes).max_tokens)
+    report.require(f"{where} as {FAMILIES.get(family).title}")
+    longest = min(converter.max_text_tokens, model_sizes(sizes).max_tokens)
     stored = {
         "model": to_dict(sizes, tagged=True),
         "trained_for": [task],

@@ -16,7 +16,7 @@ from triptych.core.config import from_dict, kinds_of
 from triptych.core.errors import CheckpointError, ConfigError, DataError
 from triptych.data.caption_cleaning import MAX_WORDS
 from triptych.data.transforms.pipeline import ImageTransformConfig
-from triptych.models.families import restore_model, text_sizes
+from triptych.models.families import model_sizes, restore_model
 from triptych.models.released import restate
 from triptych.text import Tokenizer
 
@@ -121,7 +121,7 @@ def read_model(folder: Path) -> LoadedModel:
     model = restore_model(
         stored_config(content.config, folder), content.state_dict, str(folder)
     ).requires_grad_(False)
-    vocab_size = text_sizes(model.config).vocab_size
+    vocab_size = model_sizes(model.config).vocab_size
     if tokenizer.vocab_size > vocab_size:
         raise CheckpointError(
             f"{folder}: its vocabulary has {tokenizer.vocab_size} tokens but the model knows "

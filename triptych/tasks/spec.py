@@ -120,12 +120,12 @@ class TrainedModels:
         """Return whether the task trains a model."""
         able = set(self.capabilities) <= set(model.capabilities)
         able = able and (self.contract is None or isinstance(model, self.contract))
-        known = [FAMILIES[name] for name in self.families]
+        known = [FAMILIES.get(name) for name in self.families]
         return able and (not known or family_of(model.config) in known)
 
     def words(self) -> str:
         """Return which models these are, such as "mPLUG models"."""
-        titles = " or ".join(FAMILIES[name].title for name in self.families)
+        titles = " or ".join(FAMILIES.get(name).title for name in self.families)
         models = f"{titles} models" if titles else "models"
         needed = [*self.capabilities, *([] if self.contract is None else [self.contract.__name__])]
         able = " and ".join(ABILITIES.get(name, name) for name in needed)
@@ -208,7 +208,6 @@ class TaskSpec(Generic[C]):
         load_model: From a path and a side in pixels to the model to start from; None reads
             model folders.
         start_hint: What a new config must still be given, for `triptych init`.
-        vision_prefix: How names of parameters begin that take the vision learning rate.
         summary: What the model card says of the model beside what it says of all.
         usage: Python lines of the model card; None for those of most.
     """
@@ -234,7 +233,6 @@ class TaskSpec(Generic[C]):
     image: Callable[[ImageTransformConfig, Any], ImageTransformConfig] = at_model_size
     load_model: Callable[[str, int | None], Any] | None = None
     start_hint: str | None = None
-    vision_prefix: str = "model.visual_encoder."
     summary: Callable[[Any], str] | None = None
     usage: str | None = None
 

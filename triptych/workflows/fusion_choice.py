@@ -10,7 +10,7 @@ from rich.console import Console
 from triptych.core.config import check
 from triptych.core.errors import ConfigError
 from triptych.distributed.env import is_main
-from triptych.models.mplug.config import MPLUGConfig
+from triptych.models.families import family_of
 from triptych.recipes.config import FUSION_FIELDS, ModelSource, RunConfig
 from triptych.tasks.registry import task_spec
 
@@ -31,14 +31,16 @@ def choose_fusion(config: Any, source: ModelSource) -> Any:
         ConfigError: The family has no choice of networks, or the network no connected layers to
             choose, or no such layer.
     """
+    family = family_of(config)
     fields = {field: getattr(source, field) for field in FUSION_FIELDS}
     chosen = {field: value for field, value in fields.items() if value is not None}
     for field, value in chosen.items():
         check(
-            isinstance(config, MPLUGConfig),
+            field in family.choices,
             f"model.{field}",
             value,
-            f"be absent: {source.name} is no mPLUG model, and has one way to join image and text",
+            f"be absent: {source.name} is of {family.title}, which has one way to join image and "
+            "text",
         )
     network = chosen.get("fusion", getattr(config, "fusion", None))
     for field in chosen.keys() - {"fusion"}:

@@ -33,9 +33,16 @@ from triptych.core.errors import (
 from triptych.core.machine import current_commit
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.models.conversion import Allowed, Converter, ImportReport
-from triptych.models.converters import CONVERTERS, recognised_families
-from triptych.models.families import FAMILIES, restore_model, text_sizes
-from triptych.models.registry import build_model, list_models, model_config
+from triptych.models.families import (
+    CONVERTERS,
+    FAMILIES,
+    build_model,
+    list_models,
+    model_config,
+    model_sizes,
+    recognised_families,
+    restore_model,
+)
 from triptych.tasks.registry import task_spec, trained_for_words
 from triptych.tasks.spec import TextLengths
 from triptych.text import Tokenizer
@@ -100,7 +107,7 @@ def import_checkpoint(
     config = converter.adapt_config(
         foreign.tensors, config, image_size=settings.image_size, trained_for=task
     )
-    tokenizer = _load_tokenizer(settings.tokenizer, foreign, text_sizes(config).vocab_size)
+    tokenizer = _load_tokenizer(settings.tokenizer, foreign, model_sizes(config).vocab_size)
     what = f"{source} as {settings.variant}"
     model, report = _import(converter, foreign, config, task, what, settings.allow)
     head = read_head(converter, foreign, task, settings.answers)
@@ -147,7 +154,7 @@ def export_checkpoint(family: str, folder: Path, out: Path) -> tuple[int, str]:
         return len(tensors), note
     if converter.folder_configs is None:
         raise CapabilityError(
-            f"{out}: {FAMILIES[family].title} is exported to a file: let the name end in .pth"
+            f"{out}: {FAMILIES.get(family).title} is exported to a file: let the name end in .pth"
         )
     images = from_dict(ImageTransformConfig, content.preprocess, "preprocess")
     configs = converter.folder_configs(model, images.mean, images.std)
@@ -186,7 +193,7 @@ def _base_config(family: str, variant: str) -> Any:
         if isinstance(plain, dict):
             plain = {name: value for name, value in plain.items() if name != "kind"}
         try:
-            return from_dict(FAMILIES[family].config_class, plain)
+            return from_dict(FAMILIES.get(family).config_class, plain)
         except ConfigError as error:
             raise ConfigError(f"{variant}: {error}") from error
     config = model_config(variant)
@@ -206,7 +213,7 @@ def _check_family(family: str, foreign: ForeignCheckpoint) -> None:
     clue = f"; its names are those of {found[0]}" if found else ""
     some = ", ".join(list(foreign.tensors)[:3])
     raise CheckpointError(
-        f"{foreign.path} is no checkpoint of {FAMILIES[family].title}{clue} (such as {some})"
+        f"{foreign.path} is no checkpoint of {FAMILIES.get(family).title}{clue} (such as {some})"
     )
 
 
@@ -259,7 +266,7 @@ def _import(
 def _fitting_variants(converter: Converter, foreign: ForeignCheckpoint, task: str) -> list[str]:
     """Return the registered variants that the file fills, for the message of a failed import."""
     found: list[str] = []
-    for name in FAMILIES[converter.family].variants:
+    for name in FAMILIES.get(converter.family).variants:
         try:
             config = converter.adapt_config(
                 foreign.tensors, model_config(name), image_size=None, trained_for=task
@@ -311,8 +318,8 @@ def _save(
     images: ImageTransformConfig,
 ) -> None:
     trained_for = task if head is None else task_spec(head.task).trained_for
-    title = FAMILIES[converter.family].title
-    positions = text_sizes(model.config).max_tokens
+    title = FAMILIES.get(converter.family).title
+    positions = model_sizes(model.config).max_tokens
     longest = min(converter.max_text_tokens, positions)
     limits = to_dict(TextLengths(question=converter.max_question_tokens))
     lengths = {name: min(value, positions) for name, value in limits.items()}

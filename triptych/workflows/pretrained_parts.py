@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from triptych.checkpoint.foreign import read_foreign
-from triptych.core.config import kind_of
 from triptych.core.errors import CapabilityError, CheckpointError, DataError
-from triptych.models.converters import CONVERTERS
+from triptych.models.families import family_of
 from triptych.recipes.config import ModelSource
 from triptych.text import Tokenizer
 
@@ -32,12 +31,11 @@ def init_parts(model: Any, source: ModelSource) -> list[str]:
     for part, place in (("vision", source.init_vision_from), ("text", source.init_text_from)):
         if place is None:
             continue
-        kind = kind_of(type(model.config))
-        converter = CONVERTERS.get(kind)
-        fill = converter.init_vision if part == "vision" else converter.init_text
+        family = family_of(model.config)
+        fill = None if family.converter is None else getattr(family.converter, f"init_{part}")
         if fill is None:
             raise CapabilityError(
-                f"{kind} has no start from published {part} weights: "
+                f"{family.title} has no start from published {part} weights: "
                 f"leave model.init_{part}_from out"
             )
         foreign = read_foreign(Path(place))

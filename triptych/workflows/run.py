@@ -27,8 +27,13 @@ from triptych.data.batches import record_texts
 from triptych.data.collate import AnyCollator
 from triptych.data.records import Record
 from triptych.distributed.env import is_main, joined, launched, leads, run_processes, world_size
-from triptych.models.families import family_of, patch_size, restore_model, text_sizes
-from triptych.models.registry import build_model, model_config
+from triptych.models.families import (
+    build_model,
+    family_of,
+    model_config,
+    model_sizes,
+    restore_model,
+)
 from triptych.models.released import restate
 from triptych.recipes.config import RunConfig
 from triptych.tasks.registry import (
@@ -167,7 +172,7 @@ def _train(
     def collator_of(kind: str | None) -> AnyCollator[Any]:
         view = None
         if spec.tokenizer != "none":
-            view = PatchView(config.image, patch_size(model.config), config.crops)
+            view = PatchView(config.image, model_sizes(model.config).patch_size, config.crops)
         return build_collator(
             config.task,
             tokenizer,
@@ -186,9 +191,9 @@ def _train(
         weights=config.weights,
         run_folder=run_folder,
         evaluate=task.evaluate if isinstance(task, SelfEvaluatedTask) and is_main() else None,
-        is_vision=lambda name: name.startswith(spec.vision_prefix),
         sources=sources,
         console=console,
+        is_vision=family_of(model.config).is_vision_parameter,
     )
     if is_main():
         save_yaml(with_processes(config), run_folder / CONFIG_FILE)
@@ -351,7 +356,7 @@ def _check_text_lengths(config: RunConfig, model: Any) -> None:
         config.lengths.phrase,
         getattr(config.task, "max_text_tokens", 0),
     )
-    positions = text_sizes(model.config).max_tokens
+    positions = model_sizes(model.config).max_tokens
     if longest > positions:
         raise ConfigError(
             f"a text may have {longest} tokens but the model reads {positions}: lower "

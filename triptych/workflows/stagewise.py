@@ -18,8 +18,7 @@ from triptych.data.manifest import read_records
 from triptych.data.records import Record
 from triptych.data.source import DataSourceConfig
 from triptych.models.dvae.config import codebook_image_size
-from triptych.models.families import patch_size
-from triptych.models.registry import model_config
+from triptych.models.families import model_config, model_sizes
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
 from triptych.scenes.config import SceneConfig
@@ -365,7 +364,7 @@ def _at_patches(config: RunConfig, plan: StagewisePlan) -> RunConfig:
     recipe = list(STAGES[plan.family].values())[1]
     model = model_config(build_recipe(recipe, plan.scale).model.name)
     side = model.vision.image_size if plan.family == "flava" else model.image_size
-    size = codebook_image_size(side, patch_size(model))
+    size = codebook_image_size(side, model_sizes(model).patch_size)
     return replace(config, model=replace(config.model, image_size=size))
 
 

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from triptych.core.errors import CapabilityError, ConfigError, DataError
 from triptych.models.dvae.config import DVAEConfig, codebook_image_size
+from triptych.models.dvae.family import VARIANTS
 from triptych.models.dvae.model import DVAE, PIXEL_MEAN, PIXEL_STD, map_pixels, unmap_pixels
-from triptych.models.dvae.variants import VARIANTS
 
 SMALL = DVAEConfig(image_size=24, num_codes=10, hidden_dim=8, blocks_per_group=2, code_dim=6)
 

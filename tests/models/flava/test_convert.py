@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 
 from tests.tasks.pretraining.flava_batches import small_config
 from triptych.core.errors import CapabilityError, CheckpointError, ConfigError
-from triptych.models.converters import recognised_families
 from triptych.models.dvae.config import DVAEConfig
 from triptych.models.dvae.convert import export_encoder
 from triptych.models.dvae.model import DVAE
+from triptych.models.families import recognised_families
 from triptych.models.flava import convert
+from triptych.models.flava.family import flava_full, flava_small
 from triptych.models.flava.model import FLAVA
-from triptych.models.flava.variants import flava_full, flava_small
 
 _PARTS = ("image_config", "text_config", "multimodal_config")
 DATA = Path(__file__).parents[2] / "data"

@@ -14,8 +14,8 @@ from triptych.core.outputs import ImageFeatures, TextFeatures
 from triptych.models.base import PairMatcher, match_pairs
 from triptych.models.dvae.config import DVAEConfig
 from triptych.models.flava.config import FLAVAConfig
+from triptych.models.flava.family import VARIANTS, flava_full, flava_tiny
 from triptych.models.flava.model import FLAVA, resize_model_state
-from triptych.models.flava.variants import VARIANTS, flava_full, flava_tiny
 from triptych.tasks.pretraining.flava import FLAVAPretraining, FLAVAPretrainingConfig
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from triptych.core.errors import CapabilityError, CheckpointError
+from triptych.models.families import model_config
 from triptych.models.mplug.config import MPLUGConfig
 from triptych.models.mplug.convert import (
     MLM_MATRIX,
@@ -22,7 +23,6 @@ from triptych.models.mplug.convert import (
     trained_for,
 )
 from triptych.models.mplug.model import MPLUG
-from triptych.models.registry import model_config
 from triptych.nn.encoder import TextConfig
 from triptych.nn.positions import resize_position_table
 from triptych.nn.vision import VisionConfig

@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from triptych.core.errors import CapabilityError, CheckpointError
-from triptych.models.converters import recognised_families
-from triptych.models.registry import model_config
+from triptych.models.families import model_config, recognised_families
 from triptych.models.vlmo.config import VLMoConfig
 from triptych.models.vlmo.convert import (
     TABLE,

@@ -8,7 +8,7 @@ import torch
 from triptych.core.errors import CapabilityError, ConfigError, DataError
 from triptych.core.outputs import ImageFeatures
 from triptych.models.base import num_parameters
-from triptych.models.registry import create_model, model_config
+from triptych.models.families import create_model, model_config
 from triptych.models.vlmo.config import VLMoConfig
 from triptych.models.vlmo.model import VLMo
 from triptych.models.vlmo.multiway import Layout, drop_path_factors, gather_scores

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from triptych.core.errors import ConfigError
-from triptych.models.registry import create_model
+from triptych.models.families import create_model
 from triptych.tasks.finetuning.base import FLAVA_HEAD, HeadConfig
 from triptych.tasks.finetuning.image_text_classification import (
     AnswerClassification,

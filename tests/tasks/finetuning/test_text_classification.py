@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from triptych.core.errors import ConfigError
-from triptych.models.registry import create_model
+from triptych.models.families import create_model
 from triptych.tasks.finetuning.base import FLAVA_HEAD
 from triptych.tasks.finetuning.text_classification import (
     TextClassification,

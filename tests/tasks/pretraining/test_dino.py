@@ -7,8 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from triptych.core.errors import ConfigError
-from triptych.models.families import family_of
-from triptych.models.registry import build_model, model_config
+from triptych.models.families import build_model, family_of, model_config
 from triptych.objectives.dino import dino_loss
 from triptych.tasks.pretraining.dino import (
     DINO,

@@ -7,8 +7,7 @@ import torch
 
 from triptych.core.errors import CapabilityError, ConfigError
 from triptych.models.dvae.config import DVAEConfig
-from triptych.models.dvae.model import DVAE, map_pixels
-from triptych.models.dvae.start import spread_codes
+from triptych.models.dvae.model import DVAE, map_pixels, spread_codes
 from triptych.objectives.dvae import code_kl
 from triptych.tasks.pretraining.dvae import DVAETraining, DVAETrainingConfig
 

@@ -6,8 +6,8 @@ from torch.nn import functional as F
 
 from tests.models.test_registry import shrunken
 from triptych.core.errors import ConfigError
+from triptych.models.families import create_model
 from triptych.models.mplug.model import MPLUG
-from triptych.models.registry import create_model
 from triptych.tasks.pretraining import mplug
 from triptych.tasks.pretraining.mplug import OBJECTIVES, MPLUGPretraining, MPLUGPretrainingConfig
 

@@ -24,7 +24,6 @@ from triptych.models.flava.encoders import (
     Stack,
     first_token,
 )
-from triptych.models.flava.heads import MatchingHead
 from triptych.nn.attention import key_bias
 from triptych.nn.heads import VocabularyHead
 from triptych.nn.init import init_weights
@@ -53,6 +52,19 @@ class CleanAndMasked:
 
     clean_cls: Tensor
     masked: Tensor
+
+
+class MatchingHead(nn.Module):
+    """ITM: a tanh pooler on the fused [CLS] state, then a score for each class (released code)."""
+
+    def __init__(self, embed_dim: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(embed_dim, embed_dim)
+        self.out = nn.Linear(embed_dim, 2)
+
+    def forward(self, cls: Tensor) -> Tensor:
+        """Map (M, D) to (M, 2) logits, class 1 = match."""
+        return self.out(torch.tanh(self.dense(cls)))  # type: ignore[no-any-return]
 
 
 class FLAVA(nn.Module):

@@ -16,7 +16,7 @@ from triptych.core.config import check
 from triptych.core.errors import ConfigError
 from triptych.core.outputs import Predictions
 from triptych.data.collate.crops import MultiCropCollator
-from triptych.models.families import family_of, patch_size
+from triptych.models.families import family_of, model_sizes
 from triptych.objectives.dino import (
     dino_loss,
     moved_center,
@@ -124,7 +124,7 @@ class SmallCropEncoder:
     """
 
     def __init__(self, model: Any, image_size: int) -> None:
-        patch = patch_size(model.config)
+        patch = model_sizes(model.config).patch_size
         if image_size % patch:
             must = f"be a multiple of patch {patch}"
             raise ConfigError(f"crops.small_size = {image_size}: must {must}")

@@ -23,8 +23,7 @@ from triptych.data.records import Record
 from triptych.data.stream import build_loader
 from triptych.data.transforms.pipeline import ImageTransform, ImageTransformConfig
 from triptych.evaluation.bootstrap import mean_value
-from triptych.models.dvae.model import DVAE, PIXEL_MEAN, PIXEL_STD, unmap_pixels
-from triptych.models.dvae.start import spread_codes
+from triptych.models.dvae.model import DVAE, PIXEL_MEAN, PIXEL_STD, spread_codes, unmap_pixels
 from triptych.objectives.dvae import (
     annealed,
     code_balance,
@@ -322,7 +321,6 @@ SPEC = TaskSpec(
     tokenizer="none",
     image=_image_config,
     load_model=_load,
-    vision_prefix="model.encoder.",
     summary=_summary,
     usage=image_tokenizer.USAGE,
 )

@@ -1,13 +1,16 @@
-"""Registered sizes."""
+"""FLAVA's entry in the table of families: its registered sizes and how it is stored."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
 
-from triptych.models.dvae import variants as dvae_variants
+from triptych.models.base import Family, ModelSizes
+from triptych.models.dvae import family as dvae_family
 from triptych.models.dvae.config import codebook_image_size
 from triptych.models.flava.config import FLAVAConfig, FLAVAFusionConfig, FLAVAVisionConfig
+from triptych.models.flava.convert import CONVERTER
+from triptych.models.flava.model import FLAVA, resize_model_state
 from triptych.nn.encoder import TextConfig
 
 BERT_VOCAB_SIZE = 30522
@@ -16,7 +19,7 @@ BERT_VOCAB_SIZE = 30522
 def flava_tiny(*, image_size: int | None = None, vocab_size: int | None = None) -> FLAVAConfig:
     """Learns the built-in scenes on two CPU cores in minutes; not in the paper."""
     size, patch = image_size or 64, 16
-    codebook = dvae_variants.dvae_tiny(image_size=codebook_image_size(size, patch))
+    codebook = dvae_family.dvae_tiny(image_size=codebook_image_size(size, patch))
     return FLAVAConfig(
         vision=FLAVAVisionConfig(
             image_size=size,
@@ -50,7 +53,7 @@ def flava_tiny(*, image_size: int | None = None, vocab_size: int | None = None) 
 def flava_small(*, image_size: int | None = None, vocab_size: int | None = None) -> FLAVAConfig:
     """47 M parameters at 128 px, for a GPU; not in the paper."""
     size, patch = image_size or 128, 16
-    codebook = dvae_variants.dvae_small(image_size=codebook_image_size(size, patch))
+    codebook = dvae_family.dvae_small(image_size=codebook_image_size(size, patch))
     return FLAVAConfig(
         vision=FLAVAVisionConfig(
             image_size=size,
@@ -158,7 +161,7 @@ def _paper_like(
             embed_dim=width, depth=depths[2], num_heads=num_heads, mlp_ratio=ratio
         ),
         proj_dim=width,
-        codebook=dvae_variants.dvae_dalle(image_size=codebook_image_size(size, patch)),
+        codebook=dvae_family.dvae_dalle(image_size=codebook_image_size(size, patch)),
         released_poolers=released_poolers,
     )
 
@@ -177,3 +180,21 @@ VARIANTS: dict[str, Callable[..., FLAVAConfig]] = {
         flava_10b,
     )
 }
+
+
+def _sizes(config: FLAVAConfig) -> ModelSizes:
+    text = config.text
+    return ModelSizes(text.vocab_size, text.max_positions, config.vision.patch_size)
+
+
+FLAVA_FAMILY = Family(
+    title="FLAVA",
+    config_class=FLAVAConfig,
+    build=FLAVA,
+    variants=VARIANTS,
+    resize=resize_model_state,
+    sizes=_sizes,
+    vision_parameters=("visual_encoder.",),
+    converter=CONVERTER,
+    released_variant="flava_full",
+)

@@ -1,10 +1,16 @@
-"""Registered sizes; `vocab_size` is the number of codes."""
+"""The dVAE's entry in the table of families: its registered sizes and how it is stored.
+
+A size's `vocab_size` is the number of codes.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from triptych.models.base import Family, ModelSizes, State
 from triptych.models.dvae.config import DVAEConfig
+from triptych.models.dvae.model import DVAE
 
 
 def dvae_tiny(*, image_size: int | None = None, vocab_size: int | None = None) -> DVAEConfig:
@@ -37,3 +43,23 @@ def dvae_dalle(*, image_size: int | None = None, vocab_size: int | None = None) 
 VARIANTS: dict[str, Callable[..., DVAEConfig]] = {
     build.__name__: build for build in (dvae_tiny, dvae_small, dvae_dalle)
 }
+
+
+def _resize(state: State, config: DVAEConfig, image_size: int) -> tuple[State, DVAEConfig]:
+    return state, replace(config, image_size=image_size)  # convolutions fit every size
+
+
+def _sizes(config: DVAEConfig) -> ModelSizes:
+    return ModelSizes(config.num_codes, 0, config.stride)
+
+
+DVAE_FAMILY = Family(
+    title="dVAE",
+    config_class=DVAEConfig,
+    build=DVAE,
+    variants=VARIANTS,
+    resize=_resize,
+    sizes=_sizes,
+    vision_parameters=("encoder.",),
+    reads_text=False,
+)

@@ -1,11 +1,16 @@
-"""Registered sizes."""
+"""mPLUG's entry in the table of families: its registered sizes and how it is stored."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
+from triptych.models.base import Family, ModelSizes, State
 from triptych.models.mplug.config import MPLUGConfig
+from triptych.models.mplug.convert import CONVERTER
+from triptych.models.mplug.model import MPLUG
 from triptych.nn.encoder import TextConfig
+from triptych.nn.positions import resize_position_table
 from triptych.nn.vision import VisionConfig
 
 BERT_VOCAB_SIZE = 30522
@@ -102,3 +107,28 @@ VARIANTS: dict[str, Callable[..., MPLUGConfig]] = {
     build.__name__: build
     for build in (mplug_tiny, mplug_small, mplug_base_patch16_256, mplug_large_patch14_224)
 }
+
+
+def _resize(state: State, config: MPLUGConfig, image_size: int) -> tuple[State, MPLUGConfig]:
+    resized = replace(config, vision=replace(config.vision, image_size=image_size))
+    name = "visual_encoder.position_embedding"
+    table = resize_position_table(state[name], resized.vision.num_patches)
+    return {**state, name: table}, resized
+
+
+def _sizes(config: MPLUGConfig) -> ModelSizes:
+    text = config.text
+    return ModelSizes(text.vocab_size, text.max_positions, config.vision.patch_size)
+
+
+MPLUG_FAMILY = Family(
+    title="mPLUG",
+    config_class=MPLUGConfig,
+    build=MPLUG,
+    variants=VARIANTS,
+    resize=_resize,
+    sizes=_sizes,
+    vision_parameters=("visual_encoder.",),
+    choices=("fusion", "connected_layers", "connected_image_residual"),
+    converter=CONVERTER,
+)

@@ -1,10 +1,16 @@
-"""Registered sizes (paper, section 4.1; the released code's table of architectures)."""
+"""VLMo's entry in the table of families: its registered sizes and how it is stored.
+
+Sizes are of the paper, section 4.1, and the released code's table of architectures.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from triptych.models.base import Family, ModelSizes
 from triptych.models.vlmo.config import VLMoConfig
+from triptych.models.vlmo.convert import CONVERTER, resize_model_state
+from triptych.models.vlmo.model import VLMo
 
 BERT_VOCAB_SIZE = 30522
 
@@ -109,3 +115,18 @@ VARIANTS: dict[str, Callable[..., VLMoConfig]] = {
         vlmo_large_patch16,
     )
 }
+
+
+def _sizes(config: VLMoConfig) -> ModelSizes:
+    return ModelSizes(config.vocab_size, config.max_text_tokens, config.patch_size)
+
+
+VLMO_FAMILY = Family(
+    title="VLMo",
+    config_class=VLMoConfig,
+    build=VLMo,
+    variants=VARIANTS,
+    resize=resize_model_state,
+    sizes=_sizes,
+    converter=CONVERTER,
+)

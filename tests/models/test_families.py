@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from triptych.core.config import from_dict, kind_of, to_dict
 from triptych.core.errors import CapabilityError, ConfigError
 from triptych.models.base import VisionLanguageModel, num_parameters
-from triptych.models.registry import build_model, create_model, list_models, model_config
+from triptych.models.families import build_model, create_model, list_models, model_config
 
 KEYS = Path(__file__).parent / "keys"
 
