@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from triptych.report.axis import Axis, build_value_axis, format_tick
-from triptych.report.markup import Markup, element
+from markupsafe import Markup
+
+from triptych.report.svg import Axis, build_value_axis, element, format_tick
 
 CHART_WIDTH, PLOT_LEFT, PLOT_RIGHT, PLOT_TOP = 820, 190, 550, 84
 BAR_HEIGHT, GROUP_HEIGHT, FOOT = 16, 54, 46
@@ -121,7 +122,7 @@ def _draw_legend(reference: str, legend: str) -> list[Markup]:
 def _draw_axis(axis: Axis, bottom: float) -> list[Markup]:
     parts = []
     for tick in axis.ticks:
-        x = axis.place(tick)
+        x = axis.position(tick)
         parts.append(_line("grid", x, PLOT_TOP - 4, x, bottom))
         parts.append(_text("faint middle", x, bottom + 17, format_tick(tick)))
     parts.append(_line("axis", PLOT_LEFT, bottom, PLOT_RIGHT, bottom))
@@ -138,7 +139,7 @@ def _draw_group(group: Group, axis: Axis, top: float) -> list[Markup]:
     ]
     for place, (css_class, bar) in enumerate((("forward", group.forward), ("both", group.both))):
         y = top + 6 + place * (BAR_HEIGHT + 3)
-        end, mark = axis.place(bar.time_ms), axis.place(bar.expected_ms)
+        end, mark = axis.position(bar.time_ms), axis.position(bar.expected_ms)
         parts += [
             _rect(css_class, PLOT_LEFT, y, end - PLOT_LEFT, BAR_HEIGHT),
             _line("flops", mark, y - 1, mark, y + BAR_HEIGHT + 1),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from triptych.report.markup import Markup
+from markupsafe import Markup
 
 from benchmarks.beam import MEMORY_TOKENS
 from benchmarks.efficiency_chart import Bar, Group, draw_groups, format_number

@@ -60,7 +60,7 @@ def test_the_error_of_one_process_is_raised_though_the_other_lost_its_connection
 
 
 def test_the_death_of_one_process_ends_the_other():
-    with pytest.raises(ProcessDied, match=r"process 1 died \(code .*goes on with --resume"):
+    with pytest.raises(ProcessDied, match=r"process 1 died \(code .*with --resume"):
         run_processes(_die_on_one, 2)
 
 

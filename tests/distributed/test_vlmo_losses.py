@@ -7,9 +7,13 @@ import torch
 import torch.distributed as dist
 
 from tests.tasks.pretraining.test_vlmo import build, make_batch
-from triptych.distributed.collectives import all_reduce_mean, average_gradients
+from triptych.distributed.collectives import (
+    all_gather_padded,
+    all_reduce_mean,
+    average_gradients,
+    fetch_rows,
+)
 from triptych.distributed.env import rank, run_processes
-from triptych.distributed.exchange import all_gather_padded, fetch_rows
 from triptych.tasks.pretraining import vlmo
 
 ROWS = 8

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from triptych.core.errors import DataError
-from triptych.report.images import encode_image, load_image
+from triptych.report.html import encode_image, load_image
 
 
 def decode(uri):

@@ -203,7 +203,7 @@ def test_a_task_of_one_kind_takes_sources_without_kinds(tmp_path):
 
     result = trainer(tmp_path, task, loader=labelled, sources=plain).fit()
     assert {"itm", "itc", "total"} == set(result.losses)
-    with pytest.raises(ConfigError, match="takes one kind alone"):
+    with pytest.raises(ConfigError, match="takes a single kind"):
         trainer(tmp_path, ToyTask(), sources=SOURCES)
 
 

@@ -43,7 +43,9 @@ def test_a_small_gradient_is_left_alone(max_norm):
 
 def test_clipping_apart_scales_each_gradient_to_the_norm():
     large, small, still = _parameter(3.0, 4.0), _parameter(0.6, 0.8), _parameter(0.0, 0.0)
-    norm = clip_gradients([large, nn.Parameter(torch.zeros(2)), small, still], 2.5, apart=True)
+    norm = clip_gradients(
+        [large, nn.Parameter(torch.zeros(2)), small, still], 2.5, per_parameter=True
+    )
     assert norm.item() == pytest.approx(26**0.5)  # of both together, as without
     torch.testing.assert_close(large.grad, torch.tensor([1.5, 2.0]))
     assert torch.equal(small.grad, torch.tensor([0.6, 0.8]))
@@ -54,7 +56,7 @@ def test_clipping_apart_scales_each_gradient_to_the_norm():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_clipping_keeps_the_culprit_recognisable(bad, apart):
     good, culprit = _parameter(1.0, 2.0), _parameter(0.0, bad)
-    norm = clip_gradients([good, culprit], 1.0, apart=apart)
+    norm = clip_gradients([good, culprit], 1.0, per_parameter=apart)
     assert torch.equal(good.grad, torch.tensor([1.0, 2.0]))
     values = StepValues(losses={"itc": 1.0}, total=1.0, grad_norm=norm.item())
     with pytest.raises(NonFiniteError, match="step 4: the gradient of culprit is not finite"):
@@ -64,7 +66,7 @@ def test_clipping_keeps_the_culprit_recognisable(bad, apart):
 def test_an_overflowing_norm_of_finite_gradients_is_told_apart():
     huge = _parameter(3e38, 3e38)
     values = StepValues(losses={}, total=1.0, grad_norm=clip_gradients([huge], 1.0).item())
-    with pytest.raises(NonFiniteError, match="the norm of all gradients overflows"):
+    with pytest.raises(NonFiniteError, match="the global gradient norm overflows"):
         check_finite(values, [("huge", huge)], step=1, last_checkpoint=None)
 
 

@@ -91,7 +91,7 @@ def test_a_package_that_is_missing_or_fails_is_named(tmp_path, package, monkeypa
         raise RuntimeError("no key")
 
     package.init = init
-    with pytest.raises(ConfigError, match=f"{package.__name__} cannot begin a record: no key"):
+    with pytest.raises(ConfigError, match=f"{package.__name__} cannot start a run: no key"):
         open_trackers(tmp_path, 0, tensorboard=False, names=(package.__name__,))
     monkeypatch.setitem(sys.modules, package.__name__, None)
     with pytest.raises(ConfigError, match=f"pip install 'triptych\\[{package.__name__}\\]'"):

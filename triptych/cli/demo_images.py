@@ -1,4 +1,4 @@
-"""The demo's images with what the models said about them, right or wrong alike."""
+"""The demo's images with the models' outputs, right and wrong alike."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ NUM_NEIGHBOURS = 5
 
 
 def image_cards(result: DemoResult, *, seed: int, count: int) -> list[ImageCard]:
-    """Choose images of the test split at random, and gather what was said about each.
+    """Choose images of the test split at random, and collect the outputs for each.
 
     Args:
         result: A finished demo.
         seed: Seed of the choice.
-        count: Images.
+        count: Number of images.
     """
     records = result.records["caption", "test"]
     captions = result.predictions["caption", "test"]
@@ -40,14 +40,14 @@ def image_cards(result: DemoResult, *, seed: int, count: int) -> list[ImageCard]
     cards = []
     for i in map(int, chosen):
         record = records[i]
-        said = str(captions[i])
+        caption = str(captions[i])
         name = _image(record)
         cards.append(
             ImageCard(
                 image=Path(name),
                 caption_truth=record.caption or "",
-                caption_model=said,
-                caption_right_objects=(count_objects_named(said, objects[i]), len(objects[i])),
+                caption_model=caption,
+                caption_right_objects=(count_objects_named(caption, objects[i]), len(objects[i])),
                 questions=tuple(answers[name]),
                 phrases=tuple(boxes[name]),
                 neighbours=neighbours[i],
@@ -64,19 +64,21 @@ def _image(record: Record) -> str:
 def _answers(result: DemoResult) -> dict[str, list[Answer]]:
     found: dict[str, list[Answer]] = defaultdict(list)
     for i, record in enumerate(result.records["vqa", "test"]):
-        said = str(result.predictions["vqa", "test"][i])
-        right = vqa_accuracy(said, record.answers) == 1.0
-        found[_image(record)].append(Answer(record.question or "", said, record.answers[0], right))
+        answer = str(result.predictions["vqa", "test"][i])
+        right = vqa_accuracy(answer, record.answers) == 1.0
+        found[_image(record)].append(
+            Answer(record.question or "", answer, record.answers[0], right)
+        )
     return found
 
 
 def _boxes(result: DemoResult) -> dict[str, list[Grounding]]:
     found: dict[str, list[Grounding]] = defaultdict(list)
     for i, record in enumerate(result.records["grounding", "test"]):
-        said = torch.tensor([result.predictions["grounding", "test"][i]], dtype=torch.float64)
+        predicted = torch.tensor([result.predictions["grounding", "test"][i]], dtype=torch.float64)
         truth = xywh_to_xyxy(torch.tensor([record.box], dtype=torch.float64))
-        boxes = [cast(Box, tuple(box[0].tolist())) for box in (said, truth)]
-        iou = float(iou_xyxy(said, truth)[0])
+        boxes = [cast(Box, tuple(box[0].tolist())) for box in (predicted, truth)]
+        iou = float(iou_xyxy(predicted, truth)[0])
         found[_image(record)].append(Grounding(record.phrase or "", boxes[0], boxes[1], iou))
     return found
 

@@ -1,1 +1,1 @@
-"""Many processes: how they start and meet, and what they tell each other."""
+"""Train with several processes: start and join them, and let them communicate."""

@@ -1,4 +1,4 @@
-"""The processes that train together: who this one is, and how they are started."""
+"""Start the processes that train together, and identify this one."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def leads() -> bool:
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Belong to the processes that a launcher started, while entered; else do nothing."""
+    """Join the processes that a launcher started, while entered; otherwise do nothing."""
     if not launched() or world_size() > 1:
         yield
         return
@@ -72,14 +72,14 @@ def joined() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-class ProcessDied(TriptychError):  # noqa: N818 - what happened, as its message says
-    """One of several processes ended without a word: killed, or out of memory."""
+class ProcessDied(TriptychError):  # noqa: N818 - an event, as its message says
+    """One of several processes ended without an error: killed, or out of memory."""
 
 
 def run_processes(function: Callable[..., T], num_processes: int, *arguments: Any) -> T:
     """Call `function(*arguments)` in several new processes of one group, and wait for them.
 
-    They meet through a file, so no port is needed. SIGINT and SIGTERM are passed on as SIGTERM. If
+    They meet through a file, so no port is needed. SIGINT and SIGTERM are forwarded as SIGTERM. If
     one fails, or this process is killed, the others end.
 
     Args:
@@ -91,7 +91,7 @@ def run_processes(function: Callable[..., T], num_processes: int, *arguments: An
         What the function returned in the process of rank 0.
 
     Raises:
-        Exception: What the function raised; an error of ours before those that follow from it.
+        Exception: What the function raised; an error of Triptych before those that it caused.
         ProcessDied: A process died.
     """
     context = multiprocessing.get_context("spawn")
@@ -108,7 +108,7 @@ def run_processes(function: Callable[..., T], num_processes: int, *arguments: An
             there.close()
             processes.append(process)
             ends.append(here)
-        with signals_passed_on(processes):
+        with forward_signals(processes):
             outcomes = _outcomes(processes, ends)
     failures = [error for ok, error in outcomes if not ok]
     for error in sorted(failures, key=_is_consequence):
@@ -125,7 +125,7 @@ def _run(
     end: Connection,
     arguments: tuple[Any, ...],
 ) -> None:
-    """Be one of the processes."""
+    """Run the function in one of the processes."""
     end_with_parent()
     os.environ["LOCAL_RANK"] = str(number)
     if sys.platform == "linux":
@@ -164,7 +164,7 @@ def _outcomes(processes: list[SpawnProcess], ends: list[Connection]) -> list[tup
                 processes[number].join()
                 code = processes[number].exitcode
                 died = f"process {number} died (code {code}): killed, or out of memory"
-                resume = "a run that has a checkpoint goes on with --resume"
+                resume = "resume a run that has a checkpoint with --resume"
                 outcomes[number] = (False, ProcessDied(f"{died}; {resume}"))
             if not outcomes[number][0] and _is_consequence(outcomes[number][1]):
                 continue
@@ -176,7 +176,7 @@ def _outcomes(processes: list[SpawnProcess], ends: list[Connection]) -> list[tup
 
 
 def _end_soon(processes: list[SpawnProcess], failed: int) -> None:
-    """Give the others a moment to notice the failure by themselves, then end them."""
+    """Give the others a moment to notice the failure, then end them."""
     for number, process in enumerate(processes):
         if number != failed:
             process.join(timeout=5)
@@ -190,27 +190,27 @@ def _is_consequence(error: BaseException) -> bool:
 
 
 @contextmanager
-def signals_passed_on(processes: Sequence[BaseProcess]) -> Iterator[list[int]]:
-    """Pass SIGINT and SIGTERM on to other processes, as SIGTERM, instead of ending here.
+def forward_signals(processes: Sequence[BaseProcess]) -> Iterator[list[int]]:
+    """Forward SIGINT and SIGTERM to other processes, as SIGTERM, instead of ending here.
 
     Args:
-        processes: Those that are alive when the signal comes get it; the list may still grow.
+        processes: Those alive when the signal comes receive it; the list may still grow.
 
     Yields:
-        The signals that have come; the list grows.
+        The signals received so far; the list grows.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield received
         return
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
         for process in processes:
             if process.is_alive():
                 process.terminate()
 
-    previous = {n: signal.signal(n, pass_on) for n in (signal.SIGINT, signal.SIGTERM)}
+    previous = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield received
     finally:

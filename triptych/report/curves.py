@@ -1,4 +1,4 @@
-"""Loss curves: read from a run's `metrics.jsonl`, and made fit to draw."""
+"""Read loss curves from a run's `metrics.jsonl`, and prepare them for drawing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def smooth(points: Points) -> Points:
     """Return moving means over a window of a thirtieth of the curve, centred at each point.
 
     At the start the window shrinks on both sides, so that a steep fall is not flattened; at the
-    end it holds the points that there are, so that the last value is a mean too.
+    end it holds the remaining points, so that the last value is a mean too.
     """
     half = int(len(points) * _WINDOW_SHARE)
     sums = [0.0]
@@ -55,8 +55,8 @@ def thin(points: Points) -> Points:
 def read_losses(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Return (step, value) points of each loss, by its name without `loss/`.
 
-    Lines look like `{"step": 10, "loss/itc": 2.3, "samples_per_s": 800.0}`. A half-written last
-    line, as a run leaves it that is still going on, is left out.
+    Lines look like `{"step": 10, "loss/itc": 2.3, "samples_per_s": 800.0}`. An incomplete last
+    line, as in a run that is still going on, is skipped.
 
     Args:
         path: The file.
@@ -76,7 +76,7 @@ def read_losses(path: Path) -> dict[str, list[tuple[int, float]]]:
             if number == len(lines):
                 break
             raise DataError(
-                f"{path}:{number}: not a line of metrics ({error}); mend or remove it"
+                f"{path}:{number}: not a line of metrics ({error}); correct or remove it"
             ) from error
         for key, value in values.items():
             if key.startswith(_PREFIX):

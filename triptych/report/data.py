@@ -1,4 +1,4 @@
-"""What a report says, as plain data: no model, no file format."""
+"""The contents of a report as plain data, without models or file formats."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Series = Mapping[str, Sequence[tuple[int, float]]]
 """(step, value) points of each named line."""
 
 RIGHT_IOU = 0.5
-"""A box counts as right from this IoU on (RefCOCO's protocol)."""
+"""A box counts as correct from this IoU on (RefCOCO's protocol)."""
 
 
 class Answer(NamedTuple):
@@ -33,7 +33,7 @@ class Answer(NamedTuple):
 
 
 class Grounding(NamedTuple):
-    """A phrase, with the model's box (None: it gave none) and the true one."""
+    """A phrase, with the model's box (None: no box) and the true one."""
 
     phrase: str
     box_model: Box | None
@@ -42,7 +42,7 @@ class Grounding(NamedTuple):
 
 
 class Neighbour(NamedTuple):
-    """An image that was retrieved, and whether it is the one that was sought."""
+    """A retrieved image, and whether it is a correct one."""
 
     image: ImageSource
     is_right: bool
@@ -50,18 +50,18 @@ class Neighbour(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreRow:
-    """A score beside what it must be compared with.
+    """A score with the values to compare it with.
 
     Attributes:
-        task: What was asked of the model; rows of a task should follow each other.
-        metric: Name of the number.
+        task: Name of the task; rows of a task must follow each other.
+        metric: Name of the metric.
         split: The data that it was measured on.
         value: The score; higher is better.
         low: Lower end of the 95 % interval.
         high: Upper end of the 95 % interval.
-        chance: Score of a random answer; None where that has no meaning.
+        chance: Score of a random answer; None where that is undefined.
         blind: Score of an answer that never looks at the image; None where none was measured.
-        target: The score that was to be reached; None where none was set.
+        target: The score to reach; None where none was set.
         protocol: How it was measured, in a few words.
     """
 
@@ -89,7 +89,7 @@ class Curve:
     Attributes:
         title: Name of the stage.
         metrics_jsonl: A run's `metrics.jsonl`, read when the report is written; or
-        series: the lines themselves.
+        series: The points themselves.
     """
 
     title: str
@@ -103,16 +103,16 @@ class Curve:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageCard:
-    """What the model said about one image.
+    """The model's outputs for one image.
 
     Attributes:
         image: The image.
         caption_truth: A true caption.
         caption_model: The model's caption.
-        caption_right_objects: (objects that the caption names rightly, objects in the image).
+        caption_right_objects: (objects that the caption names correctly, objects in the image).
         questions: Questions with both answers.
         phrases: Phrases with both boxes, in pixels of `image`.
-        neighbours: Images retrieved for `caption_truth`, the best first.
+        neighbours: Images retrieved for `caption_truth`, best first.
     """
 
     image: ImageSource
@@ -132,14 +132,14 @@ class ReportData:
         title: Heading of the page.
         summary_lines: A few sentences under the heading.
         scores: The table of scores, in the order to show.
-        curves: Loss curves, one a stage.
+        curves: Loss curves, one per stage.
         images: Single images.
         images_note: How the images were chosen.
         configuration: YAML text of each stage's configuration.
-        machine: Facts about the machine, as `machine.describe_machine` gives them.
+        machine: Facts about the machine, as `core.machine.describe_machine` returns them.
         commit: The code's commit, or its version.
         times_s: Seconds that each stage took, in the order of the run.
-        commands: Commands that make this report again.
+        commands: Commands that reproduce this report.
     """
 
     title: str

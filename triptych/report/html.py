@@ -1,7 +1,9 @@
-"""The report as one HTML file: no script, no network, no other file."""
+"""Write the report as one HTML file: no script, no network, no other file."""
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -10,13 +12,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
+from triptych.core.errors import DataError
 from triptych.core.files import write_atomic
+from triptych.data.images import decode_image
 from triptych.report.curves import read_losses
 from triptych.report.data import RIGHT_IOU, Curve, ImageCard, ImageSource, ReportData, ScoreRow
-from triptych.report.images import EXACT_SIDE_PX, RGBArray, encode_image, load_image
 from triptych.report.numbers import format_duration, format_score, format_share
 from triptych.report.svg import (
     NUM_COLOURS,
@@ -29,12 +35,17 @@ from triptych.report.svg import (
     round_step,
 )
 
+RGBArray = npt.NDArray[np.uint8]
+
+MAX_SIDE_PX = 360
+EXACT_SIDE_PX = 96
+_JPEG_QUALITY = 88
 THUMBNAIL_PX = 128
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedImage:
-    """An image as the page holds it.
+    """An image embedded in the page.
 
     Attributes:
         src: A data URI.
@@ -78,7 +89,7 @@ class Chart:
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """What each stage took, in words and drawn."""
+    """The time of each stage, as text and as a drawing."""
 
     total: str
     rows: Sequence[tuple[str, str]]
@@ -89,7 +100,7 @@ def write_report(data: ReportData, path: Path) -> None:
     """Write the report as one file that any browser opens without a network.
 
     Args:
-        data: What it says.
+        data: Its contents.
         path: The file to write; an old one is replaced.
 
     Raises:
@@ -102,7 +113,7 @@ def render_report(data: ReportData) -> str:
     """Return the page as text.
 
     Args:
-        data: What it says.
+        data: Its contents.
 
     Raises:
         DataError: An image or a `metrics.jsonl` that it names cannot be read.
@@ -142,7 +153,7 @@ def score_scale(row: ScoreRow) -> float:
 
 @cache
 def _environment() -> Environment:
-    """Return the templates; what they are given is escaped unless it is Markup."""
+    """Return the templates; values are escaped unless they are Markup."""
     environment = Environment(
         loader=PackageLoader("triptych.report"),
         autoescape=True,
@@ -216,7 +227,7 @@ def _charts(curves: Sequence[Curve]) -> list[Chart]:
 
 
 def _label(curve: Curve, lines: Sequence[Line]) -> str:
-    """Return what a chart shows, for those who cannot see it."""
+    """Return the accessible name of a chart."""
     return f"{curve.title}: " + ", ".join(
         f"{line.name} from {_brief(line.smooth[0][1])} to {_brief(line.smooth[-1][1])}"
         for line in lines
@@ -236,3 +247,40 @@ def _stages(times_s: Mapping[str, float]) -> Stages:
 
 def _brief(value: Any) -> str:
     return f"{value:.3g}"
+
+
+def load_image(image: ImageSource) -> RGBArray:
+    """Return an image as (H, W, 3) uint8 RGB.
+
+    Raises:
+        DataError: The file cannot be read, or the array is of another shape or type.
+    """
+    if isinstance(image, (str, Path)):
+        return decode_image(Path(image))
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise DataError(f"an image of a report is (H, W, 3) uint8, not {image.shape} {image.dtype}")
+    return image
+
+
+def encode_image(pixels: RGBArray, *, max_side_px: int = MAX_SIDE_PX, exact: bool = True) -> str:
+    """Return a data URI: PNG for a small image, JPEG for others, shrunk to `max_side_px`.
+
+    Args:
+        pixels: (H, W, 3) uint8 RGB.
+        max_side_px: Longest side of what is written.
+        exact: Whether an image of at most 96 px is written without loss.
+    """
+    image = Image.fromarray(pixels)
+    longest = max(image.size)
+    if longest > max_side_px:
+        ratio = max_side_px / longest
+        size = (max(1, round(image.width * ratio)), max(1, round(image.height * ratio)))
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    if exact and longest <= EXACT_SIDE_PX:
+        image.save(buffer, "PNG", optimize=True)
+        kind = "png"
+    else:
+        image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0, optimize=True)
+        kind = "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,10 +1,10 @@
-"""Numbers as people read them."""
+"""Format numbers for people."""
 
 from __future__ import annotations
 
 
 def format_score(value: float | None) -> str:
-    """Return a score with three decimals; a tiny one keeps a digit, none is a dash."""
+    """Return a score with three decimals; a tiny one keeps one digit, None is a dash."""
     if value is None:
         return "–"
     if 0 < abs(value) < 0.0005:
@@ -23,5 +23,5 @@ def format_duration(seconds: float) -> str:
 
 
 def format_share(share: float) -> str:
-    """Return a share of 1 in whole percent; a small one as `<1 %`."""
+    """Return a fraction in whole percent; a small one as `<1 %`."""
     return "<1 %" if 0 < share < 0.005 else f"{100 * share:.0f} %"

@@ -88,7 +88,7 @@ def draw_curves(lines: Sequence[Line], label: str) -> Markup:
 def draw_score(row: ScoreRow, scale: float) -> Markup:
     """Return a score as a bar from 0 to `scale` with its interval, above blind and chance.
 
-    All horizontal places are percentages, so the drawing is as wide as its cell.
+    All horizontal positions are percentages, so the drawing is as wide as its cell.
     """
     parts = [element("rect", {"class": "track", "x": 0, "y": 7, "width": "100%", "height": 12})]
     for name, value in (("model", row.value), ("blind", row.blind), ("chance", row.chance)):
@@ -122,13 +122,13 @@ def draw_times(shares: Sequence[float], label: str) -> Markup:
 
     Args:
         shares: Parts of the whole, in order; they sum to 1.
-        label: What the bar shows, for those who cannot see it.
+        label: Accessible name of the bar.
     """
     parts, start = [], 0.0
     for index, share in enumerate(shares):
-        place: dict[str, str | float] = {"x": _percent(start, 1), "width": _percent(share, 1)}
+        position: dict[str, str | float] = {"x": _percent(start, 1), "width": _percent(share, 1)}
         css_class = f"series-{index % NUM_COLOURS}"
-        parts.append(element("rect", {"class": css_class, **place, "y": 0, "height": "100%"}))
+        parts.append(element("rect", {"class": css_class, **position, "y": 0, "height": "100%"}))
         start += share
     return element("svg", {"class": "times", "role": "img", "aria-label": label}, *parts)
 
@@ -159,11 +159,11 @@ def draw_boxes(phrases: Sequence[Grounding], width_px: int, height_px: int) -> M
 def _draw_grid(x_axis: Axis, y_axis: Axis) -> list[Markup]:
     parts = []
     for tick in y_axis.ticks:
-        y = y_axis.place(tick)
+        y = y_axis.position(tick)
         parts.append(_segment("grid", PLOT_LEFT, y, PLOT_RIGHT, y))
         parts.append(_text("tick end", PLOT_LEFT - 7, y + 4, format_tick(tick)))
     for tick in x_axis.ticks:
-        x = x_axis.place(tick)
+        x = x_axis.position(tick)
         parts.append(_segment("axis", x, PLOT_BOTTOM, x, PLOT_BOTTOM + 4))
         parts.append(_text("tick middle", x, PLOT_BOTTOM + 18, format_tick(tick)))
     parts.append(_segment("axis", PLOT_LEFT, PLOT_BOTTOM, PLOT_RIGHT, PLOT_BOTTOM))
@@ -174,54 +174,54 @@ def _draw_grid(x_axis: Axis, y_axis: Axis) -> list[Markup]:
 
 
 def _draw_paths(lines: Sequence[Line], x_axis: Axis, y_axis: Axis) -> Markup:
-    """Return the curves in an inner drawing, which cuts off what leaves the plot."""
+    """Return the curves in a nested drawing, which clips them to the plot."""
     paths = [_path(f"raw {line.colour}", thin(line.raw), x_axis, y_axis) for line in lines]
     paths += [_path(f"smooth {line.colour}", thin(line.smooth), x_axis, y_axis) for line in lines]
     left, top = PLOT_LEFT, PLOT_TOP - 2
     width, height = PLOT_RIGHT - left + 2, PLOT_BOTTOM - top + 2
-    place: dict[str, str | float] = {"x": left, "y": top, "width": width, "height": height}
-    return element("svg", place | {"viewBox": f"{left} {top} {width} {height}"}, *paths)
+    position: dict[str, str | float] = {"x": left, "y": top, "width": width, "height": height}
+    return element("svg", position | {"viewBox": f"{left} {top} {width} {height}"}, *paths)
 
 
 def _path(css_class: str, points: Points, x_axis: Axis, y_axis: Axis) -> Markup:
-    places = [
-        f"{format_coordinate(x_axis.place(step))},{format_coordinate(y_axis.place(value))}"
+    positions = [
+        f"{format_coordinate(x_axis.position(step))},{format_coordinate(y_axis.position(value))}"
         for step, value in points
     ]
-    line = places[0] if len(places) > 1 else f"{places[0]} {places[0]}"
-    return element("path", {"class": css_class, "d": "M" + " ".join([line, *places[1:]])})
+    line = positions[0] if len(positions) > 1 else f"{positions[0]} {positions[0]}"
+    return element("path", {"class": css_class, "d": "M" + " ".join([line, *positions[1:]])})
 
 
 def _draw_line_names(lines: Sequence[Line], y_axis: Axis) -> list[Markup]:
-    wanted = [y_axis.place(line.smooth[-1][1]) for line in lines]
-    places = spread(wanted, _LABEL_GAP_PX, PLOT_TOP + 4, PLOT_BOTTOM)
+    wanted = [y_axis.position(line.smooth[-1][1]) for line in lines]
+    positions = spread(wanted, _LABEL_GAP_PX, PLOT_TOP + 4, PLOT_BOTTOM)
     return [
-        _text(f"name {line.colour}", PLOT_RIGHT + 8, place + 4, line.name)
-        for line, place in zip(lines, places, strict=True)
+        _text(f"name {line.colour}", PLOT_RIGHT + 8, position + 4, line.name)
+        for line, position in zip(lines, positions, strict=True)
     ]
 
 
 def spread(wanted: Sequence[float], gap: float, top: float, bottom: float) -> list[float]:
-    """Return places near the wanted ones, at least `gap` apart, in the same order of height."""
+    """Return positions near the wanted ones, at least `gap` apart, in the same order."""
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
-    places = list(wanted)
+    positions = list(wanted)
     limit = top
     for index in order:
-        places[index] = max(places[index], limit)
-        limit = places[index] + gap
+        positions[index] = max(positions[index], limit)
+        limit = positions[index] + gap
     limit = bottom
     for index in reversed(order):
-        places[index] = min(places[index], limit)
-        limit = places[index] - gap
-    return places
+        positions[index] = min(positions[index], limit)
+        limit = positions[index] - gap
+    return positions
 
 
 def _draw_box(css_class: str, box: Box, title: str) -> Markup:
     left, top, right, bottom = box
-    place: dict[str, str | float] = {"x": left, "y": top}
+    position: dict[str, str | float] = {"x": left, "y": top}
     size: dict[str, str | float] = {"width": max(0, right - left), "height": max(0, bottom - top)}
     titles = [element("title", {}, title)] if title else []
-    return element("rect", {"class": css_class, **place, **size}, *titles)
+    return element("rect", {"class": css_class, **position, **size}, *titles)
 
 
 def _draw_badge(box: Box, number: int, unit: float, colour: str, width_px: int) -> Markup:
@@ -265,8 +265,8 @@ class Axis:
     ticks: tuple[float, ...]
     is_log: bool = False
 
-    def place(self, value: float) -> float:
-        """Return the coordinate of a value; one that no logarithm has stands far below."""
+    def position(self, value: float) -> float:
+        """Return a value's coordinate; on a log axis, 0 and less lie far below the low end."""
         if self.is_log:
             value = max(value, self.low / 1000)
             share = math.log(value / self.low) / math.log(self.high / self.low)
@@ -301,7 +301,7 @@ def build_step_axis(first: int, last: int, start_px: float, end_px: float) -> Ax
 
 
 def round_step(length: float, max_parts: int) -> float:
-    """Return the least of 1, 2, 2.5 and 5 times a power of ten that cuts into `max_parts`."""
+    """Return the least of 1, 2, 2.5, 5 times a power of ten; at most `max_parts` fill `length`."""
     if length <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(length / max_parts))
@@ -332,7 +332,7 @@ def _build_log_axis(lowest: float, highest: float, start_px: float, end_px: floa
 def element(
     name: str, attributes: Mapping[str, str | float] = _NO_ATTRIBUTES, *children: str
 ) -> Markup:
-    """Return an element; children and attribute values that are no `Markup` are escaped.
+    """Return an element; children and attribute values that are not `Markup` are escaped.
 
     Args:
         name: Name of the tag.

@@ -13,14 +13,14 @@ from triptych.report.numbers import format_score
 
 NUMBERS = ("score", "95 % interval", "chance", "blind", "target")
 DROPPED_COLUMNS = ((), ("95 % interval",), ("95 % interval", "chance"), NUMBERS[1:])
-"""What a terminal too narrow for everything does without, from little to much."""
+"""Columns dropped where the terminal is narrow, tried in this order."""
 
 
 def print_scores(rows: Iterable[ScoreRow], console: Console) -> None:
-    """Print each score with its 95 % interval, beside chance, the blind baseline and its target.
+    """Print each score with its 95 % interval, with chance, the blind baseline and its target.
 
-    Where the ruled table is too wide, each task is a heading above its scores and the rules go;
-    where that is too wide still, so does the interval, then chance. No name is broken into lines.
+    Where the table with rules is too wide, each task becomes a heading above its scores, without
+    rules; if that is still too wide, the interval is dropped, then chance. Names never wrap.
 
     Args:
         rows: The scores, in the order to show; rows of a task follow each other.

@@ -1,4 +1,4 @@
-"""Memory for time: activations of blocks are computed again in the backward pass."""
+"""Save memory: recompute the activations of blocks in the backward pass."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from torch import nn
 from triptych.core.errors import ConfigError
 
 SWITCH = "activation_checkpointing"
-"""Attribute of a module that can forget its activations, such as `nn.block.Block`."""
+"""Attribute of a module that can recompute its activations, such as `nn.block.Block`."""
 
 
 def enable_activation_checkpointing(modules: nn.Module) -> int:
-    """Let every module that can keep only its inputs, and return how many do.
+    """Make every module that can recompute its activations do so, and return their number.
 
-    Names of parameters stay as they are. Losses and gradients are bitwise the same: random draws
-    are repeated as they were.
+    Parameter names do not change. Losses and gradients are bitwise the same: random draws are
+    repeated.
 
     Args:
         modules: What is trained.
 
     Raises:
-        ConfigError: No module can.
+        ConfigError: The model has no such module.
     """
     able = [module for module in modules.modules() if hasattr(module, SWITCH)]
     if not able:

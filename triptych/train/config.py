@@ -1,4 +1,4 @@
-"""Settings of a training run that no model knows about."""
+"""Settings of a training run that do not depend on the model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class TrainConfig:
     """How long, how large and how carefully to train."""
 
     max_steps: int
-    """Optimizer steps in all; the cosine ends here."""
+    """Total number of optimizer steps; the learning-rate decay ends here."""
 
     local_batch_size: int
     """Samples that one process uses for one optimizer step."""
@@ -23,11 +23,11 @@ class TrainConfig:
     """Micro-batches that `local_batch_size` is split into; the loader yields micro-batches."""
 
     max_grad_norm: float | None = 1.0
-    """Global gradient norm above which gradients are scaled down; None turns clipping off."""
+    """Global gradient norm above which gradients are scaled down; None disables clipping."""
 
     clip_apart: bool = False
-    """Whether `max_grad_norm` bounds the gradient of each parameter instead of the global norm, as
-    in DINO's released code."""
+    """Whether `max_grad_norm` bounds the gradient norm of each parameter separately instead of the
+    global norm, as in DINO's released code."""
 
     log_every_steps: int = 10
     """Steps between lines of `metrics.jsonl`; a line holds means over the steps since the last."""
@@ -45,14 +45,14 @@ class TrainConfig:
     """Precision of the forward pass; weights stay fp32. `auto` measures which is faster."""
 
     activation_checkpointing: bool = False
-    """Keep only the inputs of blocks and compute the rest again in the backward pass: less memory,
+    """Store only the inputs of blocks and recompute the rest in the backward pass: less memory,
     about a quarter more time, the same losses."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; `auto` takes the GPU when there is one."""
+    """Where to train; `auto` uses the GPU if there is one."""
 
     num_threads: int | None = None
-    """CPU threads for torch's kernels; None leaves torch's own choice."""
+    """CPU threads for torch's kernels; None keeps torch's default."""
 
     num_processes: int = 1
     """Processes on this machine that train together, each on `local_batch_size` samples a step; a
@@ -62,7 +62,7 @@ class TrainConfig:
     """Seed of dropout and of every other random choice of the training process."""
 
     progress: Literal["auto", "live", "plain", "off"] = "auto"
-    """How to report; `auto` is a live display on a terminal and plain lines elsewhere."""
+    """How to show progress; `auto` is a live display on a terminal and plain lines elsewhere."""
 
     tensorboard: bool = True
     """Whether to write TensorBoard event files to `tensorboard/` in the run folder, where
@@ -116,17 +116,19 @@ class OptimConfig:
     """Peak learning rate of the vision encoder, which usually starts from trained weights."""
 
     head_learning_rate_factor: float = 1.0
-    """Peak learning rate of a fresh classifier over `learning_rate` (VLMo's VQA: 20)."""
+    """Peak learning rate of a randomly initialised classifier, as a multiple of `learning_rate`
+    (VLMo's VQA: 20)."""
 
     layer_decay: float = 1.0
-    """Learning rate of a block over that of the block above it; 1 gives all blocks the same."""
+    """Learning rate of a block as a multiple of that of the block above it; 1 gives all blocks the
+    same."""
 
     weight_decay: float = 0.02
     """Decoupled weight decay; norms, biases, position embeddings and temperature have none."""
 
     muon_learning_rate: float | None = None
     """Peak learning rate of Muon, which then trains the matrices inside blocks in place of AdamW;
-    None trains everything by AdamW, as the papers do."""
+    None trains everything with AdamW, as the papers do."""
 
     muon_momentum: float = 0.95
     """Decay rate of Muon's momentum (Jordan et al. 2024)."""

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request to stop after the step, not as an accident."""
+"""Turn Ctrl-C and SIGTERM into a request to stop after the current step."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 
 class TrainingInterrupted(Exception):  # noqa: N818 - an outcome, not an error
-    """The run was asked to stop, and has saved.
+    """The run was asked to stop, and has saved a checkpoint.
 
     Attributes:
         signal_number: SIGINT or SIGTERM.
         step: Optimizer steps done.
-        checkpoint: Where the run goes on from.
+        checkpoint: The checkpoint to resume from.
     """
 
     def __init__(self, signal_number: int, step: int, checkpoint: Path) -> None:
@@ -39,8 +39,8 @@ class TrainingInterrupted(Exception):  # noqa: N818 - an outcome, not an error
 class InterruptGuard:
     """While entered, the first SIGINT or SIGTERM only sets `requested`; a second Ctrl-C aborts.
 
-    `agreed` is what all processes that train together stop for. A signal may come at any moment, so
-    only `agree`, which they call together, sets it.
+    `agreed` is the signal that all processes stop for. A signal may come at any moment, so only
+    `agree`, which they call together, sets it.
 
     Outside the main thread Python allows no handlers, and the guard does nothing. Forked loader
     workers inherit the handlers: there Ctrl-C is ignored, since the parent ends them, and SIGTERM
@@ -71,7 +71,7 @@ class InterruptGuard:
         self._previous.clear()
 
     def agree(self, any_rank: Callable[[bool], bool]) -> None:
-        """Stop after the same step everywhere: a request to one process is one to all.
+        """Make all processes stop after the same step if any was asked to.
 
         Args:
             any_rank: Returns whether a flag is set on any of the processes that train together.

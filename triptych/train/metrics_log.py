@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object a line, exact, and rewound when a run resumes."""
+"""`metrics.jsonl`: one JSON object per line, exact, and truncated when a run resumes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from triptych.core.files import write_atomic
 from triptych.train.trackers import Tracker
 
 WALL_CLOCK_KEYS = frozenset({"samples_per_s", "data_wait_share", "elapsed_s"})
-"""Keys of a line that two equal runs do not share."""
+"""Keys whose values differ between two otherwise equal runs."""
 
 
 class MetricsLog:
-    """Writes metrics to `metrics.jsonl`, and hands them to trackers.
+    """Write metrics to `metrics.jsonl`, and pass them to trackers.
 
     Args:
         folder: The run folder.
         start_step: Steps done. Lines of later steps, which a killed run wrote after its last
-            checkpoint, and a half-written last line are dropped.
-        trackers: Take the same numbers; closed with the log.
+            checkpoint, and an incomplete last line are dropped.
+        trackers: Receive the same numbers; closed with the log.
         silent: Write nothing at all: for processes other than the main one.
     """
 
@@ -44,7 +44,7 @@ class MetricsLog:
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Append a line `{"step": step, **values}`; floats are written so that they read equal."""
+        """Append a line `{"step": step, **values}`; floats read back equal."""
         if self._file:
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
@@ -67,7 +67,7 @@ class MetricsLog:
 
 
 class StepMeans:
-    """Means of the numbers of several steps, which a checkpoint can hold.
+    """Means of the numbers of several steps, which a checkpoint can store.
 
     An objective that was not active at a step does not count for that step.
     """
@@ -83,7 +83,7 @@ class StepMeans:
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def pop(self) -> dict[str, float]:
-        """Return the means since the last call, and begin anew."""
+        """Return the means since the last call, and reset."""
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
         return means
@@ -98,7 +98,7 @@ class StepMeans:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a `metrics.jsonl`; a half-written last line is left out."""
+    """Return the lines of a `metrics.jsonl`; an incomplete last line is skipped."""
     if not path.exists():
         return []
     lines = []

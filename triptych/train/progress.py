@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live display on a terminal, plain lines in a pipe or a file."""
+"""Show a run's progress: a live display on a terminal, plain lines in a pipe or a file."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class StepReport:
 
     Attributes:
         step: Optimizer steps done.
-        max_steps: Optimizer steps in all.
+        max_steps: Total number of optimizer steps.
         losses: Losses by objective, the total included.
         samples_per_s: Samples a second over the last steps.
-        data_wait_share: Share of the time spent waiting for the loader, in [0, 1].
+        data_wait_share: Fraction of the time spent waiting for the loader, in [0, 1].
         seconds_left: Estimated time to the last step.
     """
 
@@ -48,11 +48,11 @@ class Progress(Protocol):
     """Where reports and messages go."""
 
     def update(self, report: StepReport) -> None:
-        """Show the state after a step; called each step, shown now and then."""
+        """Show the state after a step; called each step, shown only from time to time."""
         ...
 
     def message(self, text: str) -> None:
-        """Show a line that stays."""
+        """Print a line that stays."""
         ...
 
     def close(self) -> None:
@@ -74,12 +74,12 @@ class SilentProgress:
 
 
 class PlainProgress:
-    """Prints a line after the first step, then one each `every_s` seconds, and the last.
+    """Prints a line after the first step, then one every `every_s` seconds, and the last.
 
     Args:
         console: Where to print.
         every_s: Seconds between lines.
-        clock: Returns seconds; the tests give their own.
+        clock: Returns seconds; tests pass their own.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class PlainProgress:
         self._pending: StepReport | None = None
 
     def update(self, report: StepReport) -> None:
-        """Print the report if it is time."""
+        """Print the report if it is due."""
         self._pending = report
         if self._clock() >= self._next:
             self._next = self._clock() + self._every_s
@@ -104,7 +104,7 @@ class PlainProgress:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
-        """Print the last report, unless it was printed."""
+        """Print the last report, unless it was already printed."""
         if self._pending:
             self.message(self._pending.line())
         self._pending = None
@@ -113,7 +113,7 @@ class PlainProgress:
 class LiveProgress:
     """Redraws a bar with the numbers below it, at most `1 / every_s` times a second.
 
-    It draws from the training thread: a drawing thread would be forked with the loader's workers.
+    It draws from the training thread: the loader's workers would fork a separate drawing thread.
 
     Args:
         console: The terminal.
@@ -127,7 +127,7 @@ class LiveProgress:
         self._live.start()
 
     def update(self, report: StepReport) -> None:
-        """Redraw if it is time."""
+        """Redraw if it is due."""
         self._pending = report
         if time.monotonic() >= self._next:
             self._draw(report)
@@ -165,8 +165,8 @@ class StepClock:
 
     Args:
         samples_per_step: Samples in one step.
-        window: Steps that the rates are taken over.
-        clock: Returns seconds; the tests give their own.
+        window: Number of steps to average the rates over.
+        clock: Returns seconds; tests pass their own.
     """
 
     def __init__(
@@ -207,12 +207,12 @@ class StepClock:
 
     @property
     def data_wait_share(self) -> float:
-        """Share of the window spent waiting for the loader, in [0, 1]."""
+        """Fraction of the window spent waiting for the loader, in [0, 1]."""
         total = sum(step for _, step in self._steps)
         return sum(wait for wait, _ in self._steps) / total if total else 0.0
 
     def seconds_for(self, steps: int) -> float:
-        """Return the time that `steps` more steps will take at the present pace."""
+        """Return the time that `steps` more steps will take at the current rate."""
         return steps * self._mean_s
 
     @property

@@ -1,4 +1,4 @@
-"""Batches of several sources: what each can be trained on, and how many steps each has had."""
+"""Batches from several sources: the objectives of each, and the steps it has had."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from triptych.core.errors import CheckpointError, ConfigError, nearest
 from triptych.core.outputs import BatchKind
+from triptych.train.schedule import ObjectiveSchedules
 from triptych.train.task import MixedTask, Task
-from triptych.train.weights import ObjectiveSchedules
 
 SOURCE = "source"
 """Key of a batch: () int64, the number of its source."""
@@ -19,10 +19,10 @@ SOURCE = "source"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchSource:
-    """One source of batches.
+    """A source of batches.
 
     Attributes:
-        name: What its curves and its counter are called in the log.
+        name: Prefix of its curves and its counter in the log.
         kind: Which of the task's `batch_kinds` its batches are; None for a task of one kind.
     """
 
@@ -30,8 +30,8 @@ class BatchSource:
     kind: str | None = None
 
 
-class SourceBook:
-    """Knows the kind of each source's batches and counts its steps.
+class BatchSources:
+    """The sources of a run: the kind of each one's batches, and its number of steps.
 
     Args:
         task: What is trained.
@@ -45,18 +45,18 @@ class SourceBook:
     def __init__(self, task: Task, sources: Sequence[BatchSource]) -> None:
         self.sources = tuple(sources)
         self.steps = [0] * len(self.sources)
-        self._whole = BatchKind(task.batch_keys, task.objective_names)
+        self._only_kind = BatchKind(task.batch_keys, task.objective_names)
         self._kinds = dict(task.batch_kinds) if isinstance(task, MixedTask) else {}
         if self._kinds and not self.sources:
             raise ConfigError(
                 f"the task takes batches of several kinds ({', '.join(self._kinds)}): "
-                "train it on sources that say which kind they are"
+                "train it on sources that each name their kind"
             )
         for source in self.sources:
             self._check_kind(source)
 
     def check(self, objectives: ObjectiveSchedules, max_steps: int) -> None:
-        """Raise a ConfigError if a step of the run would have no loss, whatever it draws."""
+        """Raise a ConfigError if a step would have no loss, whichever source it draws."""
         if not self.sources:
             objectives.check(max_steps)
         for name in {source.kind: source.name for source in self.sources}.values():
@@ -64,15 +64,15 @@ class SourceBook:
             objectives.check(max_steps, among=kind.objectives, what=f" on source {name!r}")
 
     def kind(self, number: int | None) -> BatchKind:
-        """Return what a source's batches hold and can be trained on."""
+        """Return the keys and objectives of a source's batches."""
         name = None if number is None else self.sources[number].kind
-        return self._whole if name is None else self._kinds[name]
+        return self._only_kind if name is None else self._kinds[name]
 
     def take(self, batch: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int | None]:
         """Return a batch without the number of its source, and the number.
 
         Raises:
-            ConfigError: There are sources, and the batch does not say which it is of.
+            ConfigError: There are sources, and the batch does not name its own.
         """
         found = dict(batch)
         number = found.pop(SOURCE, None)
@@ -81,7 +81,7 @@ class SourceBook:
         if number is None or not 0 <= int(number) < len(self.sources):
             raise ConfigError(
                 f"a batch of {len(self.sources)} sources has {SOURCE!r} = {number}: "
-                "use the loader that belongs to them"
+                "use the loader built for these sources"
             )
         return found, int(number)
 
@@ -109,12 +109,12 @@ class SourceBook:
         """Restore what `state` returned.
 
         Raises:
-            CheckpointError: The checkpoint is of a run on other sources.
+            CheckpointError: The checkpoint belongs to a run on other sources.
         """
         names = [source.name for source in self.sources]
         if list(state) != names:
             raise CheckpointError(
-                f"the checkpoint is of a run on the sources {list(state)}, and these are {names}: "
+                f"the checkpoint belongs to a run on the sources {list(state)}, not {names}: "
                 "resume with the configuration that the run began with"
             )
         self.steps = [int(state[name]) for name in names]
@@ -126,7 +126,7 @@ class SourceBook:
         if source.kind is None and not self._kinds:
             return
         if source.kind not in self._kinds:
-            known = ", ".join(self._kinds) or "none: it takes one kind alone"
+            known = ", ".join(self._kinds) or "none: it takes a single kind"
             raise ConfigError(
                 f"source {source.name!r} has kind {source.kind!r}"
                 f"{nearest(str(source.kind), self._kinds)} (the task's kinds: {known})"

@@ -1,4 +1,4 @@
-"""The state that a run needs to go on bitwise, as one nested dict."""
+"""The state that a run needs to resume bitwise, as one nested dict."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def capture_state(task: Task, optimizer: Optimizer) -> dict[str, Any]:
 
 
 def restore_state(state: dict[str, Any], task: Task, optimizer: Optimizer) -> None:
-    """Put back what `capture_state` returned.
+    """Restore what `capture_state` returned.
 
     Raises:
         CheckpointError: The checkpoint belongs to another model: names or shapes differ.
@@ -46,7 +46,7 @@ def restore_state(state: dict[str, Any], task: Task, optimizer: Optimizer) -> No
             "resume it with as many, by `torchrun --nproc-per-node "
             f"{began_with} -m triptych train RUN_FOLDER --resume`"
         )
-    set_random_state(state["random"][rank()])  # last: nothing before it may draw from it
+    set_random_state(state["random"][rank()])  # last: nothing after it may use random numbers
 
 
 def _load_modules(modules: nn.Module, saved: dict[str, Any]) -> None:

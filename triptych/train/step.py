@@ -60,7 +60,7 @@ def backward_micro_batch(
         task: What is trained.
         batch: A micro-batch on the training device.
         weights: Weights above zero by objective; the task is asked for exactly these.
-        share: Part of the step that this micro-batch makes, 1 / accumulate.
+        share: Fraction of the step that this micro-batch is, 1 / accumulate.
         context: Autocast for the forward pass.
 
     Returns:
@@ -79,31 +79,31 @@ def backward_micro_batch(
 
 
 def clip_gradients(
-    parameters: Iterable[nn.Parameter], max_norm: float | None, *, apart: bool = False
+    parameters: Iterable[nn.Parameter], max_norm: float | None, *, per_parameter: bool = False
 ) -> Tensor:
     """Scale gradients down to a norm and return the global norm before, without waiting for it.
 
     Gradients of a non-finite norm are left as they are, so that the finite check can still tell
-    which parameter is to blame.
+    which parameter caused it.
 
     Args:
         parameters: What is trained.
         max_norm: Norm above which gradients are scaled down; None leaves them as they are.
-        apart: Whether that is the norm of each parameter's gradient, instead of the global one.
+        per_parameter: Whether `max_norm` bounds each parameter's gradient, not the global norm.
     """
     with_grad = [parameter for parameter in parameters if parameter.grad is not None]
     gradients = [p.grad for p in with_grad if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
-    if max_norm is not None and apart:
-        _clip_apart(gradients, max_norm, norm)
+    if max_norm is not None and per_parameter:
+        _clip_each(gradients, max_norm, norm)
     elif max_norm is not None:
         safe_norm = torch.where(torch.isfinite(norm), norm, torch.zeros_like(norm))
         torch.nn.utils.clip_grads_with_norm_(with_grad, max_norm, safe_norm)
     return norm
 
 
-def _clip_apart(gradients: list[Tensor], max_norm: float, norm: Tensor) -> None:
-    """Scale each gradient down to a norm of its own, unless the norm of all is not finite."""
+def _clip_each(gradients: list[Tensor], max_norm: float, norm: Tensor) -> None:
+    """Scale each gradient down to `max_norm`, unless the global norm is not finite."""
     own = torch.stack([n.to(norm.device) for n in torch._foreach_norm(gradients)])
     factors = (max_norm / own.clamp(min=max_norm)).where(torch.isfinite(norm), 1.0)
     torch._foreach_mul_(gradients, list(factors.unbind()))
@@ -144,7 +144,7 @@ def check_finite(
     if not bad and math.isfinite(values.grad_norm):
         return
     if not bad:
-        bad = [_blame(named_parameters)]
+        bad = [_name_bad_gradient(named_parameters)]
     advice = (
         f"the last good checkpoint is {last_checkpoint}" if last_checkpoint else "none was saved"
     )
@@ -154,8 +154,8 @@ def check_finite(
     )
 
 
-def _blame(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> str:
+def _name_bad_gradient(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> str:
     for name, parameter in named_parameters:
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
             return f"the gradient of {name} is not finite"
-    return "the norm of all gradients overflows"
+    return "the global gradient norm overflows"

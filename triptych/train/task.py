@@ -1,4 +1,4 @@
-"""The Task protocol: all that the trainer knows about what it trains."""
+"""The Task protocol: the trainer's whole knowledge of what it trains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from triptych.core.outputs import BatchKind, Predictions
 class Task(Protocol):
     """A model with its heads and objectives, ready to be trained.
 
-    `step` is the number of optimizer steps that are done, everywhere.
+    `step` is always the number of optimizer steps done.
 
     Attributes:
         modules: Everything that is trained, saved and optimised, momentum copies and queues (as
@@ -41,15 +41,15 @@ class Task(Protocol):
             active: Objectives whose weight is not zero at this step; each must be in the result.
 
         Returns:
-            Scalars by objective. Keys beyond `active` are logged and take no part in the gradient.
+            Scalars by objective. Other keys are logged and have no gradient.
         """
         ...
 
     def after_step(self, step: int) -> None:
-        """Update what is not learned by gradients: momentum copies, queues, temperature clamp.
+        """Update what gradients do not train: momentum copies, queues, temperature clamp.
 
         Args:
-            step: Optimizer steps done, the present one included (the first call has 1).
+            step: Optimizer steps done, including this one (1 in the first call).
         """
         ...
 
@@ -60,7 +60,7 @@ class Task(Protocol):
 
 @runtime_checkable
 class MixedTask(Protocol):
-    """A task that takes batches of several kinds, one kind a step, such as pairs and texts alone.
+    """A task that takes batches of several kinds, one per step, such as image-text pairs and texts.
 
     `losses` is asked for the active objectives of the batch's kind and no others, so `active` tells
     the kind. `batch_keys` holds the keys that all kinds have.

@@ -1,4 +1,4 @@
-"""Where a run's numbers go beside `metrics.jsonl`: TensorBoard, Weights & Biases, trackio."""
+"""Send a run's numbers to TensorBoard, Weights & Biases or trackio, besides `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from triptych.core.files import write_json
 TrackerName = Literal["wandb", "trackio"]
 
 PROJECT = "triptych"
-"""What a run's curves are filed under on a tracking server."""
+"""Project name of a run on a tracking server."""
 
 RUN_ID_FILE = "tracking.json"
-"""Keeps the id of a run, so that a resumed one goes on with the same curves."""
+"""Keeps the id of a run, so that a resumed run continues the same curves."""
 
 
 class Tracker(Protocol):
-    """Takes the numbers of a run, step by step."""
+    """Receives the numbers of a run, step by step."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Add one point to the curve of each value."""
 
     def flush(self) -> None:
-        """Hand over what is held back; a checkpoint must not be ahead of its curves."""
+        """Write what is buffered; a checkpoint must not be ahead of its curves."""
 
     def close(self) -> None:
-        """End the record."""
+        """Finish the run."""
 
 
 def open_trackers(
@@ -43,27 +43,27 @@ def open_trackers(
     *,
     tensorboard: bool,
     names: tuple[TrackerName, ...] = (),
-    say: Callable[[str], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> list[Tracker]:
     """Return the trackers of a run.
 
     Args:
         folder: The run folder.
         start_step: Steps done.
-        tensorboard: Whether to write event files, where TensorBoard is installed.
-        names: Trackers that upload or serve curves; each is a package of that name.
-        say: Takes a line if TensorBoard is asked for and not installed.
+        tensorboard: Whether to write event files, if TensorBoard is installed.
+        names: Services to send the curves to; each is the name of a package.
+        warn: Called with a message if TensorBoard is requested and not installed.
 
     Raises:
-        ConfigError: A named package is not installed, or cannot begin a record.
+        ConfigError: A named package is not installed, or cannot start a run.
     """
     found: list[Tracker] = [RemoteTracker(name, folder) for name in names]
     if tensorboard:
         try:
             found.append(TensorBoardTracker(folder / "tensorboard", start_step))
         except ModuleNotFoundError:
-            if say is not None:
-                say(
+            if warn is not None:
+                warn(
                     "no TensorBoard event files: the package is not installed "
                     "(pip install 'triptych[tensorboard]'); metrics.jsonl holds every number"
                 )
@@ -73,8 +73,7 @@ def open_trackers(
 class TensorBoardTracker:
     """One TensorBoard event file of scalars.
 
-    It is written without TensorBoard's own writer, whose thread would make it unsafe to fork loader
-    processes.
+    TensorBoard's own writer is not used: its thread would make it unsafe to fork loader processes.
 
     Args:
         folder: Folder that `tensorboard --logdir` reads.
@@ -106,7 +105,7 @@ class TensorBoardTracker:
         self._put(step=step, summary=self._summary(value=scalars))
 
     def flush(self) -> None:
-        """Hand everything to the operating system."""
+        """Pass everything to the operating system."""
         self._file.flush()
 
     def close(self) -> None:
@@ -121,15 +120,15 @@ class TensorBoardTracker:
 class RemoteTracker:
     """Curves of Weights & Biases, or of trackio, which has the same interface.
 
-    A resumed run goes on with the record that it began. Steps that it repeats, since they came
-    after its last checkpoint, are logged again.
+    A resumed run continues the curves that it began. Steps after its last checkpoint, which it
+    repeats, are logged again.
 
     Args:
         name: The package.
         folder: The run folder; its name is the run's name.
 
     Raises:
-        ConfigError: The package is not installed, or cannot begin a record.
+        ConfigError: The package is not installed, or cannot start a run.
     """
 
     def __init__(self, name: TrackerName, folder: Path) -> None:
@@ -138,7 +137,7 @@ class RemoteTracker:
         except ModuleNotFoundError as error:
             raise ConfigError(
                 f"train.trackers names {name!r}, which is not installed: "
-                f"pip install 'triptych[{name}]', or leave it out"
+                f"pip install 'triptych[{name}]', or remove it"
             ) from error
         options: dict[str, Any] = {"project": PROJECT, "resume": "allow"}
         run_id = _run_id(folder)
@@ -150,7 +149,7 @@ class RemoteTracker:
             self._run = package.init(**options)
         except Exception as error:
             raise ConfigError(
-                f"{name} cannot begin a record: {error}; log in to it, or leave it out of "
+                f"{name} cannot start a run: {error}; log in to it, or remove it from "
                 "train.trackers"
             ) from error
 
@@ -159,15 +158,15 @@ class RemoteTracker:
         self._run.log(dict(values), step=step)
 
     def flush(self) -> None:
-        """Do nothing: the package uploads in its own time."""
+        """Do nothing: the package uploads on its own schedule."""
 
     def close(self) -> None:
-        """End the record."""
+        """Finish the run."""
         self._run.finish()
 
 
 def _run_id(folder: Path) -> str:
-    """Return the id that the run's records have; a new run draws one."""
+    """Return the run's id on tracking servers; a new run gets a random one."""
     path = folder / RUN_ID_FILE
     if path.is_file():
         return str(json.loads(path.read_text(encoding="utf-8"))["id"])

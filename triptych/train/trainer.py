@@ -30,8 +30,8 @@ from triptych.train.metrics_log import MetricsLog, StepMeans
 from triptych.train.optim import build_optimizer, group_parameters, is_vision_parameter
 from triptych.train.precision import autocast, resolve_precision
 from triptych.train.progress import Progress, StepClock, StepReport, build_progress
-from triptych.train.schedule import apply_schedule, learning_rate_at
-from triptych.train.sources import BatchSource, SourceBook
+from triptych.train.schedule import ObjectiveSchedules, apply_schedule, learning_rate_at
+from triptych.train.sources import BatchSource, BatchSources
 from triptych.train.state import capture_state, restore_state
 from triptych.train.step import (
     StepValues,
@@ -44,7 +44,6 @@ from triptych.train.step import (
 )
 from triptych.train.task import Task
 from triptych.train.trackers import Tracker, open_trackers
-from triptych.train.weights import ObjectiveSchedules
 
 Batches = Iterator[Mapping[str, Tensor]]
 
@@ -52,7 +51,7 @@ CHECKPOINTS = "checkpoints"
 """In the run folder."""
 
 RANK_STRIDE = 1_000_003
-"""Apart by this are the seeds of the processes that train together."""
+"""Difference between the seeds of neighbouring ranks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,12 +89,12 @@ class Trainer:
         optim: AdamW and its schedule.
         weights: Weights of the objectives; empty for 1 each.
         run_folder: Receives `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
-        evaluate: Called with the step, returns numbers to log as they are named. What it draws from
-            the random state does not change the training.
+        evaluate: Called with the step, returns numbers to log as they are named. Its use of
+            random numbers does not change the training.
         is_vision: Whether the parameter of a name takes the vision learning rate.
-        sources: What the number `source` of a batch stands for, in order; empty where batches have
-            none. A step is of one source, and of the objectives that its kind allows.
-        console: Where to report; standard output if absent.
+        sources: The sources that the number `source` of a batch refers to, in order; empty where
+            batches have none. A step uses one source, and the objectives that its kind allows.
+        console: Where to print progress; standard output if absent.
 
     Raises:
         ConfigError: An objective that the task lacks, or a step without any objective.
@@ -120,7 +119,7 @@ class Trainer:
         self.run_folder, self.console = run_folder, console
         self.checkpoint_folder = run_folder / CHECKPOINTS
         self.objectives = ObjectiveSchedules(weights, task.objective_names)
-        self.sources = SourceBook(task, sources)
+        self.sources = BatchSources(task, sources)
         self.sources.check(self.objectives, config.max_steps)
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
@@ -142,13 +141,13 @@ class Trainer:
         """Train to the last step.
 
         Args:
-            resume: Go on from the newest good checkpoint of the run folder; from the start if there
-                is none. All that follows is bitwise what an uninterrupted run computes.
+            resume: Continue from the newest good checkpoint of the run folder; else from the
+                start. The result is bitwise that of an uninterrupted run.
 
         Raises:
             ConfigError: The run folder holds checkpoints and `resume` is False, or the batches lack
                 a key that the task reads.
-            CheckpointError: The checkpoints are all damaged, or belong to another model.
+            CheckpointError: All checkpoints are damaged, or belong to another model.
             NonFiniteError: A loss or gradient is NaN or infinite.
             TrainingInterrupted: SIGINT or SIGTERM came; the run was saved.
         """
@@ -192,7 +191,7 @@ class Trainer:
             self.step,
             tensorboard=self.config.tensorboard,
             names=self.config.trackers,
-            say=progress.message,
+            warn=progress.message,
         )
 
     def _loop(self, guard: InterruptGuard, progress: Progress) -> TrainResult:
@@ -215,7 +214,7 @@ class Trainer:
                 self._evaluate_if_due(log, progress)
                 guard.agree(any_rank)
                 self._checkpoint_if_due(log, guard, progress)
-                if self.step == self.config.max_steps:  # no later step hears what came meanwhile
+                if self.step == self.config.max_steps:  # no later step would notice a signal
                     guard.agree(any_rank)
                 if guard.agreed is not None:
                     assert self._last_checkpoint is not None
@@ -243,12 +242,12 @@ class Trainer:
             batch, drawn = self._fetch(batches, clock)
             if number > 0 and drawn != source:
                 raise ConfigError(f"step {self.step + 1} mixes batches of two sources")
-            source, able = drawn, self.sources.kind(drawn).objectives
+            source, allowed = drawn, self.sources.kind(drawn).objectives
             micro_losses.append(
                 backward_micro_batch(
                     self.task,
                     batch,
-                    {name: weight for name, weight in weights.items() if name in able},
+                    {name: weight for name, weight in weights.items() if name in allowed},
                     share=1 / self.config.accumulate,
                     context=autocast(self.device, self.precision),
                 )
@@ -256,7 +255,9 @@ class Trainer:
         parameters = [pair for group in self.groups for pair in group.parameters]
         average_gradients([p for _, p in parameters])
         norm = clip_gradients(
-            [p for _, p in parameters], self.config.max_grad_norm, apart=self.config.clip_apart
+            [p for _, p in parameters],
+            self.config.max_grad_norm,
+            per_parameter=self.config.clip_apart,
         )
         values = read_values(micro_losses, norm)
         check_finite(values, parameters, step=self.step + 1, last_checkpoint=self._last_checkpoint)
@@ -353,7 +354,7 @@ class Trainer:
             progress.message(f"saved {self._last_checkpoint}")
 
     def _restore(self, step: int, state: dict[str, Any]) -> None:
-        """Go back to a checkpoint; the precision of an `auto` run is not measured again."""
+        """Restore a checkpoint; an `auto` run keeps the precision that it was measured with."""
         restore_state(state, self.task, self.optimizer)
         self._means.load_state(state["means"])
         self.sources.load_state(state.get("sources", {}))
@@ -374,7 +375,7 @@ def _resolve_device(choice: str) -> torch.device:
 
 
 def _close(loader: Iterable[Mapping[str, Tensor]]) -> None:
-    """End the loader's workers, if it has a way to."""
+    """Stop the loader's workers, if it has a `close`."""
     close = getattr(loader, "close", None)
     if close is not None:
         close()

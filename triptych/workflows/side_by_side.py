@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 
 from triptych.core.machine import num_cores
-from triptych.distributed.env import signals_passed_on
+from triptych.distributed.env import forward_signals
 from triptych.recipes.config import RunConfig
 from triptych.workflows.run import finish_run, is_finished
 
@@ -63,7 +63,7 @@ def train_side_by_side(
     children: list[BaseProcess] = []
     with (
         ProcessPoolExecutor(len(unfinished), mp_context=context) as pool,
-        signals_passed_on(children) as received,
+        forward_signals(children) as received,
     ):
         started = []
         for name, config in unfinished.items():

@@ -15,9 +15,8 @@ from torch.nn import functional as F
 from triptych.core.config import check
 from triptych.core.outputs import Predictions
 from triptych.data.collate import PretrainingCollator
-from triptych.distributed.collectives import all_gather
+from triptych.distributed.collectives import all_gather, all_gather_padded, fetch_rows, first_rows
 from triptych.distributed.env import rank
-from triptych.distributed.exchange import all_gather_padded, fetch_rows, first_rows
 from triptych.models.vlmo.model import VLMo
 from triptych.models.vlmo.trunk import TokenSequence
 from triptych.objectives import IGNORE_INDEX
