@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from triptych.core.errors import DataError
-from triptych.evaluation.correlation import average_ranks, compute_pearson, compute_spearman
+from triptych.evaluation.classification import average_ranks, compute_pearson, compute_spearman
 
 FIRST = [1, 2, 2, 3, 5, 4.5, 0]
 SECOND = [1.1, 1.9, 2.5, 2.5, 4.0, 5.0, 0.3]

@@ -7,9 +7,8 @@ import torch
 
 from tests.generation.test_beam import END, START, TableStep, _score
 from triptych.core.errors import ConfigError, DataError
-from triptych.generation.constraints import AnswerTrie, search_answers
-from triptych.generation.greedy import greedy_search
-from triptych.generation.ranking import rank_answers
+from triptych.generation.answers import AnswerTrie, rank_answers, search_answers
+from triptych.generation.search import greedy_search
 
 VOCAB = 7
 # Texts that share beginnings, one of which begins another, and one of the longest length.

@@ -7,9 +7,14 @@ import pytest
 import torch
 
 from triptych.core.errors import ConfigError
-from triptych.generation.beam import BeamConfig, Hypothesis, beam_search
-from triptych.generation.cached import CachedDecoder
-from triptych.generation.stopping import best_divisor, length_divisor
+from triptych.generation.decoding import CachedDecoder
+from triptych.generation.search import (
+    BeamConfig,
+    Hypothesis,
+    beam_search,
+    best_divisor,
+    length_divisor,
+)
 from triptych.nn.decoder import TextDecoder
 from triptych.nn.encoder import TextConfig
 from triptych.nn.init import init_weights

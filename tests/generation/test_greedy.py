@@ -5,8 +5,7 @@ import torch
 
 from tests.generation.test_beam import END, START, TableStep
 from triptych.core.errors import ConfigError
-from triptych.generation.beam import BeamConfig, beam_search
-from triptych.generation.greedy import greedy_search
+from triptych.generation.search import BeamConfig, beam_search, greedy_search
 
 
 def _argmax_text(step, image, max_tokens, min_tokens=0):

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from triptych.generation.beam import BeamConfig, beam_search
-from triptych.generation.cached import SHORT_TEXT, CachedDecoder
+from triptych.generation.decoding import SHORT_TEXT, CachedDecoder
+from triptych.generation.search import BeamConfig, beam_search
 from triptych.nn.decoder import TextDecoder
 from triptych.nn.encoder import TextConfig
 from triptych.nn.init import init_weights
@@ -92,7 +92,7 @@ def test_a_search_finds_the_same(decoder, monkeypatch):
     memory = decoder.project_memory(torch.randn(2, 5, 24), None)
     config = BeamConfig(num_beams=4, min_tokens=9, max_tokens=12)
     found = beam_search(CachedDecoder(decoder, memory), start_id=1, end_id=2, config=config)
-    monkeypatch.setattr("triptych.generation.cached.can_prepack", lambda _: False)
+    monkeypatch.setattr("triptych.generation.decoding.can_prepack", lambda _: False)
     expected = beam_search(CachedDecoder(decoder, memory), start_id=1, end_id=2, config=config)
     for ours, plain in zip(found, expected, strict=True):
         assert [h.token_ids for h in ours] == [h.token_ids for h in plain]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from triptych.generation.beam import BeamConfig
+from triptych.generation.search import BeamConfig
 from triptych.models.mplug.config import MPLUGConfig
 from triptych.nn.encoder import TextConfig
 from triptych.nn.vision import VisionConfig

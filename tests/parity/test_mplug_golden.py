@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from triptych.core.outputs import ImageFeatures, TextFeatures
-from triptych.generation.beam import beam_search
-from triptych.generation.cached import CachedDecoder
+from triptych.generation.decoding import CachedDecoder
+from triptych.generation.search import beam_search
 from triptych.models.mplug.convert import import_state_dict
 from triptych.models.mplug.model import MPLUG
 from triptych.tasks.finetuning.vqa import VQA, VQAConfig

@@ -8,7 +8,7 @@ import torch
 from triptych.checkpoint.model_folder import save_model_folder
 from triptych.core.config import to_dict
 from triptych.data.transforms.pipeline import ImageTransformConfig
-from triptych.generation.beam import BeamConfig
+from triptych.generation.search import BeamConfig
 from triptych.models.families import model_config
 from triptych.models.mplug.model import MPLUG
 from triptych.models.vlmo.config import VLMoConfig

@@ -18,8 +18,13 @@ from triptych.core.errors import CapabilityError, CheckpointError, ConfigError, 
 from triptych.data.images import decode_image
 from triptych.data.manifest import read_records
 from triptych.data.source import DataSourceConfig
-from triptych.evaluation.classification import compute_auroc, compute_f1, compute_matthews
-from triptych.evaluation.correlation import compute_pearson, compute_spearman
+from triptych.evaluation.classification import (
+    compute_auroc,
+    compute_f1,
+    compute_matthews,
+    compute_pearson,
+    compute_spearman,
+)
 from triptych.evaluation.vqa import normalize_answer, vqa_accuracy
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe

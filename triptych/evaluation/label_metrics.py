@@ -11,7 +11,7 @@ from torch import Tensor
 
 from triptych.core.errors import CapabilityError, DataError
 from triptych.core.outputs import MetricValue, Predictions
-from triptych.evaluation import classification, correlation
+from triptych.evaluation import classification
 from triptych.evaluation.bootstrap import NUM_RESAMPLES, bootstrap_sums, interval_text
 from triptych.evaluation.metrics import ByIndex, reference_of
 
@@ -120,10 +120,10 @@ class CorrelationMetric(_OfPairs):
     def compute(self) -> list[MetricValue]:
         """Return both; the bootstrap of Spearman's keeps the ranks of the whole set."""
         predicted, values = (np.asarray(side, dtype=np.float64) for side in self.pairs())
-        ranks = [correlation.average_ranks(side) for side in (predicted, values)]
-        of_values = correlation.moments(predicted, values)
-        of_ranks = correlation.moments(*ranks)
-        pearson = correlation.pearson_from_sums
+        ranks = [classification.average_ranks(side) for side in (predicted, values)]
+        of_values = classification.moments(predicted, values)
+        of_ranks = classification.moments(*ranks)
+        pearson = classification.pearson_from_sums
         return [
             self.value("pearson", of_values, pearson, "Pearson's correlation."),
             self.value("spearman", of_ranks, pearson, "Spearman's correlation, ties share ranks."),

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from triptych.core.config import check
-from triptych.generation.step import DecodeStep, prompt_length, read_prompt
-from triptych.generation.stopping import check_length
+from triptych.generation.decoding import DecodeStep, prompt_length, read_prompt
+from triptych.generation.search import check_length
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from triptych.data.collate import PretrainingTextConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
-from triptych.generation.beam import BeamConfig
+from triptych.generation.search import BeamConfig
 from triptych.recipes import scales
 from triptych.recipes.config import RunConfig
 from triptych.recipes.scales import PAPER_SCALES, check_scale, small_optim

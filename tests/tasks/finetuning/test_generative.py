@@ -13,7 +13,7 @@ from tests.tasks.finetuning.tiny import (
     tiny_tokenizer,
 )
 from triptych.core.errors import ConfigError, DataError
-from triptych.generation.beam import BeamConfig
+from triptych.generation.search import BeamConfig
 from triptych.tasks.finetuning import speaker as speaker_module
 from triptych.tasks.finetuning.captioning import Captioning, CaptioningConfig
 from triptych.tasks.finetuning.vqa import VQA, VQAConfig

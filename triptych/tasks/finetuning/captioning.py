@@ -20,7 +20,7 @@ from triptych.evaluation.metrics import (
     CaptionMetric,
     Metric,
 )
-from triptych.generation.beam import BeamConfig, Hypothesis
+from triptych.generation.search import BeamConfig, Hypothesis
 from triptych.models.base import GenerativeModel
 from triptych.nn.decoder import DecoderMemory
 from triptych.objectives import IGNORE_INDEX

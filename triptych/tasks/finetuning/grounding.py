@@ -20,8 +20,8 @@ from triptych.evaluation.metrics import (
     BoxMetric,
     Metric,
 )
-from triptych.generation.cached import CachedDecoder
-from triptych.generation.greedy import greedy_search
+from triptych.generation.decoding import CachedDecoder
+from triptych.generation.search import greedy_search
 from triptych.models.base import GenerativeModel
 from triptych.models.mplug.model import MPLUG
 from triptych.nn.decoder import DecoderMemory

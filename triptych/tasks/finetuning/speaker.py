@@ -7,12 +7,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from triptych.generation.beam import BeamConfig, Hypothesis, beam_search
-from triptych.generation.cached import CachedDecoder
-from triptych.generation.constraints import AnswerTrie, search_answers
-from triptych.generation.greedy import greedy_search
-from triptych.generation.ranking import rank_answers
+from triptych.generation.answers import AnswerTrie, rank_answers, search_answers
+from triptych.generation.decoding import CachedDecoder
 from triptych.generation.sampling import Samples, SamplingConfig, sample_texts
+from triptych.generation.search import BeamConfig, Hypothesis, beam_search, greedy_search
 from triptych.nn.decoder import DecoderMemory, TextDecoder
 from triptych.text import Tokenizer
 

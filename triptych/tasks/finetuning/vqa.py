@@ -19,7 +19,7 @@ from triptych.evaluation.metrics import (
     Metric,
     VQAMetric,
 )
-from triptych.generation.beam import BeamConfig
+from triptych.generation.search import BeamConfig
 from triptych.models.base import GenerativeModel
 from triptych.nn.decoder import DecoderMemory
 from triptych.tasks.finetuning.base import ModelTask, fused_memory, target_log_probs
