@@ -19,9 +19,8 @@ import time
 import torch
 from torch import Tensor
 
+from triptych.generation.decoding import CachedDecoder, DecodeStep
 from triptych.generation.search import BeamConfig, Hypothesis, beam_search
-from triptych.generation.decoding import CachedDecoder
-from triptych.generation.decoding import DecodeStep
 from triptych.models.families import model_config
 from triptych.nn.decoder import TextDecoder
 from triptych.nn.init import init_weights

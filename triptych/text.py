@@ -46,7 +46,7 @@ class Tokenizer:
         pad_id: Id of [PAD]; likewise `unk_id`, `cls_id`, `sep_id`, `mask_id`.
         special_ids: The five ids above.
         unused_ids: Ids of [unused0], [unused1] and so on: spare rows of the embedding table.
-        is_continuation: (V,) bool, True = the piece goes on a word (it starts with ##).
+        is_continuation: (V,) bool, True = the piece continues a word (it starts with ##).
         is_word: (V,) bool, True = the piece holds a letter or a digit and is neither special nor
             unused.
     """
@@ -227,9 +227,9 @@ class Tokenizer:
         return torch.from_numpy(token_ids), torch.from_numpy(mask)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of ids up to the first [SEP], special and unused tokens left out.
+        """Return the text of ids up to the first [SEP], without special and unused tokens.
 
-        Pieces are joined, and the spaces around punctuation that splitting made are taken out:
+        Pieces are joined, and the spaces around punctuation that splitting made are removed:
         "a man ' s t - shirt ." is "a man's t-shirt."
         """
         words: list[str] = []

@@ -65,7 +65,7 @@ class MeanBox:
     """The mean training box.
 
     Attributes:
-        xyxy: Left, top, right, bottom as shares of the image's width and height.
+        xyxy: Left, top, right, bottom as fractions of the image's width and height.
     """
 
     xyxy: tuple[float, float, float, float]
@@ -83,14 +83,14 @@ class MeanBox:
         """
         if len(boxes_xywh) == 0:
             raise DataError("the training split has no box; the mean-box baseline needs one")
-        shares = xywh_to_xyxy(boxes_xywh.double()) / sizes.double().repeat(1, 2)
-        left, top, right, bottom = shares.mean(0).tolist()
+        fractions = xywh_to_xyxy(boxes_xywh.double()) / sizes.double().repeat(1, 2)
+        left, top, right, bottom = fractions.mean(0).tolist()
         return cls((left, top, right, bottom))
 
     def predict(self, sizes: Tensor) -> Tensor:
         """Return (N, 4) float boxes, xyxy in pixels, for images of (N, 2) width and height."""
-        shares = torch.tensor(self.xyxy, dtype=torch.float32, device=sizes.device)
-        return shares * sizes.float().repeat(1, 2)
+        fractions = torch.tensor(self.xyxy, dtype=torch.float32, device=sizes.device)
+        return fractions * sizes.float().repeat(1, 2)
 
 
 def most_frequent_caption(captions: Iterable[str]) -> str:

@@ -1,6 +1,6 @@
 """Bootstrap 95 % intervals (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, ch. 13).
 
-Items are drawn again with replacement; the interval lies between the 2.5 and 97.5 percentiles of
+Items are resampled with replacement; the interval lies between the 2.5 and 97.5 percentiles of
 the statistic. Every item counts as independent: five captions of one image are five items.
 """
 
@@ -121,7 +121,7 @@ def ratio_value(
     """Return a ratio of two sums over items with its interval, such as objects found of all.
 
     The parts of an item, such as the objects of one image, are not independent: the items are
-    what is drawn again.
+    what is resampled.
 
     Args:
         name: Key of the metric.

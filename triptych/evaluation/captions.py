@@ -56,7 +56,7 @@ def _check(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> No
         raise DataError("there is no caption to score; evaluate at least one")
     for position, captions in enumerate(references):
         if not captions:
-            raise DataError(f"candidate {position} has no reference caption; leave it out")
+            raise DataError(f"candidate {position} has no reference caption; exclude it")
 
 
 def _score_each(
@@ -263,7 +263,7 @@ class CiderScorer:
             DataError: There is no reference.
         """
         if not references:
-            raise DataError("an image has no reference caption; leave it out")
+            raise DataError("an image has no reference caption; exclude it")
         targets = [self._vector(reference) for reference in references]
         scores = [
             sum(self._similarity(vector, target) for target in targets) / len(targets)

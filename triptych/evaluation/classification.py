@@ -152,9 +152,9 @@ def compute_auroc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
 def average_ranks(values: npt.ArrayLike) -> Floats:
     """Return (N,) float64 ranks from 1; equal values share the mean of their ranks."""
     array = np.asarray(values, dtype=np.float64)
-    _, place, counts = np.unique(array, return_inverse=True, return_counts=True)
+    _, position, counts = np.unique(array, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
-    ranks: Floats = (last - (counts - 1) / 2)[place]
+    ranks: Floats = (last - (counts - 1) / 2)[position]
     return ranks
 
 

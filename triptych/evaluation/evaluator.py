@@ -30,7 +30,7 @@ class PredictingTask(Protocol):
 
 @contextmanager
 def evaluation_mode(modules: nn.Module) -> Iterator[None]:
-    """Switch dropout and its like off, and restore each module's mode afterwards."""
+    """Disable dropout and the like, and restore each module's mode afterwards."""
     training = [module for module in modules.modules() if module.training]
     modules.eval()
     try:

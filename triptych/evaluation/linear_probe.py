@@ -138,27 +138,27 @@ def sweep_probe(
     scores: dict[int, float] = {}
     last: LinearProbe | None = None
 
-    def score(place: int) -> float:
+    def score(index: int) -> float:
         nonlocal last
-        if place not in scores:
+        if index not in scores:
             last = fit_probe(
                 *train,
-                c=c_at(place),
+                c=c_at(index),
                 num_classes=num_classes,
                 start=last,
                 max_iterations=max_iterations,
             )
-            scores[place] = last.accuracy(*validation)
-        return scores[place]
+            scores[index] = last.accuracy(*validation)
+        return scores[index]
 
     end = (HIGHEST_EXPONENT - LOWEST_EXPONENT) * STEPS_PER_DECADE
-    places, stride = list(range(0, end + 1, FIRST_STRIDE)), FIRST_STRIDE
+    indices, stride = list(range(0, end + 1, FIRST_STRIDE)), FIRST_STRIDE
     while True:
-        best = max(sorted({*places, *scores}), key=score)
+        best = max(sorted({*indices, *scores}), key=score)
         if stride == 1:
             break
         stride //= 2
-        places = [p for p in (best - stride, best, best + stride) if 0 <= p <= end]
+        indices = [p for p in (best - stride, best, best + stride) if 0 <= p <= end]
     both = (
         torch.cat([train[0], validation[0]]),
         torch.cat([train[1], validation[1].to(train[1])]),
@@ -166,13 +166,13 @@ def sweep_probe(
     final = fit_probe(
         *both, c=c_at(best), num_classes=num_classes, start=last, max_iterations=max_iterations
     )
-    tried = {c_at(place): value for place, value in scores.items()}
+    tried = {c_at(index): value for index, value in scores.items()}
     return LinearProbe(final.weight, final.bias, final.c, final.gradient, tried)
 
 
-def c_at(place: int) -> float:
-    """Return a value of the sweep: 1e-6 at place 0, 1e6 at place 96."""
-    return float(10.0 ** (LOWEST_EXPONENT + place / STEPS_PER_DECADE))
+def c_at(index: int) -> float:
+    """Return a value of the sweep: 1e-6 at index 0, 1e6 at index 96."""
+    return float(10.0 ** (LOWEST_EXPONENT + index / STEPS_PER_DECADE))
 
 
 def _check(features: Tensor, labels: Tensor, num_classes: int) -> None:

@@ -1,7 +1,7 @@
 """Metrics that gather predictions batch by batch and give numbers with interval and protocol.
 
 References arrive by the position of the sample in the dataset, which `Predictions.index` names.
-A sample that was skipped (an image that cannot be read) is left out and the protocol says so.
+An image that cannot be read is skipped, and the protocol says so.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class ByIndex(Generic[Value]):
 
 
 def reference_of(references: Mapping[int, Value], position: int, metric: str) -> Value:
-    """Return the reference of a sample, or say that it has none."""
+    """Return the reference of a sample, or raise DataError."""
     if position not in references:
         raise DataError(f"{metric}: sample {position} has no reference; evaluate labelled data")
     return references[position]
@@ -389,13 +389,13 @@ class RetrievalMetric:
 
     def _parts(self, positions: list[int]) -> list[list[int]]:
         """Return the samples of each fold; a fold holds all samples of its images."""
-        places: dict[Hashable, int] = {}
+        numbers: dict[Hashable, int] = {}
         for position in positions:
-            places.setdefault(self._image_keys[position], len(places))
-        folds = min(self._folds, len(places))
+            numbers.setdefault(self._image_keys[position], len(numbers))
+        folds = min(self._folds, len(numbers))
         parts: list[list[int]] = [[] for _ in range(folds)]
         for position in positions:
-            parts[places[self._image_keys[position]] * folds // len(places)].append(position)
+            parts[numbers[self._image_keys[position]] * folds // len(numbers)].append(position)
         return parts
 
     def _ranks(

@@ -2,8 +2,8 @@
 
 A candidate is right if it belongs to the query: one of several captions of an image, an image that
 occurs twice, or a caption that two images share. A query's rank is the number of wrong candidates
-that score at least as high as its best right one, so a tie with a wrong candidate is lost and
-scores that are all equal find nothing.
+that score at least as high as its best right one, so a tie with a wrong candidate counts
+against it and scores that are all equal find nothing.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Relevance:
             raise DataError("retrieval needs at least one query; the split is empty")
         for query, row in enumerate(rows):
             if not row:
-                raise DataError(f"query {query} has no right candidate; leave it out")
+                raise DataError(f"query {query} has no right candidate; exclude it")
         offsets = torch.zeros(len(rows) + 1, dtype=torch.int64)
         offsets[1:] = torch.tensor([len(row) for row in rows]).cumsum(0)
         flat = torch.tensor([number for row in rows for number in row], dtype=torch.int64)

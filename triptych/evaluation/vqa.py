@@ -99,12 +99,12 @@ def _strip(answer: str) -> str:
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Return the accuracy of one answer.
 
-    Each human answer is left out once; the prediction scores min(1, matches / 3) against the
+    Each human answer is excluded once; the prediction scores min(1, matches / 3) against the
     others, and the mean is the accuracy. With ten answers this is the official number.
 
     The official rule says nothing about other counts, which one's own data may have. Then answers
     are always normalised, and with n < 4 answers n - 1 matches (one for a single answer, which is
-    not left out) are enough for 1.
+    not excluded) are enough for 1.
 
     Args:
         prediction: The model's answer.
@@ -117,7 +117,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
         DataError: There is no answer.
     """
     if not answers:
-        raise DataError("a question has no answer to compare with; leave it out")
+        raise DataError("a question has no answer to compare with; exclude it")
     expected = [_strip(answer) for answer in answers]
     given = _strip(prediction)
     if len(expected) != OFFICIAL_NUM_ANSWERS or len(set(expected)) > 1:
@@ -128,9 +128,9 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     if others == 0:
         return float(matches)
     enough = min(3, others)
-    left_out_match = matches * min(1.0, (matches - 1) / enough)
-    left_out_other = (len(expected) - matches) * min(1.0, matches / enough)
-    return (left_out_match + left_out_other) / len(expected)
+    match_excluded = matches * min(1.0, (matches - 1) / enough)
+    other_excluded = (len(expected) - matches) * min(1.0, matches / enough)
+    return (match_excluded + other_excluded) / len(expected)
 
 
 def compute_vqa_accuracies(

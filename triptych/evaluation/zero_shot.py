@@ -115,7 +115,7 @@ TEMPLATES: tuple[str, ...] = (*_VIEWS, *_SIZES, *_COLORS, *_QUALITIES, *_STYLES,
 
 
 def load_templates(path: Path) -> tuple[str, ...]:
-    """Read sentences from a text file, one a line; blank lines are passed over.
+    """Read sentences from a text file, one a line; blank lines are skipped.
 
     Raises:
         DataError: The file cannot be read, is empty, or a line does not have `{}` exactly once.

@@ -22,7 +22,7 @@ class AnswerTrie:
     Args:
         answers: Token ids of each text, without start and end.
         end_id: Token that ends a text.
-        vocab_size: Words V.
+        vocab_size: Vocabulary size V.
 
     Raises:
         DataError: The list is empty, or a text has no token.
@@ -46,22 +46,22 @@ class AnswerTrie:
                 self._children.append({})
             node = children[token]
 
-    def next_tokens(self, said: Sequence[int]) -> list[int]:
+    def next_tokens(self, generated: Sequence[int]) -> list[int]:
         """Return what may follow; nothing where no text of the list begins like this."""
         node = 0
-        for token in said:
+        for token in generated:
             if token not in self._children[node]:
                 return []
             node = self._children[node][token]
         return list(self._children[node])
 
-    def __call__(self, said: Tensor) -> Tensor:
+    def __call__(self, generated: Tensor) -> Tensor:
         """Return (B, R, V) bool, True = may follow the tokens (B, R, T)."""
-        batch, beams, _ = said.shape
+        batch, beams, _ = generated.shape
         mask = torch.zeros(batch * beams, self.vocab_size, dtype=torch.bool)
-        for row, tokens in enumerate(said.flatten(0, 1).tolist()):
+        for row, tokens in enumerate(generated.flatten(0, 1).tolist()):
             mask[row, self.next_tokens(tokens)] = True
-        return mask.view(batch, beams, -1).to(said.device)
+        return mask.view(batch, beams, -1).to(generated.device)
 
 
 def search_answers(
@@ -76,8 +76,8 @@ def search_answers(
 ) -> list[list[Hypothesis]]:
     """Find the likeliest texts of a closed list by beam search.
 
-    With as many beams as the list has texts the result is exact, equal to `rank_answers` where
-    there is no length penalty; with fewer it is an approximation, but always of the list.
+    With as many beams as texts the result is exact and equal to `rank_answers` where
+    there is no length penalty; with fewer it is approximate, but always a text of the list.
 
     Args:
         step: A decoder that has read nothing yet.
@@ -108,7 +108,7 @@ def check_answers(answers: Sequence[Sequence[int]]) -> None:
         raise DataError("the list of answers is empty: name at least one")
     for number, answer in enumerate(answers):
         if len(answer) == 0:
-            raise DataError(f"answer {number} of the list has no token that can be said")
+            raise DataError(f"answer {number} of the list has no token that can be generated")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def rank_answers(
     top_k: int | None = None,
     prompt: Tensor | None = None,
 ) -> RankedAnswers:
-    """Order a closed list by the probability that the decoder says each text of it.
+    """Order a closed list by the probability that the decoder gives to each text.
 
     The texts are beams of one pass over the memory, which is never copied. First the K texts with
     the likeliest first token are kept (Li et al. 2021, section 5), then these are scored whole; K
@@ -167,8 +167,8 @@ def rank_answers(
     kept, kept_mask = token_ids[chosen], mask[chosen]  # (B, K, T)
     for position in range(1, kept.shape[2]):
         log_probs = torch.log_softmax(step.logits(kept[..., position - 1]).float(), dim=-1)
-        said = log_probs.gather(2, kept[..., position, None])[..., 0]  # (B, K)
-        scores = scores + said.masked_fill(~kept_mask[..., position], 0.0)
+        gathered = log_probs.gather(2, kept[..., position, None])[..., 0]  # (B, K)
+        scores = scores + gathered.masked_fill(~kept_mask[..., position], 0.0)
     scores, order = scores.sort(dim=1, descending=True, stable=True)
     return RankedAnswers(chosen.gather(1, order), scores)
 

@@ -13,11 +13,11 @@ from triptych.nn.decoder import DecoderMemory, TextDecoder
 from triptych.nn.prepacked import MAX_ROWS, can_prepack, kept_twin
 
 Allowed = Callable[[Tensor], Tensor]
-"""Map the tokens said so far (B, R, T) to a bool mask of next ones, broadcastable to (B, R, V)."""
+"""Map the tokens generated so far (B, R, T) to a bool mask of next ones, that fits (B, R, V)."""
 
 
 class DecodeStep(Protocol):
-    """One step of a decoder, with whatever it remembers of earlier steps.
+    """One step of a decoder, with what it has cached of earlier steps.
 
     A search starts with one row an image and forks it into R beams by `reorder`.
     """
@@ -41,14 +41,14 @@ class DecodeStep(Protocol):
         """
 
     def reorder(self, rows: Tensor) -> None:
-        """Keep what is remembered at `rows` (B·R,), image-major; rows may repeat.
+        """Keep what is cached at `rows` (B·R,), image-major; rows may repeat.
 
         Row b·R' + r was beam r of image b, R' being the beams so far.
         """
 
 
 def read_prompt(step: DecodeStep, start_id: int, prompt: Tensor | None = None) -> Tensor:
-    """Let a decoder read the start token and a forced beginning.
+    """Read the start token and the prompt.
 
     Args:
         step: A decoder that has read nothing yet.
@@ -127,8 +127,8 @@ class CachedDecoder:
     def _reader(self, num_rows: int) -> TextDecoder:
         """Return the prepacked decoder where reading its weights is what takes the time.
 
-        The first tokens never come from it, even where it is there from an earlier text: a text
-        must not depend, in a last bit, on what was said before.
+        The first tokens never come from it, even where an earlier text built it: a text
+        must not depend, in a last bit, on the texts generated before.
         """
         if self.cache.length < SHORT_TEXT or num_rows > MAX_ROWS or not can_prepack(self.decoder):
             return self.decoder

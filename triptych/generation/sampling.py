@@ -1,4 +1,4 @@
-"""Sampling: texts drawn token by token, from the whole distribution or from its likely part."""
+"""Sampling: texts drawn token by token, from all tokens or from the likely ones."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from triptych.core.config import check
-from triptych.generation.decoding import DecodeStep, prompt_length, read_prompt
-from triptych.generation.search import check_length
+from triptych.generation.decoding import DecodeStep, check_length, prompt_length, read_prompt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,9 +18,9 @@ class SamplingConfig:
     Attributes:
         num_samples: Texts K drawn for each image, independently.
         temperature: Divides the logits: below 1 prefers likely tokens.
-        top_k: Only the k likeliest tokens may come; 0 leaves the limit out.
+        top_k: Only the k likeliest tokens may come; 0 disables the limit.
         top_p: Only the nucleus may come: the fewest likeliest tokens that together have at least
-            this probability (Holtzman et al. 2020), after `top_k`; 1 leaves the limit out.
+            this probability (Holtzman et al. 2020), after `top_k`; 1 disables the limit.
         min_tokens: Tokens before the end token may come.
         max_tokens: Longest text, the end token included and the prompt not.
     """
@@ -54,7 +53,7 @@ class Samples:
 
     Attributes:
         token_ids: (B, K, T) int64 tokens, the end token included, then the end token as padding.
-        mask: (B, K, T) bool, True = drawn; the end token counts, what stands behind it does not.
+        mask: (B, K, T) bool, True = drawn; the end token counts, what follows it does not.
         ended: (B, K) bool, False = the text was cut at `max_tokens`.
     """
 
@@ -99,19 +98,19 @@ def sample_texts(
     logits = read_prompt(step, start_id, prompt).expand(-1, count, -1)  # (B, K, V)
     step.reorder(torch.arange(batch).repeat_interleave(count))
     ended = torch.zeros(batch, count, dtype=torch.bool, device=logits.device)
-    said: list[Tensor] = []
+    drawn: list[Tensor] = []
     masks: list[Tensor] = []
     for position in range(config.max_tokens):
         if position > 0:
-            logits = step.logits(said[-1])
+            logits = step.logits(drawn[-1])
         banned = end_id if position < config.min_tokens else None
         newest = _draw(token_log_probs(logits, config, banned), generator)
-        said.append(newest.masked_fill(ended, end_id))
+        drawn.append(newest.masked_fill(ended, end_id))
         masks.append(~ended)
         ended = ended | (newest == end_id)
         if bool(ended.all()):
             break
-    return Samples(torch.stack(said, dim=-1), torch.stack(masks, dim=-1), ended)
+    return Samples(torch.stack(drawn, dim=-1), torch.stack(masks, dim=-1), ended)
 
 
 def token_log_probs(logits: Tensor, config: SamplingConfig, banned: int | None = None) -> Tensor:

@@ -48,22 +48,22 @@ def greedy_search(
     """
     check_length(step, prompt_length(prompt), max_tokens)
     logits = read_prompt(step, start_id, prompt)
-    said = torch.zeros(step.batch_size, 1, 0, dtype=torch.int64, device=logits.device)
+    generated = torch.zeros(step.batch_size, 1, 0, dtype=torch.int64, device=logits.device)
     ended = torch.zeros(step.batch_size, 1, dtype=torch.bool, device=logits.device)
     for position in range(max_tokens):
         if position > 0:
-            logits = step.logits(said[..., -1])
+            logits = step.logits(generated[..., -1])
         logits = logits.float()  # (B, 1, V)
         if allowed is not None:
-            logits = logits.masked_fill(~allowed(said), -torch.inf)
+            logits = logits.masked_fill(~allowed(generated), -torch.inf)
         if position < min_tokens and end_id >= 0:
             logits[..., end_id] = -torch.inf
         newest = logits.argmax(dim=-1)  # (B, 1)
-        said = torch.cat([said, newest[..., None]], dim=-1)
+        generated = torch.cat([generated, newest[..., None]], dim=-1)
         ended |= newest == end_id
         if bool(ended.all()):
             break
-    return [_until(row, end_id) for row in said[:, 0].tolist()]
+    return [_until(row, end_id) for row in generated[:, 0].tolist()]
 
 
 def _until(ids: list[int], end_id: int) -> list[int]:
@@ -127,7 +127,7 @@ def beam_search(
 ) -> list[list[Hypothesis]]:
     """Generate the n-best texts of each image.
 
-    A text that has ended is never extended, and running texts take the place of ended ones, so
+    A text that has ended is never extended, and running texts replace ended ones, so
     that `num_beams` keep running. (The released code goes on extending ended texts below the top
     one, and returns some with tokens after the end.) Texts that still run at `max_tokens` count
     as ended there.
@@ -167,7 +167,7 @@ def _log_probs(logits: Tensor, state: _Search, allowed: Allowed | None) -> Tenso
     log_probs = torch.log_softmax(logits.float(), dim=-1)
     if allowed is None:
         return log_probs
-    return log_probs.masked_fill(~allowed(state.said[..., : state.length]), -torch.inf)
+    return log_probs.masked_fill(~allowed(state.tokens[..., : state.length]), -torch.inf)
 
 
 class _Search:
@@ -176,11 +176,11 @@ class _Search:
     Attributes:
         sums: (B, R) sums of log-probabilities of the running texts, falling; R is 1 before the
             first step.
-        said: (B, R, max_tokens) their tokens, of which `length` are filled.
+        tokens: (B, R, max_tokens) their tokens, of which `length` are filled.
         rows: (B·R,) flat rows that the running texts continue.
         done: (B,) bool, True = the image's list is final.
         ended_scores: (B, R) scores of the best ended texts, falling; -inf where there is none.
-        ended_said: (B, R, max_tokens) their tokens.
+        ended_tokens: (B, R, max_tokens) their tokens.
         ended_lengths: (B, R) how many of these are the text, without the end token.
     """
 
@@ -190,17 +190,17 @@ class _Search:
         beams, size = config.num_beams, config.max_tokens
         self.config, self.end_id, self.length = config, end_id, 0
         self.sums = torch.zeros(batch_size, 1, device=device)
-        self.said = torch.zeros(batch_size, 1, size, dtype=torch.int64, device=device)
+        self.tokens = torch.zeros(batch_size, 1, size, dtype=torch.int64, device=device)
         self.rows = torch.arange(batch_size, device=device)
         self.done = torch.zeros(batch_size, dtype=torch.bool, device=device)
         self.ended_scores = torch.full((batch_size, beams), -torch.inf, device=device)
-        self.ended_said = torch.zeros(batch_size, beams, size, dtype=torch.int64, device=device)
+        self.ended_tokens = torch.zeros(batch_size, beams, size, dtype=torch.int64, device=device)
         self.ended_lengths = torch.zeros(batch_size, beams, dtype=torch.int64, device=device)
 
     @property
     def newest(self) -> Tensor:
         """(B, R) last token of each running text."""
-        return self.said[..., self.length - 1]
+        return self.tokens[..., self.length - 1]
 
     def advance(self, log_probs: Tensor, position: int) -> None:
         """Extend every running text by one token.
@@ -210,17 +210,17 @@ class _Search:
 
         Args:
             log_probs: (B, R, V).
-            position: Tokens said so far.
+            position: Tokens generated so far.
         """
         if position < self.config.min_tokens and self.end_id >= 0:
             log_probs[..., self.end_id] = -torch.inf
         sums, origins, tokens = self._candidates(log_probs)
-        said = _take(self.said, origins)  # (B, 2·R, max_tokens)
-        said[..., position] = tokens
+        generated = _take(self.tokens, origins)  # (B, 2·R, max_tokens)
+        generated[..., position] = tokens
         self.length = position + 1
         is_end = tokens == self.end_id
-        self._keep_ended(sums, said, is_end)
-        self._keep_running(sums, said, origins, is_end, log_probs.shape[1])
+        self._keep_ended(sums, generated, is_end)
+        self._keep_running(sums, generated, origins, is_end, log_probs.shape[1])
         self._mark_done(is_end[:, 0])
 
     def _candidates(self, log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -234,7 +234,7 @@ class _Search:
             flat = torch.nn.functional.pad(flat, (0, missing))
         return sums, flat // vocab_size, flat % vocab_size
 
-    def _keep_ended(self, sums: Tensor, said: Tensor, is_end: Tensor) -> None:
+    def _keep_ended(self, sums: Tensor, generated: Tensor, is_end: Tensor) -> None:
         """Merge what ends now into the n-best lists of images that are not done."""
         last = self.length == self.config.max_tokens
         ends = torch.ones_like(is_end) if last else is_end
@@ -243,16 +243,16 @@ class _Search:
         scores = torch.cat([self.ended_scores, scores], dim=1)
         lengths = torch.cat([self.ended_lengths, self.length - is_end.long()], dim=1)
         self.ended_scores, kept = scores.topk(self.config.num_beams, dim=1)
-        self.ended_said = _take(torch.cat([self.ended_said, said], dim=1), kept)
+        self.ended_tokens = _take(torch.cat([self.ended_tokens, generated], dim=1), kept)
         self.ended_lengths = lengths.gather(1, kept)
 
     def _keep_running(
-        self, sums: Tensor, said: Tensor, origins: Tensor, is_end: Tensor, num_origins: int
+        self, sums: Tensor, generated: Tensor, origins: Tensor, is_end: Tensor, num_origins: int
     ) -> None:
         """Go on with the best candidates that have not ended."""
         sums = sums.masked_fill(is_end, -torch.inf)
         self.sums, kept = sums.topk(self.config.num_beams, dim=1)
-        self.said = _take(said, kept)
+        self.tokens = _take(generated, kept)
         first = torch.arange(len(sums), device=sums.device)[:, None] * num_origins
         self.rows = (first + origins.gather(1, kept)).flatten()  # (B·R,)
 
@@ -264,10 +264,10 @@ class _Search:
         self.done |= self.sums[:, 0] / divisor <= self.ended_scores[:, -1]
 
     def hypotheses(self) -> list[list[Hypothesis]]:
-        """Return the n-best lists, leaving out empty places."""
+        """Return the n-best lists, without empty entries."""
         images = zip(
             self.ended_scores.tolist(),
-            self.ended_said.tolist(),
+            self.ended_tokens.tolist(),
             self.ended_lengths.tolist(),
             strict=True,
         )

@@ -1,7 +1,7 @@
 """Self-distillation without labels (DINO, Caron et al. 2021, section 3.1).
 
-A student sees all crops of an image, a teacher only the large ones; the student learns to say of
-each crop what the teacher says of another one. The teacher is a momentum copy of the student, and
+A student sees all crops of an image, a teacher only the large ones; the student learns to predict
+from each crop the teacher's output for another one. The teacher is a momentum copy of the student;
 its outputs are centred and sharpened, so that neither one class nor all of them win.
 """
 
@@ -46,7 +46,7 @@ def teacher_distribution(logits: Tensor, center: Tensor, temperature: float) -> 
 
 
 def moved_center(center: Tensor, logits: Tensor, momentum: float) -> Tensor:
-    """Return the center after a step (equation 4): m·c + (1 - m)·mean over everybody's outputs.
+    """Return the center after a step (equation 4): m·c + (1 - m)·mean over all processes' outputs.
 
     Args:
         center: (K,) float32.

@@ -29,7 +29,7 @@ def logit_laplace_nll(pixels: Tensor, location: Tensor, log_scale: Tensor) -> Te
 
 
 def code_kl(logits: Tensor) -> Tensor:
-    """Return the mean over places of KL(q(code | image) || uniform), in nats.
+    """Return the mean over positions of KL(q(code | image) || uniform), in nats.
 
     Args:
         logits: (B, V, h, w) of the encoder.
@@ -45,25 +45,25 @@ def code_kl(logits: Tensor) -> Tensor:
 def code_balance(logits: Tensor) -> Tensor:
     """Return KL(mean of q(code | image) over the batch || uniform), in nats.
 
-    Unlike `code_kl` it leaves each place free to be sure of its code, and only asks that all codes
+    Unlike `code_kl` it lets each position be certain of its code, and only asks that all codes
     are used equally often; it keeps a small run from using one code for everything. Not in DALL-E.
 
     Args:
-        logits: (B, V, h, w) of the encoder; many places give a good estimate.
+        logits: (B, V, h, w) of the encoder; many positions give a good estimate.
 
     Returns:
         Scalar float32 from 0 to ln V.
     """
     log_probs = torch.log_softmax(logits.float(), dim=1)
     num_places = log_probs.shape[0] * log_probs.shape[2] * log_probs.shape[3]
-    # in logarithms, where a share that underflows to 0 still has a gradient
+    # in logarithms, where a frequency that underflows to 0 still has a gradient
     log_shares = torch.logsumexp(log_probs, dim=(0, 2, 3)) - math.log(num_places)
     negative_entropy: Tensor = (log_shares.exp() * log_shares).sum()
     return negative_entropy + math.log(logits.shape[1])
 
 
 def gumbel_softmax(logits: Tensor, temperature: float) -> Tensor:
-    """Draw a relaxed one-hot code at each place: softmax((logits + g) / τ), g Gumbel noise.
+    """Draw a relaxed one-hot code at each position: softmax((logits + g) / τ), g Gumbel noise.
 
     Args:
         logits: (B, V, h, w).
@@ -77,14 +77,14 @@ def gumbel_softmax(logits: Tensor, temperature: float) -> Tensor:
 
 @torch.no_grad()
 def code_usage(codes: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
-    """Return how many codes a set uses effectively, and the share that it uses at all.
+    """Return how many codes a set uses effectively, and the fraction that it uses at all.
 
     Args:
         codes: int64 of any shape.
         num_codes: Entries V of the codebook.
 
     Returns:
-        Perplexity of the codes' frequencies, exp of their entropy, from 1 to V; and the share of
+        Perplexity of the codes' frequencies, exp of their entropy, from 1 to V; and the fraction of
         the codebook that occurs. Scalars float32.
     """
     counts = torch.bincount(codes.flatten(), minlength=num_codes).float()

@@ -79,7 +79,7 @@ def _columns(embedding: Tensor, scope: ContrastiveScope) -> Tensor:
 
 
 def _first_row(tensor: Tensor) -> int:
-    """Return the place of this process's first row among the rows of all."""
+    """Return the position of this process's first row among the rows of all."""
     lengths = all_gather(torch.tensor([len(tensor)], device=tensor.device))
     return int(lengths[: rank()].sum())
 

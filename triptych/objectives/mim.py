@@ -10,7 +10,7 @@ from triptych.objectives.mlm import token_loss
 
 
 def code_labels(codes: Tensor, hidden_patches: Tensor) -> Tensor:
-    """Return the code of each hidden patch and IGNORE_INDEX elsewhere.
+    """Return the code of each masked patch and IGNORE_INDEX elsewhere.
 
     Args:
         codes: (B, P) or (B, grid, grid) int64.
@@ -37,7 +37,7 @@ def mim_loss(logits: Tensor, codes: Tensor) -> Tensor:
 
 @torch.no_grad()
 def mim_accuracy(logits: Tensor, codes: Tensor) -> Tensor:
-    """Return the share of hidden patches whose code has the highest score: scalar float32.
+    """Return the fraction of masked patches whose code has the highest score: scalar float32.
 
     It is of this process alone, and 0 when no patch is hidden.
     """

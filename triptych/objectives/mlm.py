@@ -27,7 +27,7 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def distillation_loss(logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the mean cross-entropy to a teacher's words over the labelled tokens.
+    """Return the mean cross-entropy to a teacher's distribution over the labelled tokens.
 
     The softmax runs over the vocabulary. (The released code's runs over the sequence.)
 
@@ -46,7 +46,7 @@ def distillation_loss(logits: Tensor, teacher_logits: Tensor, labels: Tensor) ->
 
 
 def shift_targets(token_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Split target sequences into what the decoder reads and what it must say next.
+    """Split target sequences into what the decoder reads and what it must predict next.
 
     Args:
         token_ids: (B, L) int64, `[CLS] word ... [SEP]`, padded on the right.

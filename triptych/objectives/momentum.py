@@ -13,7 +13,7 @@ class MomentumEncoder(nn.Module):
     """A slow copy of a module: θ_m ← m·θ_m + (1 - m)·θ (He et al. 2020, eq. 2).
 
     The copy has no gradient and stays in eval mode. Every tensor of the module is tracked, the
-    fusion network included (the released code leaves it out).
+    fusion network included (the released code excludes it).
     """
 
     def __init__(self, module: nn.Module, momentum: float) -> None:

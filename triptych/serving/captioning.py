@@ -41,8 +41,8 @@ def build_captioning(
     if prompt_ids is not None:
         config = replace(config, prompt="", prompt_to="decoder")
     task = Captioning(model, config, tokenizer)
-    task.speaker.prompt_ids += prompt_ids or []
-    length = len(task.speaker.prompt_ids)
+    task.text_generator.prompt_ids += prompt_ids or []
+    length = len(task.text_generator.prompt_ids)
     room = model.config.text.max_positions - length
     if room < 2:
         raise DataError(f"prompt has {length} tokens and leaves no room: shorten it")
@@ -59,5 +59,5 @@ def say_captions(task: Captioning, image: Tensor, draw: Draw | None) -> list[tup
     """Return the tokens of each image's caption, the best of the search or a drawn one."""
     if draw is None:
         return [texts[0].token_ids for texts in task.search({"image": image})]
-    samples = task.speaker.sample(task.memory({"image": image}), *draw)
+    samples = task.text_generator.sample(task.memory({"image": image}), *draw)
     return [texts[0] for texts in samples.texts()]

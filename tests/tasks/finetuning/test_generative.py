@@ -14,7 +14,7 @@ from tests.tasks.finetuning.tiny import (
 )
 from triptych.core.errors import ConfigError, DataError
 from triptych.generation.search import BeamConfig
-from triptych.tasks.finetuning import speaker as speaker_module
+from triptych.tasks.finetuning import text_generator as text_generator_module
 from triptych.tasks.finetuning.captioning import Captioning, CaptioningConfig
 from triptych.tasks.finetuning.vqa import VQA, VQAConfig
 
@@ -181,7 +181,7 @@ def test_a_closed_list_gives_its_likeliest_answer(tokenizer, monkeypatch, list_s
         seen |= set(expected)
         assert VQA(model, config, tokenizer).predict(batch).texts == expected
         with monkeypatch.context() as patch:  # two images at a time
-            patch.setattr(speaker_module, "SCORES_AT_ONCE", 2 * 6 * tokenizer.vocab_size)
+            patch.setattr(text_generator_module, "SCORES_AT_ONCE", 2 * 6 * tokenizer.vocab_size)
             assert VQA(model, config, tokenizer).predict(batch).texts == expected
     assert len(seen) > 2
 

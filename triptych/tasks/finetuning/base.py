@@ -108,7 +108,7 @@ def fused_memory(
 def target_log_probs(
     decoder: TextDecoder, token_ids: Tensor, mask: Tensor, memory: DecoderMemory
 ) -> Tensor:
-    """Return how likely the decoder is to say given texts; only real tokens are scored.
+    """Return the log-probabilities that the decoder gives to texts; only real tokens are scored.
 
     Args:
         decoder: With its dropout as it is set.
@@ -122,5 +122,5 @@ def target_log_probs(
     inputs, labels = shift_targets(token_ids, mask)
     read = labels != IGNORE_INDEX
     logits = decoder.word_logits(decoder(inputs, memory)[read]).float()  # (real tokens, V)
-    said = -F.cross_entropy(logits, labels[read], reduction="none")
-    return torch.zeros(labels.shape, device=said.device).masked_scatter(read, said)
+    log_probs = -F.cross_entropy(logits, labels[read], reduction="none")
+    return torch.zeros(labels.shape, device=log_probs.device).masked_scatter(read, log_probs)

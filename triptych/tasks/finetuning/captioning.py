@@ -1,4 +1,4 @@
-"""Captioning: say what an image shows (paper, section 5.2.2)."""
+"""Captioning: describe an image (paper, section 5.2.2)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from triptych.nn.decoder import DecoderMemory
 from triptych.objectives import IGNORE_INDEX
 from triptych.objectives.mlm import shift_targets, token_loss
 from triptych.tasks.finetuning.base import ModelTask, constant_texts, fused_memory
-from triptych.tasks.finetuning.speaker import Speaker
+from triptych.tasks.finetuning.text_generator import TextGenerator
 from triptych.tasks.spec import (
     CollatorInputs,
     Evaluation,
@@ -49,7 +49,7 @@ class CaptioningConfig(TaskConfig):
             left out (released code), "model" what the model's own config says.
         prompt: Words that stand before each caption and are not learned, such as "a picture of"
             (released: none); captions are returned without them.
-        prompt_to: Who reads the prompt: the "decoder", as the beginning of what it says (released
+        prompt_to: Who reads the prompt: the "decoder", as the beginning of its text (released
             zero-shot code), or the "encoder", as the text that is fused with the image (paper,
             section 5.4.1), which needs fused memory.
     """
@@ -71,7 +71,7 @@ class Captioning(ModelTask[GenerativeModel]):
     Args:
         model: The model to train.
         config: Memory, prompt and search.
-        tokenizer: Its words.
+        tokenizer: The tokenizer it was trained with.
 
     Raises:
         ConfigError: The model's decoder cannot read what `memory` or `prompt_to` ask for.
@@ -100,8 +100,10 @@ class Captioning(ModelTask[GenerativeModel]):
             config.prompt_to,
             "be 'decoder': the decoder reads image states alone, no text is encoded",
         )
-        self.speaker = Speaker(model.decoder, tokenizer, "" if to_encoder else config.prompt)
-        encoded = self.speaker.ids(config.prompt) if to_encoder else []
+        self.text_generator = TextGenerator(
+            model.decoder, tokenizer, "" if to_encoder else config.prompt
+        )
+        encoded = self.text_generator.ids(config.prompt) if to_encoder else []
         self._text_ids = [tokenizer.cls_id, *encoded]
 
     def memory(self, batch: Mapping[str, Tensor]) -> DecoderMemory:
@@ -112,10 +114,10 @@ class Captioning(ModelTask[GenerativeModel]):
         return fused_memory(self.model, batch["image"], *constant_texts(batch, self._text_ids))
 
     def losses(self, batch: Mapping[str, Tensor], *, active: frozenset[str]) -> dict[str, Tensor]:
-        """Return {"caption": mean cross-entropy over target tokens, the prompt's left out}."""
+        """Return {"caption": mean cross-entropy over target tokens, the prompt's excluded}."""
         del active
         token_ids, mask = batch["target_token_ids"], batch["target_mask"]
-        prompt = self.speaker.prompt(len(token_ids), token_ids.device)
+        prompt = self.text_generator.prompt(len(token_ids), token_ids.device)
         token_ids = torch.cat([token_ids[:, :1], prompt, token_ids[:, 1:]], dim=1)
         forced = torch.ones_like(prompt, dtype=torch.bool)
         inputs, labels = shift_targets(
@@ -129,12 +131,12 @@ class Captioning(ModelTask[GenerativeModel]):
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
         """Generate a caption for each image; reads `image` and `index`."""
-        texts = [self.speaker.text(found[0].token_ids) for found in self.search(batch)]
+        texts = [self.text_generator.text(found[0].token_ids) for found in self.search(batch)]
         return Predictions(index=batch["index"].tolist(), texts=texts)
 
     def search(self, batch: Mapping[str, Tensor]) -> list[list[Hypothesis]]:
         """Return the n-best captions of each image, best first."""
-        return self.speaker.search(self.memory(batch), self.config.beam)
+        return self.text_generator.search(self.memory(batch), self.config.beam)
 
 
 def caption_references(

@@ -49,7 +49,7 @@ class GroundingConfig(TaskConfig):
         length_and_overlap_weighting: Whether a token's loss is multiplied by the predicted bin's
             distance in [0, 5] and by (1 - GIoU), as in the released code.
         smooth_coordinates: Whether training begins with coordinate tokens whose vectors change
-            smoothly from bin to bin. Pre-training has pushed all unused tokens to one place, which
+            smoothly from bin to bin. Pre-training has pushed all unused tokens to one point, which
             is slow to undo; the paper starts from there.
         start_unused: Which [unused...] token starts the decoder (released: 339).
         first_bin_unused: Which [unused...] token is bin 0; the bins follow (released: 340).
@@ -69,7 +69,7 @@ class GroundingConfig(TaskConfig):
 
 
 class Grounding(ModelTask[GenerativeModel]):
-    """Say the box of a phrase as four tokens: centre x, centre y, width, height.
+    """Predict the box of a phrase as four tokens: centre x, centre y, width, height.
 
     Args:
         model: The model to train.
@@ -92,7 +92,7 @@ class Grounding(ModelTask[GenerativeModel]):
             first_bin_id + config.num_bins <= vocab_size,
             "num_bins",
             config.num_bins,
-            f"leave the bins inside the vocabulary of {vocab_size} words: "
+            f"leave the bins inside the vocabulary of {vocab_size} tokens: "
             "train the tokenizer with more unused tokens, or take fewer bins",
         )
         self.config, self.start_id, self.first_bin_id = config, start_id, first_bin_id
@@ -132,7 +132,7 @@ class Grounding(ModelTask[GenerativeModel]):
             start_id=self.start_id,
             end_id=-1,
             max_tokens=4,
-            allowed=lambda said: is_bin,
+            allowed=lambda tokens: is_bin,
         )
         bins = torch.tensor(ids) - self.first_bin_id
         size = batch["image_size_px"].cpu().float()  # (B, 2): width, height

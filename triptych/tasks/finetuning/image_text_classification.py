@@ -181,11 +181,11 @@ def class_predictions(
     the last one.
     """
     best = [names[number] for number in scores.argmax(dim=1).tolist()]
-    shares = torch.softmax(scores, dim=1).cpu()
+    probabilities = torch.softmax(scores, dim=1).cpu()
     return Predictions(
         index=batch["index"].tolist(),
         texts=best,
-        scores={"label": best, "probabilities": shares, "positive": shares[:, -1]},
+        scores={"label": best, "probabilities": probabilities, "positive": probabilities[:, -1]},
     )
 
 

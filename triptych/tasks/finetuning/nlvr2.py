@@ -64,8 +64,8 @@ class NLVR2Config(TaskConfig):
     def __post_init__(self) -> None:
         """Reject values out of range."""
         check(self.max_text_tokens >= 3, "max_text_tokens", self.max_text_tokens, "be at least 3")
-        share = self.swap_probability
-        check(0 <= share <= 1, "swap_probability", share, "be from 0 to 1")
+        probability = self.swap_probability
+        check(0 <= probability <= 1, "swap_probability", probability, "be from 0 to 1")
 
 
 VLMO_NLVR2 = NLVR2Config(swap_probability=0.0, head=HeadConfig(hidden_ratio=1.0))

@@ -36,8 +36,8 @@ class RetrievalConfig(TaskConfig):
 
     Attributes:
         temperature: Start value of τ.
-        queue_size: Pairs in the feature queue (65,536 in the released code); 0 leaves it out.
-        momentum: Share of the momentum encoder kept each step (0.995); 0 leaves it out.
+        queue_size: Pairs in the feature queue (65,536 in the released code); 0 disables it.
+        momentum: Share of the momentum encoder kept each step (0.995); 0 disables it.
         alpha: Weight of the momentum encoders' distribution in ITC targets (0.4).
         alpha_ramp_steps: Steps over which alpha grows from 0 (released: the first epoch).
     """

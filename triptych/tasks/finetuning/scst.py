@@ -1,4 +1,4 @@
-"""Self-critical sequence training: raise the CIDEr of what captioning says (Rennie et al. 2017).
+"""Self-critical sequence training: raise the CIDEr of generated captions (Rennie et al. 2017).
 
 The gradient of the expected reward of a drawn caption w is E[(r(w) - b) ∇ log p(w)] for any
 baseline b that does not depend on w. All three parts are those of one policy: captions are drawn
@@ -54,7 +54,7 @@ class SCSTConfig(TaskConfig):
         captioning: What is trained; its search is the one that the model folder keeps.
         num_samples: Captions drawn for each image (released: the 5 of its beam).
         baseline: What a caption's reward is compared with: "mean" of the image's other samples,
-            or "greedy", the reward of the likeliest words (Rennie et al.). (The released mean
+            or "greedy", the reward of the greedy text (Rennie et al.). (The released mean
             counts the sample itself, which only scales the gradient by 1 - 1 / num_samples.)
         min_tokens: Tokens before a drawn caption may end.
         max_tokens: Longest drawn caption, [SEP] included (paper: 20).
@@ -134,17 +134,17 @@ class CiderReward:
         """
         if image_key not in self._references:
             raise DataError(f"the image with key {image_key} has no caption to be rewarded by")
-        said = [self.words(text, ended=end) for text, end in zip(captions, ended, strict=True)]
-        return [float(s) for s in self._scorer.score(said, self._references[image_key])]
+        generated = [self.words(text, ended=end) for text, end in zip(captions, ended, strict=True)]
+        return [float(s) for s in self._scorer.score(generated, self._references[image_key])]
 
 
 class SCST:
     """Captioning by policy gradient.
 
     Args:
-        model: A model that says captions already.
+        model: A model that already generates captions.
         config: Samples, baseline and lengths.
-        tokenizer: The model's words.
+        tokenizer: The model's tokenizer.
         reward: Scores captions by image.
     """
 
@@ -177,7 +177,7 @@ class SCST:
         keys = batch["image_key"].tolist()
         with evaluation_mode(self.modules):
             memory = self.captioning.memory(batch)
-            samples = self.captioning.speaker.sample(memory, self.config.sampling())
+            samples = self.captioning.text_generator.sample(memory, self.config.sampling())
             rewards = self._rewards(keys, samples).to(memory.layers[0].key.device)  # (B, K)
             baseline = self._baseline(keys, memory, rewards)
             log_probs = self.log_probs(memory, samples)
@@ -189,18 +189,18 @@ class SCST:
 
     def log_probs(self, memory: DecoderMemory, samples: Samples) -> Tensor:
         """Return (B, K) float32 Σ log p of the drawn tokens, the end included, with gradient."""
-        speaker, count = self.captioning.speaker, samples.token_ids.shape[1]
+        writer, count = self.captioning.text_generator, samples.token_ids.shape[1]
         token_ids = samples.token_ids.flatten(0, 1)  # (B·K, T)
         mask = samples.mask.flatten(0, 1)
         rows = torch.arange(memory.batch_size, device=token_ids.device).repeat_interleave(count)
-        start = torch.full_like(token_ids[:, :1], speaker.tokenizer.cls_id)
-        prompt = speaker.prompt(len(token_ids), token_ids.device)
+        start = torch.full_like(token_ids[:, :1], writer.tokenizer.cls_id)
+        prompt = writer.prompt(len(token_ids), token_ids.device)
         inputs = torch.cat([start, prompt, token_ids[:, :-1]], dim=1)
-        states = speaker.decoder(inputs, memory.select(rows))[:, prompt.shape[1] :]  # (B·K, T, D)
-        logits = speaker.decoder.word_logits(states[mask])  # (drawn tokens, V)
+        states = writer.decoder(inputs, memory.select(rows))[:, prompt.shape[1] :]  # (B·K, T, D)
+        logits = writer.decoder.word_logits(states[mask])  # (drawn tokens, V)
         position = torch.arange(token_ids.shape[1], device=mask.device).expand_as(mask)[mask]
         early = position < self.config.min_tokens  # the end could not be drawn here
-        ends = torch.arange(logits.shape[-1], device=mask.device) == speaker.tokenizer.sep_id
+        ends = torch.arange(logits.shape[-1], device=mask.device) == writer.tokenizer.sep_id
         logits = logits.masked_fill(early[:, None] & ends, -torch.inf)
         log_probs = token_log_probs(logits, self.config.sampling())
         drawn = log_probs.gather(1, token_ids[mask][:, None])[:, 0]
@@ -218,10 +218,10 @@ class SCST:
 
     def _rewards(self, keys: Sequence[int], samples: Samples) -> Tensor:
         """Score the samples: (B, K) float32."""
-        speaker = self.captioning.speaker
+        writer = self.captioning.text_generator
         rows = zip(keys, samples.texts(), samples.ended.tolist(), strict=True)
         return torch.tensor(
-            [self.reward(key, [speaker.text(t) for t in texts], ends) for key, texts, ends in rows]
+            [self.reward(key, [writer.text(t) for t in texts], ends) for key, texts, ends in rows]
         )
 
     def _baseline(self, keys: Sequence[int], memory: DecoderMemory, rewards: Tensor) -> Tensor:
@@ -230,10 +230,10 @@ class SCST:
             count = rewards.shape[1]
             return (rewards.sum(dim=1, keepdim=True) - rewards) / (count - 1)
         limit = self.config.max_tokens
-        found = self.captioning.speaker.greedy(
+        found = self.captioning.text_generator.greedy(
             memory, min_tokens=self.config.min_tokens, max_tokens=limit
         )
-        text = self.captioning.speaker.text
+        text = self.captioning.text_generator.text
         scores = [
             self.reward(key, [text(ids)], [len(ids) < limit])
             for key, ids in zip(keys, found, strict=True)

@@ -23,7 +23,7 @@ from triptych.generation.search import BeamConfig
 from triptych.models.base import GenerativeModel
 from triptych.nn.decoder import DecoderMemory
 from triptych.tasks.finetuning.base import ModelTask, fused_memory, target_log_probs
-from triptych.tasks.finetuning.speaker import Speaker
+from triptych.tasks.finetuning.text_generator import TextGenerator
 from triptych.tasks.spec import (
     CollatorInputs,
     Evaluation,
@@ -43,7 +43,7 @@ class VQAConfig(TaskConfig):
         beam: The search (released: 5 beams, 1 to 10 tokens).
         append_words: Whether the words that OCR read in an image and the names of its objects,
             where a record has them, follow its question (paper and released code: yes).
-        answer_list: Answers to choose from; empty lets the decoder say any words (paper).
+        answer_list: Answers to choose from; empty lets the decoder generate freely (paper).
         list_search: How one of the list is chosen: "rank" scores every answer (ALBEF, BLIP),
             "beam" searches with `beam.num_beams` beams in the tree of the answers.
         rank_top_k: Answers that "rank" scores whole, those with the likeliest first tokens
@@ -64,12 +64,12 @@ class VQAConfig(TaskConfig):
 
 
 class VQA(ModelTask[GenerativeModel]):
-    """Generate the answer; the words are free unless the config names a list of answers.
+    """Generate the answer, freely unless the config names a list of answers.
 
     Args:
         model: The model to train.
         config: The search.
-        tokenizer: The model's words.
+        tokenizer: The model's tokenizer.
 
     Raises:
         DataError: An answer of the list has no token.
@@ -92,8 +92,8 @@ class VQA(ModelTask[GenerativeModel]):
     def __init__(self, model: GenerativeModel, config: VQAConfig, tokenizer: Tokenizer) -> None:
         super().__init__(model)
         self.config = config
-        self.speaker = Speaker(model.decoder, tokenizer)
-        self._answer_ids = self.speaker.answer_ids(config.answer_list)
+        self.text_generator = TextGenerator(model.decoder, tokenizer)
+        self._answer_ids = self.text_generator.answer_ids(config.answer_list)
 
     def memory(self, batch: Mapping[str, Tensor]) -> DecoderMemory:
         """Fuse image and question to what the decoder reads."""
@@ -103,27 +103,27 @@ class VQA(ModelTask[GenerativeModel]):
         """Return {"vqa": Σ weight · cross-entropy summed over the answer / images}."""
         del active
         memory = self.memory(batch).select(batch["answer_row"])
-        said = target_log_probs(
+        log_probs = target_log_probs(
             self.model.decoder, batch["answer_token_ids"], batch["answer_mask"], memory
         )
-        return {"vqa": -(batch["answer_weight"] * said.sum(dim=1)).sum() / len(batch["image"])}
+        return {"vqa": -(batch["answer_weight"] * log_probs.sum(dim=1)).sum() / len(batch["image"])}
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
         """Answer each question; reads `image`, `token_ids`, `text_mask` and `index`."""
-        return Predictions(index=batch["index"].tolist(), texts=self._say(self.memory(batch)))
+        return Predictions(index=batch["index"].tolist(), texts=self._generate(self.memory(batch)))
 
-    def _say(self, memory: DecoderMemory) -> list[str]:
+    def _generate(self, memory: DecoderMemory) -> list[str]:
         answers = self.config.answer_list
         if not answers:
-            found = self.speaker.search(memory, self.config.beam)
-            return [self.speaker.text(texts[0].token_ids) for texts in found]
+            found = self.text_generator.search(memory, self.config.beam)
+            return [self.text_generator.text(texts[0].token_ids) for texts in found]
         if self.config.list_search == "beam":
             beams = self.config.beam.num_beams
-            places = self.speaker.search_list(memory, self._answer_ids, beams)
+            positions = self.text_generator.search_list(memory, self._answer_ids, beams)
         else:
-            places = self.speaker.rank(memory, self._answer_ids, self.config.rank_top_k)
-        return [answers[place] for place in places]
+            positions = self.text_generator.rank(memory, self._answer_ids, self.config.rank_top_k)
+        return [answers[position] for position in positions]
 
 
 def vqa_metrics(records: Sequence[Record], *, from_list: bool) -> list[Metric]:
