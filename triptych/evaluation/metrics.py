@@ -186,7 +186,7 @@ class CaptionMetric:
 def _bleu_values(
     candidates: Sequence[str], references: Sequence[Sequence[str]], tail: str
 ) -> list[MetricValue]:
-    """Return corpus BLEU-1..4; the bootstrap sums the counts of drawn captions anew."""
+    """Return corpus BLEU-1..4; the bootstrap sums the counts of resampled captions."""
     counts = captions.count_bleu(candidates, references)
     corpus = captions.bleu_from_counts(counts.sum(0))
     values = []
@@ -303,7 +303,7 @@ class ClassificationMetric:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SecondStage:
-    """How retrieval scores its first candidates anew.
+    """How retrieval re-ranks its first candidates.
 
     Attributes:
         score_pairs: From (n,) dataset positions of images and (n,) of captions to (n,) scores of
@@ -339,7 +339,7 @@ class RetrievalMetric:
         Args:
             image_keys: One a sample.
             caption_keys: One a sample.
-            second_stage: Scores the first candidates anew.
+            second_stage: Re-ranks the first candidates.
             folds: Parts of equally many images, in their order, within which queries look for
                 candidates; recall is that of all queries together.
 
@@ -440,7 +440,7 @@ def _second_ranks(
     score_pairs: retrieval.PairScores,
     relevance: retrieval.Relevance,
 ) -> Tensor:
-    """Score a shortlist anew and return the ranks."""
+    """Re-rank a shortlist and return the ranks."""
     scored = retrieval.rerank_shortlist(
         first, score_pairs, stage.combine, pairs_at_once=stage.pairs_at_once
     )

@@ -1,4 +1,4 @@
-"""Retrieval in both directions: ranks, recall at k, and a second stage that scores pairs anew.
+"""Retrieval in both directions: ranks, recall at k, and a second stage that re-ranks pairs.
 
 A candidate is right if it belongs to the query: one of several captions of an image, an image that
 occurs twice, or a caption that two images share. A query's rank is the number of wrong candidates

@@ -1,4 +1,4 @@
-"""Masked image modelling: name the codes of hidden patches (BEiT, equation 3; FLAVA, 3.3)."""
+"""Masked image modelling: predict the codes of masked patches (BEiT, equation 3; FLAVA, 3.3)."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def code_labels(codes: Tensor, hidden_patches: Tensor) -> Tensor:
 
 
 def mim_loss(logits: Tensor, codes: Tensor) -> Tensor:
-    """Return the mean cross-entropy of codes over the hidden patches of all processes.
+    """Return the mean cross-entropy of codes over the masked patches of all processes.
 
     Args:
-        logits: (..., V) scores of the codebook; (M, V) of the M hidden patches alone is cheapest.
+        logits: (..., V) scores of the codebook; (M, V) of the M masked patches alone is cheapest.
         codes: (...) int64, IGNORE_INDEX where the patch is seen.
 
     Returns:

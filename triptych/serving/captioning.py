@@ -29,7 +29,7 @@ def build_captioning(
 
     Args:
         model: Says the captions.
-        tokenizer: Its words.
+        tokenizer: Its tokenizer.
         settings: The model folder's.
         num_beams: Width of the search; None is the folder's own.
         prompt_ids: Tokens that each caption begins with; None is the folder's own prompt.

@@ -71,7 +71,7 @@ class Engine:
     Attributes:
         folder: Where the model was read from.
         model: The network, in evaluation mode.
-        tokenizer: Its words.
+        tokenizer: Its tokenizer.
         preprocess: How images are prepared.
         settings: What the model was trained for.
         device: Where it computes.
