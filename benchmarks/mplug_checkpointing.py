@@ -24,9 +24,9 @@ from benchmarks.mplug_step import CPU, Stepper
 from triptych.core.errors import DataError
 from triptych.core.memory import keep_freed_memory
 from triptych.tasks.pretraining.mplug import OBJECTIVES
-from triptych.train.activation_checkpointing import enable_activation_checkpointing
 from triptych.train.precision import autocast, resolve_precision
 from triptych.train.step import backward_micro_batch
+from triptych.train.trainer import enable_activation_checkpointing
 
 MIB = 2**20
 STEPS = 2

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from triptych.cli.demo import NUM_IMAGES, demo, score_row
-from triptych.cli.demo_images import image_cards
+from triptych.cli.demo import NUM_IMAGES, demo, image_cards, score_row
 from triptych.cli.main import main
 from triptych.core.config import to_dict
 from triptych.core.machine import describe_machine

@@ -1,6 +1,6 @@
 import pytest
 
-from triptych.report.numbers import format_duration, format_score, format_share
+from triptych.report.data import format_duration, format_score, format_share
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,10 @@ from triptych.models.families import create_model
 from triptych.nn.block import Block
 from triptych.tasks.pretraining.mplug import OBJECTIVES, MPLUGPretraining, MPLUGPretrainingConfig
 from triptych.tasks.pretraining.vlmo import OBJECTIVES as VLMO_OBJECTIVES
-from triptych.train.activation_checkpointing import enable_activation_checkpointing
 from triptych.train.config import OptimConfig, TrainConfig
 from triptych.train.precision import autocast
 from triptych.train.step import backward_micro_batch
-from triptych.train.trainer import Trainer
+from triptych.train.trainer import Trainer, enable_activation_checkpointing
 
 
 def _task():

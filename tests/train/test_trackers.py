@@ -11,8 +11,13 @@ from tests.train.toy import toy_trainer
 from triptych.core.config import from_dict, to_dict
 from triptych.core.errors import ConfigError
 from triptych.train.config import TrainConfig
-from triptych.train.metrics_log import MetricsLog, read_metrics
-from triptych.train.trackers import RemoteTracker, TensorBoardTracker, open_trackers
+from triptych.train.metrics_log import (
+    MetricsLog,
+    RemoteTracker,
+    TensorBoardTracker,
+    open_trackers,
+    read_metrics,
+)
 
 
 class Record:

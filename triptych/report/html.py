@@ -22,8 +22,17 @@ from triptych.core.errors import DataError
 from triptych.core.files import write_atomic
 from triptych.data.images import decode_image
 from triptych.report.curves import read_losses
-from triptych.report.data import RIGHT_IOU, Curve, ImageCard, ImageSource, ReportData, ScoreRow
-from triptych.report.numbers import format_duration, format_score, format_share
+from triptych.report.data import (
+    RIGHT_IOU,
+    Curve,
+    ImageCard,
+    ImageSource,
+    ReportData,
+    ScoreRow,
+    format_duration,
+    format_score,
+    format_share,
+)
 from triptych.report.svg import (
     NUM_COLOURS,
     Line,

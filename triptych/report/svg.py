@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from triptych.report.curves import Points, keep_finite, smooth, thin
-from triptych.report.data import RIGHT_IOU, Box, Grounding, ScoreRow, Series
-from triptych.report.numbers import format_score
+from triptych.report.data import RIGHT_IOU, Box, Grounding, ScoreRow, Series, format_score
 
 CHART_WIDTH, CHART_HEIGHT = 480, 280
 PLOT_LEFT, PLOT_RIGHT, PLOT_TOP, PLOT_BOTTOM = 42, 398, 22, 242

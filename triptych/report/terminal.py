@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from triptych.report.data import ScoreRow
-from triptych.report.numbers import format_score
+from triptych.report.data import ScoreRow, format_score
 
 NUMBERS = ("score", "95 % interval", "chance", "blind", "target")
 DROPPED_COLUMNS = ((), ("95 % interval",), ("95 % interval", "chance"), NUMBERS[1:])

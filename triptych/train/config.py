@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from triptych.core.config import check
-from triptych.train.trackers import TrackerName
+from triptych.train.metrics_log import TrackerName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

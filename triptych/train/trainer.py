@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from triptych.checkpoint.run import list_checkpoints, load_latest, save_checkpoint
 from triptych.core.errors import ConfigError, DataError
@@ -23,10 +23,9 @@ from triptych.distributed.collectives import (
     share_state,
 )
 from triptych.distributed.env import is_main, local_rank, rank, world_size
-from triptych.train.activation_checkpointing import enable_activation_checkpointing
 from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
 from triptych.train.interrupts import InterruptGuard, TrainingInterrupted
-from triptych.train.metrics_log import MetricsLog, StepMeans
+from triptych.train.metrics_log import MetricsLog, StepMeans, Tracker, open_trackers
 from triptych.train.optim import build_optimizer, group_parameters, is_vision_parameter
 from triptych.train.precision import autocast, resolve_precision
 from triptych.train.progress import Progress, StepClock, StepReport, build_progress
@@ -43,7 +42,6 @@ from triptych.train.step import (
     to_device,
 )
 from triptych.train.task import Task
-from triptych.train.trackers import Tracker, open_trackers
 
 Batches = Iterator[Mapping[str, Tensor]]
 
@@ -52,6 +50,9 @@ CHECKPOINTS = "checkpoints"
 
 RANK_STRIDE = 1_000_003
 """Difference between the seeds of neighbouring ranks."""
+
+CHECKPOINTING_SWITCH = "activation_checkpointing"
+"""Attribute of a module that can recompute its activations, such as `nn.block.Block`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -362,6 +363,29 @@ class Trainer:
         self.precision = state["precision"] if chosen == "auto" else chosen
         self.step = step
         self._last_checkpoint = self.checkpoint_folder / f"step_{step}"
+
+
+def enable_activation_checkpointing(modules: nn.Module) -> int:
+    """Make every module that can recompute its activations do so, and return their number.
+
+    Parameter names do not change. Losses and gradients are bitwise the same: random draws are
+    repeated.
+
+    Args:
+        modules: What is trained.
+
+    Raises:
+        ConfigError: The model has no such module.
+    """
+    able = [module for module in modules.modules() if hasattr(module, CHECKPOINTING_SWITCH)]
+    if not able:
+        raise ConfigError(
+            "no module of this model can recompute its activations: leave activation_checkpointing "
+            "off"
+        )
+    for module in able:
+        setattr(module, CHECKPOINTING_SWITCH, True)
+    return len(able)
 
 
 def _resolve_device(choice: str) -> torch.device:

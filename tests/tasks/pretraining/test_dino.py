@@ -16,7 +16,7 @@ from triptych.tasks.pretraining.dino import (
     SmallCropEncoder,
     image_side,
 )
-from triptych.train.activation_checkpointing import enable_activation_checkpointing
+from triptych.train.trainer import enable_activation_checkpointing
 
 HEAD = DINOConfig(
     out_dim=7,

@@ -24,8 +24,8 @@ from triptych.tasks.pretraining.flava import (
     FLAVAPretrainingConfig,
 )
 from triptych.tasks.pretraining.padding import cut_padding, true_positions
-from triptych.train.activation_checkpointing import enable_activation_checkpointing
 from triptych.train.task import MixedTask
+from triptych.train.trainer import enable_activation_checkpointing
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 
