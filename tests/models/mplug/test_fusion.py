@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.models.test_registry import shrunken
+from tests.models.test_families import shrunken
 from triptych.core.config import from_dict, to_dict
 from triptych.core.errors import CapabilityError, ConfigError
 from triptych.core.outputs import ImageFeatures, TextFeatures

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.models.test_registry import shrunken
+from tests.models.test_families import shrunken
 from triptych.core.errors import ConfigError
 from triptych.models.families import create_model
 from triptych.models.mplug.model import MPLUG

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tests.models.test_registry import shrunken
+from tests.models.test_families import shrunken
 from tests.tasks.pretraining.test_mplug import make_batch
 from triptych.models.mplug.model import MPLUG
 from triptych.nn import shortcuts
