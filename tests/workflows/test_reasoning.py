@@ -82,7 +82,7 @@ def test_scores_of_a_folder_are_those_of_its_task(folders, scenes, task, capsys,
     assert found[f"{task}_majority"].value == pytest.approx(common)
     classes = {str(name).lower() for name in names}
     assert {name for name in found if "/" in name} == {f"{task}/{name}" for name in classes}
-    arguments = ["--data", source.path, "--image-root", source.image_root, "--json"]
+    arguments = ["--data", source.path, "--image-root", source.image_root, "--out"]
     assert main(["eval", str(folders[task]), "--task", task, *arguments, str(tmp_path / "s")]) == 0
     assert f"{task}_majority" in capsys.readouterr().out
     stored = json.loads((tmp_path / "s").read_text())["scores"][0]["metrics"]

@@ -136,7 +136,7 @@ def test_kinds_are_those_of_the_first_record_unless_they_are_said(tmp_path, sour
         read(tmp_path, "corpus.txt", "a text\n"),
         replace(sources[1], kind="image", ratio=0.5, name="own"),
     )
-    data = read_training_data(small_run("mplug.caption", *found), tmp_path / "run")
+    data = read_training_data(small_run("flava.joint", *found), tmp_path / "run")
     stem = data.sources[0].name
     assert data.batch_sources(Mixed()) == (
         BatchSource(name=stem, kind="pair"),
@@ -145,8 +145,8 @@ def test_kinds_are_those_of_the_first_record_unless_they_are_said(tmp_path, sour
         BatchSource(name="own", kind="image"),
     )
     assert all(source.kind is None for source in data.batch_sources(Plain()))
-    unknown = read(tmp_path, "statements.jsonl", {"premise": "a", "hypothesis": "b", "label": None})
-    only = read_training_data(small_run("mplug.caption", unknown), tmp_path / "b")
+    unknown = read(tmp_path, "statements.jsonl", {"premise": "a", "hypothesis": "b", "label": "c"})
+    only = read_training_data(small_run("classify.texts", unknown), tmp_path / "b")
     with pytest.raises(ConfigError, match="set kind to pair, image or text"):
         only.batch_sources(Mixed())
 

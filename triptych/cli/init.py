@@ -75,11 +75,11 @@ def run(arguments: Sequence[str]) -> int:
 
 def count_fields(records: Sequence[Record]) -> dict[str, int]:
     """Return how many records have each field that a recipe needs."""
-    from triptych.tasks.registry import recipe_needs
+    from triptych.tasks.registry import has_field, recipe_needs
 
     ways = (way for needed in recipe_needs().values() for need in needed for way in need.split("|"))
     names = dict.fromkeys(("image", *ways))
-    counts = {name: sum(_has(record, name) for record in records) for name in names}
+    counts = {name: sum(has_field(record, name) for record in records) for name in names}
     return {name: count for name, count in counts.items() if count}
 
 
@@ -89,22 +89,13 @@ def fitting_recipes(records: Sequence[Record]) -> list[str]:
     Of images alone it is the image tokenizer, which needs nothing else and which other recipes for
     images start from.
     """
-    from triptych.tasks.registry import recipe_needs
+    from triptych.tasks.registry import missing_fields, recipe_needs
 
     return [
         name
         for name, needs in recipe_needs().items()
-        if any(not _missing(needs, record) for record in records)
+        if any(not missing_fields(needs, record) for record in records)
     ]
-
-
-def _missing(needs: Sequence[str], record: Record) -> list[str]:
-    """Return what a record lacks of what a recipe needs."""
-    return [need for need in needs if not any(_has(record, way) for way in need.split("|"))]
-
-
-def _has(record: Record, name: str) -> bool:
-    return getattr(record, name) not in (None, ())
 
 
 def choose_recipe(records: Sequence[Record], asked: str | None, where: str) -> str:
@@ -115,11 +106,13 @@ def choose_recipe(records: Sequence[Record], asked: str | None, where: str) -> s
         DataError: The records do not have what the recipe, or any recipe, needs.
     """
     from triptych.recipes.registry import RECIPES
-    from triptych.tasks.registry import recipe_needs
+    from triptych.tasks.registry import missing_fields, recipe_needs
 
     if asked is not None:
         RECIPES.get(asked)
-        missing = min((_missing(recipe_needs()[asked], record) for record in records), key=len)
+        missing = min(
+            (missing_fields(recipe_needs()[asked], record) for record in records), key=len
+        )
         if missing:
             raise DataError(
                 f"{where}: no record has {_listed(missing, ' and ')}, which {asked} needs "

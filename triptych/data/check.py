@@ -24,6 +24,8 @@ from triptych.data.skips import ImageProblem, SkipKind, Skipped
 from triptych.data.source import DataSourceConfig
 from triptych.data.transforms.geometry import relative_box
 
+CLIPS_ARE_NOT_READ = "is a clip, and training reads images: write its frames as images"
+
 COUNTED_FIELDS = (
     *("image", "images", "video", "caption", "question", "answers", "phrase", "box"),
     *("statement", "premise", "hypothesis", "label", "text"),
@@ -311,7 +313,14 @@ def _record_problem(record: Record, images: dict[ImageSource, _ImageFile]) -> Sk
     if record.video is not None and not Path(record.video).is_file():
         message = "there is no such file"
         return Skipped(SkipKind.MISSING_FILE, record.video, message, record.record_id)
-    return None
+    return clip_problem(record)
+
+
+def clip_problem(record: Record) -> Skipped | None:
+    """Return why a record that shows a clip alone cannot be trained on; None for other records."""
+    if record.video is None or record.image is not None:
+        return None
+    return Skipped(SkipKind.VIDEO, record.video, CLIPS_ARE_NOT_READ, record.record_id)
 
 
 def _count_fields(records: list[Record]) -> dict[str, int]:

@@ -34,6 +34,7 @@ class SkipKind(StrEnum):
     NOT_UTF8 = "not_utf8"
     MISSING_FIELD = "missing_field"
     BAD_RECORD = "bad_record"
+    VIDEO = "video"
 
 
 @dataclass(frozen=True, slots=True)

@@ -264,6 +264,23 @@ def recipe_that_teaches(use: str, model: Any) -> str | None:
     return None
 
 
+def missing_fields(needs: Sequence[str], record: Record) -> list[str]:
+    """Return what a record lacks of what a task or recipe needs; "a|b" where either will do."""
+    return [need for need in needs if not any(has_field(record, way) for way in need.split("|"))]
+
+
+def has_field(record: Record, name: str) -> bool:
+    """Return whether a record has a field."""
+    return getattr(record, name) not in (None, ())
+
+
+def needs_of(config: TaskConfig, recipe: str) -> tuple[str, ...]:
+    """Return what a record must have for a run: what its recipe says, or its task."""
+    spec = task_spec(config)
+    own = [known.needs for known in spec.recipes if known.name == recipe and known.needs]
+    return own[0] if own else spec.needs
+
+
 def recipe_needs() -> dict[str, tuple[str, ...]]:
     """Return what a record must have for each recipe, those that `init` may choose first."""
     found = [(recipe, spec) for spec in TASKS.values() for recipe in spec.recipes]

@@ -20,13 +20,13 @@ SCENES = {"smoke": 48, "tiny": 24_000, "small": 100_000}
 """Built-in scenes that a scale trains on."""
 
 FORMATS_OF_NEEDS = {
-    ("caption",): "captions",
+    ("image", "caption"): "captions",
     ("image",): "captions",
     ("caption|image|text",): "captions",
     ("text|caption",): "text",
-    ("question", "answers"): "vqa",
-    ("phrase", "box"): "refs",
-    ("statement", "label"): "nlvr2",
+    ("image", "question", "answers"): "vqa",
+    ("image", "phrase", "box"): "refs",
+    ("images", "statement", "label"): "nlvr2",
     ("image", "hypothesis", "label"): "snli_ve",
     ("image", "text|hypothesis", "label"): "snli_ve",
 }

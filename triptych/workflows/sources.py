@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from triptych.core.errors import ConfigError
+from triptych.core.errors import ConfigError, DataError
+from triptych.data.check import CLIPS_ARE_NOT_READ, clip_problem
 from triptych.data.collate import AnyCollator
 from triptych.data.manifest import read_records
 from triptych.data.mixture import MixtureSource, build_mixture
@@ -18,6 +19,7 @@ from triptych.data.stream import BatchLoader, build_loader
 from triptych.data.transforms.pipeline import ImageTransform
 from triptych.distributed.env import is_main, rank, world_size
 from triptych.recipes.config import RunConfig
+from triptych.tasks.registry import has_field, missing_fields, needs_of
 from triptych.train.sources import BatchSource
 from triptych.train.task import MixedTask, Task
 
@@ -103,7 +105,14 @@ def read_training_data(config: RunConfig, run_folder: Path) -> TrainingData:
     if not config.data.train:
         raise ConfigError("data.train is empty: name a manifest with --data PATH")
     found = [read_records(source) for source in config.data.train]
+    needs = needs_of(config.task, config.recipe)
+    for source, part in zip(config.data.train, found, strict=True):
+        check_fields(part.records, needs, source.path, config.recipe)
     skipped = [entry for part in found for entry in part.skipped]
+    if any(need in ("image", "images") for need in needs):
+        skipped += [p for part in found for r in part.records if (p := clip_problem(r)) is not None]
+        for part in found:
+            part.records[:] = [record for record in part.records if clip_problem(record) is None]
     run_folder.mkdir(parents=True, exist_ok=True)
     log = SkipLog(
         run_folder,
@@ -118,6 +127,30 @@ def read_training_data(config: RunConfig, run_folder: Path) -> TrainingData:
         for source, name, part in zip(config.data.train, names, found, strict=True)
     )
     return TrainingData(sources, log)
+
+
+def check_fields(records: Sequence[Record], needs: Sequence[str], where: str, recipe: str) -> None:
+    """Raise where no record has the fields that a run reads; clips alone are no images.
+
+    Raises:
+        DataError: None has; the message names what is missing and what there is.
+    """
+    missing = min((missing_fields(needs, record) for record in records), key=len, default=[])
+    if not missing:
+        return
+    if all(clip_problem(record) is not None for record in records):
+        raise DataError(f"{where}: every record {CLIPS_ARE_NOT_READ}")
+    names = [
+        field.name
+        for field in fields(Record)
+        if field.name not in ("record_id", "image_id", "split")
+    ]
+    present = [name for name in names if any(has_field(record, name) for record in records)]
+    lacked = " and ".join(need.replace("|", " or ") for need in missing)
+    raise DataError(
+        f"{where}: no record has {lacked}, which {recipe} needs (found: {', '.join(present)}); "
+        "name other data, or another recipe: `triptych init` says which fit"
+    )
 
 
 def training_loader(

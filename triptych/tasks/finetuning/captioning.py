@@ -169,7 +169,7 @@ SPEC = TaskSpec(
     trained_for="captioning",
     build=lambda config, model, tokenizer, _: Captioning(model, config, tokenizer),
     collator=_captions,
-    needs=("caption",),
+    needs=("image", "caption"),
     models=TrainedModels(capabilities=("decode",)),
     recipes=(TaskRecipe("mplug.caption", "mplug"),),
     serves=("caption",),

@@ -33,6 +33,7 @@ from triptych.tasks.spec import (
     TaskRecipe,
     TaskSpec,
     TrainedModels,
+    TrainingSetup,
 )
 from triptych.text import Tokenizer
 
@@ -96,6 +97,12 @@ class Grounding(ModelTask[GenerativeModel]):
             "train the tokenizer with more unused tokens, or take fewer bins",
         )
         self.config, self.start_id, self.first_bin_id = config, start_id, first_bin_id
+
+    def initialise(self, setup: TrainingSetup) -> None:
+        """Give the coordinate tokens smooth vectors, where the settings ask for them."""
+        del setup
+        if self.config.smooth_coordinates:
+            self.init_coordinates()
 
     def memory(self, batch: Mapping[str, Tensor]) -> DecoderMemory:
         """Fuse image and phrase to what the decoder reads."""
@@ -224,7 +231,7 @@ SPEC = TaskSpec(
     trained_for="grounding",
     build=_build_grounding,
     collator=_grounding_collator,
-    needs=("phrase", "box"),
+    needs=("image", "phrase", "box"),
     models=TrainedModels(capabilities=("decode",)),
     recipes=(TaskRecipe("mplug.grounding", "mplug", default=True),),
     serves=("ground",),

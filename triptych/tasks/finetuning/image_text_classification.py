@@ -220,7 +220,7 @@ ANSWERS_SPEC = TaskSpec(
     trained_for="answer_classification",
     build=lambda config, model, *_: AnswerClassification(model, config),
     collator=_answer_collator,
-    needs=("question", "answers"),
+    needs=("image", "question", "answers"),
     recipes=(
         TaskRecipe("vlmo.vqa", "vlmo"),
         TaskRecipe("flava.vqa", "flava"),

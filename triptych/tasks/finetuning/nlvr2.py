@@ -156,7 +156,7 @@ SPEC = TaskSpec(
     trained_for="nlvr2",
     build=lambda config, model, *_: NLVR2(model, config),
     collator=_statement_collator,
-    needs=("statement", "label"),
+    needs=("images", "statement", "label"),
     models=TrainedModels(contract=TwoImageReader),
     recipes=(
         TaskRecipe("mplug.nlvr2", "mplug", default=True),

@@ -281,7 +281,7 @@ SPEC = TaskSpec(
     trained_for="captioning",
     build=_build_scst,
     collator=_image_keys,
-    needs=("caption",),
+    needs=("image", "caption"),
     models=TrainedModels(capabilities=("decode",)),
     recipes=(TaskRecipe("mplug.scst", "mplug"),),
     serves=("caption",),

@@ -148,7 +148,7 @@ SPEC = TaskSpec(
     trained_for="vqa",
     build=lambda config, model, tokenizer, _: VQA(model, config, tokenizer),
     collator=_vqa_collator,
-    needs=("question", "answers"),
+    needs=("image", "question", "answers"),
     models=TrainedModels(capabilities=("decode",)),
     recipes=(TaskRecipe("mplug.vqa", "mplug", default=True),),
     serves=("answer",),

@@ -477,7 +477,7 @@ SPEC = TaskSpec(
     trained_for="pretraining",
     build=lambda config, model, *_: MPLUGPretraining(model, config),
     collator=lambda config, inputs: PretrainingCollator(inputs.tokenizer, inputs.captions),
-    needs=("caption",),
+    needs=("image", "caption"),
     models=TrainedModels(families=("mplug",)),
     recipes=(TaskRecipe("mplug.pretrain", "mplug", default=True),),
     serves=("caption", "match", "embed", "classify"),

@@ -359,7 +359,7 @@ SPEC = TaskSpec(
     trained_for="pretraining",
     build=lambda config, model, *_: VLMoPretraining(model, config),
     collator=lambda config, inputs: PretrainingCollator(inputs.tokenizer, inputs.captions),
-    needs=("caption",),
+    needs=("image", "caption"),
     models=TrainedModels(families=("vlmo",)),
     recipes=(TaskRecipe("vlmo.pretrain", "vlmo"),),
     serves=("match", "embed", "classify"),
