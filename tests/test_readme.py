@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.readme_table import BLOCK, table
+from benchmarks.pages.readme_table import BLOCK, table
 from triptych.cli.main import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from benchmarks.masking import loop_mask
+from benchmarks.speed.masking import loop_mask
 from triptych.core.errors import ConfigError
 from triptych.data.block_masking import BlockMaskingConfig, block_masks, draw_mask_key
 

@@ -18,7 +18,7 @@ MASKED = -1e4
 """Added to the score of a masked key; exp(-1e4) is exactly 0 in fp32 and bf16."""
 
 SDPA_MIN_KEYS_CPU_FP32 = 192
-"""From this many keys on, torch's CPU kernel is the faster one (benchmarks/attention.py)."""
+"""From this many keys on, torch's CPU kernel is the faster one (benchmarks/speed/attention.py)."""
 
 
 def use_sdpa(query: Tensor, key: Tensor, dropout: float = 0.0) -> bool:

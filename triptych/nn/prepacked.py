@@ -2,7 +2,7 @@
 
 A product of a few rows with a large matrix is bound by reading the matrix. torch's CPU kernel for
 float32 first copies it into another order, in every call; here oneDNN does that once. The layers of
-a decoder that says a text word by word then take half the time or less (benchmarks/beam.py).
+a decoder that says a text word by word then take half the time or less (benchmarks/speed/beam.py).
 """
 
 from __future__ import annotations

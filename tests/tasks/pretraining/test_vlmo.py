@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.vlmo_plain import padded, plain_losses
+from benchmarks.speed.vlmo_plain import padded, plain_losses
 from triptych.core.errors import ConfigError
 from triptych.models.vlmo.config import VLMoConfig
 from triptych.models.vlmo.model import VLMo

@@ -1,0 +1,83 @@
+"""Gather FLAVA's figures: parity, first gradient, step and memory against transformers, scenes.
+
+Writes `benchmarks/results/flava.json`; `gather.py` says how. Parity, step and memory
+need transformers (`pip install triptych[bench]`). The joint recipe takes under 20 minutes on two
+idle cores, the comparisons of seeds about as long.
+
+    python -m benchmarks.pages.flava
+    python -m benchmarks.pages.flava --only parity step_fp32
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from benchmarks.pages.gather import Benchmark, Part, at_least, at_most, build_parser, gather
+
+FLAVA = Benchmark(
+    name="flava",
+    prefix="flava_",
+    details=("low", "high", "with", "without", "range", "by_step"),
+    parts=(
+        Part("parity", ("-m", "benchmarks.parity.flava_parity"), ("parity_max_error",)),
+        Part(
+            "gradients", ("-m", "benchmarks.speed.flava_step", "--gradients"), ("grad_norm_step0",)
+        ),
+        *(
+            Part(
+                f"step_{precision}",
+                ("-m", "benchmarks.speed.flava_step", "--precision", precision),
+                (f"step_{precision}_over_transformers",),
+            )
+            for precision in ("fp32", "bf16")
+        ),
+        Part(
+            "memory",
+            ("-m", "benchmarks.speed.flava_step", "--memory"),
+            ("memory_over_transformers",),
+        ),
+        Part(
+            "masking",
+            (
+                "-m",
+                "benchmarks.speed.masking",
+            ),
+            ("masking_speedup", "speedup_over_plain_loop"),
+        ),
+        Part(
+            "joint",
+            ("-m", "benchmarks.scenes.flava_scenes", "joint"),
+            ("joint_minutes", "i2t_r1", "t2i_r1", "probe_shape", "probe_shape_compositional"),
+        ),
+        Part(
+            "ceiling",
+            ("-m", "benchmarks.scenes.flava_ceiling"),
+            ("shape_supervised", "shape_supervised_compositional"),
+        ),
+        *(
+            Part(name, ("-m", "benchmarks.scenes.flava_scenes", name), (name,))
+            for name in ("joint_gain", "global_contrastive_gain")
+        ),
+    ),
+    bars={
+        "parity_max_error": at_most("parity_max_error", 1e-4),
+        "grad_norm_step0": at_most("grad_norm_step0", 50),
+        "step_fp32_over_transformers": at_least("step_fp32_over_transformers", 1.3),
+        "step_bf16_over_transformers": at_least("step_bf16_over_transformers", 1.3),
+        "memory_over_transformers": at_most("memory_over_transformers", 0.8),
+        "masking_speedup": at_least("masking_speedup", 20),
+        "joint_minutes": at_most("joint_minutes", 20),
+        "i2t_r1": at_least("i2t_r1", 0.65),
+        "t2i_r1": at_least("t2i_r1", 0.65),
+        "probe_shape": at_least("probe_shape", 0.95),
+    },
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return gather(FLAVA, build_parser(FLAVA, __doc__).parse_args(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""Write docs/results.md: every figure beside its bar, with command, commit and machine.
+
+Reads the results that the four gatherers leave in `benchmarks/results`, and measures nothing.
+
+    python -m benchmarks.pages.results_page
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.pages.efficiency_page import make_table
+from benchmarks.pages.flava import FLAVA
+from benchmarks.pages.foundation import FOUNDATION
+from benchmarks.pages.gather import RESULTS, ROOT, Benchmark, load_json
+from benchmarks.pages.mplug import MPLUG
+from benchmarks.pages.vlmo import VLMO
+
+PAGE = ROOT / "docs" / "results.md"
+SMALL_DEMO = "demo_small.json"
+VERDICTS = {True: "reached", False: "**missed**", None: "not measured"}
+TITLES = {
+    "foundation": "The demo, and what all models share",
+    "small": "The longer demo: twice the pictures and steps",
+    "mplug": "mPLUG",
+    "vlmo": "VLMo",
+    "flava": "FLAVA",
+}
+WHAT = {
+    "foundation": {
+        "demo_minutes": "`make demo` on two cores, installation excluded, minutes",
+        "i2t_r1": "image to text among 500 unseen scenes, recall at 1, by ITC",
+        "t2i_r1": "text to image, the same",
+        "i2t_r1_itm": "image to text after ITM",
+        "t2i_r1_itm": "text to image after ITM",
+        "caption_objects": "objects that captions name with the right size, colour and shape",
+        "vqa": "VQA accuracy",
+        "vqa_blind": "VQA accuracy of the majority answer of each question type",
+        "grounding": "boxes with IoU of 0.5 or more",
+        "bf16_speedup": "training step of the demo in bf16 over fp32 with torch's SDPA",
+        "beam_cache_speedup": "beam 5, 20 tokens, base size, with caches over without",
+        "scenes_per_s": "scenes drawn a second, 64 px, one core",
+        "resume_kills": "runs of 10 that go on bitwise equal after kill -9",
+        "own_data": "200 mixed files, 3 of them corrupt, from check to caption",
+    },
+    "mplug": {
+        "fusion_s3_over_coattention": "skip-connected fusion, S = 3, over co-attention",
+        "fusion_s3_over_connected": "the same over connected-attention",
+        "step_fast_over_plain": "pre-training step, base, one pass over one an objective",
+        "step_default_over_plain_fp32": "the same in the default precision over plain fp32",
+        "step_outside_products": "share of that step, fast path, that is no matrix product",
+        "beam10_over_uncached": "caption, base, beam 10, 20 tokens, with caches over without",
+        "rerank_over_plain": "ITM of 64 texts an image, S = 6",
+        "checkpointing_memory_ratio": "peak memory with activation checkpointing over without",
+        "scst_cider_before": "CIDEr of captions before SCST",
+        "scst_cider_after": "CIDEr after",
+    },
+    "vlmo": {
+        "golden_max_error": "largest difference to the released code's outputs and losses",
+        "stagewise_minutes": "all stages on the scenes, two cores, minutes",
+        "i2t_r1": "image to text among 500 unseen scenes, recall at 1, dot product",
+        "t2i_r1": "text to image, the same",
+        "i2t_r1_dual": "image to text among fewer of them, dot product",
+        "t2i_r1_dual": "text to image, the same",
+        "i2t_r1_itm": "image to text among the same fewer, by ITM on all pairs",
+        "t2i_r1_itm": "text to image, the same",
+        "vqa": "VQA accuracy by classification",
+        "step_fast_over_plain": "step of the third stage, base, over the plain one",
+        "stagewise_gain": "recall at 1 that the first two stages add to a third of equal budget",
+        "multiway_gain": "recall at 1 that experts add to one FFN for all",
+        "global_negatives_gain": "recall at 1 after ITM that negatives of both processes add",
+        "dual_over_fusion_speed": "5,000 pictures x 25,000 texts by dot product over ITM on all",
+    },
+    "flava": {
+        "parity_max_error": "largest difference to transformers, three sizes, three kinds of batch",
+        "grad_norm_step0": "norm of the first gradient, released size, fresh weights",
+        "step_fp32_over_transformers": "step on 8 pairs, released size, fp32, over transformers'",
+        "step_bf16_over_transformers": "the same in bf16",
+        "memory_over_transformers": "peak memory of that step over transformers'",
+        "masking_speedup": "block masks of 256 pictures over transformers' loop",
+        "speedup_over_plain_loop": "the same over our own plain loop in Python",
+        "joint_minutes": "all stages on the scenes, two cores, minutes",
+        "i2t_r1": "image to text among 500 unseen scenes, recall at 1, zero-shot",
+        "t2i_r1": "text to image, the same",
+        "probe_shape": "shape of one object by a linear probe of the image encoder",
+        "probe_shape_compositional": "the same, of colour-shape pairs never seen in training",
+        "shape_supervised": "the same encoder from fresh weights, when labels teach it shapes",
+        "shape_supervised_compositional": "the same, of colour-shape pairs without a label",
+        "joint_gain": "recall at 1 that pictures and texts alone add to as many steps of pairs",
+        "global_contrastive_gain": "recall at 1 that the global contrastive gradient adds",
+    },
+}
+"""What each figure is, in the order of the page; the others stand in the files alone."""
+
+HEAD = """# Results
+
+What was measured, beside the bar that it is held to, reached or not.
+`python -m benchmarks.pages` writes this page from
+[benchmarks/results](../benchmarks/results), where each figure's interval and protocol stand;
+[benchmarks/README.md](../benchmarks/README.md) says how to measure again. Gains are differences of
+recall at 1 over three seeds, with their 95 % interval. Machines have two cores and no GPU; letters
+name them. A commit is the one that was measured.
+"""
+
+
+def format_value(figure: Mapping[str, Any]) -> str:
+    """Return a value with three digits that count, and its interval if it has one."""
+    value = figure["value"]
+    if value is None:
+        return f"({figure['not_measured']})"
+    if isinstance(value, str):
+        return value
+    text = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+    if "low" in figure:
+        text += f" ({figure['low']:.3g} to {figure['high']:.3g})"
+    return text
+
+
+def machine_name(machine: Mapping[str, str]) -> str:
+    """Return processor, bf16 and torch of a machine."""
+    bf16 = machine.get("bf16") or "unknown"
+    return f"{machine['CPU']}, bf16: {bf16}; torch {machine['torch']}"
+
+
+def section(benchmark: Benchmark, result: Mapping[str, Any], machines: dict[str, str]) -> str:
+    """Return the table of one benchmark.
+
+    Args:
+        benchmark: Says which bars there are.
+        result: Content of its file.
+        machines: Letters of machines by name; new ones are added.
+    """
+    rows = []
+    for key, what in WHAT[benchmark.name].items():
+        figure = result["figures"][key]
+        name = machine_name(figure.get("machine", result["machine"]))
+        letter = machines.setdefault(name, chr(ord("A") + len(machines)))
+        bar = figure["bar"]
+        command = f"`{figure['command']}`"
+        commit = figure.get("commit", result["commit"])[:9]
+        verdict = f"{bar}: {VERDICTS[figure['reached']]}" if bar else ""
+        if "precision" in figure:
+            what += f", {figure['precision']}"
+        rows.append([what, format_value(figure), verdict, command, f"{commit} {letter}"])
+    head = ["what", "value", "bar", "command", "commit, machine"]
+    return f"## {TITLES[benchmark.name]}\n\n{make_table(head, rows)}"
+
+
+def small_demo(path: Path, machines: dict[str, str]) -> str:
+    """Return the table of the longer demo, from its `results.json` without the configs.
+
+    Args:
+        path: That, with a "note" on how it was run.
+        machines: Letters of machines by name; new ones are added.
+    """
+    found = load_json(path)
+    letter = machines.setdefault(machine_name(found["machine"]), chr(ord("A") + len(machines)))
+    figures = found["figures"]
+    rows = [
+        [what, format_value(figures[key]), format_value(figures[f"compositional_{key}"])]
+        for key, what in WHAT["foundation"].items()
+        if f"compositional_{key}" in figures
+    ]
+    command = figures["demo_minutes"]["command"]
+    head = f"`{command}`, {found['commit'][:9]} {letter}: {found['note']}"
+    table = make_table(["what", "value", "compositional"], rows)
+    return f"## {TITLES['small']}\n\n{head}\n\n{table}"
+
+
+def page(folder: Path) -> str:
+    """Return the page of the results in a folder; a benchmark without a file is said to have none.
+
+    Raises:
+        DataError: A file is not JSON.
+    """
+    machines: dict[str, str] = {}
+    parts = [HEAD.strip()]
+    for benchmark in (FOUNDATION, MPLUG, VLMO, FLAVA):
+        path = folder / f"{benchmark.name}.json"
+        if path.is_file():
+            parts.append(section(benchmark, load_json(path), machines))
+        else:
+            parts.append(f"## {TITLES[benchmark.name]}\n\nNot measured yet.")
+        small = folder / SMALL_DEMO
+        if benchmark is FOUNDATION and small.is_file():
+            parts.append(small_demo(small, machines))
+    letters = "\n".join(f"- {letter}: {name}" for name, letter in machines.items())
+    return "\n\n".join([*parts, f"## Machines\n\n{letters}"]) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
+    parser.add_argument("--out", type=Path, default=PAGE, help="the page")
+    options = parser.parse_args(arguments)
+    options.out.write_text(page(options.results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Gather VLMo's figures: golden files, speed, the three stages, and what each idea adds.
+
+Writes `benchmarks/results/vlmo.json`; `gather.py` says how. The stages take about 20
+minutes on two idle cores, the comparisons of seeds about as long together.
+
+    python -m benchmarks.pages.vlmo
+    python -m benchmarks.pages.vlmo --only golden step
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from benchmarks.pages.gather import Benchmark, Part, at_least, at_most, build_parser, gather
+
+MODEL = "runs/vlmo_bench/stagewise/pretrain/model"
+
+VLMO = Benchmark(
+    name="vlmo",
+    prefix="vlmo_",
+    details=("low", "high", "with", "without", "range", "dual_minutes", "fusion_days"),
+    parts=(
+        Part("golden", ("-m", "benchmarks.parity.vlmo_golden"), ("golden_max_error",)),
+        Part("step", ("-m", "benchmarks.speed.vlmo_step"), ("step_fast_over_plain",)),
+        Part(
+            "stagewise",
+            ("-m", "benchmarks.scenes.vlmo_scenes", "stagewise"),
+            ("stagewise_minutes", "i2t_r1", "t2i_r1", "vqa"),
+        ),
+        *(
+            Part(name, ("-m", "benchmarks.scenes.vlmo_scenes", name), (name,))
+            for name in ("stagewise_gain", "multiway_gain", "global_negatives_gain")
+        ),
+        Part(
+            "dual",
+            ("-m", "benchmarks.speed.vlmo_dual", "--model", MODEL),
+            (
+                *("dual_over_fusion_speed", "i2t_r1_dual", "t2i_r1_dual"),
+                *("i2t_r1_itm", "t2i_r1_itm"),
+            ),
+        ),
+    ),
+    bars={
+        "golden_max_error": at_most("golden_max_error", 1e-4),
+        "stagewise_minutes": at_most("stagewise_minutes", 20),
+        "i2t_r1": at_least("i2t_r1", 0.70),
+        "t2i_r1": at_least("t2i_r1", 0.70),
+        "vqa": at_least("vqa", 0.60),
+        "step_fast_over_plain": at_least("step_fast_over_plain", 1.25),
+    },
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    return gather(VLMO, build_parser(VLMO, __doc__).parse_args(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
