@@ -145,7 +145,9 @@ def test_kinds_are_those_of_the_first_record_unless_they_are_said(tmp_path, sour
         BatchSource(name="own", kind="image"),
     )
     assert all(source.kind is None for source in data.batch_sources(Plain()))
-    unknown = read(tmp_path, "statements.jsonl", {"premise": "a", "hypothesis": "b", "label": "c"})
+    unknown = read(
+        tmp_path, "statements.jsonl", {"premise": "a", "hypothesis": "b", "label": "neutral"}
+    )
     only = read_training_data(small_run("classify.texts", unknown), tmp_path / "b")
     with pytest.raises(ConfigError, match="set kind to pair, image or text"):
         only.batch_sources(Mixed())
