@@ -12,7 +12,7 @@ from torch import Tensor
 from triptych.core.config import OpenConfig
 from triptych.core.outputs import MetricValue
 from triptych.data.collate import AnyCollator, PretrainingTextConfig
-from triptych.data.collate.crops import MultiCropConfig
+from triptych.data.collate.image import MultiCropConfig
 from triptych.data.records import Record
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.evaluation.metrics import Metric

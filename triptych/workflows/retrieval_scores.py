@@ -14,7 +14,7 @@ from triptych.core.outputs import MetricValue, Predictions
 from triptych.data.caption_cleaning import clean_caption
 from triptych.data.collate import ImageKeyCollator
 from triptych.data.collate.base import image_key
-from triptych.data.collate.retrieval import CaptionCollator
+from triptych.data.collate.finetuning import CaptionCollator
 from triptych.data.records import Record
 from triptych.data.skips import SkipKind, SkipLog, Skipped
 from triptych.data.stream import BatchLoader, build_loader
