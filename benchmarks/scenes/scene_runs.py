@@ -25,7 +25,6 @@ from rich.console import Console
 from triptych.core.config import load_yaml
 from triptych.core.errors import ConfigError
 from triptych.core.files import write_json
-from triptych.models.families import build_model, model_config
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
 from triptych.scenes.layout import SceneFiles
@@ -210,7 +209,7 @@ def compare(
     stages = out / STAGEWISE
     if not is_stagewise(stages) or not is_finished(last_stage(stages)):
         raise ConfigError(f"{stages} holds no trained stages: run the part that trains them first")
-    precision = one_precision(plan, options.precision)
+    precision = one_precision(options.precision)
     rows = []
     for seed in range(options.seeds):
         run = fresh_run(replace(plan, seed=seed), out, options.steps, precision)
@@ -240,12 +239,10 @@ def difference(name: str, rows: Sequence[tuple[float, float]]) -> dict[str, Any]
     }
 
 
-def one_precision(plan: StagewisePlan, choice: Any) -> str:
-    """Return the precision of all runs of a comparison; each would measure "auto" on its own."""
-    recipe = list(STAGES[plan.family].values())[-1]
-    model = build_model(model_config(build_recipe(recipe, plan.scale).model.name))
+def one_precision(choice: Any) -> str:
+    """Return the precision of all runs of a comparison."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return resolve_precision(choice, device, model)
+    return resolve_precision(choice, device)
 
 
 def run_part(

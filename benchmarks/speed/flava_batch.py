@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from triptych.data.block_masking import BlockMaskingConfig, block_masks
+from triptych.data.masking import BlockMaskingConfig, block_masks
 
 PADDED_LENGTH = 77
 """What transformers' processor pads every text to."""

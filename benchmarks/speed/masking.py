@@ -22,7 +22,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.data.block_masking import BlockMaskingConfig, block_masks
+from triptych.data.masking import BlockMaskingConfig, block_masks
 
 GRID, TARGET, LEAST, ASPECT, TRIES = 14, 75, 16, 0.3, 10
 

@@ -44,7 +44,7 @@ def measure(micro_batch_size: int, *, checkpointing: bool) -> dict[str, Any]:
     stepper = Stepper(micro_batch_size, 1)
     if checkpointing:
         enable_activation_checkpointing(stepper.fast.modules)
-    precision = resolve_precision("auto", CPU, stepper.fast.modules)
+    precision = resolve_precision("auto", CPU)
     stepper.fast.modules.train()
     losses, seconds = [], []
     for _ in range(STEPS):

@@ -95,7 +95,7 @@ def build_cases(batch_size: int, precision: str | None) -> dict[str, Case]:
     for name, config in configs.items():
         fusion = build_fusion(config)
         init_weights(fusion, 0.02)
-        precision = precision or resolve_precision("auto", CPU, fusion)
+        precision = precision or resolve_precision("auto", CPU)
         cases[name] = Case(fusion, image, text, mask, precision)
     return cases
 

@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error("--clock: the profiler has a clock of its own, which is the wall's")
     keep_freed_memory()
     stepper = ProfiledStepper(options.micro_batch, options.accumulate)
-    precision = resolve_precision(options.precision, CPU, stepper.fast.modules)
+    precision = resolve_precision(options.precision, CPU)
     seconds: dict[str, list[dict[str, float]]] = {"fast": [], "plain": []}
     for name in seconds:  # the first step takes its memory from the system
         stepper.step(name, precision)

@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = start(parser, arguments)
     keep_freed_memory()
     model = build_model()
-    precision = resolve_precision("auto", CPU, model)
+    precision = resolve_precision("auto", CPU)
     encoded = encoded_set(model, options.images)
     texts = torch.arange(options.images * TEXTS_PER_IMAGE)
     pairs = torch.stack([texts // TEXTS_PER_IMAGE, texts], dim=1)

@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = start(parser, arguments)
     keep_freed_memory()
     stepper = Stepper(options.micro_batch, options.accumulate, distill=not options.no_distill)
-    default = resolve_precision(options.precision, CPU, stepper.fast.modules)
+    default = resolve_precision(options.precision, CPU)
     ours, plain, plain_fp32 = ("fast", default), ("plain", default), ("plain", "fp32")
     variants = [ours, plain] + ([] if options.same_precision_only else [plain_fp32])
     losses = {variant: stepper.losses(*variant) for variant in {*variants, ("fast", "fp32")}}

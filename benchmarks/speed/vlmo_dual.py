@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model = create_model(options.variant, vocab_size=VOCAB_SIZE).eval()
     precision = options.precision
     if precision == "auto":
-        precision = resolve_precision("auto", CPU, model)
+        precision = resolve_precision("auto", CPU)
     result = measure(model, options.batch, options.rounds, precision)
     result["protocol"] = (
         f"{options.variant}, {precision}, {NUM_IMAGES:,} images and {NUM_TEXTS:,} texts; times "

@@ -76,7 +76,7 @@ class Stepper:
         self.weights = {weight.name: weight.weight for weight in run.weights}
         self.precision = precision
         if precision == "auto":
-            self.precision = resolve_precision("auto", CPU, fast.modules)
+            self.precision = resolve_precision("auto", CPU)
 
     def step(self, name: str) -> None:
         """Do one optimizer step."""

@@ -9,8 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from triptych.cli.documented_yaml import documented_yaml
-from triptych.cli.field_help import field_help
+from triptych.cli.field_help import documented_yaml, field_help
 from triptych.cli.main import main
 from triptych.core.config import load_yaml
 from triptych.data.source import DataSourceConfig

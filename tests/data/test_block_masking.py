@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.speed.masking import loop_mask
 from triptych.core.errors import ConfigError
-from triptych.data.block_masking import BlockMaskingConfig, block_masks, draw_mask_key
+from triptych.data.masking import BlockMaskingConfig, block_masks, draw_mask_key
 
 DEFAULT = BlockMaskingConfig()
 

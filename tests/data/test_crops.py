@@ -6,12 +6,18 @@ import torch
 from PIL import Image
 
 from triptych.core.errors import ConfigError
-from triptych.data.collate.crops import MultiCropCollator, MultiCropConfig
+from triptych.data.collate.image import MultiCropCollator, MultiCropConfig
+from triptych.data.order import SampleRng
 from triptych.data.records import ImageSource, Record
-from triptych.data.sample_rng import SampleRng
 from triptych.data.stream import build_loader
-from triptych.data.transforms.geometry import crop, draw_crop, mirror, resize_fast
-from triptych.data.transforms.pipeline import ImageTransform, ImageTransformConfig
+from triptych.data.transforms.pipeline import (
+    ImageTransform,
+    ImageTransformConfig,
+    crop,
+    draw_crop,
+    mirror,
+    resize_fast,
+)
 
 IMAGE = ImageTransformConfig(
     image_size=32, crop_scale=None, flip_probability=0.0, randaugment_num_ops=0

@@ -7,14 +7,11 @@ import pytest
 import torch
 
 from triptych.core.errors import ConfigError
-from triptych.data.block_masking import BlockMaskingConfig, block_masks
-from triptych.data.collate.flava import FLAVAPairCollator
 from triptych.data.collate.image import MaskedImageCollator
-from triptych.data.collate.pretraining import PretrainingTextConfig
-from triptych.data.masking import IGNORE_INDEX
+from triptych.data.collate.pretraining import FLAVAPairCollator, PretrainingTextConfig
+from triptych.data.masking import IGNORE_INDEX, BlockMaskingConfig, block_masks
 from triptych.data.records import ImageSource, Record
-from triptych.data.transforms.geometry import resize_lanczos
-from triptych.data.transforms.pipeline import ImageTransform, ImageTransformConfig
+from triptych.data.transforms.pipeline import ImageTransform, ImageTransformConfig, resize_lanczos
 from triptych.text import Tokenizer
 
 CAPTIONS = ("A red dog, running!", "two dogs", "it is a house", "a red dog, running!")

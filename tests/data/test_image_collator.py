@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 
 from triptych.core.errors import ConfigError
-from triptych.data.block_masking import BlockMaskingConfig, block_masks, draw_mask_key
 from triptych.data.codes import CodedImage, CodesAbout, CodeShardWriter
 from triptych.data.collate.image import (
     CODEBOOK_MEAN,
@@ -14,13 +13,13 @@ from triptych.data.collate.image import (
     ImageCollator,
     MaskedImageCollator,
 )
+from triptych.data.masking import BlockMaskingConfig, block_masks, draw_mask_key
+from triptych.data.order import SampleRng
 from triptych.data.readers.webdataset import read_webdataset
 from triptych.data.records import ImageSource, Record
-from triptych.data.sample_rng import SampleRng
 from triptych.data.source import DataSourceConfig
 from triptych.data.stream import build_loader
-from triptych.data.transforms.geometry import crop, draw_crop
-from triptych.data.transforms.pipeline import ImageTransform, ImageTransformConfig
+from triptych.data.transforms.pipeline import ImageTransform, ImageTransformConfig, crop, draw_crop
 from triptych.models.dvae.model import PIXEL_MEAN, PIXEL_STD
 
 WHOLE = ImageTransformConfig(

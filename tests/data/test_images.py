@@ -13,8 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from triptych.data.images import ImageProblem, decode_image
-from triptych.data.jpeg import read_jpeg_header
+from triptych.data.images import ImageProblem, decode_image, read_jpeg_header
 from triptych.data.records import ImageSource
 from triptych.data.skips import SkipKind
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from triptych.data.jpeg import read_jpeg_header
+from triptych.data.images import read_jpeg_header
 
 
 def jpeg(mode="RGB", size=(30, 20), **options):

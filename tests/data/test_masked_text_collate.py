@@ -5,8 +5,7 @@ import pytest
 
 from triptych.data.collate import SampleProblem
 from triptych.data.collate.base import TextCollator
-from triptych.data.collate.masked_text import MaskedTextCollator
-from triptych.data.collate.pretraining import PretrainingTextConfig
+from triptych.data.collate.pretraining import MaskedTextCollator, PretrainingTextConfig
 from triptych.data.masking import IGNORE_INDEX
 from triptych.data.records import Record
 from triptych.text import Tokenizer

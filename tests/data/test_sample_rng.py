@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from triptych.core.rng import sample_generator
-from triptych.data.sample_rng import SampleRng
+from triptych.data.order import SampleRng
 
 
 @pytest.mark.parametrize("place", [(0, 0, 0, 0), (7, 3, 123456, 1), (-1, 2**24 - 1, 2**39, 255)])

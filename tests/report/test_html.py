@@ -182,7 +182,7 @@ def test_a_curve_takes_numbers_or_a_file(given):
 
 def test_times_are_shares_of_the_whole():
     section = parse(render_report(make_data("other"))).find("section")[3]
-    assert section.find("p")[0].text() == "3 min 20 s in all."
+    assert section.find("p")[0].text() == "3 min 20 s in total."
     assert [item.text() for item in section.find("li")] == [
         "train2 min 30 s · 75 %",
         "other50.0 s · 25 %",

@@ -1,6 +1,6 @@
 import pytest
 
-from triptych.scenes.scoring import compute_caption_objects, count_objects_named
+from triptych.scenes.language import compute_caption_objects, count_objects_named
 
 RED_CIRCLE, BLUE_STAR = ("small", "red", "circle"), ("large", "blue", "star")
 

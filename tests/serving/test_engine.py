@@ -34,7 +34,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def engines(folders):
-    return {name: triptych.load(folder) for name, folder in folders.items()}
+    return {name: triptych.load(folder, precision="fp32") for name, folder in folders.items()}
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_greedy_caption_follows_the_uncached_decoder(folders, images, plain_mode
             said.append(int(logits.argmax()))
             if said[-1] == tokenizer.sep_id:
                 break
-    engine = triptych.load(folders["captioning"])
+    engine = triptych.load(folders["captioning"], precision="fp32")
     assert engine.caption(images[0], num_beams=1) == tokenizer.decode(said[1:])
 
 
@@ -170,7 +170,7 @@ def _with_setting(folder, copy, **task):
     config = json.loads((copy / "config.json").read_text())
     config["task"] |= task
     (copy / "config.json").write_text(json.dumps(config))
-    return triptych.load(copy)
+    return triptych.load(copy, precision="fp32")
 
 
 def test_the_folders_own_prompt_is_read_and_not_shown(engines, folders, images, tmp_path):
@@ -344,7 +344,7 @@ def test_the_gpu_agrees_with_the_cpu(folders, images):
     }
     for name, call in calls.items():
         there = call(triptych.load(folders[name], device="cuda", precision="fp32"))
-        here = call(triptych.load(folders[name], device="cpu"))
+        here = call(triptych.load(folders[name], device="cpu", precision="fp32"))
         if isinstance(here[0], str):
             assert there == here
         else:

@@ -11,8 +11,7 @@ from triptych.models.families import model_config
 from triptych.models.vlmo.model import VLMo
 from triptych.tasks.pretraining.vlmo import VLMoPretraining, VLMoPretrainingConfig
 from triptych.train.config import OptimConfig
-from triptych.train.layer_decay import layer_factors
-from triptych.train.optim import group_parameters, has_weight_decay
+from triptych.train.optim import group_parameters, has_weight_decay, layer_factors
 
 
 def test_factors_of_a_stack_of_two():

@@ -5,10 +5,16 @@ from io import StringIO
 import pytest
 import torch
 from rich.console import Console
+from rich.table import Table
 from torch import nn
 
 from triptych.train.config import OptimConfig
-from triptych.train.optim import build_optimizer, group_parameters, group_table, has_weight_decay
+from triptych.train.optim import (
+    ParameterGroup,
+    build_optimizer,
+    group_parameters,
+    has_weight_decay,
+)
 
 from .toy import ToyTask
 
@@ -91,6 +97,21 @@ def test_first_step_is_decoupled_adamw():
     expected = torch.tensor([[2.0 * 0.95 - 0.1, -4.0 * 0.95 + 0.1]])
     torch.testing.assert_close(weight.detach(), expected)
     torch.testing.assert_close(bias.detach(), torch.tensor([1.9]))
+
+
+def group_table(groups: list[ParameterGroup]) -> Table:
+    """Return a table of the groups for the terminal: tensors, numbers, peak rate, decay."""
+    table = Table("group", "tensors", "parameters", "peak learning rate", "weight decay")
+    for group in groups:
+        size = sum(parameter.numel() for _, parameter in group.parameters)
+        table.add_row(
+            group.name,
+            str(len(group.parameters)),
+            f"{size:,}",
+            f"{group.peak_lr:g}",
+            f"{group.weight_decay:g}",
+        )
+    return table
 
 
 def test_the_table_counts_parameters():

@@ -1,43 +1,68 @@
-"""The probe measures, remembers, and leaves the random state alone."""
+"""`auto` follows what the processor can do, and nothing else."""
+
+import time
 
 import pytest
 import torch
-from torch import nn
 
+from triptych.serving import engine
 from triptych.train import precision
-from triptych.train.precision import autocast, probe_precision, resolve_precision
+from triptych.train.precision import autocast, explain_precision, resolve_precision
+from triptych.workflows import evaluate, frozen
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    ("bf16_s", "expected"), [(0.5, "bf16"), (0.95, "fp32"), (1.0, "fp32"), (3.0, "fp32")]
+    ("avx512", "amx", "expected"),
+    [(True, True, "bf16"), (True, False, "bf16"), (False, True, "bf16"), (False, False, "fp32")],
 )
-def test_bf16_must_win_clearly(monkeypatch, bf16_s, expected):
-    seconds = {"fp32": 1.0, "bf16": bf16_s}
-    monkeypatch.setattr(precision, "_time_mlp", lambda tensors, choice: seconds[choice])
-    assert probe_precision.__wrapped__(CPU, width=4, rows=2) == expected
+def test_auto_on_a_cpu_follows_its_instructions(monkeypatch, avx512, amx, expected):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert resolve_precision("auto", CPU) == expected
 
 
-def test_the_measurement_is_real_and_made_once(monkeypatch):
+@pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_auto_on_a_gpu_does_not_count_emulation(monkeypatch, native, expected):
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: native or including_emulation
+    )
+    assert resolve_precision("auto", torch.device("cuda")) == expected
+
+
+def test_auto_reads_no_clock_and_leaves_the_random_state_alone(monkeypatch):
+    for clock in ("perf_counter", "time", "monotonic", "process_time"):
+        monkeypatch.setattr(time, clock, None)  # a measurement would fail
     state = torch.get_rng_state()
-    first = probe_precision(CPU, width=12, rows=5)
-    assert first in ("bf16", "fp32")
-    monkeypatch.setattr(precision, "_time_mlp", None)  # a second measurement would fail
-    assert probe_precision(CPU, width=12, rows=5) == first
+    with torch.inference_mode():
+        assert len({resolve_precision("auto", CPU) for _ in range(3)}) == 1
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_measurement_works_for_who_only_infers():
-    with torch.inference_mode():
-        assert probe_precision(CPU, width=8, rows=3) in ("bf16", "fp32")
+@pytest.mark.parametrize("choice", ["bf16", "fp32"])
+def test_a_choice_is_obeyed(choice):
+    assert resolve_precision(choice, CPU) == choice
+    assert explain_precision(choice, choice, CPU) == "as the config asks"
 
 
-def test_auto_probes_the_width_of_the_model_and_a_choice_is_obeyed(monkeypatch):
-    modules = nn.Sequential(nn.Linear(8, 32), nn.Linear(32, 8), nn.Linear(32, 2))
-    monkeypatch.setattr(precision, "probe_precision", lambda device, width: f"width {width}")
-    assert resolve_precision("auto", CPU, modules) == "width 32"
-    assert resolve_precision("fp32", CPU, modules) == "fp32"
+def test_load_eval_and_probe_share_one_rule():
+    for user in (engine, evaluate, frozen):
+        assert user.resolve_precision is resolve_precision
+
+
+@pytest.mark.parametrize(
+    ("native", "chosen", "reason"),
+    [
+        (True, "bf16", "auto: this cpu has bf16 instructions"),
+        (False, "fp32", "auto: this cpu has no bf16 instructions"),
+        (False, "bf16", "as the run began, though this cpu only emulates it"),
+        (True, "fp32", "as the run began"),
+    ],
+)
+def test_the_reason_is_told(monkeypatch, native, chosen, reason):
+    monkeypatch.setattr(precision, "has_bf16", lambda _: native)
+    assert explain_precision("auto", chosen, CPU) == reason
 
 
 @pytest.mark.parametrize(("choice", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])

@@ -35,8 +35,8 @@ from triptych.report.data import (
 )
 from triptych.report.html import write_report
 from triptych.report.terminal import print_scores
+from triptych.scenes.language import count_objects_named
 from triptych.scenes.layout import SceneFiles
-from triptych.scenes.scoring import count_objects_named
 from triptych.serving.engine import load
 from triptych.workflows.demo import (
     DemoResult,

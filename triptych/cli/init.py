@@ -51,7 +51,7 @@ def run(arguments: Sequence[str]) -> int:
     options = parse(InitOptions, arguments, verb="init", description=HELP)
     if options.out.exists():
         raise ConfigError(f"{options.out} exists: choose another file with --out, or remove it")
-    from triptych.cli.documented_yaml import documented_yaml
+    from triptych.cli.field_help import documented_yaml
     from triptych.data.manifest import read_records
 
     found = read_records(options.source.source(options.manifest))

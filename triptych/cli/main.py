@@ -11,6 +11,7 @@ from pathlib import Path
 
 from triptych import __version__
 from triptych.core.errors import ConfigError, TriptychError, nearest
+from triptych.core.plugins import load_plugins
 from triptych.train.interrupts import TrainingInterrupted
 
 USER_ERROR = 2
@@ -85,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
+        load_plugins()
         code = _dispatch(arguments)
         sys.stdout.flush()  # now, so that a reader who has left is met here
         return code

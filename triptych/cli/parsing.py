@@ -34,7 +34,7 @@ class EngineOptions:
 
     Attributes:
         device: Where; `auto` takes the GPU when there is one.
-        precision: Of the forward pass; `auto` is bf16 on a GPU and fp32 elsewhere.
+        precision: Of the forward pass; `auto` is bf16 where the processor computes it.
         json: Print JSON, one object a line.
     """
 

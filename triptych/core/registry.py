@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 from triptych.core.errors import ConfigError, nearest
@@ -41,19 +41,24 @@ class Registry(Generic[T]):
         Raises:
             ConfigError: There is none; the message names the nearest and lists all.
         """
-        if name not in self._entries:
-            known = ", ".join(self._entries)
+        entries = self.entries()
+        if name not in entries:
+            known = ", ".join(entries)
             raise ConfigError(
-                f"unknown {self.kind} {name!r}{nearest(name, self._entries)} (known: {known})"
+                f"unknown {self.kind} {name!r}{nearest(name, entries)} (known: {known})"
             )
-        return self._entries[name]
+        return entries[name]
+
+    def entries(self) -> Mapping[str, T]:
+        """Return all entries by name, in the order of registration."""
+        return self._entries
 
     def names(self) -> list[str]:
         """Return all names in the order of registration."""
-        return list(self._entries)
+        return list(self.entries())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return name in self.entries()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self.entries())

@@ -20,11 +20,11 @@ from triptych.data.collate.base import (
     int_tensor,
 )
 from triptych.data.images import decode_image
+from triptych.data.order import SampleRng
 from triptych.data.records import ImageSource, Record
-from triptych.data.sample_rng import SampleRng
 from triptych.data.skips import ImageProblem, SkipKind, Skipped
-from triptych.data.transforms.geometry import Pixels
 from triptych.data.transforms.pipeline import ImageTransform, normalise_batch
+from triptych.data.transforms.randaugment import Pixels
 
 REPLACEMENT_STREAM = 1  # the first of MAX_REPLACEMENTS
 MAX_REPLACEMENTS = 64  # with 1 % bad samples, as many in a row have a chance of 1e-128

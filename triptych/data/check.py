@@ -22,7 +22,7 @@ from triptych.data.manifest import read_records
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import ImageProblem, SkipKind, Skipped
 from triptych.data.source import DataSourceConfig
-from triptych.data.transforms.geometry import relative_box
+from triptych.data.transforms.pipeline import relative_box
 
 CLIPS_ARE_NOT_READ = "is a clip, and training reads images: write its frames as images"
 

@@ -12,14 +12,18 @@ from triptych.data.lines import cannot_read, load_json, parse_json_line, read_li
 from triptych.data.readers.coco import is_coco, is_karpathy, read_coco, read_karpathy
 from triptych.data.readers.csv_table import read_csv
 from triptych.data.readers.glue import is_glue, read_glue
-from triptych.data.readers.hateful_memes import is_hateful_memes, read_hateful_memes
-from triptych.data.readers.image_folder import is_image_folder, read_image_folder
 from triptych.data.readers.jsonl import read_jsonl
 from triptych.data.readers.msrvtt import is_msrvtt, read_msrvtt
-from triptych.data.readers.nlvr2 import is_nlvr2, read_nlvr2
+from triptych.data.readers.plain import is_image_folder, read_image_folder, read_text_file
+from triptych.data.readers.reasoning import (
+    is_hateful_memes,
+    is_nlvr2,
+    is_snli_ve,
+    read_hateful_memes,
+    read_nlvr2,
+    read_snli_ve,
+)
 from triptych.data.readers.refcoco import is_refcoco, read_refcoco, reject_pickle
-from triptych.data.readers.snli_ve import is_snli_ve, read_snli_ve
-from triptych.data.readers.text_file import read_text_file
 from triptych.data.readers.vqav2 import is_vqav2, read_vqav2
 from triptych.data.readers.webdataset import is_shards, read_webdataset
 from triptych.data.records import ImageSource, Record

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from triptych.core.config import check
 from triptych.data.collate import PretrainingTextConfig
-from triptych.data.collate.crops import MultiCropConfig
+from triptych.data.collate.image import MultiCropConfig
 from triptych.data.source import DataSourceConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.models.mplug.config import FusionName

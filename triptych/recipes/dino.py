@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from triptych.data.collate.crops import MultiCropConfig
+from triptych.data.collate.image import MultiCropConfig
 from triptych.recipes.config import DataConfig, ModelSource, RunConfig
 from triptych.recipes.flava import MODELS
 from triptych.recipes.scales import PAPER_SCALES, PLAIN_IMAGE, check_scale, small_train

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from triptych.core.registry import Registry
 from triptych.recipes import classification, dino, dvae, flava, mplug, vlmo
 from triptych.recipes.config import RunConfig
+from triptych.tasks.registry import TASKS
 
-RECIPES: Registry[Callable[[str], RunConfig]] = Registry("recipe")
+Build = Callable[[str], RunConfig]
+
+
+class _Recipes(Registry[Build]):
+    """The papers' recipes, and those that registered tasks bring."""
+
+    def entries(self) -> Mapping[str, Build]:
+        """Return what builds each recipe, from its scale."""
+        brought = (recipe for spec in TASKS.values() for recipe in spec.recipes)
+        return self._entries | {r.name: r.build for r in brought if r.build is not None}
+
+
+RECIPES = _Recipes("recipe")
 for _build in (
     mplug.pretrain,
     mplug.caption,

@@ -8,8 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.scenes.shapes import OUTLINES
-from triptych.scenes.world import Scene, SceneObject
+from triptych.scenes.world import OUTLINES, Scene, SceneObject
 
 Image = NDArray[np.uint8]
 Canvas = NDArray[np.float32]

@@ -43,7 +43,7 @@ def build_captioning(
     task = Captioning(model, config, tokenizer)
     task.text_generator.prompt_ids += prompt_ids or []
     length = len(task.text_generator.prompt_ids)
-    room = model.config.text.max_positions - length
+    room = task.model.decoder.config.max_positions - length
     if room < 2:
         raise DataError(f"prompt has {length} tokens and leaves no room: shorten it")
     longest = min(config.beam.max_tokens, room)

@@ -51,6 +51,7 @@ from triptych.tasks.finetuning.nlvr2 import NLVR2
 from triptych.tasks.finetuning.text_classification import TextClassification
 from triptych.tasks.finetuning.vqa import VQA, VQAConfig
 from triptych.text import Tokenizer
+from triptych.train.precision import resolve_precision
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -534,7 +535,7 @@ def load(folder: str | Path, *, device: Device = "auto", precision: Precision = 
         folder: What `triptych train` writes to RUN_FOLDER/model; or a folder of transformers with
             a FLAVA model, or its id on the hub, such as "facebook/flava-full".
         device: "auto" takes the GPU when there is one.
-        precision: "auto" is bf16 autocast on a GPU that computes it, fp32 elsewhere.
+        precision: "auto" is bf16 autocast where the processor has instructions for it, else fp32.
 
     Raises:
         CheckpointError: The folder, or a file in it, is missing or does not fit.
@@ -543,9 +544,6 @@ def load(folder: str | Path, *, device: Device = "auto", precision: Precision = 
     folder = find_folder(folder)
     parts = read_model(folder)
     place = find_device(device)
-    if precision == "auto":
-        native = place.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if native else "fp32"
     return Engine(
         parts.model,
         parts.tokenizer,
@@ -553,7 +551,7 @@ def load(folder: str | Path, *, device: Device = "auto", precision: Precision = 
         settings=parts.settings,
         folder=folder,
         device=place,
-        precision=precision,
+        precision=resolve_precision(precision, place),
         head=parts.head,
     )
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from triptych.core.errors import DataError
 from triptych.data.images import decode_image
-from triptych.data.transforms.geometry import Pixels
+from triptych.data.transforms.randaugment import Pixels
 
 ImageInput = str | Path | Image.Image | NDArray[np.uint8]
 """A path, a PIL image, or a uint8 array: (H, W, 3) RGB, (H, W, 4) RGBA, (H, W[, 1]) grey."""

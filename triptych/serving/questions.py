@@ -9,7 +9,7 @@ import numpy as np
 
 from triptych.core.errors import DataError
 from triptych.data.collate.base import TextCache
-from triptych.data.collate.vqa import append_words
+from triptych.data.collate.finetuning import append_words
 from triptych.serving.inputs import as_list, broadcast
 from triptych.text import Tokenizer
 

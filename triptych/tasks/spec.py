@@ -12,7 +12,7 @@ from torch import Tensor
 from triptych.core.config import OpenConfig
 from triptych.core.outputs import MetricValue
 from triptych.data.collate import AnyCollator, PretrainingTextConfig
-from triptych.data.collate.crops import MultiCropConfig
+from triptych.data.collate.image import MultiCropConfig
 from triptych.data.records import Record
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.evaluation.metrics import Metric
@@ -160,11 +160,12 @@ class TaskRecipe:
     """A recipe that trains a task.
 
     Attributes:
-        name: In `recipes/registry.py`.
+        name: What `triptych train` calls it.
         family: Key of the family whose models it trains; None for any that the task accepts.
         needs: What a record must have, where this differs from the task's own `needs`.
         teaches: For which of the task's methods and evaluations messages advise it; None for all.
         default: Whether `triptych init` chooses it for data that has what it needs.
+        build: From a scale to its RunConfig; None where `recipes/registry.py` lists it.
     """
 
     name: str
@@ -172,6 +173,7 @@ class TaskRecipe:
     needs: tuple[str, ...] = ()
     teaches: tuple[str, ...] | None = None
     default: bool = False
+    build: Callable[[str], Any] | None = None
 
 
 def at_model_size(image: ImageTransformConfig, model: Any) -> ImageTransformConfig:

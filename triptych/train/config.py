@@ -42,7 +42,8 @@ class TrainConfig:
     """Newest checkpoints that stay on disk."""
 
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Precision of the forward pass; weights stay fp32. `auto` measures which is faster."""
+    """Precision of the forward pass; weights stay fp32. `auto` is bf16 where the
+    processor has instructions for it."""
 
     activation_checkpointing: bool = False
     """Store only the inputs of blocks and recompute the rest in the backward pass: less memory,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from rich.table import Table
 from torch import nn
 
 from triptych.train.config import OptimConfig
-from triptych.train.layer_decay import split_by_layer
 from triptych.train.muon import Muon
 
 _NO_DECAY = re.compile(
@@ -22,6 +20,8 @@ _NO_DECAY = re.compile(
 
 
 _NOT_HIDDEN = re.compile(r"embedding|position|head|projection|token|table|codebook", re.IGNORECASE)
+_BLOCK = re.compile(r"(.*blocks)\.(\d+)\.")
+_LOWEST = re.compile(r"model\..*(embedding|mask_token)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,16 +135,46 @@ def build_optimizer(groups: list[ParameterGroup], config: OptimConfig) -> torch.
     return Muon(plain, momentum=config.muon_momentum, **options)
 
 
-def group_table(groups: list[ParameterGroup]) -> Table:
-    """Return a table of the groups for the terminal: tensors, numbers, peak rate, decay."""
-    table = Table("group", "tensors", "parameters", "peak learning rate", "weight decay")
+def layer_factors(names: Iterable[str], layer_decay: float) -> dict[str, float]:
+    """Return the factor on the learning rate of each parameter.
+
+    Of a stack of d blocks, block i has layer_decay^(d - i) for i from 0; embeddings lie below the
+    deepest stack; the last norm, a position table of all blocks and heads have 1. As in BEiT.
+
+    Args:
+        names: Names of all trainable parameters.
+        layer_decay: Between 0 and 1.
+    """
+    listed = list(names)
+    blocks = {name: match for name in listed if (match := _BLOCK.match(name))}
+    depths: dict[str, int] = {}
+    for match in blocks.values():
+        depths[match[1]] = max(depths.get(match[1], 0), int(match[2]) + 1)
+    deepest = max(depths.values(), default=0)
+    factors = {}
+    for name in listed:
+        if name in blocks:
+            above = depths[blocks[name][1]] - int(blocks[name][2])
+        else:
+            above = deepest + 1 if _LOWEST.match(name) else 0
+        factors[name] = float(layer_decay**above)
+    return factors
+
+
+def split_by_layer(groups: Sequence[ParameterGroup], layer_decay: float) -> list[ParameterGroup]:
+    """Split each group by layer; the layers of a group follow each other from below.
+
+    Args:
+        groups: Groups with the learning rates of their top.
+        layer_decay: Factor from each layer to the one below; 1 leaves the groups as they are.
+    """
+    if layer_decay == 1:
+        return list(groups)
+    factors = layer_factors((n for group in groups for n, _ in group.parameters), layer_decay)
+    found = []
     for group in groups:
-        size = sum(parameter.numel() for _, parameter in group.parameters)
-        table.add_row(
-            group.name,
-            str(len(group.parameters)),
-            f"{size:,}",
-            f"{group.peak_lr:g}",
-            f"{group.weight_decay:g}",
-        )
-    return table
+        for factor in sorted({factors[name] for name, _ in group.parameters}):
+            own = [pair for pair in group.parameters if factors[pair[0]] == factor]
+            name = group.name if factor == 1 else f"{group.name}_x{factor:.4g}"
+            found.append(replace(group, name=name, parameters=own, peak_lr=group.peak_lr * factor))
+    return found

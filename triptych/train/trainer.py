@@ -27,7 +27,7 @@ from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
 from triptych.train.interrupts import InterruptGuard, TrainingInterrupted
 from triptych.train.metrics_log import MetricsLog, StepMeans, Tracker, open_trackers
 from triptych.train.optim import build_optimizer, group_parameters, is_vision_parameter
-from triptych.train.precision import autocast, resolve_precision
+from triptych.train.precision import autocast, explain_precision, resolve_precision
 from triptych.train.progress import Progress, StepClock, StepReport, build_progress
 from triptych.train.schedule import ObjectiveSchedules, apply_schedule, learning_rate_at
 from triptych.train.sources import BatchSource, BatchSources
@@ -174,16 +174,16 @@ class Trainer:
         if found:
             self._restore(*found)
         else:
-            self.precision = from_main(
-                resolve_precision(self.config.precision, self.device, self.task.modules)
-            )
+            self.precision = from_main(resolve_precision(self.config.precision, self.device))
             seed_everything(self.config.seed + RANK_STRIDE * rank())
         apply_schedule(self.optimizer, self.step, self.optim_config, self.config.max_steps)
         together = f"{world_size()} processes, each " if world_size() > 1 else ""
+        reason = explain_precision(self.config.precision, self.precision, self.device)
         progress.message(
             f"training on {self.device} in {self.precision} with {together}"
             f"{torch.get_num_threads()} threads, "
-            f"from step {self.step} to {self.config.max_steps}, in {self.run_folder}"
+            f"from step {self.step} to {self.config.max_steps}, in {self.run_folder}; "
+            f"{self.precision} {reason}"
         )
 
     def _trackers(self, progress: Progress) -> list[Tracker]:
@@ -355,7 +355,7 @@ class Trainer:
             progress.message(f"saved {self._last_checkpoint}")
 
     def _restore(self, step: int, state: dict[str, Any]) -> None:
-        """Restore a checkpoint; an `auto` run keeps the precision that it was measured with."""
+        """Restore a checkpoint; an `auto` run keeps the precision that it began with."""
         restore_state(state, self.task, self.optimizer)
         self._means.load_state(state["means"])
         self.sources.load_state(state.get("sources", {}))

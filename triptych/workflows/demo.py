@@ -27,8 +27,8 @@ from triptych.data.records import Record
 from triptych.evaluation.bootstrap import ratio_value
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
+from triptych.scenes.language import compute_caption_objects, count_objects_named
 from triptych.scenes.layout import SceneFiles
-from triptych.scenes.scoring import compute_caption_objects, count_objects_named
 from triptych.scenes.write import write_scenes
 from triptych.tasks.finetuning.captioning import caption_references
 from triptych.tasks.registry import evaluations

@@ -116,7 +116,7 @@ def evaluate_model(
     if len(records) < len(usable):  # bad lines are judged with the whole file, images without it
         logs.append(SkipLog(None, len(records), max_bad_share, flag=VERB_FLAG))
     loaded.model.to(device)
-    with autocast(device, resolve_precision("auto", device, loaded.model)):
+    with autocast(device, resolve_precision("auto", device)):
         if procedure == "search":
             protocol = RetrievalProtocol(
                 rerank_top_k=rerank_top_k, itm_score=itm_score, folds=settings.folds

@@ -274,7 +274,7 @@ def _classes(labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def _autocast(loaded: LoadedModel, device: torch.device) -> AbstractContextManager[None]:
-    return autocast(device, resolve_precision("auto", device, loaded.model))
+    return autocast(device, resolve_precision("auto", device))
 
 
 def _picker(pattern: str | None) -> Callable[[str], str]:

@@ -14,7 +14,7 @@ from triptych.core.outputs import MetricValue, Predictions
 from triptych.data.caption_cleaning import clean_caption
 from triptych.data.collate import ImageKeyCollator
 from triptych.data.collate.base import image_key
-from triptych.data.collate.retrieval import CaptionCollator
+from triptych.data.collate.finetuning import CaptionCollator
 from triptych.data.records import Record
 from triptych.data.skips import SkipKind, SkipLog, Skipped
 from triptych.data.stream import BatchLoader, build_loader
@@ -71,6 +71,8 @@ def evaluate_retrieval(
 ) -> list[MetricValue]:
     """Rank all texts for each image and the other way round by ITC, the first ones by ITM too.
 
+    A model without ITM ranks by ITC alone.
+
     Args:
         loaded: The model, on the device.
         records: One caption of one image each.
@@ -94,7 +96,7 @@ def evaluate_retrieval(
             return score_pairs(loaded.model, encoded, pairs).cpu()
 
         stage = None
-        if protocol.rerank_top_k > 0:
+        if protocol.rerank_top_k > 0 and "itm" in loaded.model.capabilities:
             stage = SecondStage(
                 score_pairs=score,
                 topk=min(protocol.rerank_top_k, len(text_row)),

@@ -23,8 +23,8 @@ from triptych.data.images import decode_image
 from triptych.data.manifest import read_records
 from triptych.data.skips import VERB_FLAG, ImageProblem, SkipLog, Skipped
 from triptych.data.source import DataSourceConfig
-from triptych.data.transforms.geometry import Pixels
 from triptych.data.transforms.pipeline import TransformedImage, normalise_batch
+from triptych.data.transforms.randaugment import Pixels
 from triptych.models.dvae.model import DVAE
 from triptych.tasks.pretraining import image_tokenizer
 

@@ -6,7 +6,7 @@ import pytest
 
 from triptych.core.errors import DataError
 from triptych.data.manifest import read_records
-from triptych.data.readers.hateful_memes import read_hateful_memes
+from triptych.data.readers.reasoning import read_hateful_memes
 from triptych.data.skips import SkipKind
 from triptych.data.source import DataSourceConfig
 

@@ -3,7 +3,7 @@
 import pytest
 
 from triptych.core.errors import DataError
-from triptych.data.readers.image_folder import is_image_folder, read_image_folder
+from triptych.data.readers.plain import is_image_folder, read_image_folder
 from triptych.data.source import DataSourceConfig
 
 FILES = ["cat/2.jpg", "cat/1.PNG", "dog/deep/3.webp", "dog/notes.txt", "dog/.hidden.jpg", "top.jpg"]

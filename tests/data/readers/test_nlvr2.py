@@ -5,7 +5,7 @@ import json
 import pytest
 
 from triptych.core.errors import DataError
-from triptych.data.readers.nlvr2 import read_nlvr2
+from triptych.data.readers.reasoning import read_nlvr2
 from triptych.data.skips import SkipKind
 from triptych.data.source import DataSourceConfig
 

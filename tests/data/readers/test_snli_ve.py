@@ -5,7 +5,7 @@ import json
 import pytest
 
 from triptych.core.errors import DataError
-from triptych.data.readers.snli_ve import read_snli_ve
+from triptych.data.readers.reasoning import read_snli_ve
 from triptych.data.skips import SkipKind
 from triptych.data.source import DataSourceConfig
 

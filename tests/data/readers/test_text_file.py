@@ -3,7 +3,7 @@
 import pytest
 
 from triptych.core.errors import DataError
-from triptych.data.readers.text_file import read_text_file
+from triptych.data.readers.plain import read_text_file
 from triptych.data.skips import SkipKind
 from triptych.data.source import DataSourceConfig
 

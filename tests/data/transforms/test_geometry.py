@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from triptych.data.transforms.geometry import (
+from triptych.data.transforms.pipeline import (
     Region,
     crop,
     draw_crop,

@@ -12,13 +12,16 @@ from triptych.data.collate.base import (
     TextCollator,
     stable_key,
 )
-from triptych.data.collate.captioning import CaptioningCollator, ImageKeyCollator
-from triptych.data.collate.grounding import GroundingCollator
+from triptych.data.collate.finetuning import (
+    CaptioningCollator,
+    GroundingCollator,
+    ImageKeyCollator,
+    RetrievalCollator,
+    StatementCollator,
+    VQACollator,
+)
 from triptych.data.collate.image import ImageCollator, MaskedImageCollator
-from triptych.data.collate.pairs import StatementCollator
 from triptych.data.collate.pretraining import PretrainingCollator, PretrainingTextConfig
-from triptych.data.collate.retrieval import RetrievalCollator
-from triptych.data.collate.vqa import VQACollator
 
 __all__ = [
     "AnyCollator",

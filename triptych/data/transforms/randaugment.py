@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.data.transforms.geometry import Pixels
+Pixels = NDArray[np.uint8]
 
 MAX_LEVEL = 10
 APPLY_PROBABILITY = 0.5  # of each op that was drawn

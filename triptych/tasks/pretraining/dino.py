@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from triptych.core.config import check
 from triptych.core.errors import ConfigError
 from triptych.core.outputs import Predictions
-from triptych.data.collate.crops import MultiCropCollator
+from triptych.data.collate.image import MultiCropCollator
 from triptych.models.families import family_of, model_sizes
 from triptych.objectives.dino import (
     dino_loss,

@@ -15,8 +15,7 @@ from triptych.core.errors import DataError
 from triptych.core.outputs import BatchKind, Predictions
 from triptych.data.codes import check_stored_codes
 from triptych.data.collate import AnyCollator, MaskedImageCollator
-from triptych.data.collate.flava import FLAVAPairCollator
-from triptych.data.collate.masked_text import MaskedTextCollator
+from triptych.data.collate.pretraining import FLAVAPairCollator, MaskedTextCollator
 from triptych.data.records import Record
 from triptych.distributed.collectives import mean_over_ranks
 from triptych.models.dvae.config import codebook_image_size

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from triptych.core.errors import CapabilityError, ConfigError, DataError
 from triptych.core.outputs import Predictions
 from triptych.data.collate import MaskedImageCollator
-from triptych.data.collate.masked_text import MaskedTextCollator
+from triptych.data.collate.pretraining import MaskedTextCollator
 from triptych.models.dvae.config import codebook_image_size
 from triptych.models.dvae.model import DVAE
 from triptych.models.vlmo.model import VLMo

@@ -1,4 +1,4 @@
-"""A folder of class folders, `root/cat/1.jpg`, or of images alone, `root/1.jpg`."""
+"""Files without annotations: a folder of images, by class or not, and a text a line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 
 from triptych.core.errors import DataError
 from triptych.data.images import image_suffixes
+from triptych.data.lines import read_lines
 from triptych.data.records import ImageSource, Record
+from triptych.data.skips import Skipped
 from triptych.data.source import DataSourceConfig, RecordList, check_split
 
 
@@ -66,3 +68,19 @@ def _folders(folder: Path) -> list[Path]:
 def _has_image(folder: Path) -> bool:
     suffixes = image_suffixes()
     return any(path.suffix.lower() in suffixes for path in folder.iterdir())
+
+
+def read_text_file(source: DataSourceConfig) -> RecordList:
+    """Read each line that is not blank as one text; its line number is its id.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    check_split(source.split, (), source.path)
+    found = RecordList()
+    for number, line in read_lines(Path(source.path)):
+        if isinstance(line, Skipped):
+            found.skipped.append(line)
+        else:
+            found.records.append(Record(record_id=str(number), text=line.strip()))
+    return found
