@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from triptych.checkpoint.dalle import read_dalle_module
+from triptych.checkpoint.pickles import read_dalle_module
 from triptych.core.errors import CheckpointError
 from triptych.models.dvae.convert import config_for, import_encoder
 from triptych.models.dvae.model import DVAE

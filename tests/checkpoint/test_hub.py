@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from triptych.checkpoint.hub import find_folder
+from triptych.checkpoint.released import find_folder
 from triptych.core.errors import CheckpointError
 
 SAFE, TORCH = "model.safetensors", "pytorch_model.bin"

@@ -4,8 +4,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from triptych.checkpoint.model_card import build_model_card
-from triptych.checkpoint.model_folder import load_model_folder, save_model_folder
+from triptych.checkpoint.model_folder import build_model_card, load_model_folder, save_model_folder
 from triptych.core.errors import CheckpointError
 from triptych.core.outputs import MetricValue
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from triptych.checkpoint.nested import join_tensors, split_tensors
+from triptych.checkpoint.run import join_tensors, split_tensors
 from triptych.core.errors import CheckpointError
 
 

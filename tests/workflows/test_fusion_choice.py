@@ -16,7 +16,7 @@ from triptych.models.families import model_config
 from triptych.models.mplug.config import FusionName, strided_layers
 from triptych.recipes.config import ModelSource, RunConfig
 from triptych.train.config import ObjectiveWeight
-from triptych.workflows.fusion_choice import ITM_LEFT_OUT, choose_fusion
+from triptych.workflows.new_model import ITM_LEFT_OUT, choose_fusion
 from triptych.workflows.run import CONFIG_FILE, load_model, train_run
 
 from .small_runs import small_run, source_of

@@ -17,7 +17,7 @@ from triptych.nn.encoder import TextConfig
 from triptych.nn.vision import VisionConfig
 from triptych.recipes.config import ModelSource
 from triptych.text import SPECIAL_TOKENS
-from triptych.workflows.pretrained_parts import load_published_tokenizer
+from triptych.workflows.new_model import load_published_tokenizer
 from triptych.workflows.run import prepare_model, prepare_tokenizer, train_run
 
 from .small_runs import small_run, source_of

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from triptych.checkpoint.torchscript import is_torchscript, read_torchscript
+from triptych.checkpoint.pickles import is_torchscript, read_torchscript
 from triptych.core.errors import CheckpointError
 from triptych.core.files import write_json
 

@@ -1,8 +1,10 @@
-"""Folders that transformers writes, read as if they were model folders."""
+"""Folders that transformers writes, read as if they were model folders; models by hub id."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,25 +12,64 @@ from typing import Any
 from torch import Tensor
 
 from triptych.checkpoint.foreign import read_foreign
-from triptych.checkpoint.hub import find_folder
 from triptych.checkpoint.model_folder import CONFIG, ModelFolder, load_model_folder
 from triptych.core.errors import CheckpointError
+
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+SETTINGS = ("*.json", "*.txt")
+SAFE_WEIGHTS = ("model*.safetensors", "head.safetensors")
+TORCH_WEIGHTS = ("pytorch_model*.bin",)
+
+
+def find_folder(name: str | Path) -> Path:
+    """Return a local folder: the one of that name, or a snapshot of the model of that hub id.
+
+    A hub id, such as "facebook/flava-full", is looked up with huggingface_hub, which keeps what it
+    has fetched. Nothing is fetched where a file or folder of that name exists, and weights for
+    `torch.load` only where there are none in safetensors.
+
+    Raises:
+        CheckpointError: It is a hub id, and huggingface_hub is not installed or cannot reach it.
+    """
+    folder = Path(name)
+    if folder.exists() or not HUB_ID.fullmatch(str(name)):
+        return folder
+    try:
+        hub = importlib.import_module("huggingface_hub")
+    except ImportError as error:
+        raise CheckpointError(
+            f"there is no folder {name}; to fetch a model of that id from the hub, install "
+            "huggingface_hub: pip install huggingface_hub"
+        ) from error
+    try:
+        found = hub.snapshot_download(str(name), allow_patterns=[*SETTINGS, *SAFE_WEIGHTS])
+        if not any(Path(found).glob(SAFE_WEIGHTS[0])):
+            found = hub.snapshot_download(str(name), allow_patterns=[*SETTINGS, *TORCH_WEIGHTS])
+    except Exception as error:  # the hub's own errors, and those of the network below it
+        detail = str(error).strip().splitlines() or [""]
+        raise CheckpointError(
+            f"there is no folder {name}, and the hub gives no model of that id "
+            f"({type(error).__name__}: {detail[0][:200]}): check the name and the connection, or "
+            "download the model elsewhere and name its folder"
+        ) from error
+    return Path(found)
+
 
 PREPROCESSOR = "preprocessor_config.json"
 
 Stored = tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]
 """`config.json`, weights and `preprocess.json` of a model folder."""
 
-Restate = Callable[[Mapping[str, Any], Mapping[str, Tensor], str], Stored]
+ToModelFolder = Callable[[Mapping[str, Any], Mapping[str, Tensor], str], Stored]
 """From a foreign `config.json`, foreign tensors and what to call them in messages."""
 
 
-def open_model_folder(name: str | Path, restate: Restate) -> ModelFolder:
+def open_model_folder(name: str | Path, to_model_folder: ToModelFolder) -> ModelFolder:
     """Read a model folder, a folder that transformers wrote, or either from the hub.
 
     Args:
         name: The folder, or a hub id such as "facebook/flava-full".
-        restate: What a released model is as one of ours; `models` has it.
+        to_model_folder: What a released model is as one of ours; `models` has it.
 
     Raises:
         CheckpointError: A file is missing or damaged, two of them do not fit together, or the model
@@ -38,7 +79,7 @@ def open_model_folder(name: str | Path, restate: Restate) -> ModelFolder:
     if not _is_released(folder):
         return load_model_folder(folder)
     foreign = read_foreign(folder)
-    config, weights, preprocess = restate(foreign.config, foreign.tensors, str(folder))
+    config, weights, preprocess = to_model_folder(foreign.config, foreign.tensors, str(folder))
     preprocess = with_preprocessor(folder, preprocess)
     return ModelFolder(
         config=config, state_dict=weights, tokenizer_path=folder, preprocess=preprocess, card=""

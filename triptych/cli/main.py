@@ -11,7 +11,7 @@ from pathlib import Path
 
 from triptych import __version__
 from triptych.core.errors import ConfigError, TriptychError, nearest
-from triptych.core.plugins import load_plugins
+from triptych.core.registry import load_plugins
 from triptych.train.interrupts import TrainingInterrupted
 
 USER_ERROR = 2

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from triptych.checkpoint.hub import find_folder
+from triptych.checkpoint.released import find_folder
 from triptych.core.config import check
 from triptych.core.errors import DataError
 from triptych.core.outputs import ImageFeatures

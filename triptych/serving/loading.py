@@ -16,8 +16,7 @@ from triptych.core.config import from_dict, kinds_of
 from triptych.core.errors import CheckpointError, ConfigError, DataError
 from triptych.data.caption_cleaning import MAX_WORDS
 from triptych.data.transforms.pipeline import ImageTransformConfig
-from triptych.models.families import model_sizes, restore_model
-from triptych.models.released import restate
+from triptych.models.families import model_sizes, restore_model, to_model_folder
 from triptych.text import Tokenizer
 
 C = TypeVar("C")
@@ -106,7 +105,7 @@ def read_model(folder: Path) -> LoadedModel:
     Raises:
         CheckpointError: A file is missing or damaged, or two of them do not fit together.
     """
-    content = open_model_folder(folder, restate)
+    content = open_model_folder(folder, to_model_folder)
     if content.config.get("text", {}) is None:
         raise CheckpointError(
             f"{folder} holds an image tokenizer, which answers no question: name it as "

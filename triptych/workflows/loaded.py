@@ -15,8 +15,7 @@ from triptych.core.errors import CapabilityError, CheckpointError
 from triptych.data.collate import PretrainingTextConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.models.base import require_decoder
-from triptych.models.families import restore_model
-from triptych.models.released import restate
+from triptych.models.families import restore_model, to_model_folder
 from triptych.tasks.registry import (
     build_task,
     evaluated_configs,
@@ -111,7 +110,7 @@ def load_for_evaluation(folder: Path) -> LoadedModel:
     Raises:
         CheckpointError: It is incomplete or damaged.
     """
-    stored = open_model_folder(folder, restate)
+    stored = open_model_folder(folder, to_model_folder)
     plain = stored_config(stored.config, folder)
     return LoadedModel(
         restore_model(plain, stored.state_dict, str(folder), train=True),

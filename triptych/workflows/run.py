@@ -14,8 +14,7 @@ import yaml
 from rich.console import Console
 from torch import Tensor, nn
 
-from triptych.checkpoint.model_card import build_model_card
-from triptych.checkpoint.model_folder import save_model_folder, stored_config
+from triptych.checkpoint.model_folder import build_model_card, save_model_folder, stored_config
 from triptych.checkpoint.released import open_model_folder
 from triptych.core.config import check, load_yaml, save_yaml, to_dict
 from triptych.core.errors import CheckpointError, ConfigError, DataError
@@ -33,8 +32,8 @@ from triptych.models.families import (
     model_config,
     model_sizes,
     restore_model,
+    to_model_folder,
 )
-from triptych.models.released import restate
 from triptych.recipes.config import RunConfig
 from triptych.tasks.registry import (
     build_collator,
@@ -53,8 +52,12 @@ from triptych.tasks.spec import (
 from triptych.text import Tokenizer
 from triptych.train.task import Task
 from triptych.train.trainer import CHECKPOINTS, Trainer, TrainResult
-from triptych.workflows.fusion_choice import choose_fusion, skip_impossible_objectives
-from triptych.workflows.pretrained_parts import init_parts, load_published_tokenizer
+from triptych.workflows.new_model import (
+    choose_fusion,
+    init_parts,
+    load_published_tokenizer,
+    skip_impossible_objectives,
+)
 from triptych.workflows.sources import read_training_data, training_loader
 
 CONFIG_FILE = "config.yaml"
@@ -302,7 +305,7 @@ def prepare_tokenizer(
 
 def _started_tokenizer(config: RunConfig, folder: str) -> Tokenizer:
     """Return the tokenizer of the model that a run starts from."""
-    tokenizer = Tokenizer.load(open_model_folder(folder, restate).tokenizer_path)
+    tokenizer = Tokenizer.load(open_model_folder(folder, to_model_folder).tokenizer_path)
     if not tokenizer.has_words and task_spec(config.task).tokenizer == "required":
         raise DataError(
             f"{folder} was trained on images alone and knows no words, so it cannot start a task "
@@ -381,7 +384,7 @@ def load_model(folder: Path, *, image_size: int | None = None) -> Any:
     Raises:
         CheckpointError: The folder is incomplete, or its weights do not fit its config.
     """
-    stored = open_model_folder(folder, restate)
+    stored = open_model_folder(folder, to_model_folder)
     plain = stored_config(stored.config, folder)
     return restore_model(plain, stored.state_dict, str(folder), image_size=image_size, train=True)
 

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from tests.tasks.finetuning.tiny import tiny_config
 from triptych.core.errors import CapabilityError
 from triptych.core.outputs import ImageFeatures, TextFeatures
+from triptych.models.mplug.fusion import PairFusion
 from triptych.models.mplug.model import MPLUG
-from triptych.models.mplug.pairs import PairFusion
 
 WIDTH, HEADS = 16, 2
 

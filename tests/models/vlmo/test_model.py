@@ -11,8 +11,7 @@ from triptych.models.base import num_parameters
 from triptych.models.families import create_model, model_config
 from triptych.models.vlmo.config import VLMoConfig
 from triptych.models.vlmo.model import VLMo
-from triptych.models.vlmo.multiway import Layout, drop_path_factors, gather_scores
-from triptych.models.vlmo.trunk import TokenSequence
+from triptych.models.vlmo.trunk import Layout, TokenSequence, drop_path_factors, gather_scores
 from triptych.nn.packing import TokenGrid
 from triptych.nn.shortcuts import without_shortcuts
 

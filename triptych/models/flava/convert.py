@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from triptych.core.errors import CapabilityError, CheckpointError
-from triptych.models.block_keys import bert_embedding_keys, bert_head_keys
 from triptych.models.conversion import (
     Converter,
     ImportReport,
     KeyTable,
+    bert_embedding_keys,
+    bert_head_keys,
     explain_rest,
     first_reason,
     gather_tensors,

@@ -16,16 +16,14 @@ import torch
 from torch import Tensor
 
 from triptych.core.errors import CapabilityError, CheckpointError
-from triptych.models.block_keys import (
-    bert_block_keys,
-    bert_embedding_keys,
-    bert_head_keys,
-    clip_vision_keys,
-)
 from triptych.models.conversion import (
     Converter,
     ImportReport,
     KeyTable,
+    bert_block_keys,
+    bert_embedding_keys,
+    bert_head_keys,
+    clip_vision_keys,
     explain_rest,
     first_reason,
     gather_tensors,

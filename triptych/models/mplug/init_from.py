@@ -20,21 +20,19 @@ import torch
 from torch import Tensor
 
 from triptych.core.errors import CapabilityError, CheckpointError
-from triptych.models.block_keys import (
-    bert_block_keys,
-    bert_embedding_keys,
-    bert_head_keys,
-    clip_vision_keys,
-    transformers_clip_vision_keys,
-)
 from triptych.models.conversion import (
     ImportReport,
     KeyTable,
     Resize,
+    bert_block_keys,
+    bert_embedding_keys,
+    bert_head_keys,
+    clip_vision_keys,
     explain_rest,
     first_reason,
     gather_tensors,
     load_tensors,
+    transformers_clip_vision_keys,
     used_names,
 )
 from triptych.models.mplug.model import MPLUG

@@ -12,8 +12,7 @@ from triptych.core.errors import CapabilityError
 from triptych.core.outputs import FusedFeatures, ImageFeatures, TextFeatures
 from triptych.models.base import FeatureDims
 from triptych.models.mplug.config import MPLUGConfig
-from triptych.models.mplug.fusion import SkipConnectedFusion, build_fusion
-from triptych.models.mplug.pairs import PairFusion
+from triptych.models.mplug.fusion import PairFusion, SkipConnectedFusion, build_fusion
 from triptych.nn.decoder import DecoderMemory, TextDecoder, cat_masks
 from triptych.nn.dropout import Dropout
 from triptych.nn.encoder import TextEncoder

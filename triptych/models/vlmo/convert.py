@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from triptych.core.errors import CapabilityError, CheckpointError, ConfigError
-from triptych.models.block_keys import bert_head_keys
 from triptych.models.conversion import (
     Converter,
     ImportReport,
     KeyTable,
+    bert_head_keys,
     explain_rest,
     first_reason,
     gather_tensors,

@@ -15,8 +15,7 @@ from triptych.core.errors import CapabilityError, DataError
 from triptych.core.outputs import FusedFeatures, ImageFeatures, TextFeatures
 from triptych.models.base import FeatureDims
 from triptych.models.vlmo.config import VLMoConfig
-from triptych.models.vlmo.multiway import MultiwayBlock, drop_path_rate
-from triptych.models.vlmo.trunk import MultiwayTrunk, TokenSequence
+from triptych.models.vlmo.trunk import MultiwayBlock, MultiwayTrunk, TokenSequence, drop_path_rate
 from triptych.nn.embeddings import TextEmbedding, build_patches, hide_pixels
 from triptych.nn.encoder import check_text_length
 from triptych.nn.heads import VocabularyHead

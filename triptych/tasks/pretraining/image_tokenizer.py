@@ -8,13 +8,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from triptych.checkpoint.dalle import read_dalle_module
 from triptych.checkpoint.foreign import read_foreign
 from triptych.checkpoint.model_folder import (
     CONFIG,
     load_model_folder,
     stored_config,
 )
+from triptych.checkpoint.pickles import read_dalle_module
 from triptych.core.errors import CheckpointError, ConfigError
 from triptych.data.codes import CodesAbout
 from triptych.models.dvae.convert import config_for, import_encoder
