@@ -61,6 +61,7 @@ VERBS = {
         "export_checkpoint", "FAMILY MODEL_FOLDER OUT", "write a model for the released code"
     ),
     "models": Verb("models", "", "list the model sizes that can be trained"),
+    "completion": Verb("completion", "bash|zsh|fish", "print a shell completion script"),
 }
 
 EXAMPLES = """\
