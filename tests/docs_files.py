@@ -121,5 +121,17 @@ def prepare_mplug(folder: Path, monkeypatch) -> None:
     write_bert(folder / "bert-base-uncased")
 
 
-PREPARE = {"mplug": prepare_mplug}
+def prepare_tutorial(folder: Path, monkeypatch) -> None:
+    """Write a user's images and manifests."""
+    write_user_data(folder)
+
+
+TUTORIALS = (
+    "how-to/completion",
+    "tutorials/evaluate",
+    "tutorials/fine-tune",
+    "tutorials/first-run",
+    "tutorials/own-data",
+)
+PREPARE = {"mplug": prepare_mplug} | dict.fromkeys(TUTORIALS, prepare_tutorial)
 """By the page's name: writes its files and makes its variants small."""

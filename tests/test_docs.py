@@ -22,12 +22,14 @@ from .docs_vlmo import prepare_vlmo
 
 ROOT = Path(__file__).parents[1]
 PREPARE = FIRST_PAGES | {"vlmo": prepare_vlmo, "flava": prepare_flava}
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+MARKDOWN = sorted([*PAGES, *ROOT.glob("*.md"), *(ROOT / "benchmarks").glob("*.md")])
 FENCE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 REFERENCE = re.compile(r"`([\w./-]+\.py)(?::([A-Za-z_][\w.]*))?`")
 LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
 SMALLER = {"--model.image-size": "64", "--image-size": "64"}
 PAPER_SCALES = ("base", "large")
+MAX_WIDTH = 120
 
 
 def blocks(text):
@@ -92,7 +94,36 @@ def test_every_block_with_commands_is_run_or_says_why_not(page):
     for language, marks, content in blocks(page.read_text(encoding="utf-8")):
         if language in ("sh", "bash", "console", "shell") and "triptych " in content:
             assert marks == "test" or re.fullmatch(r"untested: .{10,}", marks), content
-            assert marks != "test" or page.stem in PREPARE
+            name = page.relative_to(ROOT / "docs").with_suffix("").as_posix()
+            assert marks != "test" or name in PREPARE
+
+
+GENERATED = re.compile(r"<!-- (\w+) -->.*?<!-- /\1 -->", flags=re.DOTALL)
+UNBREAKABLE = re.compile(r"`[^`]*`|\]\([^)]*\)")
+
+
+def long_lines(text):
+    """Return the lines of over 120 characters; tables, code and generated parts may have them."""
+    text = FENCE.sub("", GENERATED.sub("", text))
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("|")]
+    wide = [line for line in lines if len(line) > MAX_WIDTH]
+    return [line for line in wide if len(UNBREAKABLE.sub("", line)) > MAX_WIDTH // 2]
+
+
+def test_lines_of_markdown_are_short_enough_to_read_in_a_terminal():
+    pages = [path for path in MARKDOWN if path.name != "results.md"]
+    found = {path.name: long_lines(path.read_text(encoding="utf-8")) for path in pages}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+def test_the_site_has_every_page_and_its_reference_names_modules_that_exist():
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:\n")[1]
+    listed = re.findall(r": ([\w/-]+\.md)$", nav, flags=re.MULTILINE)
+    assert sorted(listed) == [page.relative_to(ROOT / "docs").as_posix() for page in PAGES]
+    for page in PAGES:
+        for module in re.findall(r"^::: (\S+)$", page.read_text("utf-8"), flags=re.MULTILINE):
+            file = ROOT / (module.replace(".", "/") + ".py")
+            assert file.exists(), f"{page.name}: {module}"
 
 
 @cache

@@ -60,24 +60,42 @@ def run(command):
     assert main(words) == 0, command
 
 
-def test_the_first_two_commands_are_targets_of_the_makefile():
-    first = blocks("bash")[0].split("\n")
-    assert first[:2] == ["make demo", "make test"]
+def test_the_first_commands_install_from_a_checkout_or_are_targets_of_the_makefile():
+    pip, make = (block.splitlines() for block in blocks("bash")[:2])
+    assert pip == ["pip install -c constraints.txt torch", "pip install -c constraints.txt ."]
+    assert (ROOT / "constraints.txt").exists()
+    assert make == ["make demo", "make test"]
     for target in ("demo", "test"):
         assert re.search(rf"^{target}:", MAKEFILE, flags=re.MULTILINE)
 
 
+def test_sections_come_in_the_order_that_a_newcomer_needs():
+    first, *sections = README.split("\n## ")
+    assert "![" in first and len(first.splitlines()) < 10
+    titles = [section.split("\n")[0].split(",")[0] for section in sections]
+    assert titles == [
+        "Install",
+        "In Python",
+        "Your own data",
+        "What it does",
+        "Demo and results",
+        "Citation",
+        "Links",
+    ]
+
+
 def test_own_data_in_three_commands_then_python_then_the_rest(folder, capsys):
     lines, inline = commands()
-    three = [line for line in lines if line.startswith(".venv")]
+    three = [line for line in lines if line.startswith("triptych ")]
     assert len(three) == 3
     for command in three:
         run(command)
     (python,) = [block for block in blocks("python") if "triptych.load" in block]
     names: dict[str, object] = {}
     exec(python, names)
-    said = names["model"].caption("photos/1.jpg")
-    assert isinstance(said, str)
+    caption = names["model"].caption("photos/1.jpg")
+    assert isinstance(caption, str)
+    assert len(python.splitlines()) <= 12
     assert len(inline) >= 4
     for command in inline:
         run(command)
@@ -89,7 +107,7 @@ def test_manifest_lines_are_json():
     assert [sorted(json.loads(line)) for line in lines] == [["caption", "image"]]
 
 
-@pytest.mark.parametrize("name", re.findall(r"\]\(([^)#:]+)\)", README))
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
 def test_links_lead_to_files(name):
     assert (ROOT / name).exists()
 
