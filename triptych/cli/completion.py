@@ -53,8 +53,7 @@ def script(shell: str) -> str:
     first, second = choices()
     if shell == "fish":
         lines = [
-            "complete -c triptych -n __fish_use_subcommand -f -a "
-            f"'{' '.join(first)}'",
+            f"complete -c triptych -n __fish_use_subcommand -f -a '{' '.join(first)}'",
         ]
         lines += [
             f"complete -c triptych -n '__fish_seen_subcommand_from {verb}' -a '{' '.join(words)}'"
