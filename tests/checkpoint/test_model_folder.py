@@ -92,3 +92,15 @@ def test_the_card_holds_data_recipe_metrics_and_commit():
     assert "- **scenes**: 4,000 built-in images." in card
     assert "```yaml\ntrain:\n  max_steps: 3\n```" in card
     assert "commit `abc123`" in card
+
+
+def test_a_card_without_scores_says_how_to_get_them_and_shows_the_last_losses():
+    shared = {"title": "t", "summary": "s", "data": {}, "recipe": "", "commit": None}
+    card = build_model_card(
+        **shared, metrics=[], losses={"itc": 1.25, "total": 2.5}, evaluation="retrieval"
+    )
+    command = "triptych eval path/to/this/folder --task retrieval --data TEST_DATA"
+    assert f"No held-out data was scored. Score some with `{command}`." in card
+    assert "| itc | 1.2500 |\n| total | 2.5000 |" in card
+    card = build_model_card(**shared, metrics=[], evaluation=None)
+    assert "triptych eval" not in card and "| loss |" not in card

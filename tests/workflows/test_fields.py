@@ -1,4 +1,4 @@
-"""Data that a run cannot use is refused before anything is built, and clips are no images."""
+"""What a run says before its first step, refuses, and leaves in its card."""
 
 import json
 from dataclasses import replace
@@ -66,3 +66,20 @@ def test_grounding_begins_with_smooth_coordinates(tmp_path, scenes, monkeypatch)
     plain = replace(run, task=replace(run.task, smooth_coordinates=False))
     train_run(plain, tmp_path / "plain")
     assert len(calls) == 1
+
+
+def test_fine_tuning_random_weights_is_said(tmp_path, scenes, pretrained, capsys):
+    run = small_run("mplug.caption", source_of(scenes, "mplug.caption"), max_steps=1)
+    train_run(run, tmp_path / "random")
+    warning = "no pre-trained model is named: mplug_tiny starts from random weights"
+    assert warning in " ".join(capsys.readouterr().out.split())
+    started = replace(run, model=replace(run.model, init_from=str(pretrained / "model")))
+    train_run(started, tmp_path / "started")
+    assert "random weights" not in capsys.readouterr().out
+
+
+def test_the_card_of_a_run_shows_its_last_losses(pretrained):
+    card = (pretrained / "model" / "README.md").read_text(encoding="utf-8")
+    lines = [json.loads(x) for x in (pretrained / "metrics.jsonl").read_text().splitlines()]
+    assert f"| itc | {lines[-1]['loss/itc']:.4f} |" in card
+    assert "--task caption --data TEST_DATA" in card or "--task retrieval --data" in card

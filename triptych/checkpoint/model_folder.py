@@ -196,6 +196,8 @@ def build_model_card(
     recipe: str,
     metrics: Sequence[MetricValue],
     commit: str | None,
+    losses: Mapping[str, float] | None = None,
+    evaluation: str | None = "TASK",
     usage: str | None = None,
 ) -> str:
     """Return the Markdown text of a model card.
@@ -207,6 +209,8 @@ def build_model_card(
         recipe: The resolved configuration as YAML.
         metrics: Measured numbers with their protocols; may be empty.
         commit: Commit of the code that trained it; None if it is not known.
+        losses: The last losses of training by name; may be absent.
+        evaluation: Task of `triptych eval` that the model can be scored on; None for none.
         usage: Python lines that use the model; None for a general example.
     """
     front = ["---", "library_name: triptych", "tags:", "- vision-language", "---"]
@@ -232,7 +236,8 @@ def build_model_card(
             "",
             "## Metrics",
             "",
-            *_metric_lines(metrics),
+            *_metric_lines(metrics, evaluation),
+            *_loss_lines(losses or {}),
             "",
             "## Recipe",
             "",
@@ -246,10 +251,23 @@ def build_model_card(
     )
 
 
-def _metric_lines(metrics: Sequence[MetricValue]) -> list[str]:
-    """Return a table with a row a metric."""
+def _loss_lines(losses: Mapping[str, float]) -> list[str]:
+    """Return a table of training losses, or nothing."""
+    if not losses:
+        return []
+    rows = [f"| {name} | {value:.4f} |" for name, value in losses.items()]
+    text = "Last losses that training logged, on training data:"
+    return ["", text, "", "| loss | value |", "|---|---|", *rows]
+
+
+def _metric_lines(metrics: Sequence[MetricValue], evaluation: str | None) -> list[str]:
+    """Return a table with a row a metric; without any, how to measure some."""
     if not metrics:
-        return ["None measured."]
+        nothing = "No held-out data was scored."
+        if evaluation is None:
+            return [nothing]
+        command = f"triptych eval path/to/this/folder --task {evaluation} --data TEST_DATA"
+        return [f"{nothing} Score some with `{command}`."]
     rows = [
         f"| {metric.name} | {metric.value:.4f} | {metric.low:.4f} to {metric.high:.4f} "
         f"| {metric.num_items} | {metric.protocol.replace('|', '/')} |"

@@ -240,8 +240,11 @@ class TaskSpec(Generic[C]):
 
     def uses(self) -> tuple[str, ...]:
         """Return the methods and evaluations that the task teaches."""
-        own = (evaluation.name for evaluation in self.evaluations)
-        return (*self.serves, *own, *self.also_scored)
+        return (*self.serves, *self.evaluation_names())
+
+    def evaluation_names(self) -> tuple[str, ...]:
+        """Return the evaluations that a model of this task can be scored on."""
+        return (*(evaluation.name for evaluation in self.evaluations), *self.also_scored)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,6 +15,8 @@ from typing import Any, Literal, Protocol, TextIO
 from triptych.core.errors import ConfigError
 from triptych.core.files import write_atomic, write_json
 
+METRICS_FILE = "metrics.jsonl"
+
 WALL_CLOCK_KEYS = frozenset({"samples_per_s", "data_wait_share", "elapsed_s"})
 """Keys whose values differ between two otherwise equal runs."""
 
@@ -59,7 +61,7 @@ class MetricsLog:
         trackers: Sequence[Tracker] = (),
         silent: bool = False,
     ) -> None:
-        self.path = folder / "metrics.jsonl"
+        self.path = folder / METRICS_FILE
         self._file: TextIO | None = None
         self._trackers = trackers
         if silent:

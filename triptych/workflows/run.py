@@ -50,6 +50,7 @@ from triptych.tasks.spec import (
     TrainingSetup,
 )
 from triptych.text import Tokenizer
+from triptych.train.metrics_log import METRICS_FILE, read_metrics
 from triptych.train.task import Task
 from triptych.train.trainer import CHECKPOINTS, Trainer, TrainResult
 from triptych.workflows.new_model import (
@@ -163,6 +164,7 @@ def _train(
     if spec.check_data is not None:
         spec.check_data(config.task, model, records)
     notes = data.notes() + ([] if spec.notes is None else spec.notes(config.task, model))
+    notes += _untrained_start(config)
     for note in notes if is_main() else ():
         (console or Console()).print(note, markup=False, highlight=False)
     if isinstance(task, InitialisedTask):
@@ -205,8 +207,20 @@ def _train(
         (console or Console()).print(data.skip_log.report(), markup=False, highlight=False)
     if is_main():
         folder = run_folder / MODEL_FOLDER
-        save_model(folder, config, model, tokenizer, len(records), trained_parts(task))
+        save_model(folder, config, model, tokenizer, len(records), trained_parts(task, run_folder))
     return result
+
+
+def _untrained_start(config: RunConfig) -> list[str]:
+    """Return a warning where a task that fine-tunes starts from random weights."""
+    source = config.model
+    starts = (source.init_from, source.init_vision_from, source.init_text_from)
+    if task_spec(config.task).pretrains or any(start is not None for start in starts):
+        return []
+    return [
+        f"{config.recipe} fine-tunes, but no pre-trained model is named: {source.name} starts from "
+        "random weights; name a model folder with --init-from unless this is what you want"
+    ]
 
 
 def _check_evaluation(config: RunConfig, task: Task) -> None:
@@ -399,22 +413,34 @@ class TrainedParts:
             writes.
         weights: What is saved in place of the model's own weights, such as a teacher's.
         metrics: What the task measured at its end.
+        losses: The last losses that training logged, by name.
     """
 
     head: nn.Module | None = None
     contrast: Mapping[str, float] = field(default_factory=dict)
     weights: Mapping[str, Tensor] | None = None
     metrics: Sequence[MetricValue] = ()
+    losses: Mapping[str, float] = field(default_factory=dict)
 
 
-def trained_parts(task: Task) -> TrainedParts:
+def trained_parts(task: Task, run_folder: Path) -> TrainedParts:
     """Return what a task leaves beside the model."""
     return TrainedParts(
         head=task.modules["head"] if "head" in task.modules else None,  # noqa: SIM401
         contrast=contrast_scalars(task.modules),
         weights=task.model_state() if isinstance(task, OwnWeightsTask) else None,
         metrics=task.final_metrics() if isinstance(task, SelfEvaluatedTask) else (),
+        losses=last_losses(run_folder / METRICS_FILE),
     )
+
+
+def last_losses(metrics: Path) -> dict[str, float]:
+    """Return the losses of the last line of a run's log that has any, by their names."""
+    found: dict[str, float] = {}
+    for line in read_metrics(metrics):
+        names = [key for key in line if key.startswith("loss/")]
+        found = {name.removeprefix("loss/"): line[name] for name in names} or found
+    return found
 
 
 def contrast_scalars(modules: nn.ModuleDict) -> dict[str, float]:
@@ -457,12 +483,12 @@ def save_model(
         state_dict=dict(model.state_dict() if parts.weights is None else parts.weights),
         tokenizer_json=tokenizer.to_json() if reads_text else None,
         preprocess=to_dict(config.image),
-        card=_card(config, model, num_records, parts.metrics),
+        card=_card(config, model, num_records, parts),
         head=None if parts.head is None else parts.head.state_dict(),
     )
 
 
-def _card(config: RunConfig, model: Any, num_records: int, metrics: Sequence[MetricValue]) -> str:
+def _card(config: RunConfig, model: Any, num_records: int, parts: TrainedParts) -> str:
     """Return the model card of a run."""
     spec = task_spec(config.task)
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
@@ -480,7 +506,9 @@ def _card(config: RunConfig, model: Any, num_records: int, metrics: Sequence[Met
         }
         | {"in all": f"{num_records} records"},
         recipe=yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True),
-        metrics=metrics,
+        metrics=parts.metrics,
         commit=current_commit(),
         usage=spec.usage,
+        losses=parts.losses,
+        evaluation=next(iter(spec.evaluation_names()), None),
     )
