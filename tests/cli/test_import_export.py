@@ -69,8 +69,8 @@ def test_the_report_is_a_table_and_json(released, tmp_path, capsys):
     report = json.loads(told.read_text())
     assert f"{len(report['loaded'])} │ loaded" in said
     dead = [n for n, why in report["dropped"].items() if why == "fusion layer that never runs"]
-    assert f"{len(dead)} │ left out: fusion layer that never runs" in said
-    assert "not in the file, drawn afresh │ image_projection.weight" in said
+    assert f"{len(dead)} │ skipped: fusion layer that never runs" in said
+    assert "not in the file, randomly initialised │ image_projection.weight" in said
     assert report["unexpected"] == []
     card = (out / "README.md").read_text()
     assert "sha256: " in card
@@ -305,7 +305,7 @@ def test_a_tokenizer_that_is_absent_or_another_is_refused(released, tmp_path, ca
     assert "comes without its vocabulary" in capsys.readouterr().err
     words.write_text("\n".join(VOCABULARY[:800]) + "\n")
     assert main(given) == 2
-    assert "has 800 tokens, but the word table" in " ".join(capsys.readouterr().err.split())
+    assert "has 800 tokens, but the token table" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "m").exists()
 
 

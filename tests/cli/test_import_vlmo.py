@@ -130,7 +130,7 @@ def test_an_nlvr2_file_judges_and_comes_back(write, tmp_path, capsys):
     engine = triptych.load(folder, device="cpu", precision="fp32")
     assert 0 < engine.judge(black, black + 200, "word1 word2") < 1
     assert main(["export", "vlmo", str(folder), str(tmp_path / "back.pt")]) == 0
-    assert "left out" not in capsys.readouterr().out
+    assert "skipped" not in capsys.readouterr().out
     assert_given_back(torch.load(tmp_path / "back.pt", weights_only=True), state)
 
 
@@ -165,7 +165,7 @@ def test_a_vqa_file_answers_from_the_list_and_comes_back(name, write, tmp_path, 
     ("content", "says"),
     [
         ("yes\nno\n", "has 2 answers"),
-        ("yes\nno\nyes\ntwo\n", "'yes' stands twice"),
+        ("yes\nno\nyes\ntwo\n", "'yes' is repeated"),
         ("yes\n\nno\ntwo\n", "none of them empty"),
         (None, "cannot read the answers"),
     ],
@@ -190,7 +190,7 @@ def test_what_has_no_classifier_or_no_answers_says_so(write, tmp_path, capsys):
     state = add_classifier(golden.state, "vqa_classifier", 64, 4)
     assert main(write(golden, state)) == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "left out: classifier" in said
+    assert "skipped: classifier" in said
     assert not (tmp_path / "model" / "head.safetensors").exists()
 
 
@@ -211,6 +211,6 @@ def test_a_head_that_the_layout_lacks_is_named(write, tmp_path, capsys):
     stored["task"]["kind"] = "image_text_classification"
     config.write_text(json.dumps(stored))
     assert main(["export", "vlmo", str(tmp_path / "model"), str(tmp_path / "x.pt")]) == 0
-    assert "has no place there and is left out" in " ".join(capsys.readouterr().out.split())
+    assert "cannot be stored there and is skipped" in " ".join(capsys.readouterr().out.split())
     written = torch.load(tmp_path / "x.pt", weights_only=True)
     assert not any("classifier" in name for name in written)

@@ -149,9 +149,10 @@ def test_a_summary_names_what_needs_a_look():
     report = faulty()
     report.dropped = {"p": "dead", "q": "dead"}
     lines = report.summary().splitlines()
-    assert lines[:2] == ["loaded 1 tensors, 0 of them resized", "left out 2: dead"]
-    assert "another shape, kept fresh: word ((3, 2) for (4, 2))" in lines
+    assert lines[:2] == ["loaded 1 tensors, 0 of them resized", "skipped 2: dead"]
+    assert "another shape, randomly initialised: word ((3, 2) for (4, 2))" in lines
     assert len(lines) == 2 + 2 + 1 + 4
     assert report.summary(long=False) == (
-        "loaded 1 tensors, 0 of them resized; left out 2: dead; 3 kept fresh; 4 not understood"
+        "loaded 1 tensors, 0 of them resized; skipped 2: dead; 3 randomly initialised; "
+        "4 not understood"
     )

@@ -147,7 +147,7 @@ def test_text_weights_without_words_ask_for_a_tokenizer(tmp_path):
 def test_a_vocabulary_with_capitals_is_refused(bert, tmp_path):
     (tmp_path / "vocab.txt").write_text((bert / "vocab.txt").read_text())
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-    with pytest.raises(DataError, match="keeps capitals"):
+    with pytest.raises(DataError, match="is case-sensitive"):
         load_published_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
     assert load_published_tokenizer(tmp_path).vocab_size == len(WORDS)

@@ -110,7 +110,7 @@ def unwrap_state(payload: Any, where: str) -> dict[str, Tensor]:
 
 
 def write_foreign(path: Path, tensors: Mapping[str, Tensor], *, wrapper: str | None) -> None:
-    """Write a state dict for other software; the file is whole or absent.
+    """Write a state dict for other software; never leave part of a file.
 
     Args:
         path: A `.safetensors` file, or a file for `torch.load`.
@@ -118,7 +118,7 @@ def write_foreign(path: Path, tensors: Mapping[str, Tensor], *, wrapper: str | N
         wrapper: Key that holds the state dict in a file for `torch.load`; None leaves it bare.
 
     Raises:
-        CheckpointError: The disk refuses, or the name says no format.
+        CheckpointError: The disk refuses, or the name has no known suffix.
     """
     if path.suffix not in (*TORCH_SUFFIXES, ".safetensors"):
         known = ", ".join((*TORCH_SUFFIXES, ".safetensors"))

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: `checkpoints/step_N/`, each whole or absent.
+"""Checkpoints of a run: `checkpoints/step_N/`, never partly written.
 
 A checkpoint holds `tensors.safetensors`, `state.json` (the rest) and `checkpoint.json` (step, size
 and SHA-256 of both). It is written under a temporary name, flushed to disk and renamed, so a kill
@@ -126,7 +126,7 @@ def load_latest(
             warn(f"checkpoint passed over: {error}")
     if steps:
         raise CheckpointError(
-            f"every checkpoint in {folder} is damaged; remove the folder to start anew"
+            f"every checkpoint in {folder} is damaged; remove the folder to start again"
         )
     return None
 

@@ -37,7 +37,7 @@ class ExportOptions:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Export, and say how much was written."""
+    """Export, and print how much was written."""
     options = parse(ExportOptions, arguments, verb="export", description=HELP)
     from triptych.workflows.importing import export_checkpoint
 

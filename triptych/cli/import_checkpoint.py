@@ -16,7 +16,7 @@ from triptych.core.files import write_json
 if TYPE_CHECKING:
     from triptych.models.conversion import ImportReport
 
-HELP = """Turn a released checkpoint into a model folder, and say what became of every tensor.
+HELP = """Turn a released checkpoint into a model folder, and report what became of every tensor.
 
 SOURCE is a .pth, .pt, .bin, .ckpt or .safetensors file, or a folder of transformers. No code of the
 file is ever run: a file that needs it is refused.
@@ -45,10 +45,10 @@ class ImportOptions:
         tokenizer: Its vocab.txt, tokenizer.json or a folder with one; a folder's own if absent.
         image_size: Side of the input in pixels, to which position tables are resized; the file's
             own if absent.
-        trained_for: What it was trained for, such as captioning or vqa; told by its names if
+        trained_for: What it was trained for, such as captioning or vqa; inferred from its names if
             absent.
         answers: The answers of a VQA classifier in the order of its scores, which the file does not
-            hold: one a line, or a JSON list; without them the classifier is left out.
+            hold: one a line, or a JSON list; without them the classifier is skipped.
         allow: Faults to report instead of refusing: tensors that are missing, reshaped (of another
             shape) or unexpected (not understood).
         json: Print the whole report as JSON instead of a table.
@@ -69,7 +69,7 @@ class ImportOptions:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Import, print the report, and say what to do next."""
+    """Import, print the report and the next step."""
     options = parse(
         ImportOptions, json_as_out(arguments, "--report"), verb="import", description=HELP
     )
@@ -119,9 +119,9 @@ def report_rows(report: ImportReport) -> list[tuple[int, str, str]]:
     groups = [
         ("loaded", report.loaded, False),
         ("of these, resized", report.resized, True),
-        *((f"left out: {reason}", names, False) for reason, names in dropped.items()),
-        ("not in the file, drawn afresh", report.missing, True),
-        ("of another shape, drawn afresh", reshaped, True),
+        *((f"skipped: {reason}", names, False) for reason, names in dropped.items()),
+        ("not in the file, randomly initialised", report.missing, True),
+        ("of another shape, randomly initialised", reshaped, True),
         ("not understood", report.unexpected, True),
     ]
     return [

@@ -1,4 +1,4 @@
-"""Foreign checkpoints: apply a key table, and say what became of every tensor."""
+"""Foreign checkpoints: apply a key table, and report what became of every tensor."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Resize = Callable[[Tensor], Tensor]
 """Bring a foreign tensor to the size that the model wants."""
 
 Allowed = Literal["missing", "reshaped", "unexpected"]
-"""What `ImportReport.require` is told to let pass."""
+"""The faults that `ImportReport.require` may tolerate."""
 
 FIRST = 3  # names that an error message shows of many
 
@@ -31,7 +31,7 @@ class ImportReport:
     Attributes:
         loaded: Our names that took their values from the file, resized ones included.
         resized: Those of them that were brought to another size.
-        dropped: Foreign names that have no place in the model, each with the reason.
+        dropped: Foreign names that the model has no tensor for, each with the reason.
         missing: Our names that the file does not have; the model keeps its own values.
         reinitialised: Our names whose tensor in the file has another shape, with both shapes; the
             model keeps its own values.
@@ -51,7 +51,7 @@ class ImportReport:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the model has all its values from the file and the file holds no riddle."""
+        """Whether all the model's values come from the file and every name in it is understood."""
         return not (self.missing or self.reinitialised or self.unexpected)
 
     def require(
@@ -100,17 +100,18 @@ class ImportReport:
         for reason in self.dropped.values():
             reasons[reason] = reasons.get(reason, 0) + 1
         lines = [f"loaded {len(self.loaded)} tensors, {len(self.resized)} of them resized"]
-        lines += [f"left out {count}: {reason}" for reason, count in reasons.items()]
+        lines += [f"skipped {count}: {reason}" for reason, count in reasons.items()]
         if not long:
             counts = {
-                "kept fresh": len(self.missing) + len(self.reinitialised),
+                "randomly initialised": len(self.missing) + len(self.reinitialised),
                 "not understood": len(self.unexpected),
             }
             return "; ".join(lines + [f"{n} {text}" for text, n in counts.items() if n])
         lines += [f"resized: {name}" for name in self.resized]
-        lines += [f"not in the file, kept fresh: {name}" for name in self.missing]
+        lines += [f"not in the file, randomly initialised: {name}" for name in self.missing]
         lines += [
-            f"another shape, kept fresh: {name} ({why})" for name, why in self.reinitialised.items()
+            f"another shape, randomly initialised: {name} ({why})"
+            for name, why in self.reinitialised.items()
         ]
         lines += [f"not understood: {name}" for name in self.unexpected]
         return "\n".join(lines)
@@ -169,7 +170,7 @@ def explain_rest(
     Args:
         names: All names of the file.
         used: Those that the table uses.
-        reason: Says why a tensor has no place in the model; None when nothing explains it.
+        reason: Returns why the model has no such tensor; None when nothing explains it.
         report: Filled with dropped and unexpected names.
     """
     known = set(used)
@@ -282,8 +283,8 @@ class Converter:
         signatures: Patterns of names that only files of this family have, for a clear message
             when a file of another family is given.
         adapt_config: Makes a variant's config fit a file.
-        import_state: Fills a model, which may be on the meta device, and says what became of every
-            tensor.
+        import_state: Fills a model, which may be on the meta device, and reports what became of
+            every tensor.
         export_state: The model's tensors under the released names.
         trained_for: What a file was trained for, by its names: "pretraining", "captioning",
             "retrieval", "vqa" and so on.
@@ -305,7 +306,7 @@ class Converter:
         max_question_tokens: Longest question with the words that follow it.
         max_words: Words that the released code keeps of a caption, which it cleans; None where it
             reads captions as they are.
-        init_vision: Fills a fresh model's image side from published image weights and the
+        init_vision: Fills a new model's image side from published image weights and the
             `config.json` beside them; None if the family has no such start.
         init_text: The same for its text side.
         mean: Mean of each channel, for values in [0, 1], that the released weights expect.
@@ -367,7 +368,7 @@ def bert_embedding_keys(ours: str, theirs: str) -> KeyTable:
 
     Args:
         ours: Such as "text_encoder.embedding".
-        theirs: What stands before "embeddings", such as "bert".
+        theirs: What precedes "embeddings", such as "bert".
     """
     table: KeyTable = {
         f"{ours}.{mine}.weight": (f"{theirs}.embeddings.{mine}_embeddings.weight",)
@@ -382,7 +383,7 @@ def bert_block_keys(ours: str, theirs: str, *, cross: bool = False) -> KeyTable:
     Args:
         ours: Such as "text_encoder.blocks.0".
         theirs: Such as "bert.encoder.layer.0".
-        cross: Whether the layer has cross-attention, in the place where BERT's decoders have it.
+        cross: Whether the layer has cross-attention, where BERT's decoders have it.
     """
     table = linear_keys(
         f"{ours}.attention.qkv",

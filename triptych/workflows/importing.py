@@ -82,7 +82,7 @@ class ReleasedHead:
                 )
 
     def note_in(self, report: ImportReport) -> None:
-        """Move the classifier from what was left out to what was loaded."""
+        """Move the classifier from the skipped tensors to the loaded ones."""
         for name in [name for name in report.dropped if IN_FILE in name]:
             del report.dropped[name]
         report.loaded += [f"head.{name}" for name in self.weights]
@@ -91,7 +91,7 @@ class ReleasedHead:
 def read_head(
     converter: Converter, foreign: ForeignCheckpoint, trained_for: str, answers: Path | None
 ) -> ReleasedHead | None:
-    """Return the classifier of a file; None if it has none, or one of answers that nobody names.
+    """Return the classifier of a file; None if there is none, or no list of its answers.
 
     Args:
         converter: Of the file's family.
@@ -116,7 +116,7 @@ def read_head(
             raise DataError(f"{answers} has {len(listed)} answers; {foreign.path} scores {classes}")
         return ReleasedHead(AnswerClassificationConfig(answers=listed), weights)
     if answers is not None:
-        raise ConfigError(f"{foreign.path} has no classifier of answers: leave --answers out")
+        raise ConfigError(f"{foreign.path} has no classifier of answers: omit --answers")
     return None
 
 
@@ -124,7 +124,7 @@ def read_answers(path: Path) -> tuple[str, ...]:
     """Read a list of answers: a JSON list in a `.json` file, else one answer a line.
 
     Raises:
-        DataError: It cannot be read, or an answer is empty or stands twice.
+        DataError: It cannot be read, or an answer is empty or repeated.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -135,7 +135,7 @@ def read_answers(path: Path) -> tuple[str, ...]:
         raise DataError(f"{path} must be a list of answers, none of them empty")
     if len(set(found)) < len(found):
         twice = next(answer for answer in found if found.count(answer) > 1)
-        raise DataError(f"{path}: the answer {twice!r} stands twice")
+        raise DataError(f"{path}: the answer {twice!r} is repeated")
     return tuple(answer.strip() for answer in found)
 
 
@@ -146,7 +146,7 @@ def export_head(converter: Converter, content: ModelFolder) -> tuple[dict[str, T
     task = content.config.get("task") or {}
     names = converter.head_names(content.head, str(task.get("kind")))
     if names is None:
-        return {}, "its classifier (head.safetensors) has no place there and is left out"
+        return {}, "its classifier (head.safetensors) cannot be stored there and is skipped"
     note = ""
     if task.get("answers"):
         note = "the classifier's answers stand in config.json of the folder, not in the file"
@@ -154,12 +154,12 @@ def export_head(converter: Converter, content: ModelFolder) -> tuple[dict[str, T
 
 
 PADDED_VOCABULARY = 128
-"""So many rows of a word table may be without a token, as where it is padded for speed."""
+"""This many rows of a token table may be without a token, as where it is padded for speed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportSettings:
-    """What a released file does not say.
+    """What a released file does not record.
 
     Attributes:
         variant: A registered variant, or a `.yaml` or `.json` file with the fields of a model
@@ -190,7 +190,7 @@ def import_checkpoint(
         family: Such as "mplug".
         source: A file or folder that the family's released code wrote, or a hub id of one.
         out: The new model folder; it appears whole or not at all.
-        settings: What the file does not say.
+        settings: What the file does not record.
 
     Returns:
         What became of every tensor.
@@ -278,7 +278,7 @@ def _contrast_tensors(converter: Converter, config: Mapping[str, Any]) -> dict[s
 
 
 def _task(asked: str | None, converter: Converter, foreign: ForeignCheckpoint) -> str:
-    """Return what the file was trained for, as it was said or by its names."""
+    """Return what the file was trained for, as given or by its names."""
     known = trained_for_words()
     if asked is not None and asked not in known:
         raise ConfigError(
@@ -323,7 +323,7 @@ def _check_family(family: str, foreign: ForeignCheckpoint) -> None:
 
 
 def _load_tokenizer(path: Path | None, foreign: ForeignCheckpoint, vocab_size: int) -> Tokenizer:
-    """Return the tokenizer, which must fit the word table."""
+    """Return the tokenizer, which must fit the token table."""
     if path is None:
         own = [foreign.path / name for name in ("tokenizer.json", "vocab.txt")]
         found = [file for file in own if file.is_file()]
@@ -336,7 +336,7 @@ def _load_tokenizer(path: Path | None, foreign: ForeignCheckpoint, vocab_size: i
     tokenizer = Tokenizer.load(path)
     if not 0 <= vocab_size - tokenizer.vocab_size < PADDED_VOCABULARY:
         raise CheckpointError(
-            f"{path} has {tokenizer.vocab_size} tokens, but the word table of {foreign.path} has "
+            f"{path} has {tokenizer.vocab_size} tokens, but the token table of {foreign.path} has "
             f"{vocab_size}: they belong to different models"
         )
     return tokenizer
@@ -350,7 +350,7 @@ def _import(
     what: str,
     allow: Collection[Allowed],
 ) -> tuple[Any, ImportReport]:
-    """Build the model with the file's tensors; only what the file lacks is drawn."""
+    """Build the model with the file's tensors; only what the file lacks is randomly initialised."""
     with torch.device("meta"):
         model = build_model(config)
     report = converter.import_state(foreign.tensors, model)
@@ -402,7 +402,7 @@ def _provenance(foreign: ForeignCheckpoint, variant: str, report: ImportReport) 
 def _images(
     source: Path, converter: Converter, model: Any, *, resized: bool
 ) -> ImageTransformConfig:
-    """Return how images are prepared: as a folder's own file says, else as the family's are."""
+    """Return how images are prepared: by a folder's own file, else as the family's."""
     found = {"image_size": model.image_size, "mean": converter.mean, "std": converter.std}
     if source.is_dir():
         found = with_preprocessor(source, found, resized=resized)

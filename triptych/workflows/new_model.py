@@ -19,7 +19,7 @@ from triptych.tasks.registry import task_spec
 from triptych.text import Tokenizer
 
 ITM_LEFT_OUT = (
-    "fusion 'none' lets no text see its image, so that nothing can be matched: itm is left out"
+    "fusion 'none' lets no text see its image, so that nothing can be matched: itm is skipped"
 )
 
 
@@ -66,7 +66,7 @@ def skip_impossible_objectives(
     Args:
         config: What to do.
         model: What is trained.
-        console: Where to say it; standard output if absent.
+        console: Where to print the note; standard output if absent.
 
     Raises:
         ConfigError: No other objective has a weight.
@@ -85,7 +85,7 @@ def init_parts(model: Any, source: ModelSource) -> list[str]:
     """Fill the parts that a model source names.
 
     Args:
-        model: With fresh weights; changed in place.
+        model: Randomly initialised; changed in place.
         source: Says what to start from: `init_vision_from` and `init_text_from`.
 
     Returns:
@@ -104,7 +104,7 @@ def init_parts(model: Any, source: ModelSource) -> list[str]:
         if fill is None:
             raise CapabilityError(
                 f"{family.title} has no start from published {part} weights: "
-                f"leave model.init_{part}_from out"
+                f"omit model.init_{part}_from"
             )
         foreign = read_foreign(Path(place))
         try:
@@ -134,7 +134,7 @@ def load_published_tokenizer(place: Path) -> Tokenizer:
         except (ValueError, AttributeError) as error:
             raise DataError(f"{settings} is not valid: {error}") from error
         if cased:
-            raise DataError(f"{place} keeps capitals, but texts are lower-cased: {hint}")
+            raise DataError(f"{place} is case-sensitive, but texts are lower-cased: {hint}")
     try:
         return Tokenizer.load(place)
     except DataError as error:

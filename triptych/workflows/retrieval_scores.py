@@ -35,7 +35,7 @@ class RetrievalProtocol:
     """How retrieval is scored.
 
     Attributes:
-        rerank_top_k: Candidates of each query that ITM scores anew; 0 leaves ITM out.
+        rerank_top_k: Candidates of each query that ITM re-ranks; 0 disables ITM.
         itm_score: Whether ITM alone ranks them, or ITM plus the similarity.
         folds: Parts of equally many images that are searched apart.
     """
@@ -128,7 +128,7 @@ def _encode(
 
     Returns:
         The states and embeddings, and the rows of the image and of the text of each record, by
-        its position; records of which something cannot be read are left out of the second.
+        its position; records of which something cannot be read are skipped in the second.
     """
     by_key: dict[int, list[int]] = {}
     for position, record in enumerate(records):

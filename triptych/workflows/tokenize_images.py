@@ -70,7 +70,7 @@ def tokenize_images(
         image_size: Side in pixels of the tokenizer's view, 8 times the patches on a side of the
             encoder that will be trained; None takes the tokenizer's own.
         samples_per_shard: Images in a shard.
-        max_bad_share: Share of the data that may be bad.
+        max_bad_share: Fraction of the data that may be bad.
         progress: Told how many images are done, and how many there are.
 
     Raises:

@@ -52,7 +52,7 @@ def import_encoder(official: Mapping[str, Any], model: DVAE) -> ImportReport:
 
     Args:
         official: A state dict; names may begin with "image_codebook." or "flava.image_codebook.",
-            as in a whole FLAVA checkpoint, whose other tensors the report lists as left out.
+            as in a whole FLAVA checkpoint, whose other tensors the report lists as skipped.
         model: Changed in place; a model on the meta device takes the tensors over.
 
     Returns:

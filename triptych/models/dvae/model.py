@@ -67,7 +67,7 @@ class ResidualBlock(nn.Module):
 
 
 class DVAEEncoder(nn.Module):
-    """From pixels to a logit for each code at each place of the grid.
+    """From pixels to a logit for each code at each position of the grid.
 
     A 7x7 convolution, four groups of residual blocks with 2x2 max pools between, and a 1x1
     convolution: DALL-E's encoder, which BEiT and FLAVA take their targets from.
@@ -86,7 +86,7 @@ class DVAEEncoder(nn.Module):
         init_convolutions(self)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Score every code at every place.
+        """Score every code at every position.
 
         Args:
             image: (B, 3, height, width) float in [0.1, 0.9]; sides that are multiples of 8.
@@ -107,17 +107,17 @@ class DVAEEncoder(nn.Module):
                 f"{self.config.stride}"
             )
         x = self.input(_channels_last(image))
-        for place, group in enumerate(self.groups):
-            x = group(x if place == 0 else F.max_pool2d(x, 2))
+        for index, group in enumerate(self.groups):
+            x = group(x if index == 0 else F.max_pool2d(x, 2))
         return F.relu(x)
 
     def codes(self, image: Tensor) -> Tensor:
-        """Return the best code of each place, (B, P) int64 in row-major order."""
+        """Return the best code of each position, (B, P) int64 in row-major order."""
         return self(image).argmax(dim=1).flatten(1)  # type: ignore[no-any-return]
 
 
 class DVAEDecoder(nn.Module):
-    """From a distribution over codes at each place to a distribution of each pixel.
+    """From a distribution over codes at each position to a distribution of each pixel.
 
     A 1x1 convolution of the one-hot code, which is a table of code vectors; four groups of
     residual blocks with nearest-neighbour doublings between; a 1x1 convolution.
@@ -139,7 +139,7 @@ class DVAEDecoder(nn.Module):
         """Decode soft or one-hot codes.
 
         Args:
-            weights: (B, V, h, w) float, a distribution over the codes at each place.
+            weights: (B, V, h, w) float, a distribution over the codes at each position.
 
         Returns:
             Location μ and log-scale ln b of the logit of each pixel, each (B, 3, 8h, 8w).
@@ -154,8 +154,8 @@ class DVAEDecoder(nn.Module):
         return self._decode(vectors.permute(0, 3, 1, 2))  # channels last already
 
     def _decode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        for place, group in enumerate(self.groups):
-            x = group(x if place == 0 else F.interpolate(x, scale_factor=2, mode="nearest"))
+        for index, group in enumerate(self.groups):
+            x = group(x if index == 0 else F.interpolate(x, scale_factor=2, mode="nearest"))
         location, log_scale = self.output(F.relu(x)).chunk(2, dim=1)
         return location, log_scale
 
@@ -178,7 +178,7 @@ class DVAE(nn.Module):
 
     @torch.no_grad()
     def codes(self, image: Tensor) -> Tensor:
-        """Return the best code of each place.
+        """Return the best code of each position.
 
         Args:
             image: (B, 3, height, width) float in [0.1, 0.9].
@@ -226,7 +226,7 @@ def init_convolutions(module: nn.Module) -> None:
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """Return (B, C, h, w) with a place's channels side by side: convolutions are faster so."""
+    """Return (B, C, h, w) with the channels of a position side by side, for fast convolutions."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -246,19 +246,20 @@ def _group(
 def spread_codes(
     encoder: DVAEEncoder, image: Tensor, scale: float, generator: torch.Generator | None = None
 ) -> None:
-    """Set the last layer so that logits tell places apart.
+    """Set the last layer so that logits differ between positions.
 
-    With a drawn last layer all places of all images nearly agree on one code, and a short
+    With a random last layer all positions of all images nearly agree on one code, and a short
     training makes this worse. Here each code gets a random direction in the whitened features of
-    the last group, so that which code wins depends on what the place shows.
+    the last group, so that which code wins depends on what the position shows.
 
     Args:
         encoder: Its `output` is changed.
         image: (B, 3, H, W) float in [0.1, 0.9], images of the training data.
-        scale: Deviation of the logits over places and codes; their mean at each code is 0.
+        scale: Standard deviation of the logits over positions and codes; the mean of each code
+            is 0.
         generator: Source of the directions; the global one if absent.
     """
-    features = encoder.features(image).movedim(1, -1).flatten(0, 2).float()  # (places, D)
+    features = encoder.features(image).movedim(1, -1).flatten(0, 2).float()  # (positions, D)
     mean = features.mean(dim=0)
     centred = (features - mean).double()
     variances, axes = torch.linalg.eigh(centred.T @ centred / len(centred))

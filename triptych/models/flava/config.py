@@ -26,10 +26,12 @@ class FLAVAVisionConfig:
         depth: Number of blocks (12).
         num_heads: Attention heads (12).
         mlp_ratio: Hidden width of the FFN over `embed_dim` (4).
-        patch_init_std: Deviation of fresh patch weights; None takes the model's `init_std`.
-        position_init_std: Deviation of a fresh position table; None takes the model's `init_std`.
+        patch_init_std: Standard deviation of random patch weights; None takes the model's
+            `init_std`.
+        position_init_std: Standard deviation of a random position table; None takes the
+            model's `init_std`.
         stem_widths: Channels of convolutions of stride 2 before the patch projection; none in the
-            paper. With them, the pixels of hidden patches are 0.
+            paper. With them, the pixels of masked patches are 0.
     """
 
     image_size: int
@@ -100,7 +102,7 @@ class FLAVAConfig:
         fusion: The multimodal encoder.
         proj_dim: Width E of the contrastive embedding (768).
         num_codes: Entries of the image codebook, which MIM and MMM predict (8192).
-        codebook: The frozen image tokenizer inside the model; None leaves it out, and batches then
+        codebook: The frozen image tokenizer inside the model; None: there is none, and batches then
             bring `image_codes`.
         pad_attention: "masked": padding is never attended. "attended": the multimodal encoder
             attends to padding, and texts are padded to `padded_text_len`; so the released weights
@@ -108,8 +110,9 @@ class FLAVAConfig:
         padded_text_len: Tokens of every text where padding is attended (77).
         released_poolers: Whether to keep the three tanh poolers of the released layout. No loss
             trains them and nothing here reads them; a released checkpoint goes back whole.
-        init_std: Deviation of fresh weights (0.02). Class tokens, the mask token and positions are
-            drawn too: released code starts them at 0, where a LayerNorm of eps 1e-12 multiplies
+        init_std: Standard deviation of random weights (0.02). Class tokens, the mask token and
+            positions are random too: released code starts them at 0, where a LayerNorm of eps
+            1e-12 multiplies
             gradients by a million.
     """
 

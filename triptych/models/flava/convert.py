@@ -1,7 +1,8 @@
 """FLAVA checkpoints of transformers: their key table, import and export.
 
 `FlavaForPreTraining` has 618 tensors at the released size, 53,786,240 parameters of them the image
-codebook's. All of them have a place here: a released checkpoint goes out as it came in, bit by bit.
+codebook's. All of them have a counterpart here: a released checkpoint is exported as it was
+imported, bit by bit.
 """
 
 from __future__ import annotations
@@ -182,8 +183,8 @@ def import_state_dict(official: Mapping[str, Any], model: FLAVA) -> ImportReport
 def export_state_dict(model: FLAVA) -> dict[str, Tensor]:
     """Return the model under the names of `FlavaForPreTraining`.
 
-    A head's bias appears under both of its names. Missing poolers are left out, which transformers
-    fills with fresh weights that nothing reads.
+    A head's bias appears under both of its names. Missing poolers are skipped, which transformers
+    fills with random weights that nothing reads.
     """
     foreign = split_tensors(model.state_dict(), key_table(model.config))
     for name, axes in _LEADING.items():
@@ -428,7 +429,7 @@ def _stack_sizes(
 
 
 def _reason(name: str, foreign: Mapping[str, Tensor]) -> str | None:
-    """Say why a tensor has no place in the model; None when nothing explains it."""
+    """Return why the model has no such tensor; None when nothing explains it."""
     head = re.fullmatch(rf"({'|'.join(HEADS)})\.bias", name)
     if head:
         other = foreign[f"{head[1]}.decoder.bias"]

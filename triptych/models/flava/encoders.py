@@ -25,12 +25,12 @@ PAD_ID = 0
 
 
 def first_token(x: Tensor) -> Tensor:
-    """Return the place of the first token of (B, S, ...): (B, 1) zeros."""
+    """Return the position of the first token of (B, S, ...): (B, 1) zeros."""
     return torch.zeros(len(x), 1, dtype=torch.int64, device=x.device)
 
 
 class Stack(nn.ModuleList):
-    """Blocks that run one after the other; they forget what is cheap to compute again."""
+    """Blocks that run one after the other; they recompute what is cheap."""
 
     def __init__(self, config: BlockConfig, depth: int) -> None:
         super().__init__(Block(config) for _ in range(depth))
@@ -58,7 +58,7 @@ class Stack(nn.ModuleList):
 
 
 class FLAVAImageEncoder(nn.Module):
-    """ViT: [class; patches] + positions, blocks; a hidden patch is the mask token at its place.
+    """ViT: [class; patches] + positions, blocks; a masked patch is the mask token at its position.
 
     There is no norm before the first block.
     """
@@ -84,13 +84,13 @@ class FLAVAImageEncoder(nn.Module):
         nn.init.trunc_normal_(self.position_embedding, std=std, a=-2 * std, b=2 * std)
 
     def embed(self, image: Tensor, hidden: Sequence[Tensor | None] = (None,)) -> Tensor:
-        """Project the patches and return the first block's input for each way of hiding.
+        """Project the patches and return the first block's input for each mask.
 
         A linear projection runs once for all ways.
 
         Args:
             image: (B, 3, image_size, image_size) float.
-            hidden: Each (B, P) bool, True = hidden, or None for the whole image.
+            hidden: Each (B, P) bool, True = masked, or None for the whole image.
 
         Returns:
             (ways · B, N, D), way by way.
@@ -109,7 +109,7 @@ class FLAVAImageEncoder(nn.Module):
         return torch.cat([cls, x], dim=1) + self.position_embedding.to(x.dtype)
 
     def _patches(self, image: Tensor, hidden: Sequence[Tensor | None]) -> list[Tensor]:
-        """Return (B, P, D) for each way of hiding; a stem sees no pixel of a hidden patch."""
+        """Return (B, P, D) for each mask; a stem sees no pixel of a masked patch."""
         if self.config.stem_widths:
             size = self.config.patch_size
             seen = [image if m is None else hide_pixels(image, m, size) for m in hidden]
@@ -127,7 +127,7 @@ class FLAVAImageEncoder(nn.Module):
 
         Args:
             image: (B, 3, image_size, image_size) float.
-            hidden_patches: (B, P) or (B, grid, grid) bool, True = hidden.
+            hidden_patches: (B, P) or (B, grid, grid) bool, True = masked.
 
         Returns:
             (B, N, D) states before `final_norm`, the class token first.

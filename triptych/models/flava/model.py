@@ -34,7 +34,7 @@ START_TEMPERATURE = 0.07
 
 
 OUTPUT_INIT_SCALE = 0.1
-"""Fresh output matrices of the four word and code heads, over `init_std`.
+"""Initial output matrices of the four token and code heads, over `init_std`.
 
 Predictions then begin uniform. With 1, as in released code, targets that are few (a codebook that
 says little) pull all states one way, and the first gradient is more than twice as long.
@@ -73,7 +73,7 @@ class FLAVA(nn.Module):
     Features hold states before an encoder's last norm (`tokens`), which the fusion reads, and the
     class state after it (`cls`), which contrastive learning and classifiers read.
 
-    Heads, none tied to a word table: `mim_head` and `mlm_head` on the unimodal encoders,
+    Heads, none tied to a token table: `mim_head` and `mlm_head` on the unimodal encoders,
     `mmm_image_head` and `mmm_text_head` on the multimodal one, `itm_head` (class 1 = match), and
     the two contrastive projections with their scale. The scale lives here and not in the task,
     because the released layout holds it and zero-shot probabilities need it.
@@ -142,7 +142,7 @@ class FLAVA(nn.Module):
 
         Args:
             image: (B, 3, image_size, image_size) float, normalised with CLIP's mean and deviation.
-            hidden_patches: (B, P) or (B, grid, grid) bool, True = hidden behind the mask token.
+            hidden_patches: (B, P) or (B, grid, grid) bool, True = masked by the mask token.
 
         Returns:
             (B, N, D) states before the final norm, and the class state after it.
@@ -240,7 +240,7 @@ class FLAVA(nn.Module):
         return self.itm_head(self.fusion.final_norm(states[:, 0]))  # type: ignore[no-any-return]
 
     def word_logits(self, states: Tensor) -> Tensor:
-        """Score every word at fused text states (..., D): (..., V) logits of MMM."""
+        """Score every token at fused text states (..., D): (..., V) logits of MMM."""
         return self.mmm_text_head(states)  # type: ignore[no-any-return]
 
     def take_codebook(self, tokenizer: DVAE) -> None:
@@ -285,13 +285,13 @@ class FLAVA(nn.Module):
         return self.codebook.codes(codebook_image)
 
     def image_passes(self, image: Tensor, hidden_patches: Tensor) -> CleanAndMasked:
-        """Encode images whole and with hidden patches, as one batch up to the last block.
+        """Encode images whole and with masked patches, as one batch up to the last block.
 
         The last block computes only the class token of the whole images.
 
         Args:
             image: (B, 3, image_size, image_size) float.
-            hidden_patches: (B, P) bool, True = hidden.
+            hidden_patches: (B, P) bool, True = masked.
         """
         encoder = self.visual_encoder
         x = encoder.blocks.run(encoder.embed(image, (None, hidden_patches)), but_last=True)
@@ -302,11 +302,11 @@ class FLAVA(nn.Module):
     def text_passes(
         self, token_ids: Tensor, masked_token_ids: Tensor, text_mask: Tensor
     ) -> CleanAndMasked:
-        """Encode texts whole and with hidden words, as `image_passes` does images.
+        """Encode texts whole and with masked tokens, as `image_passes` does images.
 
         Args:
             token_ids: (B, L) int64.
-            masked_token_ids: (B, L) int64, the same with words hidden.
+            masked_token_ids: (B, L) int64, the same with masked tokens.
             text_mask: (B, L) bool, True = real token.
         """
         encoder = self.text_encoder

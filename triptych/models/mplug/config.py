@@ -50,7 +50,7 @@ class MPLUGConfig:
         text_depth: Layers of the text encoder (paper: 6).
         fusion_depth: Layers of the fusion network (paper: 6).
         fusion: Which network lets image and text meet; `fusion.py` lists them. Released models
-            are "skip_connected"; the others are the rivals of the paper's figure 4.
+            are "skip_connected"; the others are the alternatives of the paper's figure 4.
         connected_layers: Which layers of a skip-connected network, from 0, are
             connected-attention; the others are asymmetric co-attention. `strided_layers` gives
             them for a stride. Released base: (3,). Released large: (). Other networks have no
@@ -62,10 +62,10 @@ class MPLUGConfig:
         decoder_memory: What the decoder reads: "fused" is the image and text output of the fusion
             network (paper); "image" is the image encoder's output alone (released captioning).
         proj_dim: Width E of the contrastive embedding (256).
-        tie_mlm_head: Whether the MLM head scores words by the text encoder's word table. The
+        tie_mlm_head: Whether the MLM head scores tokens by the text encoder's token table. The
             derived pre-training code ties it to a table of the fusion network that nothing else
             reads, so released pre-training files bring their own matrix (False).
-        init_std: Standard deviation of fresh weights (0.02 in BERT).
+        init_std: Standard deviation of random weights (0.02 in BERT).
     """
 
     vision: VisionConfig

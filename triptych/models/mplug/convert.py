@@ -159,7 +159,7 @@ def normalise_names(official: Mapping[str, Any]) -> dict[str, Tensor]:
     """Unwrap a released checkpoint and give its tensors the names of the fine-tuned models.
 
     The released loader's rule: of names with "fusion" or "bert" and without "decode", the parts
-    "fusion." and "bert." are left out.
+    "fusion." and "bert." are skipped.
 
     Args:
         official: A state dict, or a checkpoint that holds one as "model" or "module"; names may
@@ -288,7 +288,7 @@ def import_state_dict(official: Mapping[str, Any], model: MPLUG) -> ImportReport
 def export_state_dict(model: MPLUG, num_fusion_layers: int | None = None) -> dict[str, Tensor]:
     """Return the model under the released names, for the released code's non-strict loader.
 
-    Tensors that never run are left out. Tied matrices appear under both of their names.
+    Tensors that are never used are skipped. Tied matrices appear under both of their names.
 
     Args:
         model: Read only.
@@ -321,7 +321,7 @@ def _same(foreign: Mapping[str, Tensor], first: str, second: str) -> bool:
 def _reason(
     name: str, foreign: Mapping[str, Tensor], config: MPLUGConfig, first_live: int
 ) -> str | None:
-    """Say why a tensor has no place in the model; None when nothing explains it."""
+    """Return why the model has no such tensor; None when nothing explains it."""
     if (reason := first_reason(name, _DEAD)) is not None:
         return reason
     if name == "temp":

@@ -96,7 +96,7 @@ class SkipConnectedFusion(nn.Module):
                 end computes no other. None means that all are read.
 
         Returns:
-            Image states; text states (M, L, D), meaningless at padding and where nobody reads;
+            Image states; text states (M, L, D), meaningless at padding and where nothing is read;
             and the image index that still applies: None when the image states are (M, N, D), one
             row a text.
         """

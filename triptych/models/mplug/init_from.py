@@ -2,7 +2,7 @@
 
 BERT fills three parts: its first `text_depth` layers are the text encoder and its last
 `fusion_depth` layers the fusion network (paper), its first `decoder_depth` layers the decoder,
-whose word head is BERT's (released code). Cross-attention is not in BERT: it keeps fresh weights.
+whose token head is BERT's (released code). Cross-attention is not in BERT: it stays random.
 A co-attention network's image stream takes the layers that its text stream takes, as a connected
 layer uses one set of weights for both sides.
 
@@ -126,7 +126,7 @@ def init_text(
 
     Returns:
         What became of every tensor; it misses cross-attention and, where the file is a bare
-        BertModel, the word heads.
+        BertModel, the token heads.
 
     Raises:
         CheckpointError: The file holds no BERT, or one of other sizes.
@@ -234,7 +234,7 @@ def _fill(
 
 
 def _bert_name(name: str) -> str:
-    """Return today's name of a BERT tensor: with "bert.", and without TensorFlow's words."""
+    """Return the present name of a BERT tensor: with "bert.", without TensorFlow's terms."""
     name = re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", name)
     name = re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name)
     return name if name.startswith(("bert.", "cls.")) else f"bert.{name}"

@@ -42,7 +42,7 @@ class MPLUG(nn.Module):
     """The whole model of the paper, section 3.
 
     Heads: `image_projection` and `text_projection` for ITC, `itm_head` (class 1 = match) and
-    `mlm_head` on fused text states, the decoder's own word head. Without a fusion network
+    `mlm_head` on fused text states, the decoder's own token head. Without a fusion network
     (`fusion` "none") no state knows both sides, so there is no "itm".
     """
 
@@ -135,7 +135,7 @@ class MPLUG(nn.Module):
             CapabilityError: `hidden_patches` is given.
         """
         if hidden_patches is not None:
-            raise CapabilityError("mPLUG has no masked image modelling: leave hidden_patches out")
+            raise CapabilityError("mPLUG has no masked image modelling: omit hidden_patches")
         return ImageFeatures(self.image_adapter(self.visual_encoder(image)))
 
     def encode_text(self, token_ids: Tensor, text_mask: Tensor) -> TextFeatures:
@@ -172,8 +172,8 @@ class MPLUG(nn.Module):
             image: B images.
             text: M texts.
             image_index: (M,) int64, the image of each text; None means M = B, in order.
-            read: (M, L) bool, True = this text state is read afterwards; the others may be left
-                out and are then meaningless. None means that all are read.
+            read: (M, L) bool, True = this text state is read afterwards; the others are
+                meaningless. None means that all are read.
         """
         tokens, states, index = self.fusion(image.tokens, text.tokens, text.mask, image_index, read)
         return FusedFeatures(tokens, states, text.mask, index)
@@ -206,7 +206,7 @@ class MPLUG(nn.Module):
         return self.match_logits(self.fuse(image, text, image_index=image_index, read=only_cls))
 
     def word_logits(self, states: Tensor) -> Tensor:
-        """Score every word at fused text states (..., D): (..., V) logits of the MLM head."""
+        """Score every token at fused text states (..., D): (..., V) logits of the MLM head."""
         return self.mlm_head(states, self.text_encoder.embedding.word.weight)  # type: ignore[no-any-return]
 
     def decoder_memory(

@@ -37,18 +37,18 @@ class VLMoConfig:
             paper's equations).
         layer_scale: Start value of the factors on each residual branch (0.1); None has none
             (released base-plus).
-        drop_path: Share of residual branches that training skips in the last block; it grows
+        drop_path: Drop path rate of the last block; it grows
             linearly from 0 in the first (0.1 in released pre-training).
-        text_dropout: Share of text embeddings that training drops (the released code takes
+        text_dropout: Dropout of text embeddings (the released code takes
             `drop_path`).
         proj_dim: Width E of the contrastive embedding (released: `embed_dim`).
         fused_contrast: Whether there is a second pair of contrastive projections, on top of the
             vision-language experts (in the released pre-training, not in the paper).
-        mask_token: Whether there is a vector for hidden patches, for masked image modelling.
+        mask_token: Whether there is a vector for masked patches, for masked image modelling.
         num_image_types: Type rows of images; NLVR2's second image has its own (2 there).
-        init_std: Standard deviation of fresh weights (0.02).
-        position_init_std: Deviation of fresh absolute positions; None takes `init_std`.
-        patch_init_std: Deviation of fresh patch weights; None takes `init_std`.
+        init_std: Standard deviation of random weights (0.02).
+        position_init_std: Standard deviation of random absolute positions; None takes `init_std`.
+        patch_init_std: Standard deviation of random patch weights; None takes `init_std`.
         stem_widths: Channels of the convolutions of a stem in place of the linear patch projection;
             empty for none. No released weights have one; small models learn faster with it.
     """

@@ -78,7 +78,7 @@ _DROPPED = [
     (r"(text_)?(imag_)?relative_position_index", "index buffer"),
     (r"text_embeddings\.position_ids", "index buffer"),
     (r"logit_(vl_)?scale", "temperature, kept beside the model"),
-    (r"(vqa|nlvr2)_classifier\..*", "classifier, which stands beside the model"),
+    (r"(vqa|nlvr2)_classifier\..*", "classifier, which is stored beside the model"),
 ]
 
 
@@ -204,8 +204,8 @@ def config_for(
     """Return the config with which a released file loads whole.
 
     Vocabulary, text length and image size are the file's; the second projections and the mask token
-    are left out where the file has none. A file of the language stage lacks all that pairs need,
-    which stays as the variant has it, fresh; a BEiT file sets the image size alone.
+    are skipped where the file has none. A file of the language stage lacks all that pairs need,
+    which stays randomly initialised; a BEiT file sets the image size alone.
 
     Args:
         foreign: A released file, wrapped or bare, of VLMo or BEiT.
@@ -409,7 +409,7 @@ def _buffers(config: VLMoConfig) -> dict[str, Tensor]:
 
 
 def _reason(name: str, config: VLMoConfig) -> str | None:
-    """Say why a tensor has no place in the model; None when nothing explains it."""
+    """Return why the model has no such tensor; None when nothing explains it."""
     if (reason := first_reason(name, _DROPPED)) is not None:
         return reason
     if name == TEXT_POSITIONS and config.positions == "relative":

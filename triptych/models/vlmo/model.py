@@ -141,7 +141,7 @@ class VLMo(nn.Module):
         return x + self.modality_embedding.weight[1 + image_type]
 
     def text_inputs(self, token_ids: Tensor) -> Tensor:
-        """Embed token ids (B, L) int64 (equation 2): (B, L, D) words + positions + type.
+        """Embed token ids (B, L) int64 (equation 2): (B, L, D) tokens + positions + type.
 
         Raises:
             DataError: A text is longer than the position table.
@@ -291,7 +291,7 @@ class VLMo(nn.Module):
         return self.itm_head(self.pool(states[:, 0]))  # type: ignore[no-any-return]
 
     def word_logits(self, states: Tensor) -> Tensor:
-        """Score every word at text states (..., D): (..., V) logits of the MLM head."""
+        """Score every token at text states (..., D): (..., V) logits of the MLM head."""
         return self.mlm_head(states)  # type: ignore[no-any-return]
 
     @staticmethod

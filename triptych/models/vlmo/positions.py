@@ -66,7 +66,7 @@ def joint_index(
     """Return the row of each pair of tokens of [image; text], (S, S) int64, query first.
 
     Args:
-        num_text: Text tokens L; 0 leaves the text out.
+        num_text: Text tokens L; 0 for images alone.
         with_image: Whether the image's tokens are part of the sequence.
         grid_size: Patches on each side.
         max_text_tokens: Longest text of the table.
@@ -85,7 +85,7 @@ def joint_index(
 
 
 class RelativePositions(nn.Module):
-    """Scores that attention adds for each pair of places: one table for the whole network.
+    """Scores that attention adds for each pair of positions: one table for the whole network.
 
     Column layer · H + head of `table` is what that head of that block reads.
     """
@@ -101,7 +101,7 @@ class RelativePositions(nn.Module):
         """Return the scores of all blocks at once.
 
         Args:
-            num_text: Text tokens L, which follow the image; 0 leaves the text out.
+            num_text: Text tokens L, which follow the image; 0 for images alone.
             with_image: Whether there are image tokens.
 
         Returns:
@@ -174,7 +174,7 @@ def grid_of_table(table: Tensor, max_text_tokens: int) -> int:
 
 
 def spline_weights(places: Tensor, wanted: Tensor) -> Tensor:
-    """Return the matrix that reads an interpolating spline at other places.
+    """Return the matrix that reads an interpolating spline at other points.
 
     A cubic spline with "not-a-knot" ends, which is FITPACK's and hence SciPy's choice; of fewer
     than four points, the polynomial through them. Outside the points it is constant, as FITPACK's
@@ -208,7 +208,7 @@ def spline_weights(places: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _curvature_weights(places: Tensor) -> Tensor:
-    """Return the (n, n) matrix from values at n places to the spline's second derivatives there."""
+    """Return the (n, n) matrix from values at n points to the spline's second derivatives there."""
     count, step = len(places), places.diff()
     system = torch.zeros(count, count, dtype=places.dtype)
     values = torch.zeros_like(system)

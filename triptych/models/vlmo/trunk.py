@@ -179,7 +179,7 @@ class MultiwayBlock(nn.Module):
         Args:
             x: (B, S, D) float.
             bias: Additive scores, broadcastable to (B, H, R, S).
-            places: (B, R) int64 places in the sequence.
+            places: (B, R) int64 positions in the sequence.
             expert: "text", "image" or "fused".
 
         Returns:
@@ -241,7 +241,7 @@ def drop_path_factors(num_rows: int, rate: float, device: torch.device) -> Tenso
 
 
 def gather_scores(bias: Tensor, places: Tensor) -> Tensor:
-    """Return the scores of queries at places.
+    """Return the scores of queries at positions.
 
     Args:
         bias: (1 or B, H or 1, S or 1, S).
@@ -296,7 +296,7 @@ class TokenSequence:
         return 0 if self.text is None else self.text.shape[1]
 
     def first_places(self) -> Tensor:
-        """Return (M, 1) int64: the place of the [CLS] that speaks for a row, the text's in pairs.
+        """Return (M, 1) int64: the position of each row's [CLS], the text's in pairs.
 
         Places of pairs count within the text.
         """
@@ -312,7 +312,7 @@ class _Running:
     Attributes:
         x: (Z, D) flat tokens.
         layout: How they stand.
-        mask: (M, 1, 1, S) additive scores that hide padding; None without text.
+        mask: (M, 1, 1, S) additive scores that mask padding; None without text.
         scores: (depth, H, S, S) of the relative positions; None for absolute ones.
         image_index: As the sequence has it, before the first block.
     """
@@ -373,12 +373,12 @@ class MultiwayTrunk(nn.Module):
         reads: Sequence[tuple[slice, Tensor]],
         scores: Tensor | None = None,
     ) -> list[Tensor]:
-        """Run all rows through the stack at once and read each group's own places.
+        """Run all rows through the stack at once and read each group's own positions.
 
         Args:
             sequence: M rows.
-            reads: Groups of rows, each with the places (rows, R) int64 that are read: of the image,
-                of the text, or of the text of pairs.
+            reads: Groups of rows, each with the positions (rows, R) int64 that are read:
+                of the image, of the text, or of the text of pairs.
             scores: What `position_scores` returned, for several passes of one step.
 
         Returns:
@@ -396,7 +396,7 @@ class MultiwayTrunk(nn.Module):
 
         Args:
             sequence: B rows of one modality.
-            places: (B, R) int64, places that are read.
+            places: (B, R) int64, positions that are read.
             scores: As for `read`.
 
         Returns:
@@ -468,7 +468,7 @@ class MultiwayTrunk(nn.Module):
         *,
         fused: bool,
     ) -> list[Tensor]:
-        """Run the last block at the places that are read, and the last norm."""
+        """Run the last block at the positions that are read, and the last norm."""
         last = len(self.blocks) - 1
         block, layout = self.blocks[last], running.layout
         if last == 0 and running.image_index is not None:
