@@ -27,7 +27,7 @@ def test_check_fails_where_too_much_is_bad(capsys, manifest, tmp_path):
     assert main(["data", "check", str(manifest), *arguments]) == 1
     captured = capsys.readouterr()
     assert "3 usable of 4" in captured.out and "not_an_image: 1" in captured.out
-    assert "25.00% is bad, more than the 1.00% that is borne" in captured.err
+    assert "25.00% is bad, more than the 1.00% that is allowed" in captured.err
     content = json.loads(report.read_text())
     assert content["num_bad"] == 1 and content["num_total"] == 4
     (line,) = [json.loads(line) for line in skipped.read_text().splitlines()]

@@ -22,7 +22,7 @@ def asked(monkeypatch):
 
     def evaluate_model(folder, task, source, **options):
         options.pop("progress")
-        options.pop("left_out")("1 of 2 samples left out")
+        options.pop("on_skipped")("1 of 2 samples skipped")
         calls.append((str(folder), task, source, options))
         return [VALUE]
 
@@ -42,7 +42,7 @@ def test_the_table_shows_value_interval_number_and_protocol(capsys, asked):
 def test_what_was_left_out_is_told_apart_from_the_table(capsys, asked):
     assert main(["eval", "m", "--task", "vqa", "--data", "a.jsonl"]) == 0
     shown = capsys.readouterr()
-    assert "1 of 2 samples left out" in shown.err and "left out" not in shown.out
+    assert "1 of 2 samples skipped" in shown.err and "skipped" not in shown.out
 
 
 def test_options_reach_the_evaluator(asked, tmp_path):

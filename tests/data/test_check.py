@@ -119,7 +119,7 @@ def test_a_clean_dataset_says_so(tmp_path):
         on_progress=lambda done, total: seen.append((done, total)),
     )
     assert report.bad_share == 0 and report.num_usable == 1
-    assert report.lines()[-2:] == ["duplicates   none", "left out     none"]
+    assert report.lines()[-2:] == ["duplicates   none", "skipped      none"]
     assert seen == [(1, 1)]
 
 

@@ -243,7 +243,7 @@ def test_a_cut_jpeg_padded_with_zeros_is_truncated():
     assert problem_of(data[:half] + bytes(len(data) - half)) is SkipKind.TRUNCATED
 
 
-def test_bytes_after_the_end_of_a_jpeg_are_borne():
+def test_bytes_after_the_end_of_a_jpeg_are_accepted():
     data = encoded(Image.fromarray(photo()), "JPEG")
     np.testing.assert_array_equal(decode_image(data + b"camera notes"), decode_image(data))
 

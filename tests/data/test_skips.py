@@ -1,4 +1,4 @@
-"""The log of what is left out, and when it stops a run."""
+"""The log of what is skipped, and when it stops a run."""
 
 import json
 import pickle
@@ -108,10 +108,10 @@ def test_without_a_folder_the_error_quotes_the_first():
 
 def test_summary_counts_by_kind():
     log = SkipLog(None, num_samples=100, max_share=1.0)
-    assert log.summary() == "no sample left out"
+    assert log.summary() == "no sample skipped"
     for name, kind in (("a", SkipKind.TRUNCATED), ("b", SkipKind.TRUNCATED), ("c", "bad_box")):
         log.add(bad(name, SkipKind(kind)))
-    assert log.summary() == "3 of 100 samples left out: 2 truncated, 1 bad_box"
+    assert log.summary() == "3 of 100 samples skipped: 2 truncated, 1 bad_box"
     assert log.report() == f"{log.summary()}; some: a (truncated); b (truncated); c (bad_box)"
 
 
@@ -131,12 +131,12 @@ def test_the_message_quotes_the_first_and_says_how_to_go_on():
     with pytest.raises(DataError) as caught:
         log.add(bad("m.jsonl:3"))
     assert str(caught.value).endswith(
-        "The first, m.jsonl:3: broken. Mend or remove them, or allow more with "
+        "The first, m.jsonl:3: broken. Fix or remove them, or allow more with "
         "--data.max-bad-share 0.1, which --resume takes too"
     )
 
 
-def test_data_of_another_task_is_not_to_be_borne():
+def test_data_of_another_task_gets_other_advice():
     log = SkipLog(None, num_samples=3, max_share=0.5)
     log.add(bad("a", SkipKind.MISSING_FIELD))
     with pytest.raises(DataError, match="not what this task reads") as e:

@@ -58,6 +58,6 @@ def test_what_is_missing_is_said():
     with pytest.raises(CapabilityError, match="predicts no positive"):
         metric.update(Predictions(index=[0], scores={"label": ["a"]}))
     metric.update(Predictions(index=[0, 1], scores={"positive": [0.2, 0.1]}))
-    assert "1 of 3 samples left out" in metric.compute()[0].protocol
+    assert "1 of 3 samples skipped" in metric.compute()[0].protocol
     with pytest.raises(DataError, match="twice"):
         metric.update(Predictions(index=[0], scores={"positive": [0.2]}))

@@ -46,7 +46,7 @@ def test_vqa_metric_splits_by_type_and_says_what_is_missing():
         "vqa/color": 0.5,
         "vqa/count": 0.0,
     }
-    assert "1 of 4 samples left out" in values["vqa"].protocol
+    assert "1 of 4 samples skipped" in values["vqa"].protocol
     assert "not all questions have its 10 answers" in values["vqa"].protocol
     from_list = metrics.VQAMetric(answers, types, from_list=True)
     found = values_of(from_list, Predictions(index=[0], texts=["red"]))

@@ -122,7 +122,7 @@ def test_a_folder_of_images_alone_needs_no_words(scenes, tmp_path, recipe):
         max_steps=1,
     )
     start = replace(text, model=replace(text.model, init_from=str(folder)))
-    with pytest.raises(DataError, match="knows no words"):
+    with pytest.raises(DataError, match="has no vocabulary"):
         train_run(start, tmp_path / "text")
     with pytest.raises(DataError, match="no record has text or caption"):
         train_run(replace(text, data=config.data), tmp_path / "untold")

@@ -341,7 +341,7 @@ def test_an_unreadable_image_is_left_out_and_said(tmp_path, folder, lines, image
     found = evaluate_model(folder, "retrieval", source, max_bad_share=0.1)
     whole = evaluate_model(folder, "retrieval", manifest(tmp_path / "e.jsonl", lines))
     assert values_of(found) == values_of(whole)
-    assert all("1 of 13 samples left out (unreadable)" in result.protocol for result in found)
+    assert all("1 of 13 samples skipped (unreadable)" in result.protocol for result in found)
     with pytest.raises(DataError, match="1 of 13 samples are bad") as stop:
         evaluate_model(folder, "retrieval", source)
     assert str(cut) in str(stop.value) and "with --max-bad-share 0.08" in str(stop.value)
@@ -421,4 +421,4 @@ def test_all_captions_of_an_unreadable_image_are_counted(tmp_path, folder, lines
     with pytest.raises(DataError, match="3 of 15 samples are bad"):
         evaluate_model(folder, "retrieval", source, max_bad_share=0.19)
     found = evaluate_model(folder, "retrieval", source, max_bad_share=0.2)
-    assert "3 of 15 samples left out" in found[0].protocol
+    assert "3 of 15 samples skipped" in found[0].protocol

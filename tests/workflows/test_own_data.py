@@ -121,16 +121,16 @@ def test_training_sees_each_of_the_good_files(own, tmp_path, monkeypatch, capsys
     lines = [json.loads(line)["image"] for line in own.manifest.read_text().splitlines()]
     assert sorted(seen) == [number for number, path in enumerate(lines) if path not in BAD]
     assert len(seen) == NUM_GOOD and seen.total() == NUM_LINES  # others stand in for the bad
-    assert "3 of 200 samples left out" in capsys.readouterr().out
+    assert "3 of 200 samples skipped" in capsys.readouterr().out
 
 
-def test_training_stops_where_more_is_bad_than_is_borne(own, tmp_path):
+def test_training_stops_where_more_is_bad_than_is_allowed(own, tmp_path):
     with pytest.raises(DataError) as stop:
         train_run(_config(own), tmp_path)
     said = str(stop.value)
     assert "3 of 200 samples are bad so far (1.50%)" in said
     assert all(f"1 {kind}" in said for kind in BAD.values())
-    assert "more than the 1.00%" in said
+    assert "At most 1.00% is allowed" in said
     assert "--data.max-bad-share 0.02" in said
     assert _listed(tmp_path / "skipped.jsonl", own) == BAD
 
@@ -144,7 +144,7 @@ def test_evaluation_scores_every_good_file(own, run, tmp_path, capsys, task):
     metrics = json.loads(scores.read_text())["scores"][0]["metrics"]
     assert {metric["num_items"] for metric in metrics} == {NUM_GOOD}
     said = capsys.readouterr().err
-    assert "3 of 200 samples left out" in said and all(path in said for path in BAD)
+    assert "3 of 200 samples skipped" in said and all(path in said for path in BAD)
     assert main(["eval", *asked[:3], "--data", str(own.manifest)]) == 2
     assert "3 of 200 samples are bad" in capsys.readouterr().err
 

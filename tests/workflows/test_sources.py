@@ -61,7 +61,7 @@ def test_a_file_of_several_parts_that_is_read_whole_says_so(scenes, tmp_path, ca
     assert note in said
     assert "holds the parts compositional, test, train, val, and all of them are read" in note
     told = []
-    evaluate_model(tmp_path / "whole" / "model", "caption", whole, limit=2, left_out=told.append)
+    evaluate_model(tmp_path / "whole" / "model", "caption", whole, limit=2, on_skipped=told.append)
     assert told == [note]
     train_run(
         small_run("mplug.caption", replace(whole, split="val"), max_steps=1), tmp_path / "val"

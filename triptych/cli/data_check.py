@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 HELP = """Read a dataset and open every image: counts, sizes, lengths, duplicates, what is bad.
 
-Exits with 1 where more is bad than training would bear.
+Exits with 1 where more is bad than training allows.
 
 Examples:
   triptych data check my.jsonl
@@ -44,7 +44,7 @@ class CheckOptions:
         manifest: A manifest (.jsonl, .csv), an annotation file of a public dataset, a folder of
             class folders or of .tar shards, or a shard pattern.
         source: How it is read.
-        max_bad_share: Share of bad samples that is borne, 0 to 1 (training: data.max_bad_share).
+        max_bad_share: Largest allowed share of bad samples, 0 to 1 (training: data.max_bad_share).
         result: Where the report goes.
         skipped: Also list all that is bad, as JSON Lines, in this file.
         num_threads: Images decoded at the same time.
@@ -73,7 +73,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     print(
         f"triptych: {report.bad_share:.2%} is bad, more than the {options.max_bad_share:.2%} that "
-        "is borne: training would stop. Mend or remove what is listed, or allow more with "
+        "is allowed: training would stop. Fix or remove what is listed, or allow more with "
         f"{TRAIN_FLAG} {share_to_allow(report.bad_share):g}",
         file=sys.stderr,
     )

@@ -17,7 +17,7 @@ from triptych.scenes.layout import FORMATS, SceneFiles
 HELP = """Write images of coloured shapes with captions, questions, phrases and boxes.
 
 The files have the formats of COCO, VQAv2, RefCOCO, NLVR2, SNLI-VE, MSRVTT and WebDataset.
-Clips are written where PyAV is installed, one to a hundred images unless --num-clips says more.
+Clips are written where PyAV is installed, one for every hundred images unless --num-clips is given.
 
 Examples:
   triptych data scenes scenes --num-images 2000
@@ -63,7 +63,7 @@ class ScenesOptions:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Write the scenes, and say where they are and what to do with them."""
+    """Write the scenes, and print where they are and what to do with them."""
     options = parse(ScenesOptions, arguments, verb="data scenes", description=HELP)
     files = _write(options)
     print(f"wrote {options.num_images:,} training images and their annotations to {files.root}")

@@ -40,7 +40,7 @@ class TokenizeOptions:
         image_size: Side in pixels of what the tokenizer sees: 8 times the patches on a side of the
             encoder that will be trained (112 for 224 px in patches of 16); its own if absent.
         samples_per_shard: Images in a shard.
-        max_bad_share: Share of bad images that is borne, 0 to 1.
+        max_bad_share: Largest allowed share of bad images, 0 to 1.
     """
 
     manifest: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MANIFEST")]]
@@ -53,7 +53,7 @@ class TokenizeOptions:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Write the shards, and say what they hold."""
+    """Write the shards, and print what they hold."""
     options = parse(TokenizeOptions, arguments, verb="data tokenize-images", description=HELP)
     found = _tokenize(options)
     print(

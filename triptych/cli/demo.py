@@ -1,4 +1,4 @@
-"""`triptych demo`: the whole way through, in minutes."""
+"""`triptych demo`: data, training, evaluation and a report, in minutes."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class EvalOptions:
         data: Datasets; each is scored on its own.
         source: How they are read.
         limit: Only the first so many records of each.
-        rerank_top_k: Retrieval: candidates of each query that ITM scores anew; 0 leaves ITM out.
+        rerank_top_k: Retrieval: candidates of each query that ITM re-ranks; 0 disables it.
         itm_score: Retrieval: whether ITM alone ranks these, or ITM plus the similarity.
         captions_per_image: Retrieval: only the first so many captions of each image; all if
             absent. 5 is usual for COCO and Flickr30k.
@@ -141,7 +141,7 @@ def _evaluate(options: EvalOptions, source: DataSourceConfig) -> list[MetricValu
             local_batch_size=options.local_batch_size,
             max_bad_share=options.max_bad_share,
             progress=lambda done: progress.update(bar, completed=done),
-            left_out=lambda text: print(text, file=sys.stderr),
+            on_skipped=lambda text: print(text, file=sys.stderr),
         )
 
 

@@ -1,4 +1,4 @@
-"""`triptych ground`: find what a phrase speaks of."""
+"""`triptych ground`: find what a phrase refers to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import tyro
 from triptych.cli.parsing import EngineGroup, EngineOptions, FolderArgument, ImageArgument, parse
 from triptych.core.errors import ConfigError
 
-HELP = """Find what a phrase speaks of: prints the box as x0 y0 x1 y1 in pixels of the image.
+HELP = """Find what a phrase refers to: prints the box as x0 y0 x1 y1 in pixels of the image.
 
 Examples:
   triptych ground runs/grounding/model image.jpg "the red bus"

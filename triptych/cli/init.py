@@ -47,7 +47,7 @@ class InitOptions:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Write the config, and say what was found and what comes next."""
+    """Write the config, and print what was found and what comes next."""
     options = parse(InitOptions, arguments, verb="init", description=HELP)
     if options.out.exists():
         raise ConfigError(f"{options.out} exists: choose another file with --out, or remove it")
@@ -152,7 +152,7 @@ def _header(options: InitOptions, config: RunConfig) -> str:
 
 
 def _start(config: RunConfig) -> str | None:
-    """Return what a task wants to be given beside the data, in words, or None."""
+    """Return what a task needs beside the data, as a sentence, or None."""
     from triptych.tasks.registry import task_spec
 
     spec = task_spec(config.task)

@@ -1,4 +1,4 @@
-"""The way in: find the verb, run it, and turn errors into one message and an exit code."""
+"""The entry point: find the verb, run it, and turn errors into one message and an exit code."""
 
 from __future__ import annotations
 
@@ -35,23 +35,25 @@ class Verb:
 VERBS = {
     "demo": Verb("demo", "", "train and measure a model on built-in scenes"),
     "init": Verb("init", "MANIFEST", "write a documented config for your data"),
-    "data check": Verb("data_check", "MANIFEST", "report what is in a dataset, and what is bad"),
+    "data check": Verb("data_check", "MANIFEST", "report what a dataset holds, and what is bad"),
     "data scenes": Verb("data_scenes", "OUT --num-images N", "write the built-in scenes"),
     "data tokenize-images": Verb(
         "data_tokenize_images",
         "MANIFEST --tokenizer FOLDER --out SHARDS",
         "store the codes of images beside them",
     ),
-    "train": Verb("train", "RECIPE|CONFIG|RUN_FOLDER", "pre-train, fine-tune, or --resume a run"),
+    "train": Verb("train", "RECIPE|CONFIG|RUN_FOLDER", "pre-train, fine-tune, or resume a run"),
     "eval": Verb("eval", "MODEL_FOLDER --task T --data PATH", "score a model on held-out data"),
     "probe": Verb("probe", "MODEL_FOLDER --train A --validation B --test C", "probe its features"),
-    "caption": Verb("caption", "MODEL_FOLDER IMAGE...", "say what images show"),
+    "caption": Verb("caption", "MODEL_FOLDER IMAGE...", "describe images"),
     "answer": Verb("answer", "MODEL_FOLDER IMAGE QUESTION", "answer a question about an image"),
-    "ground": Verb("ground", "MODEL_FOLDER IMAGE PHRASE", "find what a phrase speaks of"),
+    "ground": Verb("ground", "MODEL_FOLDER IMAGE PHRASE", "find what a phrase refers to"),
     "classify": Verb("classify", "MODEL_FOLDER IMAGE --labels a,b,c", "choose among classes"),
-    "match": Verb("match", "MODEL_FOLDER IMAGE TEXT...", "say how well texts fit an image"),
+    "match": Verb("match", "MODEL_FOLDER IMAGE TEXT...", "score how well texts fit an image"),
     "judge": Verb("judge", "MODEL_FOLDER IMAGE1 IMAGE2 STATEMENT...", "compare two images"),
-    "entail": Verb("entail", "MODEL_FOLDER IMAGE HYPOTHESIS...", "say what follows from an image"),
+    "entail": Verb(
+        "entail", "MODEL_FOLDER IMAGE HYPOTHESIS...", "predict whether an image entails texts"
+    ),
     "import": Verb(
         "import_checkpoint",
         "FAMILY SOURCE OUT --variant V",
@@ -66,12 +68,12 @@ VERBS = {
 
 EXAMPLES = """\
 examples:
-  triptych demo                                   everything at once, on built-in data
-  triptych data check my.jsonl                    look at your data first
+  triptych demo                                   train and evaluate on built-in data
+  triptych data check my.jsonl                    check your data first
   triptych train mplug.pretrain --data my.jsonl --out runs/mine
   triptych caption runs/mine/model image.jpg
 
-`triptych VERB --help` says more."""
+`triptych VERB --help` shows the options of a verb."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None takes the process's.
 
     Returns:
-        0; 1 where a check failed; 2 where the user has to mend something; 130 or 143 where a
+        0; 1 where a check failed; 2 where the user must change something; 130 or 143 where a
         signal stopped a run that was saved; 141 where nobody reads the output. Errors of the
         program itself keep their traceback.
     """
@@ -105,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
         return 141
-    except SystemExit as stop:  # the parser has said what is wrong, or shown the help
+    except SystemExit as stop:  # the parser has printed what is wrong, or the help
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 
 
@@ -141,7 +143,7 @@ def _not_a_verb(name: str, arguments: list[str]) -> int:
     family = [verb for verb in VERBS if verb.startswith(f"{name} ")]
     if family and len(arguments) > 1 and arguments[1] not in ("-h", "--help"):
         second = [verb.removeprefix(f"{name} ") for verb in family]
-        clue = nearest(arguments[1], second) or f": say one of {', '.join(second)}"
+        clue = nearest(arguments[1], second) or f": choose one of {', '.join(second)}"
         raise ConfigError(f"`triptych {name}` has no {arguments[1]!r}{clue}")
     if family:
         print(f"usage: triptych {name} VERB ...\n\n{_table(family)}")

@@ -54,7 +54,7 @@ class PlainOptions:
         sources: Training data, in place of data.train; absent for the built-in scenes, which are
             written first.
         source: How that data is read.
-        init_from: A model folder to start from: model.init-from in short.
+        init_from: A model folder to start from; short for model.init-from.
     """
 
     target: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="TARGET")]] = None
@@ -68,7 +68,7 @@ class PlainOptions:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Train, and say where the model is and what to do with it."""
+    """Train, and print where the model is."""
     if arguments and arguments[0] in STAGEWISE:
         from triptych.cli import train_stagewise
 
@@ -178,12 +178,12 @@ def _base_config(plain: PlainOptions) -> RunConfig:
         config = build_recipe(_recipe_name(plain.target), plain.scale or "tiny")
     else:
         if plain.scale is not None:
-            raise ConfigError(f"--scale belongs to a recipe, but {file} says every size itself")
+            raise ConfigError(f"--scale belongs to a recipe, but {file} sets every size itself")
         config = load_yaml(RunConfig, file)
         _check_same_recipe(plain, config, file)
     if plain.source.flags() and not plain.sources:
         flag = plain.source.flags().split()[0]
-        raise ConfigError(f"{flag} tells how --data is read: give --data, or set data.train")
+        raise ConfigError(f"{flag} says how --data is read: give --data, or set data.train")
     if plain.sources:
         sources = tuple(plain.source.source(path) for path in plain.sources)
         config = replace(config, data=replace(config.data, train=sources))
@@ -205,7 +205,7 @@ def _check_same_recipe(plain: PlainOptions, config: RunConfig, file: Path) -> No
     if plain.config is not None and plain.target not in (None, config.recipe):
         raise ConfigError(
             f"{file} is a config of {config.recipe}, not of {plain.target}: "
-            f"leave {plain.target} out, or name another file"
+            f"omit {plain.target}, or name another file"
         )
 
 

@@ -48,7 +48,7 @@ class StagewiseOptions:
         texts: Texts for the stage on texts alone, such as one a line; absent for the captions.
         images: Images alone, such as a folder, for the stages on images (dVAE, vision,
             FLAVA's joint stage too); absent for those of the pairs.
-        image_objective: How FLAVA's image encoder learns from images: mim hides patches, dino
+        image_objective: How FLAVA's image encoder learns from images: mim masks patches, dino
             compares crops.
         image_tokenizer: A model folder with a dVAE; absent to train one first.
         text_tokenizer: A tokenizer.json, vocab.txt or folder; absent to train one on the texts.
@@ -70,7 +70,7 @@ class StagewiseOptions:
 
 
 def run(recipe: str, arguments: Sequence[str]) -> int:
-    """Train the stages of vlmo.stagewise or flava.stagewise, and say where the model is."""
+    """Train the stages of vlmo.stagewise or flava.stagewise, and print where the model is."""
     from triptych.workflows.stagewise import (
         StagewisePlan,
         is_stagewise,
@@ -116,11 +116,11 @@ def run(recipe: str, arguments: Sequence[str]) -> int:
 
 
 def _refuse_data_options(options: StagewiseOptions) -> None:
-    """Raise where an option speaks of one's own data, and there is none."""
+    """Raise where an option concerns the user's own data, and there is none."""
     given = {
         "--texts": bool(options.texts),
         "--images": bool(options.images),
-        "an option that tells how --data is read": bool(options.source.flags()),
+        "an option for reading --data": bool(options.source.flags()),
     }
     for name, is_given in given.items():
         if is_given:
@@ -138,7 +138,7 @@ def resume(folder: Path) -> int:
 
 
 def report(elapsed_s: float, folder: Path) -> int:
-    """Say how long the last stage took and where its model is."""
+    """Print how long the last stage took and where its model is."""
     from triptych.workflows.stagewise import last_stage
 
     print(f"last stage: {elapsed_s:,.1f} s")

@@ -88,7 +88,7 @@ class BatchBuilder:
             `PairCollator` two a sample.
         transform: Prepares the images.
         seed: Seed of the run.
-        train: Whether what cannot be used is replaced (True) or left out.
+        train: Whether what cannot be used is replaced (True) or skipped.
         cache_mib: Memory for decoded images, in MiB.
     """
 
@@ -116,7 +116,7 @@ class BatchBuilder:
 
         Args:
             places: The samples.
-            note: Is told the index of each sample before it is made.
+            note: Called with the index of each sample before it is made.
 
         Returns:
             The batch with `image` (B, 3, S, S) float32, or (B, 2, 3, S, S) of pairs, unless it is
@@ -222,7 +222,7 @@ class BatchBuilder:
 
 
 def record_texts(record: Record) -> list[str]:
-    """Return every text of a record that may speak of its image."""
+    """Return every text of a record that may describe its image."""
     fields = (
         record.caption,
         record.question,

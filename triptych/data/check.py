@@ -98,7 +98,7 @@ class CheckReport:
 
     @property
     def bad_share(self) -> float:
-        """The share of all entries that training would leave out, 0 to 1."""
+        """The share of all entries that training would skip, 0 to 1."""
         return self.num_bad / max(self.num_total, 1)
 
     @property
@@ -172,8 +172,8 @@ class CheckReport:
 
     def _skip_lines(self) -> list[str]:
         if not self.skipped:
-            return ["left out     none"]
-        lines = [f"left out     {self.num_bad:,} of {self.num_total:,} ({self.bad_share:.2%})"]
+            return ["skipped      none"]
+        lines = [f"skipped      {self.num_bad:,} of {self.num_total:,} ({self.bad_share:.2%})"]
         for kind, count in self.skip_counts.items():
             lines.append(f"  {kind}: {count:,}")
             places = {e.where: e for e in self.skipped if e.kind.value == kind}

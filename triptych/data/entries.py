@@ -42,9 +42,9 @@ class EntryError(ValueError):
 
 
 def misspelt_field(names: Sequence[str]) -> str | None:
-    """Return what to say of a name that is nearly a known field that is absent, or None.
+    """Return a hint for a name that is nearly a known field that is absent, or None.
 
-    A name that resembles no field is the user's own (a URL, a width) and is left alone.
+    A name that resembles no field is the user's own (a URL, a width) and is ignored.
     """
     absent = [field for field in FIELDS if field not in names and len(field) > 2]
     for name in names:
@@ -57,7 +57,7 @@ def misspelt_field(names: Sequence[str]) -> str | None:
 
 
 def foreign_field(names: Sequence[str]) -> str | None:
-    """Return what to say of a name that other projects use for an absent field, or None."""
+    """Return a hint for a name that other projects use for an absent field, or None."""
     for name in names:
         meant = _meant_by(name)
         if name not in FIELDS and meant is not None and meant not in names:

@@ -63,7 +63,7 @@ def mask_tokens(
     probability: float = 0.15,
     whole_word: bool = False,
 ) -> tuple[IdArray, IdArray]:
-    """Choose tokens to predict and hide them: 80 % [MASK], 10 % a random token, 10 % unchanged.
+    """Choose tokens to predict and mask them: 80 % [MASK], 10 % a random token, 10 % unchanged.
 
     Every token (every word, with `whole_word`) is chosen with `probability`. Where this chooses
     no real word of a caption that has one, one real word is chosen at random, so that a short
@@ -80,7 +80,7 @@ def mask_tokens(
             drawn for each piece, as in BERT's whole-word code.
 
     Returns:
-        The ids with chosen tokens hidden, and labels: the true id where chosen, else -100.
+        The ids with chosen tokens masked, and labels: the true id where chosen, else -100.
     """
     length = len(ids)
     draws = rng.random((3, length))
@@ -130,15 +130,15 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockMaskingConfig:
-    """How many patches are hidden, and in blocks of what form.
+    """How many patches are masked, and in blocks of what form.
 
     The defaults are BEiT's and FLAVA's, which are given there for 14 x 14 patches.
 
     Attributes:
-        hidden_share: Share of patches that is hidden at most (75 of 196; a mean of 74.5 is).
+        hidden_share: Largest share of patches that is masked (75 of 196; a mean of 74.5 is).
         min_block_share: Least area of a block, as a share of all patches (16 of 196).
         min_aspect: Least height / width of a block; the greatest is its inverse (0.3).
-        num_tries: Blocks that are drawn before the mask is left as it is (10).
+        num_tries: Blocks that are drawn before the mask stays as it is (10).
     """
 
     hidden_share: float = 75 / 196
@@ -161,13 +161,13 @@ def draw_mask_key(rng: np.random.Generator) -> int:
 
 
 def block_masks(keys: Keys, grid_size: int, config: BlockMaskingConfig) -> BoolArray:
-    """Hide blocks of patches in each image of a batch.
+    """Mask blocks of patches in each image of a batch.
 
-    A block has an area uniform between the least one and what is still to be hidden, a uniform
-    logarithm of the aspect, and a uniform place. It is taken if it is less high and less wide than
-    the grid and hides a new patch, but not more than are still to be hidden. An image is done
+    A block has an area uniform between the least one and what is still to be masked, a uniform
+    logarithm of the aspect, and a uniform position. It is taken if it is less high and less wide
+    than the grid and masks a new patch, but not more than are still to be masked. An image is done
     when its number is reached, or when `num_tries` blocks in a row are not taken. As in the
-    released code, an area may be drawn below the least one once less than that is to be hidden.
+    released code, an area may be drawn below the least one once less than that is to be masked.
 
     Args:
         keys: (B,) 64-bit keys, one an image; equal keys give equal masks.
@@ -175,13 +175,13 @@ def block_masks(keys: Keys, grid_size: int, config: BlockMaskingConfig) -> BoolA
         config: Numbers and forms.
 
     Returns:
-        (B, P) bool in row-major order, True = hidden.
+        (B, P) bool in row-major order, True = masked.
     """
     check(1 <= grid_size <= MAX_GRID, "grid_size", grid_size, f"be from 1 to {MAX_GRID}")
     num_patches = grid_size**2
     num_hidden = round(config.hidden_share * num_patches)
     blocks = _Blocks(grid_size, num_hidden, config)
-    free = np.full((blocks.num_words, len(keys)), ALL_ONES)  # bit of a patch: 1 = not hidden
+    free = np.full((blocks.num_words, len(keys)), ALL_ONES)  # bit of a patch: 1 = not masked
     todo = np.full(len(keys), float(num_hidden))  # 0 once an image is done
     last_try = np.full(len(keys), config.num_tries)  # an image is done unless it takes a block
     for number, drawn in blocks.tries(keys):
@@ -232,7 +232,7 @@ class _Blocks:
                 yield number, drawn
 
     def words(self, drawn: tuple[Draws, ...], todo: Draws) -> Keys:
-        """Return one block for each image, (words, B), given how many patches it may hide."""
+        """Return one block for each image, (words, B), given how many patches it may mask."""
         square, least, slope, start = drawn  # each (2, B)
         sides = np.rint(np.sqrt(least + square * todo))  # √(area · aspect), √(area / aspect)
         # = first + sides * places + place * (places - sides)

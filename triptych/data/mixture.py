@@ -204,7 +204,7 @@ def build_mixture(
         local_batch_size: Samples of a batch in this process.
         accumulate: Batches that make one optimizer step: these are of one source.
         num_workers: Processes that prepare batches, of all sources; 0 prepares them in this one.
-        skip_log: Is told of everything that cannot be used.
+        skip_log: Receives everything that cannot be used.
         cache_mib: Memory for decoded images in each process, in MiB, in equal parts.
         start_step: The first batch's number.
         prefetch: Batches that each worker prepares ahead.

@@ -1,4 +1,4 @@
-"""What is left out of the data: kinds, one entry, and the log that stops a run with too many."""
+"""What is skipped in the data: kinds, one entry, and the log that stops a run with too many."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class SkipKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """One thing that was left out.
+    """One skipped sample or entry.
 
     Attributes:
         kind: Why.
-        where: Exact place: `manifest.jsonl:12`, `captions.json: annotations[3]`, or the image.
+        where: Exact position: `manifest.jsonl:12`, `captions.json: annotations[3]`, or the image.
         message: What is wrong with it, in words.
         record_id: The record that lost its image, where one image serves several records.
     """
@@ -70,7 +70,7 @@ class ImageProblem(DataError):  # noqa: N818 - one image's problem, mostly skipp
 
 
 class SkipLog:
-    """Count and list what is left out; stop once more than a set share of the samples is bad.
+    """Count and list what is skipped; stop once more than a set share of the samples is bad.
 
     The share is the number of distinct bad samples over the size of the dataset, so it does not
     grow when an epoch meets the same bad file again. Each place is listed once in
@@ -91,7 +91,7 @@ class SkipLog:
         Args:
             folder: Where `skipped.jsonl` is written; None writes no file.
             num_samples: Size of the dataset, bad lines included.
-            max_share: Largest share of bad samples that is borne, from 0 to 1.
+            max_share: Largest allowed share of bad samples, from 0 to 1.
             file_name: Of the list; each of several processes needs its own.
             flag: What sets `max_share` on the command line, for the error.
 
@@ -157,10 +157,10 @@ class SkipLog:
         self.num_ok += num
 
     def summary(self) -> str:
-        """Return one line: `3 of 200 samples left out: 2 truncated, 1 not_an_image`."""
+        """Return one line: `3 of 200 samples skipped: 2 truncated, 1 not_an_image`."""
         if not self._samples:
-            return "no sample left out"
-        return f"{self.num_bad} of {self.num_samples} samples left out: {self._kinds()}"
+            return "no sample skipped"
+        return f"{self.num_bad} of {self.num_samples} samples skipped: {self._kinds()}"
 
     def report(self) -> str:
         """Return the summary where something is bad, and where it is listed, or some of it."""
@@ -194,18 +194,18 @@ class SkipLog:
             advice = "Most of the data is not what this task reads: is it the right one for it?"
         else:
             allowed = f"{self.flag} {share_to_allow(self.share):g}"
-            advice = f"Mend or remove them, or allow more with {allowed}"
+            advice = f"Fix or remove them, or allow more with {allowed}"
             if self.flag == TRAIN_FLAG:
                 advice += ", which --resume takes too"
         return (
             f"{self.num_bad} of {self.num_samples} samples are bad so far ({self.share:.2%}): "
-            f"{self._kinds()}. That is more than the {self.max_share:.2%} that is borne. {listed} "
+            f"{self._kinds()}. At most {self.max_share:.2%} is allowed. {listed} "
             f"The first, {told}. {advice}"
         )
 
 
 def share_to_allow(share: float) -> float:
-    """Return the next whole percent of a share, as a share: what a run needs to bear it."""
+    """Return the next whole percent of a share, as a share: what a run must allow to go on."""
     return min(1.0, math.ceil(round(share * 100, 6)) / 100)
 
 

@@ -65,7 +65,7 @@ def build_loader(
             another sample. False gives every record once, in order, leaves out what cannot be
             used, and may end with a smaller batch.
         num_workers: Processes that prepare batches; 0 prepares them in this one.
-        skip_log: Is told of everything that cannot be used; None tells nobody.
+        skip_log: Receives everything that cannot be used; None drops it.
         cache_mib: Memory for decoded images in each process, in MiB.
         start_step: The first batch's step.
         prefetch: Batches that each worker prepares ahead.

@@ -79,7 +79,7 @@ class ByIndex(Generic[Value]):
     def missing(self) -> str:
         """Return the sentence on samples without a prediction, empty if there is none."""
         count = self._expected - len(self._values)
-        return f" {count} of {self._expected} samples left out (unreadable)." if count > 0 else ""
+        return f" {count} of {self._expected} samples skipped (unreadable)." if count > 0 else ""
 
 
 def reference_of(references: Mapping[int, Value], position: int, metric: str) -> Value:

@@ -15,7 +15,7 @@ from triptych.tasks.spec import TaskConfig, TextLengths
 from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
 
 FUSION_FIELDS = ("fusion", "connected_layers", "connected_image_residual")
-"""Fields of `ModelSource` that choose the fusion network of a fresh mPLUG model."""
+"""Fields of `ModelSource` that choose the fusion network of a new mPLUG model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,23 +23,23 @@ class ModelSource:
     """Where the model comes from.
 
     Attributes:
-        name: A registered variant (see `triptych models`); its weights are drawn afresh.
+        name: A registered variant (see `triptych models`); its weights are randomly initialised.
         image_size: Side of the input in pixels; None keeps the variant's or the folder's own. A
             folder's position table is resized bilinearly.
-        drop_path: Share of residual branches that training skips, for models that have this
-            (VLMo); None keeps the variant's or the folder's own.
-        fusion: Which network lets image and text meet in a fresh mPLUG model (paper, figure 4);
+        drop_path: Drop path rate, the probability that training skips a residual branch (VLMo);
+            None keeps the variant's or the folder's own.
+        fusion: Network that fuses image and text in a new mPLUG model (paper, figure 4);
             None keeps the variant's own, "skip_connected". With "none" there is no ITM.
-        connected_layers: Which layers of a fresh skip-connected network, from 0, are
+        connected_layers: Which layers of a new skip-connected network, from 0, are
             connected-attention; None keeps the variant's own. `strided_layers` in
             `models/mplug/config.py` gives those of a stride.
         connected_image_residual: Whether a connected layer of such a network adds its image output
             to its image input (released code); None keeps the variant's own.
         init_from: A model folder to start from, a folder of transformers, or the hub id of either;
             its sizes and its tokenizer then count, and `name` is not read.
-        init_vision_from: Published weights that the image encoder of a fresh model starts from:
+        init_vision_from: Published weights that the image encoder of a new model starts from:
             for mPLUG a CLIP of OpenAI's (.pt) or of transformers' (folder).
-        init_text_from: Published weights that the text side of a fresh model starts from: for
+        init_text_from: Published weights that the text side of a new model starts from: for
             mPLUG a folder with BERT. Its vocabulary is then the tokenizer.
     """
 
@@ -63,12 +63,12 @@ class ModelSource:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerConfig:
-    """Where the tokenizer comes from, for a model with fresh weights.
+    """Where the tokenizer comes from, for a randomly initialised model.
 
     Attributes:
         path: A `tokenizer.json`, a BERT `vocab.txt`, or a folder with one; None trains a WordPiece
             on the texts of the training data.
-        vocab_size: Most words of a trained tokenizer, special ones included.
+        vocab_size: Largest vocabulary of a trained tokenizer, special tokens included.
         num_unused: Free tokens of a trained tokenizer; grounding takes its coordinates from them.
     """
 
@@ -83,7 +83,7 @@ class DataConfig:
 
     Attributes:
         train: Sources, joined in this order; or drawn by their ratios, see `DataSourceConfig`.
-        max_bad_share: Share of samples that may be unreadable before the run stops.
+        max_bad_share: Largest allowed share of unreadable samples; above it the run stops.
         num_workers: Processes that prepare batches; 0 prepares them between steps.
         cache_mib: Memory for decoded images in each of these processes, in MiB.
         seed: Seed of order, crops, masks and prefixes.

@@ -56,7 +56,7 @@ class DemoSize:
         pretrain_steps: Pre-training steps.
         vqa_steps: Fine-tuning steps for questions.
         grounding_steps: Fine-tuning steps for phrases.
-        rerank_top_k: Candidates that ITM scores anew.
+        rerank_top_k: Candidates that ITM re-ranks.
     """
 
     recipes: str
@@ -392,7 +392,7 @@ def scene_objects(
 def _caption_objects(
     records: list[Record], kept: dict[int, object], files: SceneFiles, split: str
 ) -> MetricValue:
-    """Score captions by objects; what is drawn again for the interval are images."""
+    """Score captions by objects; the interval resamples images."""
     objects = scene_objects(records, files, split)
     captions = [str(kept[i]) for i in range(len(records))]
     return ratio_value(

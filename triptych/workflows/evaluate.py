@@ -72,7 +72,7 @@ def evaluate_model(
     max_bad_share: float = 0.01,
     keep: Callable[[Predictions], None] | None = None,
     progress: Callable[[int], None] | None = None,
-    left_out: Callable[[str], None] | None = None,
+    on_skipped: Callable[[str], None] | None = None,
 ) -> list[MetricValue]:
     """Predict every sample of a source once and score the predictions.
 
@@ -81,14 +81,14 @@ def evaluate_model(
         task: The name of an `Evaluation` of a registered task, such as "caption".
         source: Held-out data.
         limit: Only the first so many records.
-        rerank_top_k: Candidates of each query that ITM scores anew; 0 leaves ITM out.
+        rerank_top_k: Candidates of each query that ITM re-ranks; 0 disables it.
         itm_score: Whether ITM alone ranks them, or ITM plus the similarity.
         settings: How single tasks are scored.
         local_batch_size: Samples at a time.
         max_bad_share: Share of samples that may be unreadable.
         keep: Called with the predictions of each batch.
         progress: Called after each batch with the number of samples done.
-        left_out: Called at the end with what was unreadable, in words, if anything was; and with
+        on_skipped: Called at the end with what was unreadable, in words, if anything was; and with
             the parts of a file that was read whole, where none was asked for.
 
     Raises:
@@ -101,7 +101,7 @@ def evaluate_model(
     loaded = load_for_evaluation(folder)
     loaded.check_trained(task)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    scored = _Scored(loaded, task, settings, local_batch_size, device, keep, progress, left_out)
+    scored = _Scored(loaded, task, settings, local_batch_size, device, keep, progress, on_skipped)
     if procedure == "names":
         return scored.by_names(source, limit, max_bad_share)
     found = read_records(source)
@@ -125,8 +125,8 @@ def evaluate_model(
         else:
             values = scored.by_predictions(scoring, records, found.records, logs[-1])
     scored.tell(*logs)
-    if left_out is not None and found.parts:
-        left_out(parts_note(source.path, found.parts))
+    if on_skipped is not None and found.parts:
+        on_skipped(parts_note(source.path, found.parts))
     return values
 
 
@@ -141,12 +141,12 @@ class _Scored:
     device: torch.device
     keep: Callable[[Predictions], None] | None
     progress: Callable[[int], None] | None
-    left_out: Callable[[str], None] | None
+    on_skipped: Callable[[str], None] | None
 
     def tell(self, *logs: SkipLog) -> None:
         for log in logs:
-            if self.left_out is not None and log.num_bad:
-                self.left_out(log.report())
+            if self.on_skipped is not None and log.num_bad:
+                self.on_skipped(log.report())
 
     def by_names(
         self, source: DataSourceConfig, limit: int | None, max_bad_share: float

@@ -68,7 +68,7 @@ PLANS = "stages"
 
 WORDLESS = (
     "no text in the data: the model gets a placeholder vocabulary of special tokens alone, and can "
-    "start no task on texts; give words with --tokenizer.path if it shall"
+    "start no task on texts; if it should, name a tokenizer with --tokenizer.path"
 )
 
 
@@ -265,7 +265,7 @@ def finish_run(
 
 
 def allow_bad_share(run_folder: Path, share: float) -> None:
-    """Let a run, or every stage of a stagewise one, bear more bad samples when it goes on.
+    """Let a run, or every stage of a stagewise one, allow more bad samples when it goes on.
 
     Raises:
         ConfigError: `share` is not from 0 to 1.
@@ -285,12 +285,12 @@ def prepare_tokenizer(
 ) -> Tokenizer:
     """Return the tokenizer of the start, a stored one, or one trained on the data.
 
-    A task on images alone, whose data has no text, gets a placeholder that knows no words.
+    A task on images alone, whose data has no text, gets a placeholder without words.
 
     Args:
         config: Names the start, or a file.
         records: The training data.
-        console: Where to say that there are no words; standard output if absent.
+        console: Where to report that there are no words; standard output if absent.
 
     Raises:
         DataError: There are no words for a task that reads texts.
@@ -322,19 +322,19 @@ def _started_tokenizer(config: RunConfig, folder: str) -> Tokenizer:
     tokenizer = Tokenizer.load(open_model_folder(folder, to_model_folder).tokenizer_path)
     if not tokenizer.has_words and task_spec(config.task).tokenizer == "required":
         raise DataError(
-            f"{folder} was trained on images alone and knows no words, so it cannot start a task "
-            "on texts: train it again with --tokenizer.path"
+            f"{folder} was trained on images alone and has no vocabulary, so it cannot start a "
+            "task on texts: train it again with --tokenizer.path"
         )
     return tokenizer
 
 
 def prepare_model(config: RunConfig, tokenizer: Tokenizer, console: Console | None = None) -> Any:
-    """Build the model with fresh weights, or load it from a model folder.
+    """Build a randomly initialised model, or load one from a model folder.
 
     Args:
         config: Says what to build and which published weights its parts start from.
-        tokenizer: Its size is the vocabulary of a fresh model.
-        console: Where to say what the parts start from; standard output if absent.
+        tokenizer: Its size is the vocabulary of a new model.
+        console: Where to report what the parts start from; standard output if absent.
 
     Raises:
         ConfigError: The task trains models of another family, a text length exceeds the model's
@@ -384,7 +384,7 @@ def _check_text_lengths(config: RunConfig, model: Any) -> None:
 
 def _set_drop_path(model: Any, rate: float) -> None:
     if not hasattr(model, "set_drop_path"):
-        raise ConfigError(f"model.drop_path = {rate}: this model skips no branches; leave it out")
+        raise ConfigError(f"model.drop_path = {rate}: this model skips no branches; omit it")
     model.set_drop_path(rate)
 
 

@@ -1,4 +1,4 @@
-"""The training data of a run: read, told apart by kind, and turned into batches."""
+"""The training data of a run: read, sorted by kind, and turned into batches."""
 
 from __future__ import annotations
 

@@ -80,7 +80,7 @@ class StagewisePlan:
         texts: Texts for the stage on texts alone and, in FLAVA, for the joint one; empty takes the
             captions.
         images: Images alone, for the stages on them; empty takes those of the pairs.
-        image_objective: How FLAVA's image encoder learns from images: mim hides patches, dino
+        image_objective: How FLAVA's image encoder learns from images: mim masks patches, dino
             compares crops (the paper's final choice). VLMo's is always mim.
         words: Further data whose words the text tokenizer must know, such as questions.
         image_tokenizer: A model folder with a dVAE; None trains one on the images first.
@@ -132,8 +132,8 @@ def scene_plan(
     fine-tuning, and the text tokenizer learns their words.
 
     FLAVA's joint stage has close-ups as a second source of pairs, scenes with one object. Colours
-    and sizes alone tell scenes of several objects apart, so GC has little reason to tell shapes;
-    in a batch of close-ups it has.
+    and sizes alone distinguish scenes of several objects, so GC has little reason to learn
+    shapes; in a batch of close-ups it has.
 
     Args:
         folder: Receives the scenes, and the close-ups in `close_ups/`.

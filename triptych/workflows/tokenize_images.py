@@ -109,7 +109,7 @@ _Row = tuple[CodedImage, bytes, Pixels]
 
 
 def _read(groups: Sequence[CodedImage], size: int, log: SkipLog) -> Iterator[_Row]:
-    """Yield each image's group, bytes and view; tell the log of what cannot be read."""
+    """Yield each image's group, bytes and view; log what cannot be read."""
     for group in groups:
         try:
             data = group.image.read()

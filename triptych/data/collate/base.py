@@ -26,7 +26,7 @@ MAX_CACHED_TEXTS = 200_000  # about 300 bytes each, in every process
 
 
 class SampleProblem(DataError):  # noqa: N818 - one record's problem, mostly skipped, not raised
-    """A record lacks what this kind of training needs; `kind` says what."""
+    """A record lacks what this kind of training needs; `kind` names it."""
 
     def __init__(self, kind: SkipKind, message: str) -> None:
         super().__init__(message)

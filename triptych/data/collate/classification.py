@@ -93,7 +93,7 @@ class ScoredQuestion:
 
     Attributes:
         ids: The question.
-        scores: Score by number of the answer; answers outside the list are left out.
+        scores: Score by number of the answer; answers outside the list are ignored.
     """
 
     ids: IdArray

@@ -232,7 +232,7 @@ class VQACollator:
     def sample(
         self, record: Record, image: TransformedImage, rng: np.random.Generator
     ) -> VQASample:
-        """Encode one question and its answers; answers without a token are left out.
+        """Encode one question and its answers; answers without a token are skipped.
 
         Raises:
             SampleProblem: There is no question, or, in training, no answer.
@@ -412,7 +412,7 @@ class StatementCollator:
         self._texts = TextCache(tokenizer, max_text_tokens)
 
     def arrange(self, record: Record, rng: np.random.Generator) -> Record:
-        """Return the record, or the same said of the images in the other order.
+        """Return the record, or its statement about the images in the other order.
 
         Raises:
             SampleProblem: It has not two images.
@@ -433,7 +433,7 @@ class StatementCollator:
         """
         ids = needed_text(record.statement, "statement", record, self._texts).ids
         if record.label is None and self.train:
-            message = f"record {record.record_id}: does not say whether its statement is true"
+            message = f"record {record.record_id}: has no label for whether its statement is true"
             raise SampleProblem(SkipKind.BAD_LABEL, message)
         return StatementSample(ids, IGNORE_INDEX if record.label is None else int(record.label))
 

@@ -29,7 +29,7 @@ class PretrainingTextConfig:
         mlm_probability: Share of tokens to predict (BERT: 0.15).
         whole_word: Whether the pieces of a word are masked together (BERT and mPLUG: no).
         empty_prefix_probability: Share of batches whose prefixes are all empty, so that the
-            decoder says whole captions and the encoder reads one token; the first sample of a
+            decoder generates whole captions and the encoder reads one token; the first sample of a
             batch decides. Other batches split each caption uniformly (the paper: all do).
     """
 
@@ -55,8 +55,8 @@ class PretrainingSample:
 
     Attributes:
         ids: (L,) `[CLS] caption [SEP]`.
-        masked_ids: (L,) the same with chosen tokens hidden.
-        mlm_labels: (L,) the hidden ids, -100 elsewhere.
+        masked_ids: (L,) the same with chosen tokens masked.
+        mlm_labels: (L,) the masked ids, -100 elsewhere.
         cut: Where the caption is split, in tokens: the prefix is `ids[:cut]`.
         wants_empty_prefix: Whether the batch has empty prefixes if this is its first sample.
         image_key: Key of the image.
@@ -155,8 +155,8 @@ class MaskedTextSample:
 
     Attributes:
         ids: (L,) `[CLS] text [SEP]`.
-        masked_ids: (L,) the same with chosen tokens hidden.
-        mlm_labels: (L,) the hidden ids, -100 elsewhere.
+        masked_ids: (L,) the same with chosen tokens masked.
+        mlm_labels: (L,) the masked ids, -100 elsewhere.
     """
 
     ids: IdArray
@@ -165,7 +165,7 @@ class MaskedTextSample:
 
 
 class MaskedTextCollator:
-    """Encode texts as they are, lower-cased, and hide tokens; a record's caption is a text too.
+    """Encode texts as they are, lower-cased, and mask tokens; a record's caption is a text too.
 
     Args:
         tokenizer: Gives the ids.
@@ -213,10 +213,10 @@ class FLAVAPairSample:
     """One image and its caption.
 
     Attributes:
-        image: What hiding patches needs.
+        image: What masking patches needs.
         ids: (L,) `[CLS] caption [SEP]`.
-        masked_ids: (L,) the same with chosen tokens hidden.
-        mlm_labels: (L,) the hidden ids, -100 elsewhere.
+        masked_ids: (L,) the same with chosen tokens masked.
+        mlm_labels: (L,) the masked ids, -100 elsewhere.
         is_swapped: Whether another caption of the batch takes the place of this one.
         partner: Which one, uniform in [0, 1).
         image_key: Key of the image.

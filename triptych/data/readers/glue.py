@@ -1,7 +1,7 @@
 """GLUE (Wang et al. 2019): the tab-separated files of eight tasks on texts alone.
 
-A file tells its task by its first line. CoLA's files have no header. Nothing is quoted: a quotation
-mark is a character like any other.
+The first line of a file identifies its task. CoLA's files have no header. Nothing is quoted: a
+quotation mark is a character like any other.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class GlueTask:
         texts: Column of the text, or of both texts.
         label: Column of the label.
         labels: What the label may be; empty for a number from 0 to 5.
-        header: Further columns that tell the task from others.
+        header: Further columns that identify the task.
         record_id: Column of an id; "" where there is none.
     """
 
