@@ -29,12 +29,12 @@ from benchmarks.speed.mplug_timing import (
     start,
     time_in_turn,
 )
+from benchmarks.speed.plain import without_shortcuts
 from triptych.core.memory import keep_freed_memory
 from triptych.core.outputs import ImageFeatures, TextFeatures
 from triptych.models.mplug.config import strided_layers
 from triptych.models.mplug.family import mplug_base_patch16_256
 from triptych.models.mplug.model import MPLUG
-from triptych.nn.shortcuts import without_shortcuts
 from triptych.tasks.finetuning.retrieval import EncodedSet, score_pairs
 from triptych.train.precision import autocast, resolve_precision
 

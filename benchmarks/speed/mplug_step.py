@@ -1,7 +1,7 @@
 """mPLUG's pre-training step at base size, the fast path over one pass an objective; prints JSON.
 
 A step is what the trainer does: forward and backward pass over the micro-batches, clipping, AdamW,
-the momentum encoders and the queue. `triptych/tasks/pretraining/mplug_plain.py` is the plain path;
+the momentum encoders and the queue. `benchmarks/speed/mplug_plain.py` is the plain path;
 the losses of both are compared first. `step_fast_over_plain` has both in the precision of
 `--precision`; `step_default_over_plain_fp32` is our default precision, bf16 where the machine
 computes it faster, over the plain path in fp32. All run on the same weights and batches, in turn; a
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.speed.mplug_batch import make_batch
+from benchmarks.speed.mplug_plain import plain_losses
 from benchmarks.speed.mplug_timing import (
     CLOCKS,
     build_parser,
@@ -36,7 +37,6 @@ from triptych.models.mplug.model import MPLUG
 from triptych.objectives.feature_queue import FeatureQueue
 from triptych.recipes.mplug import pretrain
 from triptych.tasks.pretraining.mplug import OBJECTIVES, MPLUGPretraining, MPLUGPretrainingConfig
-from triptych.tasks.pretraining.mplug_plain import plain_losses
 from triptych.train.optim import build_optimizer, group_parameters
 from triptych.train.precision import autocast, resolve_precision
 from triptych.train.schedule import apply_schedule

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.speed.plain import without_shortcuts
 from triptych.core.outputs import ImageFeatures, TextFeatures
 from triptych.models.vlmo.model import VLMo
 from triptych.models.vlmo.trunk import TokenSequence
-from triptych.nn.shortcuts import without_shortcuts
 from triptych.objectives.matching import itm_loss
 from triptych.objectives.mlm import token_loss
 from triptych.tasks.pretraining.vlmo import Embedded, VLMoPretraining, itm_labels

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.speed.plain import without_shortcuts
 from triptych.nn import attention
 from triptych.nn.attention import (
     CrossAttention,
@@ -18,7 +19,6 @@ from triptych.nn.attention import (
     use_sdpa,
 )
 from triptych.nn.kv_cache import LayerCache
-from triptych.nn.shortcuts import without_shortcuts
 
 pytestmark = pytest.mark.usefixtures("packed_at_any_width")
 

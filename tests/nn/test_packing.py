@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from benchmarks.speed.plain import without_shortcuts
 from triptych.nn import packing
 from triptych.nn.attention import causal_bias, key_bias
 from triptych.nn.block import Block, BlockConfig
 from triptych.nn.init import init_weights
 from triptych.nn.packing import TokenGrid
-from triptych.nn.shortcuts import without_shortcuts
 
 pytestmark = pytest.mark.usefixtures("packed_at_any_width")
 

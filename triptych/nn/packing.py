@@ -7,8 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from triptych.nn import shortcuts
-
 PACKED_FROM = 384
 """Width D from which padding is skipped. A batch of another number of tokens makes the CPU's matrix
 library prepare its kernels anew, which at width 128 costs more than the padding does."""
@@ -48,7 +46,7 @@ class TokenGrid:
         States narrower than `PACKED_FROM` keep their padding: the grid is full.
         """
         num_rows, width = mask.shape
-        if embed_dim < PACKED_FROM or not shortcuts.are_taken():
+        if embed_dim < PACKED_FROM:
             return cls(num_rows, width)
         slots = mask.flatten().nonzero()[:, 0]
         if len(slots) == num_rows * width:

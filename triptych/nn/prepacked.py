@@ -15,7 +15,6 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from triptych.nn import shortcuts
 from triptych.nn.heads import VocabularyHead
 
 M = TypeVar("M", bound=nn.Module)
@@ -28,8 +27,7 @@ def can_prepack(module: nn.Module) -> bool:
     """Say whether a module's layers can be prepacked: float32 on a CPU, and nothing to train."""
     parameter = next(module.parameters())
     return (
-        shortcuts.are_taken()
-        and parameter.device.type == "cpu"
+        parameter.device.type == "cpu"
         and parameter.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")

@@ -26,6 +26,7 @@ from benchmarks.pages.gather import RESULTS
 from benchmarks.pages.mplug import MPLUG
 from benchmarks.speed.beam import search
 from benchmarks.speed.mplug_flops import Flops, base_flops, beam_flops, encoder_flops, rerank_flops
+from benchmarks.speed.plain import without_shortcuts
 from triptych.core.errors import DataError
 from triptych.models.mplug.config import MPLUGConfig
 from triptych.models.mplug.family import mplug_base_patch16_256
@@ -33,7 +34,6 @@ from triptych.models.mplug.fusion import build_fusion
 from triptych.nn.decoder import TextDecoder
 from triptych.nn.encoder import TextConfig
 from triptych.nn.packing import PACKED_FROM
-from triptych.nn.shortcuts import without_shortcuts
 from triptych.nn.vision import VisionConfig
 
 MACHINE = {"cores": "2", "CPU": "Some CPU", "bf16": "avx512_bf16", "torch": "9.9"}

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.speed.plain import without_shortcuts
 from tests.models.test_families import shrunken
 from triptych.core.config import from_dict, to_dict
 from triptych.core.errors import CapabilityError, ConfigError
@@ -15,7 +16,6 @@ from triptych.models.mplug.config import MPLUGConfig, strided_layers
 from triptych.models.mplug.fusion import SkipConnectedFusion, build_fusion
 from triptych.models.mplug.model import MPLUG
 from triptych.nn.init import init_weights
-from triptych.nn.shortcuts import without_shortcuts
 
 pytestmark = pytest.mark.usefixtures("packed_at_any_width")
 

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from benchmarks.speed.plain import without_shortcuts
 from triptych.core.errors import CapabilityError, ConfigError, DataError
 from triptych.core.outputs import ImageFeatures
 from triptych.models.base import num_parameters
@@ -13,7 +14,6 @@ from triptych.models.vlmo.config import VLMoConfig
 from triptych.models.vlmo.model import VLMo
 from triptych.models.vlmo.trunk import Layout, TokenSequence, drop_path_factors, gather_scores
 from triptych.nn.packing import TokenGrid
-from triptych.nn.shortcuts import without_shortcuts
 
 pytestmark = pytest.mark.usefixtures("packed_at_any_width")
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from benchmarks.speed.mplug_plain import plain_losses
+from benchmarks.speed.plain import takes_shortcuts
 from tests.models.test_families import shrunken
 from tests.tasks.pretraining.test_mplug import make_batch
 from triptych.models.mplug.model import MPLUG
-from triptych.nn import shortcuts
 from triptych.nn.init import init_weights
 from triptych.tasks.pretraining.mplug import OBJECTIVES, MPLUGPretraining, MPLUGPretrainingConfig
-from triptych.tasks.pretraining.mplug_plain import plain_losses
 
 pytestmark = pytest.mark.usefixtures("packed_at_any_width")
 
@@ -132,7 +132,7 @@ def test_the_plain_way_takes_no_shortcut(monkeypatch):
     real = task.model.fuse
 
     def fuse(image, text, **how):
-        seen.append((shortcuts.are_taken(), len(text.mask), not how))
+        seen.append((takes_shortcuts(), len(text.mask), not how))
         return real(image, text, **how)
 
     monkeypatch.setattr(task.model, "fuse", fuse)

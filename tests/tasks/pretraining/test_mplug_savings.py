@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from benchmarks.speed.mplug_plain import plain_losses
 from tests.tasks.pretraining.test_mplug import BATCH, make_batch
 from tests.tasks.pretraining.test_mplug_plain import make_task
 from triptych.models.mplug.model import MPLUG
 from triptych.nn.attention import CrossAttention
 from triptych.nn.decoder import TextDecoder
 from triptych.tasks.pretraining.mplug import OBJECTIVES
-from triptych.tasks.pretraining.mplug_plain import plain_losses
 
 NUM_TEXTS = 5 * BATCH  # pairs, their negatives of both kinds, masked texts, prefixes
 ALL = tuple(range(6))

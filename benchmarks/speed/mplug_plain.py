@@ -14,9 +14,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from benchmarks.speed.plain import without_shortcuts
 from triptych.core.outputs import FusedFeatures, ImageFeatures, TextFeatures
 from triptych.models.mplug.model import MPLUG
-from triptych.nn.shortcuts import without_shortcuts
 from triptych.objectives.contrastive import similarity
 from triptych.objectives.matching import itm_loss
 from triptych.objectives.mlm import distillation_loss, shift_targets, token_loss
