@@ -22,7 +22,7 @@ import torch
 
 from benchmarks.speed.mplug_step import CPU, Stepper
 from triptych.core.errors import DataError
-from triptych.core.memory import keep_freed_memory
+from triptych.core.processes import keep_freed_memory
 from triptych.tasks.pretraining.mplug import OBJECTIVES
 from triptych.train.precision import autocast, resolve_precision
 from triptych.train.step import backward_micro_batch

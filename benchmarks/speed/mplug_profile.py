@@ -26,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.speed.mplug_step import CPU, Stepper
 from benchmarks.speed.mplug_timing import build_parser, run_facts, start
-from triptych.core.memory import keep_freed_memory
+from triptych.core.processes import keep_freed_memory
 from triptych.train.precision import resolve_precision
 
 MATRIX_PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")

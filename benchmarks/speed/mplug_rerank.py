@@ -30,8 +30,8 @@ from benchmarks.speed.mplug_timing import (
     time_in_turn,
 )
 from benchmarks.speed.plain import without_shortcuts
-from triptych.core.memory import keep_freed_memory
 from triptych.core.outputs import ImageFeatures, TextFeatures
+from triptych.core.processes import keep_freed_memory
 from triptych.models.mplug.config import strided_layers
 from triptych.models.mplug.family import mplug_base_patch16_256
 from triptych.models.mplug.model import MPLUG

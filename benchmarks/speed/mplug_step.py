@@ -31,7 +31,7 @@ from benchmarks.speed.mplug_timing import (
     start,
     time_in_turn,
 )
-from triptych.core.memory import keep_freed_memory
+from triptych.core.processes import keep_freed_memory
 from triptych.models.mplug.family import mplug_base_patch16_256
 from triptych.models.mplug.model import MPLUG
 from triptych.objectives.feature_queue import FeatureQueue

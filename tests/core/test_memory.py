@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from triptych.core.memory import keep_freed_memory
+from triptych.core.processes import keep_freed_memory
 
 PROGRAM = """
 import ctypes, resource, sys
-from triptych.core.memory import keep_freed_memory
+from triptych.core.processes import keep_freed_memory
 
 library = ctypes.CDLL(None)
 library.malloc.restype, library.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
@@ -39,5 +39,5 @@ def test_memory_taken_again_needs_no_new_pages():
 
 
 def test_a_library_without_the_setting_is_left_alone(monkeypatch):
-    monkeypatch.setattr("triptych.core.memory.ctypes.CDLL", lambda _: object())
+    monkeypatch.setattr("triptych.core.processes.ctypes.CDLL", lambda _: object())
     assert keep_freed_memory.__wrapped__() is False

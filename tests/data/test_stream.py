@@ -280,7 +280,7 @@ class SampleIndices(list):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_too_many_bad_records_stop_the_run(bad, tokenizer, num_workers):
     log = SkipLog(None, num_samples=10, max_share=0.1)
-    with pytest.raises(DataError, match="At most 10.00% is allowed"):
+    with pytest.raises(DataError, match=r"At most 10\.00% is allowed"):
         list(loader(bad, tokenizer, train=False, num_workers=num_workers, skip_log=log))
     assert no_child_is_left()
 

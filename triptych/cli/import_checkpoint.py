@@ -1,4 +1,4 @@
-"""`triptych import`: a model folder from a released checkpoint."""
+"""`triptych import` and `triptych export`: model folders and released checkpoints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from triptych.cli.parsing import json_as_out, parse
+from triptych.cli.parsing import FolderArgument, json_as_out, parse
 from triptych.core.files import write_json
 
 if TYPE_CHECKING:
@@ -132,3 +132,40 @@ def report_rows(report: ImportReport) -> list[tuple[int, str, str]]:
 def _some(names: Sequence[str]) -> str:
     more = f"\nand {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return "\n".join(names[:SHOWN]) + more
+
+
+EXPORT_HELP = """Write a model folder in the layout of its family's released code, bit by bit.
+
+OUT is a .pth, .pt, .bin or .safetensors file; for FLAVA also a folder that transformers loads.
+
+Examples:
+  triptych export mplug runs/mine/model mine.pth
+  triptych export flava runs/flava/model exported/flava
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportOptions:
+    """What to export.
+
+    Attributes:
+        family: Whose released layout: mplug, vlmo or flava.
+        folder: A model folder, such as RUN_FOLDER/model.
+        out: The new file or folder.
+    """
+
+    family: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FAMILY")]]
+    folder: FolderArgument
+    out: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="OUT")]]
+
+
+def run_export(arguments: Sequence[str]) -> int:
+    """Export, and print how much was written."""
+    options = parse(ExportOptions, arguments, verb="export", description=EXPORT_HELP)
+    from triptych.workflows.importing import export_checkpoint
+
+    number, note = export_checkpoint(options.family, options.folder, options.out)
+    print(f"wrote {number:,} tensors to {options.out}")
+    if note:
+        print(f"note: {note}")
+    return 0

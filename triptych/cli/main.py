@@ -22,7 +22,7 @@ class Verb:
     """One thing the command can do.
 
     Attributes:
-        module: Where its `run` is.
+        module: Where its `run` is, or "module:function".
         usage: Its arguments, shortened.
         help: What it does, in a few words.
     """
@@ -60,7 +60,9 @@ VERBS = {
         "make a model folder of released weights",
     ),
     "export": Verb(
-        "export_checkpoint", "FAMILY MODEL_FOLDER OUT", "write a model for the released code"
+        "import_checkpoint:run_export",
+        "FAMILY MODEL_FOLDER OUT",
+        "write a model for the released code",
     ),
     "models": Verb("models", "", "list the model sizes that can be trained"),
     "completion": Verb("completion", "bash|zsh|fish", "print a shell completion script"),
@@ -134,8 +136,9 @@ def _dispatch(arguments: list[str]) -> int:
     name = " ".join(arguments[:words])
     if name not in VERBS:
         return _not_a_verb(name, arguments)
-    module = importlib.import_module(f"triptych.cli.{VERBS[name].module}")
-    return int(module.run(arguments[words:]) or 0)
+    place, _, function = VERBS[name].module.partition(":")
+    module = importlib.import_module(f"triptych.cli.{place}")
+    return int(getattr(module, function or "run")(arguments[words:]) or 0)
 
 
 def _not_a_verb(name: str, arguments: list[str]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,46 @@ from torch.utils.checkpoint import checkpoint
 from triptych.core.config import check
 from triptych.nn.attention import CrossAttention, Memory, SelfAttention
 from triptych.nn.dropout import Dropout
-from triptych.nn.forgetting import forget
 from triptych.nn.kv_cache import LayerCache
 from triptych.nn.packing import TokenGrid
+
+R = TypeVar("R")
+
+
+def recomputing(
+    make: Callable[[Tensor], Tensor], x: Tensor, use: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Return use(make(x)); the backward pass calls make(x) again instead of keeping its result.
+
+    For what costs little to compute and much to keep, such as a norm or an activation whose own
+    backward pass keeps x anyhow. Values and gradients are exactly those of use(make(x)).
+
+    Args:
+        make: Without randomness; run once more in the backward pass.
+        x: Its input, which is kept.
+        use: Whatever it saves for its backward pass is kept, but for make(x) itself.
+    """
+    made = make(x)
+    if not (torch.is_grad_enabled() and made.requires_grad):
+        return use(made)
+    if torch.is_autocast_enabled(x.device.type):
+        made = made.to(torch.get_autocast_dtype(x.device.type))
+    place, size, dtype = made.data_ptr(), made.numel(), made.dtype
+    source = x.detach()
+
+    def pack(tensor: Tensor) -> Tensor | torch.Size:
+        same = tensor.data_ptr() == place and tensor.numel() == size and tensor.is_contiguous()
+        return tensor.shape if same and tensor.dtype == dtype else tensor.detach()
+
+    def unpack(saved: Tensor | torch.Size) -> Tensor:
+        if isinstance(saved, Tensor):
+            return saved
+        with torch.no_grad():
+            return make(source).to(dtype).view(saved)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return use(made)
+
 
 Activation = Literal["gelu", "quick_gelu"]
 
@@ -78,7 +115,7 @@ class FeedForward(nn.Module):
         self.activation: Activation = config.activation
         self.up = nn.Linear(config.embed_dim, hidden)
         self.down = nn.Linear(hidden, config.embed_dim)
-        self.forgetful = False
+        self.recompute_cheap = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, S, D) to (B, S, D), token by token.
@@ -88,8 +125,8 @@ class FeedForward(nn.Module):
         the states on both sides.
         """
         if self.activation == "gelu":
-            if self.forgetful:
-                return forget(F.gelu, self.up(x), self.down)
+            if self.recompute_cheap:
+                return recomputing(F.gelu, self.up(x), self.down)
             return self.down(F.gelu(self.up(x)))  # type: ignore[no-any-return]
         scale = QUICK_GELU_SCALE
         if x.numel() < self.up.weight.numel():
@@ -109,8 +146,8 @@ class Block(nn.Module):
 
     Pre-norm: x + f(LN(x)). Post-norm: LN(x + f(x)).
 
-    Three ways to keep activations for the backward pass: all of them; where `forgetful`, all but
-    the outputs of GELU and of pre-norms, a third of them at next to no time; where
+    Three ways to keep activations for the backward pass: all of them; where `recompute_cheap`,
+    all but the outputs of GELU and of pre-norms, a third of them at next to no time; where
     `activation_checkpointing`, the block's input alone, for a second forward pass.
 
     Args:
@@ -135,7 +172,7 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
         self.mlp_norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.dropout = Dropout(config.dropout)
-        self._activation_checkpointing = self._forgetful = False
+        self._activation_checkpointing = self._recompute_cheap = False
 
     @property
     def activation_checkpointing(self) -> bool:
@@ -145,21 +182,21 @@ class Block(nn.Module):
     @activation_checkpointing.setter
     def activation_checkpointing(self, value: bool) -> None:
         self._activation_checkpointing = value
-        self.mlp.forgetful = self._forgets()
+        self.mlp.recompute_cheap = self._mlp_recomputes()
 
     @property
-    def forgetful(self) -> bool:
+    def recompute_cheap(self) -> bool:
         """Whether the backward pass computes cheap intermediate results again."""
-        return self._forgetful
+        return self._recompute_cheap
 
-    @forgetful.setter
-    def forgetful(self, value: bool) -> None:
-        self._forgetful = value
-        self.mlp.forgetful = self._forgets()
+    @recompute_cheap.setter
+    def recompute_cheap(self, value: bool) -> None:
+        self._recompute_cheap = value
+        self.mlp.recompute_cheap = self._mlp_recomputes()
 
-    def _forgets(self) -> bool:
-        """A block that is computed again keeps nothing, so that it has nothing to forget."""
-        return self._forgetful and not self._activation_checkpointing
+    def _mlp_recomputes(self) -> bool:
+        """A block that is computed again keeps nothing, so that its parts need not."""
+        return self._recompute_cheap and not self._activation_checkpointing
 
     def forward(
         self,
@@ -296,8 +333,8 @@ class Block(nn.Module):
         """Run a sublayer behind its norm, or alone where the norm follows it."""
         if not self.pre_norm:
             return sublayer(x, *inputs)
-        if self._forgets():
-            return forget(norm, x, lambda normed: sublayer(normed, *inputs))
+        if self._mlp_recomputes():
+            return recomputing(norm, x, lambda normed: sublayer(normed, *inputs))
         return sublayer(norm(x), *inputs)
 
     def step(

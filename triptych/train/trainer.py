@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from triptych.checkpoint.run import list_checkpoints, load_latest, save_checkpoint
 from triptych.core.errors import ConfigError, DataError
-from triptych.core.memory import keep_freed_memory
+from triptych.core.processes import keep_freed_memory
 from triptych.core.rng import random_state, seed_everything, set_random_state
 from triptych.distributed.collectives import (
     any_rank,

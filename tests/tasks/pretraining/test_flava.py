@@ -114,11 +114,11 @@ def test_chunks_keep_the_activations_of_one_chunk(kind):
 @pytest.mark.parametrize("way", ["keep all", "keep inputs alone"])
 def test_what_blocks_keep_changes_no_gradient(kind, way):
     task, batch = make_task(), of_kind(make_pairs(), kind)
-    assert task.model.fusion.blocks[0].forgetful
+    assert task.model.fusion.blocks[0].recompute_cheap
     plain = task.losses(batch)
     expected = gradients(task, plain)
     if way == "keep all":
-        task.model.set_forgetful(False)
+        task.model.set_recompute_cheap(False)
     else:
         assert enable_activation_checkpointing(task.modules) == 6
     found = task.losses(batch)

@@ -34,12 +34,12 @@ class Stack(nn.ModuleList):
 
     def __init__(self, config: BlockConfig, depth: int) -> None:
         super().__init__(Block(config) for _ in range(depth))
-        self.set_forgetful(True)
+        self.set_recompute_cheap(True)
 
-    def set_forgetful(self, forgetful: bool) -> None:
+    def set_recompute_cheap(self, recompute_cheap: bool) -> None:
         """Choose whether blocks compute cheap results again in the backward pass."""
         for block in self:
-            block.forgetful = forgetful  # type: ignore[assignment]
+            block.recompute_cheap = recompute_cheap  # type: ignore[assignment]
 
     def run(self, x: Tensor, bias: Tensor | None = None, *, but_last: bool = False) -> Tensor:
         """Run all blocks, or all but the last, over (B, S, D)."""

@@ -131,11 +131,11 @@ class FLAVA(nn.Module):
         config = self.config
         return FeatureDims(config.vision.embed_dim, config.text.embed_dim, config.fusion.embed_dim)
 
-    def set_forgetful(self, forgetful: bool) -> None:
+    def set_recompute_cheap(self, recompute_cheap: bool) -> None:
         """Choose whether the blocks compute cheap results again in the backward pass."""
         for module in self.modules():
             if isinstance(module, Stack):
-                module.set_forgetful(forgetful)
+                module.set_recompute_cheap(recompute_cheap)
 
     def encode_image(self, image: Tensor, *, hidden_patches: Tensor | None = None) -> ImageFeatures:
         """Encode pixels.

@@ -129,7 +129,9 @@ class FLAVAPretraining:
         if image_tokenizer is not None:
             model.take_codebook(image_tokenizer)
         self.modules = nn.ModuleDict({"model": model})
-        model.set_forgetful(config.chunk_size is None)  # what a chunk forgets would be kept
+        model.set_recompute_cheap(
+            config.chunk_size is None
+        )  # what a chunk recomputes would be kept
 
     @property
     def model(self) -> FLAVA:

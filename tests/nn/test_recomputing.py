@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from triptych.nn.block import Block, BlockConfig, FeedForward
-from triptych.nn.forgetting import forget
+from triptych.nn.block import Block, BlockConfig, FeedForward, recomputing
 
 
 def _parts():
@@ -24,7 +23,7 @@ def test_values_and_gradients_are_exact(make, autocast):
     inputs = [x, *up.parameters(), *down.parameters()]
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
         plain = down(make(up(x)))
-        found = forget(make, up(x), down)
+        found = recomputing(make, up(x), down)
     assert found.dtype == plain.dtype
     assert torch.equal(found, plain)
     expected = torch.autograd.grad(plain.float().square().sum(), inputs)
@@ -44,7 +43,7 @@ def test_the_result_is_gone_after_the_forward_pass(forgets):
         made.append(weakref.ref(result.untyped_storage()))
         return result
 
-    out = forget(make, up(x), down) if forgets else down(make(up(x)))
+    out = recomputing(make, up(x), down) if forgets else down(make(up(x)))
     gc.collect()
     assert (made[0]() is None) is forgets
     out.sum().backward()
@@ -60,11 +59,11 @@ def test_without_gradients_nothing_runs_twice():
         return F.gelu(states)
 
     with torch.no_grad():
-        forget(make, up(x), down)
+        recomputing(make, up(x), down)
     assert len(calls) == 1
 
 
-def test_a_forgetful_block_has_equal_gradients():
+def test_a_block_that_recomputes_what_is_cheap_has_equal_gradients():
     torch.manual_seed(0)
     config = BlockConfig(
         embed_dim=8, num_heads=2, pre_norm=True, dropout=0.0, attention_dropout=0.0
@@ -72,8 +71,8 @@ def test_a_forgetful_block_has_equal_gradients():
     block, x = Block(config), torch.randn(2, 5, 8, requires_grad=True)
     inputs = [x, *block.parameters()]
     results = []
-    for forgetful in (False, True):
-        block.forgetful = forgetful
+    for recompute_cheap in (False, True):
+        block.recompute_cheap = recompute_cheap
         out = block(x)
         results.append([out, *torch.autograd.grad(out.square().sum(), inputs)])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
@@ -82,10 +81,10 @@ def test_a_forgetful_block_has_equal_gradients():
 def test_a_block_that_is_computed_again_has_nothing_to_forget():
     block = Block(BlockConfig(embed_dim=8, num_heads=2, pre_norm=True))
     assert isinstance(block.mlp, FeedForward)
-    block.forgetful = True
-    assert block.mlp.forgetful
+    block.recompute_cheap = True
+    assert block.mlp.recompute_cheap
     block.activation_checkpointing = True
-    assert block.forgetful
-    assert not block.mlp.forgetful
+    assert block.recompute_cheap
+    assert not block.mlp.recompute_cheap
     block.activation_checkpointing = False
-    assert block.mlp.forgetful
+    assert block.mlp.recompute_cheap
