@@ -3,7 +3,7 @@
 import pytest
 
 from triptych.core.errors import DataError
-from triptych.data.labels import answer_scores, answer_vocabulary, class_names
+from triptych.data.collate.classification import answer_scores, answer_vocabulary, class_names
 from triptych.data.records import Record
 from triptych.evaluation.vqa import normalize_answer, vqa_accuracy
 

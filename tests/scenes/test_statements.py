@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from triptych.scenes.config import SceneConfig, held_out_pairs
-from triptych.scenes.statements import NLI_LABELS, NUM_FORMS, hypothesize, state_about_two
+from triptych.scenes.questions import NLI_LABELS, NUM_FORMS, hypothesize, state_about_two
 from triptych.scenes.world import generate_scene
 
 from .oracle import entailment, is_true_of_two, things

@@ -9,11 +9,16 @@ from typing import Any
 
 from triptych.core.errors import DataError
 from triptych.data.lines import cannot_read, load_json, parse_json_line, read_lines
-from triptych.data.readers.coco import is_coco, is_karpathy, read_coco, read_karpathy
-from triptych.data.readers.csv_table import read_csv
+from triptych.data.readers.coco import (
+    is_coco,
+    is_karpathy,
+    is_msrvtt,
+    read_coco,
+    read_karpathy,
+    read_msrvtt,
+)
 from triptych.data.readers.glue import is_glue, read_glue
-from triptych.data.readers.jsonl import read_jsonl
-from triptych.data.readers.msrvtt import is_msrvtt, read_msrvtt
+from triptych.data.readers.manifests import read_csv, read_jsonl
 from triptych.data.readers.plain import is_image_folder, read_image_folder, read_text_file
 from triptych.data.readers.reasoning import (
     is_hateful_memes,

@@ -13,8 +13,14 @@ from triptych.scenes.clips import NUM_FRAMES, Clip, ask_about_clip, caption_clip
 from triptych.scenes.config import SceneConfig
 from triptych.scenes.language import caption_variants, refer_variants
 from triptych.scenes.layout import image_name
-from triptych.scenes.questions import NUM_ANSWERS, ask_variants
-from triptych.scenes.statements import NLI_LABELS, NUM_FORMS, hypothesize, state_about_two
+from triptych.scenes.questions import (
+    NLI_LABELS,
+    NUM_ANSWERS,
+    NUM_FORMS,
+    ask_variants,
+    hypothesize,
+    state_about_two,
+)
 from triptych.scenes.world import Scene, generate_scene, scene_random
 
 Json = dict[str, Any]

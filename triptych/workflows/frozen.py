@@ -15,7 +15,7 @@ from triptych.core.errors import ConfigError, DataError
 from triptych.core.outputs import MetricValue, Predictions
 from triptych.data.caption_cleaning import clean_caption
 from triptych.data.collate import ImageKeyCollator
-from triptych.data.labels import class_names
+from triptych.data.collate.classification import class_names
 from triptych.data.manifest import read_records
 from triptych.data.records import Record
 from triptych.data.skips import VERB_FLAG, SkipLog

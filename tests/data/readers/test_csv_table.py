@@ -3,7 +3,7 @@
 import pytest
 
 from triptych.core.errors import DataError
-from triptych.data.readers.csv_table import read_csv
+from triptych.data.readers.manifests import read_csv
 from triptych.data.skips import SkipKind
 from triptych.data.source import DataSourceConfig
 

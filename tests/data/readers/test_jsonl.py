@@ -5,7 +5,7 @@ import json
 import pytest
 
 from triptych.core.errors import DataError
-from triptych.data.readers.jsonl import read_jsonl
+from triptych.data.readers.manifests import read_jsonl
 from triptych.data.skips import SkipKind
 from triptych.data.source import DataSourceConfig
 

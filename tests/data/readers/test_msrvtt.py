@@ -3,7 +3,7 @@
 import pytest
 
 from triptych.core.errors import DataError
-from triptych.data.readers.msrvtt import read_msrvtt
+from triptych.data.readers.coco import read_msrvtt
 from triptych.data.skips import SkipKind
 from triptych.data.source import DataSourceConfig
 

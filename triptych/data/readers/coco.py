@@ -1,4 +1,4 @@
-"""COCO captions: the official annotation file (also NoCaps) and Karpathy's split file."""
+"""Captions of COCO (also NoCaps), of Karpathy's split file, and of MSRVTT's clips."""
 
 from __future__ import annotations
 
@@ -187,4 +187,78 @@ COCO_LAYOUTS: tuple[Callable[[str], str], ...] = (
     lambda name: f"{folder_of(name)}/{name}" if folder_of(name) else "",
     lambda name: f"images/{name}",
     *(lambda name, part=part: f"{part}/{name}" for part in ("train2017", "val2017", "test2017")),
+)
+
+
+def is_msrvtt(data: Any) -> bool:
+    """Return whether JSON content lists videos, and sentences by video id."""
+    return isinstance(data, dict) and all(
+        isinstance(data.get(name), list) for name in ("videos", "sentences")
+    )
+
+
+def read_msrvtt(data: Any, source: DataSourceConfig) -> RecordList:
+    """Read one record for each sentence; those of a clip share `image_id`.
+
+    The file's splits are `train`, `validate` and `test`; `val` is taken for `validate`. A clip
+    `video7` is `video7.mp4` in `image_root`, or its `videos`, `video` or `TrainValVideo` folder.
+
+    Args:
+        data: The file's content.
+        source: Where the clips are, and the split.
+
+    Raises:
+        DataError: No such split, no clip where it was looked for, or another format.
+    """
+    if not is_msrvtt(data):
+        raise DataError(f"{source.path}: not an MSRVTT file: needs 'videos' and 'sentences'")
+    found = RecordList()
+    parts: dict[str, str | None] = {}
+    for index, video in enumerate(data["videos"]):
+        if isinstance(video, dict) and isinstance(video.get("video_id"), str):
+            parts[video["video_id"]] = video.get("split")
+        else:
+            where = f"{source.path}: videos[{index}]"
+            found.skipped.append(Skipped(SkipKind.MISSING_FIELD, where, "has no 'video_id'"))
+    splits = {str(part) for part in parts.values() if part is not None}
+    wanted = source.split
+    if wanted == "val" and "val" not in splits and "validate" in splits:
+        wanted = "validate"
+    found.parts = check_split(wanted, splits, source.path)
+    chosen = [name for name, part in parts.items() if wanted in (None, part)]
+    layout = choose_layout(source.root, CLIP_LAYOUTS, chosen, "clips")
+    paths = {name: str(source.root / layout(name)) for name in chosen}
+    for index, sentence in enumerate(data["sentences"]):
+        video_id = sentence.get("video_id") if isinstance(sentence, dict) else None
+        if isinstance(video_id, str) and video_id in parts and video_id not in paths:
+            continue
+        where = f"{source.path}: sentences[{index}]"
+        found.add([_clip_record(sentence, index, where, paths)])
+    return found
+
+
+def _clip_record(
+    sentence: Any, index: int, where: str, paths: Mapping[str, str]
+) -> Record | Skipped:
+    video_id = sentence.get("video_id") if isinstance(sentence, dict) else None
+    if not isinstance(video_id, str) or video_id not in paths:
+        message = f"video_id {video_id!r} is not among 'videos'"
+        return Skipped(SkipKind.BAD_RECORD, where, message)
+    try:
+        caption = parse_caption(sentence.get("caption"))
+    except EntryError as error:
+        return Skipped(error.kind, where, str(error))
+    return Record(
+        record_id=str(sentence.get("sen_id", index)),
+        image_id=video_id,
+        caption=caption,
+        video=paths[video_id],
+    )
+
+
+CLIP_LAYOUTS: tuple[Callable[[str], str], ...] = (
+    lambda name: f"{name}.mp4",
+    lambda name: f"videos/{name}.mp4",
+    lambda name: f"video/{name}.mp4",
+    lambda name: f"TrainValVideo/{name}.mp4",
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from triptych.core.errors import DataError
 from triptych.data.entries import EntryError, parse_entailment, parse_text, parse_truth
-from triptych.data.readers.jsonl import read_objects
+from triptych.data.readers.manifests import read_objects
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, RecordList, check_split, choose_layout

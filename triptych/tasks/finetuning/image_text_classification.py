@@ -18,8 +18,9 @@ from triptych.core.outputs import Predictions
 from triptych.data.collate.classification import (
     AnswerClassCollator,
     ImageTextClassCollator,
+    answer_vocabulary,
+    class_names,
 )
-from triptych.data.labels import answer_vocabulary, class_names
 from triptych.data.records import Record
 from triptych.evaluation.label_metrics import AUROCMetric, BinaryMetric
 from triptych.evaluation.metrics import (

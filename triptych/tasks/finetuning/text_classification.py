@@ -14,8 +14,8 @@ from triptych.core.errors import DataError
 from triptych.core.outputs import Predictions
 from triptych.data.collate.classification import (
     TextClassCollator,
+    class_names,
 )
-from triptych.data.labels import class_names
 from triptych.data.records import Record
 from triptych.evaluation.label_metrics import CorrelationMetric
 from triptych.evaluation.metrics import (
