@@ -28,6 +28,8 @@ from .small_runs import small_run, source_of
 
 QUIET = ["--train.progress", "off", "--train.num-threads", "1", "--train.precision", "fp32"]
 
+FP32 = ("--precision", "fp32")  # as the engine beside it; `auto` may be bf16
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _exact():
@@ -101,11 +103,11 @@ def test_judge(folders, scenes, capsys):
     both = engine.judge(firsts[0], seconds[0], statements[:2])
     assert both[0] == pytest.approx(one, abs=1e-5) and len(both) == 2
     folder = str(folders["nlvr2"])
-    assert main(["judge", folder, firsts[0], seconds[0], *statements[:2]]) == 0
+    assert main(["judge", folder, firsts[0], seconds[0], *statements[:2], *FP32]) == 0
     rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert [text for _, text in rows] == statements[:2]
     assert [float(score) for score, _ in rows] == pytest.approx(both, abs=1e-4)
-    assert main(["judge", folder, firsts[0], seconds[0], statements[0], "--json"]) == 0
+    assert main(["judge", folder, firsts[0], seconds[0], statements[0], "--json", *FP32]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["probability"] == pytest.approx(one, abs=1e-6)
     assert found["images"] == [firsts[0], seconds[0]]
@@ -125,11 +127,11 @@ def test_entail(folders, scenes, capsys):
     assert engine.entail(images[0], hypotheses[0]) == pytest.approx(found[0], abs=1e-5)
     with pytest.raises(CapabilityError, match="leave premises out"):
         engine.entail(images[0], hypotheses[0], premises="a star")
-    assert main(["entail", str(folders["snli_ve"]), images[0], hypotheses[0]]) == 0
+    assert main(["entail", str(folders["snli_ve"]), images[0], hypotheses[0], *FP32]) == 0
     label, share, text = capsys.readouterr().out.rstrip("\n").split("\t")
     assert (label, text) == (next(iter(found[0])), hypotheses[0])
     assert float(share) == pytest.approx(found[0][label], abs=1e-4)
-    assert main(["entail", str(folders["snli_ve"]), images[0], hypotheses[0], "--json"]) == 0
+    assert main(["entail", str(folders["snli_ve"]), images[0], hypotheses[0], "--json", *FP32]) == 0
     stored = json.loads(capsys.readouterr().out)
     assert stored["probabilities"] == pytest.approx(found[0], abs=1e-6)
 
