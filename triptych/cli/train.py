@@ -97,13 +97,9 @@ def _on_scenes(config: RunConfig, out: Path) -> RunConfig:
     from triptych.workflows.run import check_unused
     from triptych.workflows.scene_data import scene_run
 
-    folder = out / "data"
     if leads():
         check_unused(out)
-    config = scene_run(config, folder, write=leads())
-    if leads():
-        print(f"no --data: training on the built-in scenes in {folder}")
-    return config
+    return scene_run(config, out / "data", write=leads())
 
 
 def read_config(arguments: Sequence[str], plain: PlainOptions | None = None) -> RunConfig:

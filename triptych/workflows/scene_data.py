@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from triptych.core.errors import ConfigError
 from triptych.data.source import DataSourceConfig
 from triptych.recipes.config import RunConfig
@@ -33,13 +35,16 @@ FORMATS_OF_NEEDS = {
 """By what a recipe needs of a record, the format of the scenes that has it."""
 
 
-def scene_run(config: RunConfig, folder: Path, *, write: bool = True) -> RunConfig:
+def scene_run(
+    config: RunConfig, folder: Path, *, write: bool = True, console: Console | None = None
+) -> RunConfig:
     """Return a run that trains on the built-in scenes.
 
     Args:
         config: A recipe's; its scale says how many scenes.
         folder: Where they are; written there first, unless they are there.
         write: Whether to write them; False in all but one of several processes.
+        console: Where to report, before they are written; standard output if absent.
 
     Raises:
         ConfigError: The scale is the paper's, the scenes lack what the recipe reads, or the folder
@@ -55,6 +60,8 @@ def scene_run(config: RunConfig, folder: Path, *, write: bool = True) -> RunConf
         raise ConfigError(f"data.train is empty: name a manifest with --data PATH ({why})")
     files = SceneFiles(folder)
     if write:
+        said = f"no --data: training on the built-in scenes in {folder}"
+        (console or Console()).print(said, highlight=False, markup=False, soft_wrap=True)
         few = 12 if config.scale == "smoke" else 500
         sizes = {"num_val": 8, "num_test": few, "num_compositional": few}
         world = SceneConfig(seed=config.data.seed)
