@@ -17,8 +17,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 GLOSSARY = ROOT / "docs" / "glossary.md"
 READ = ("triptych/**/*.py", "benchmarks/**/*.py", "*.md", "docs/**/*.md", "benchmarks/*.md")
-DATA = ("triptych/evaluation/templates.py",)
-"""Files whose sentences are data."""
+DATA = {
+    "triptych/evaluation/zero_shot.py": {"picture*"},
+    "triptych/scenes/language.py": {"picture*"},
+    "triptych/scenes/questions.py": {"picture*"},
+}
+"""Files with sentences that are data, and what these may say."""
 
 CODE = re.compile(r"```.*?^\s*```|``[^`]+``|`[^`]*`", flags=re.DOTALL | re.MULTILINE)
 FENCE = re.compile(r"^[ ]*```.*?^[ ]*```", flags=re.DOTALL | re.MULTILINE)
@@ -81,11 +85,12 @@ def of_python(path: Path) -> Iterator[tuple[int, str]]:
 def offenders(path: Path) -> list[str]:
     """Return what a file should not say, one line an occurrence."""
     name = path.relative_to(ROOT).as_posix()
-    if name in DATA:
-        return []
+    allowed = DATA.get(name, set())
     found = []
     for first, text in of_python(path) if path.suffix == ".py" else of_markdown(path):
         for phrase, pattern in forbidden():
+            if phrase in allowed:
+                continue
             for match in pattern.finditer(text):
                 before = text[: match.start()]
                 line = first + before.count("\n")

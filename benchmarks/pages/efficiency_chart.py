@@ -48,7 +48,7 @@ class Bar:
 
     @property
     def label(self) -> str:
-        """What stands beside the bar."""
+        """The text next to the bar."""
         time = format_number(self.time_ms)
         return f"{time} ms, {self.ratio:.2f}× (FLOPs {self.flops_ratio:.2f}×)"
 

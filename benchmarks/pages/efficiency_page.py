@@ -102,7 +102,7 @@ class Results:
     """What the benchmark stored.
 
     Attributes:
-        figures: By key: value, command, bar, whether it is reached.
+        figures: By key: value, command, target, whether it is met.
         parts: By name: machine, commit, command, and the output.
     """
 
@@ -387,10 +387,10 @@ def speed_table(results: Results) -> str:
                 f"**{found['value']:g}**",
                 " to ".join(map(format_ratio, limits)) if limits else "",
                 format_ratio(flops) if flops else "",
-                f"{found['bar']}, {'reached' if found['reached'] else 'missed'}",
+                f"{found['bar']}, {'met' if found['reached'] else 'not met'}",
             ]
         )
-    return make_table([*head, "FLOPs", "bar"], lines)
+    return make_table([*head, "FLOPs", "target"], lines)
 
 
 def memory_table(results: Results) -> str:
@@ -442,7 +442,7 @@ def outside_list(results: Results) -> str:
         f"In {default['precision']}, on the processor of that row, a step took {default_s:.1f} s, "
         f"the plain one in fp32 {plain_s:.1f} s. If all but the products took as long there as "
         f"here, {outside_s:.1f} s, the products took {taken:.1f} s, and would have to take "
-        f"{wanted:.1f} s for the bar of {bar:g}.",
+        f"{wanted:.1f} s for the target of {bar:g}.",
     )
     return "\n".join(f"- {line}" for line in lines)
 

@@ -41,7 +41,7 @@ SCORES = (
     "grounding",
 )
 DEMO_KEYS = ("demo_minutes", *SCORES, *(f"compositional_{key}" for key in SCORES))
-"""What the demo gives; on the compositional split, without a bar."""
+"""What the demo gives; on the compositional split, without a target."""
 
 
 def read_own_data(code: int, output: str) -> dict[str, Any]:
@@ -126,11 +126,11 @@ def demo_figures(results: Mapping[str, Any]) -> Figures:
     """Return the figures of the demo.
 
     Raises:
-        DataError: It was run at another scale than the bars are for.
+        DataError: It was run at another scale than the targets are for.
     """
     if results.get("scale") != DEMO_SCALE:
         raise DataError(
-            f"the demo ran at scale {results.get('scale')!r}; the bars are for {DEMO_SCALE!r}: "
+            f"the demo ran at scale {results.get('scale')!r}; the targets are for {DEMO_SCALE!r}: "
             "run `triptych demo --out runs/demo`"
         )
     origin = {"commit": results["commit"], "machine": results["machine"]}

@@ -1,9 +1,9 @@
-"""Run the parts of a benchmark, store their outputs, and put their figures beside bars.
+"""Run the parts of a benchmark, store their outputs, and compare their figures with targets.
 
 Each part runs in a process of its own, and its whole output is stored beside the result. `--skip
 PART` takes a part as it is stored; `--only PART` runs that and takes the others as they are stored.
-A figure that nobody gives, or gives as no number, is an error, and the result is not written. A bar
-that is not reached is no error: the table and the file say so. Nor is a figure that this machine
+A figure that nobody gives, or gives as no number, is an error, and the result is not written. A
+target that is not met is no error: the table and the file say so. Nor is a figure that this machine
 cannot give, if its part says why under `not_measured`: it has no value and no verdict.
 """
 
@@ -41,12 +41,12 @@ class Bar:
 
 
 def at_least(key: str, limit: float) -> Bar:
-    """Return the bar of a figure that should be large."""
+    """Return the target of a figure that should be large."""
     return Bar(f">= {limit:g}", lambda values: bool(values[key] >= limit))
 
 
 def at_most(key: str, limit: float) -> Bar:
-    """Return the bar of a figure that should be small."""
+    """Return the target of a figure that should be small."""
     return Bar(f"<= {limit:g}", lambda values: bool(values[key] <= limit))
 
 
@@ -92,7 +92,7 @@ class Benchmark:
     Attributes:
         name: Of its result among the results.
         parts: What to run.
-        bars: By figure; the others are reported without a bar.
+        bars: By figure; the others are reported without a target.
         prefix: Begins the names of the parts' files.
         details: What stands beside a figure where its part gives it.
         extra: Keys that must be there beside those of the bars.
@@ -203,10 +203,10 @@ def collect(
 def assemble(
     benchmark: Benchmark, figures: Figures, machine: Mapping[str, str], commit: str
 ) -> dict[str, Any]:
-    """Put figures beside their bars; name commit and machine only where they differ.
+    """Put figures beside their targets; name commit and machine only where they differ.
 
     Args:
-        benchmark: Says what is asked for and what the bars are.
+        benchmark: Says what is asked for and what the targets are.
         figures: By key, each with value (or `not_measured`), command, commit and machine; those
             that are asked for come first in the result, the others follow.
         machine: Of the file.
@@ -303,7 +303,7 @@ def gather(
     console.print(result_table(benchmark, result))
     low = [key for key, figure in result["figures"].items() if figure["reached"] is False]
     unknown = [key for key, figure in result["figures"].items() if "not_measured" in figure]
-    words = f"written to {options.out}; bars not reached: {', '.join(low) or 'none'}"
+    words = f"written to {options.out}; targets not met: {', '.join(low) or 'none'}"
     words += f"; not measured: {', '.join(unknown)}" if unknown else ""
     console.print(words, soft_wrap=True)
     return 0

@@ -1,4 +1,4 @@
-"""Write docs/results.md: every figure beside its bar, with command, commit and machine.
+"""Write docs/results.md: every figure with its target, with command, commit and machine.
 
 Reads the results that the four gatherers leave in `benchmarks/results`, and measures nothing.
 
@@ -21,10 +21,10 @@ from benchmarks.pages.vlmo import VLMO
 
 PAGE = ROOT / "docs" / "results.md"
 SMALL_DEMO = "demo_small.json"
-VERDICTS = {True: "reached", False: "**missed**", None: "not measured"}
+VERDICTS = {True: "met", False: "**not met**", None: "not measured"}
 TITLES = {
     "foundation": "The demo, and what all models share",
-    "small": "The longer demo: twice the pictures and steps",
+    "small": "The longer demo: twice the images and steps",
     "mplug": "mPLUG",
     "vlmo": "VLMo",
     "flava": "FLAVA",
@@ -72,24 +72,24 @@ WHAT = {
         "stagewise_gain": "recall at 1 that the first two stages add to a third of equal budget",
         "multiway_gain": "recall at 1 that experts add to one FFN for all",
         "global_negatives_gain": "recall at 1 after ITM that negatives of both processes add",
-        "dual_over_fusion_speed": "5,000 pictures x 25,000 texts by dot product over ITM on all",
+        "dual_over_fusion_speed": "5,000 images x 25,000 texts by dot product over ITM on all",
     },
     "flava": {
         "parity_max_error": "largest difference to transformers, three sizes, three kinds of batch",
-        "grad_norm_step0": "norm of the first gradient, released size, fresh weights",
+        "grad_norm_step0": "norm of the first gradient, released size, random weights",
         "step_fp32_over_transformers": "step on 8 pairs, released size, fp32, over transformers'",
         "step_bf16_over_transformers": "the same in bf16",
         "memory_over_transformers": "peak memory of that step over transformers'",
-        "masking_speedup": "block masks of 256 pictures over transformers' loop",
+        "masking_speedup": "block masks of 256 images over transformers' loop",
         "speedup_over_plain_loop": "the same over our own plain loop in Python",
         "joint_minutes": "all stages on the scenes, two cores, minutes",
         "i2t_r1": "image to text among 500 unseen scenes, recall at 1, zero-shot",
         "t2i_r1": "text to image, the same",
         "probe_shape": "shape of one object by a linear probe of the image encoder",
         "probe_shape_compositional": "the same, of colour-shape pairs never seen in training",
-        "shape_supervised": "the same encoder from fresh weights, when labels teach it shapes",
+        "shape_supervised": "the same encoder from random weights, when labels teach it shapes",
         "shape_supervised_compositional": "the same, of colour-shape pairs without a label",
-        "joint_gain": "recall at 1 that pictures and texts alone add to as many steps of pairs",
+        "joint_gain": "recall at 1 that images and texts alone add to as many steps of pairs",
         "global_contrastive_gain": "recall at 1 that the global contrastive gradient adds",
     },
 }
@@ -97,7 +97,7 @@ WHAT = {
 
 HEAD = """# Results
 
-What was measured, beside the bar that it is held to, reached or not.
+What was measured, with its target, met or not met.
 `python -m benchmarks.pages` writes this page from
 [benchmarks/results](../benchmarks/results), where each figure's interval and protocol stand;
 [benchmarks/README.md](../benchmarks/README.md) says how to measure again. Gains are differences of
@@ -145,7 +145,7 @@ def section(benchmark: Benchmark, result: Mapping[str, Any], machines: dict[str,
         if "precision" in figure:
             what += f", {figure['precision']}"
         rows.append([what, format_value(figure), verdict, command, f"{commit} {letter}"])
-    head = ["what", "value", "bar", "command", "commit, machine"]
+    head = ["what", "value", "target", "command", "commit, machine"]
     return f"## {TITLES[benchmark.name]}\n\n{make_table(head, rows)}"
 
 

@@ -35,7 +35,7 @@ def gap(found: Tensor, expected: Tensor) -> float:
 
 @torch.no_grad()
 def state_gaps(ours: FLAVA, theirs: nn.Module, batch: dict[str, Tensor]) -> dict[str, float]:
-    """Compare the states of whole and masked inputs; padding is left out."""
+    """Compare the states of whole and masked inputs; padding is excluded."""
     matched = batch | {"itm_labels": torch.ones_like(batch["itm_labels"])}
     expected = oracle.released_output(theirs, matched, "pair")
     mask = batch["text_mask"]

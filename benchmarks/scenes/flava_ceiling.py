@@ -1,7 +1,7 @@
 """How well FLAVA's tiny image encoder tells shapes when their labels teach it; prints JSON.
 
 `probe_shape` of `flava_scenes.py` freezes an encoder that never saw a label. Here the
-same encoder learns the shape of the one object of an image, from fresh weights, and is scored on
+same encoder learns the shape of the one object of an image, from random weights, and is scored on
 unseen images as it goes: what the probe could reach, and how many images that takes. In the
 end it is scored on colour-shape pairs that it has not seen, too.
 

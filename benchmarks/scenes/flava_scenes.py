@@ -7,7 +7,7 @@ images that pre-training has not seen. `probe_shape_compositional` is the same r
 colour-shape pairs that neither pre-training nor the regression has seen: does it know shapes, or
 pairs?
 
-The others, which come after it, train the joint stage several times from fresh weights, each pair
+The others, which come after it, train the joint stage several times from random weights, each pair
 of runs from one seed, and give the mean difference with its 95 % t interval over seeds:
 
 `joint_gain`: steps on pairs, images alone and texts alone against as many steps on pairs only.
@@ -107,7 +107,7 @@ def probe_shape(model: Path, files: SceneFiles) -> tuple[dict[str, float], str]:
 
 
 def with_codes(run: RunConfig, out: Path) -> RunConfig:
-    """Return the run with the codes of the stages' image tokenizer; fresh weights have none."""
+    """Return the run with the codes of the stages' image tokenizer; random weights have none."""
     tokenizer = str(out / STAGEWISE / IMAGE_TOKENIZER / MODEL_FOLDER)
     task: Any = run.task
     return replace(run, task=replace(task, image_tokenizer=tokenizer))

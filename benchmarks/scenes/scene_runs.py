@@ -1,6 +1,6 @@
 """What the benchmarks of VLMo and FLAVA on the built-in scenes share.
 
-A family's stages are trained once, below `--out`. A comparison then trains one of them from fresh
+A family's stages are trained once, below `--out`. A comparison then trains one of them from random
 weights, twice a seed: both runs of a pair differ in one thing. A run that an earlier call finished
 is scored as it is, and an interrupted one goes on from its last checkpoint; interrupted stages, of
 which the time is a figure, start again.
@@ -59,7 +59,7 @@ class Comparison:
     """Two ways to train a stage.
 
     Attributes:
-        pair: Makes the run with an idea and the one without it of a stage's run from fresh weights
+        pair: Makes the run with an idea and the one without it of a stage's run from random weights
             and the folder that is given as `--out`.
         rerank_top_k: How many candidates ITM ranks before recall is measured.
     """
@@ -159,7 +159,7 @@ def train_once(config: RunConfig, folder: Path, console: Console) -> Path:
 
 
 def fresh_run(plan: StagewisePlan, out: Path, steps: int, precision: Any = "auto") -> RunConfig:
-    """Return the last stage from fresh weights, in one process and in fewer steps.
+    """Return the last stage from random weights, in one process and in fewer steps.
 
     Objectives start at the same share of the steps; a tenth of the steps at most warms up.
     """

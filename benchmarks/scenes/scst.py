@@ -90,7 +90,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     add = parser.add_argument
     add("--model", type=Path, required=True, help="a model folder with a pre-trained mPLUG")
-    add("--out", type=Path, help="keeps scenes, runs and models; forgotten if absent")
+    add("--out", type=Path, help="keeps scenes, runs and models; deleted afterwards if absent")
     add("--num-images", type=int, default=8000, help="training images")
     add("--num-test", type=int, default=500, help="test images")
     add("--caption-steps", type=int, default=500, help="steps of cross-entropy")

@@ -7,8 +7,8 @@ scenes, dot product) and `vqa`.
 The others, which come after it, train the third stage several times, each pair of runs with one
 seed, and give the mean difference with its 95 % t interval over seeds:
 
-`stagewise_gain`: from the second stage's model against fresh weights, the same budget of the third.
-`multiway_gain`: an FFN a modality against one for all, both from fresh weights.
+`stagewise_gain`: from the second stage's model against random weights, the third's budget equal.
+`multiway_gain`: an FFN a modality against one for all, both from random weights.
 `global_negatives_gain`: ITM negatives of both processes against the own process's, two processes;
 recall after ITM has ranked the first 16. Both go on from the third stage's model, without MLM, and
 ITM takes every step.
@@ -77,7 +77,7 @@ def stagewise(plan: StagewisePlan, out: Path, console: Console) -> dict[str, Any
 
 
 def stagewise_pair(run: RunConfig, out: Path) -> tuple[RunConfig, RunConfig]:
-    """From the second stage against from nothing."""
+    """From the second stage against from scratch."""
     init_from = str(out / STAGEWISE / "language" / MODEL_FOLDER)
     return replace(run, model=replace(run.model, init_from=init_from)), run
 
@@ -92,7 +92,7 @@ def negatives_pair(run: RunConfig, out: Path) -> tuple[RunConfig, RunConfig]:
     """Negatives of both processes against the own process's.
 
     Both sides go on from the third stage's model, with ITC and ITM in every step: ITM learns only
-    once ITC tells pairs apart, which fresh weights do too late for a comparison's few steps.
+    once ITC tells pairs apart, which random weights do too late for a comparison's few steps.
     """
     init_from = str(out / STAGEWISE / "pretrain" / MODEL_FOLDER)
     weights = (

@@ -11,7 +11,7 @@ there, steps in bf16 are not measured.
 `--memory ours` or `--memory transformers` makes two steps of one side in this process, forward and
 backward pass alone, and gives the peak of its resident memory; without a side, both run in
 processes of their own, and the figure is `memory_over_transformers`. `--gradients` gives
-`grad_norm_step0`: the global norm of the first gradient of fresh weights.
+`grad_norm_step0`: the global norm of the first gradient of random weights.
 
     python -m benchmarks.speed.flava_step --rounds 3
     python -m benchmarks.speed.flava_step --precision bf16
@@ -169,7 +169,7 @@ def measure_memory(num_threads: int, precision: str) -> dict[str, Any]:
 
 
 def measure_gradients() -> dict[str, Any]:
-    """Return the global norm of the first gradient of fresh weights."""
+    """Return the global norm of the first gradient of random weights."""
     torch.manual_seed(0)
     model = FLAVA(flava_full())
     task = FLAVAPretraining(model, FLAVAPretrainingConfig())

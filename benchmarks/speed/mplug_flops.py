@@ -1,6 +1,6 @@
 """Floating-point operations of mPLUG's networks, counted from their sizes; a multiply-add is two.
 
-Norms, softmax, activations and biases are left out: they cost time, and few operations. Forward
+Norms, softmax, activations and biases are excluded: they cost time, and few operations. Forward
 passes alone are counted. A backward pass has twice as many, so that ratios stay as they are.
 """
 
@@ -17,7 +17,7 @@ from triptych.models.mplug.family import mplug_base_patch16_256
 class Flops:
     """Floating-point operations of a layer's forward pass; a multiply-add counts as two.
 
-    Norms, softmax, activations and biases are left out. The backward pass has twice as many.
+    Norms, softmax, activations and biases are excluded. The backward pass has twice as many.
 
     Attributes:
         width: D.

@@ -242,7 +242,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=15, help="steps of each variant (tiny)")
     parser.add_argument("--num-threads", type=int, default=None, help="threads of torch; all")
-    parser.add_argument("--tiny-only", action="store_true", help="leave out the larger models")
+    parser.add_argument("--tiny-only", action="store_true", help="exclude the larger models")
     arguments = parser.parse_args()
     if not cpu_has_bf16():
         print(json.dumps({"not_measured": "this processor has no instructions for bf16"}))

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent: killed writes, damage, pruning."""
+"""Checkpoints are complete or absent: killed writes, damage, pruning."""
 
 import json
 import shutil

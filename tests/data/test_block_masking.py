@@ -19,7 +19,7 @@ def keys(number, seed=0):
 
 @pytest.fixture(scope="module")
 def counts():
-    """Hidden patches of many masks: of the loop, and of the batch."""
+    """Masked patches of many masks: of the loop, and of the batch."""
     draw = random.Random(0)
     loop = np.stack([loop_mask(draw) for _ in range(4000)]).reshape(4000, -1)
     return loop, block_masks(keys(20_000), 14, DEFAULT)

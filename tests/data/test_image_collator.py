@@ -1,4 +1,4 @@
-"""The encoder's and the tokenizer's view of one crop, hidden patches, and stored codes."""
+"""The encoder's and the tokenizer's view of one crop, masked patches, and stored codes."""
 
 import numpy as np
 import pytest

@@ -31,7 +31,7 @@ def test_vqa_metric_equals_the_official_overall_number():
     assert value.num_items == 400
     assert value.low < value.value < value.high
     assert "official script" in value.protocol
-    assert "left out (" not in value.protocol
+    assert "excluded (" not in value.protocol
     assert "not all questions have its 10 answers" not in value.protocol
     assert "; generated answers." in value.protocol
 

@@ -61,7 +61,7 @@ def test_a_crash_in_any_step_changes_nothing(tmp_path, settings):
             toy_trainer(folder, batches=_stopping_batches(at, _crash), **settings).fit()
         task = ToyTask(seed=99)  # other weights: all must come from the checkpoint
         if step < settings.get("checkpoint_every_steps", 1):
-            task = ToyTask()  # nothing was saved: the run begins anew
+            task = ToyTask()  # nothing was saved: the run begins again
         toy_trainer(folder, task, **settings).fit(resume=True)
         _assert_same_run(folder, task, tmp_path / "whole", expected)
 

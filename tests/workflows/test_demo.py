@@ -1,4 +1,4 @@
-"""The demo at scale "smoke", from nothing to scores."""
+"""The demo at scale "smoke", from scratch to scores."""
 
 import io
 import json

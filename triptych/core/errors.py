@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class TriptychError(ValueError):
-    """Base of every error that a user can cause and mend."""
+    """Base of every error that a user can cause and fix."""
 
 
 class ConfigError(TriptychError):

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and folders that one run has to itself."""
+"""Files that are either complete or absent, and folders that one run has to itself."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_folder(folder: Path) -> None:
         why = "there is a file of that name" if folder.is_file() else error.strerror
         raise ConfigError(f"{folder} cannot be a folder: {why}; choose another one") from error
     if not os.access(folder, os.W_OK):
-        raise ConfigError(f"{folder} cannot be written to: mend its permissions or choose another")
+        raise ConfigError(f"{folder} cannot be written to: fix its permissions or choose another")
 
 
 def has_entries(folder: Path) -> bool:

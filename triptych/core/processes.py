@@ -34,7 +34,7 @@ def keep_freed_memory() -> bool:
     """Let glibc keep what is freed for the next step instead of giving it back to the system.
 
     A training step on a CPU allocates and frees the same gigabytes again and again. By default
-    each large tensor is a mapping of its own, whose pages the system clears anew: a tenth of the
+    each large tensor is a mapping of its own, whose pages the system clears again: a tenth of the
     time of a step. The setting holds for the whole process.
 
     Returns:

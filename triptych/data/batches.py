@@ -1,4 +1,4 @@
-"""Make one batch: decode, transform, collate; replace or leave out what cannot be used."""
+"""Make one batch: decode, transform, collate; replace or exclude what cannot be used."""
 
 from __future__ import annotations
 

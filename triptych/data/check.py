@@ -88,7 +88,7 @@ class CheckReport:
 
     @property
     def num_bad(self) -> int:
-        """Entries and records that training would leave out."""
+        """Entries and records that training would exclude."""
         return self.num_total - self.num_usable
 
     @property

@@ -1,4 +1,4 @@
-"""The door to all data on disk: find the format, read the records, fail early where all is lost."""
+"""Read any dataset on disk: find the format, read the records, refuse what has none."""
 
 from __future__ import annotations
 

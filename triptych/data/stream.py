@@ -62,7 +62,7 @@ def build_loader(
         seed: Seed of the run.
         local_batch_size: Samples of a batch in this process.
         train: True goes on for ever over permuted epochs and replaces what cannot be used by
-            another sample. False gives every record once, in order, leaves out what cannot be
+            another sample. False gives every record once, in order, excludes what cannot be
             used, and may end with a smaller batch.
         num_workers: Processes that prepare batches; 0 prepares them in this one.
         skip_log: Receives everything that cannot be used; None drops it.

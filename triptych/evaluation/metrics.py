@@ -127,7 +127,7 @@ class VQAMetric:
     def compute(self) -> list[MetricValue]:
         """Return the accuracy over all questions, then over each type in alphabetical order."""
         rule = (
-            "VQA accuracy of the official script (min(1, matches / 3), each human answer left out "
+            "VQA accuracy of the official script (min(1, matches / 3), each human answer excluded "
             "once)"
         )
         if any(len(answers) != OFFICIAL_NUM_ANSWERS for answers in self._references.values()):

@@ -91,7 +91,7 @@ def build_patches(
         patch_size: Side of a patch in pixels.
         stem_widths: Channels of the stem's convolutions; none for a linear projection.
         bias: Whether the linear projection has one; a stem's always has.
-        init_std: Deviation of fresh weights of the projection; None takes the model's.
+        init_std: Deviation of random weights of the projection; None takes the model's.
     """
     if stem_widths:
         return ConvolutionalStem(embed_dim, patch_size, stem_widths, init_std=init_std)
@@ -113,7 +113,7 @@ def check_stem(patch_size: int, stem_widths: tuple[int, ...]) -> None:
 
 
 def hide_pixels(image: Tensor, hidden_patches: Tensor, patch_size: int) -> Tensor:
-    """Return images with 0 in place of hidden patches, since a stem looks beyond its patch.
+    """Return images with 0 in place of masked patches, since a stem looks beyond its patch.
 
     Args:
         image: (B, 3, S, S) float.

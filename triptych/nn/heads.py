@@ -58,7 +58,7 @@ class ClassificationHead(nn.Sequential):
         norm: Whether a LayerNorm stands before the activation.
         activation: "relu", "gelu" or "tanh".
         dropout: Share of hidden units that training drops.
-        init_std: Standard deviation of the fresh weights; biases are 0.
+        init_std: Standard deviation of the random weights; biases are 0.
     """
 
     def __init__(

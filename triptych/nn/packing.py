@@ -9,7 +9,7 @@ from torch import Tensor
 
 PACKED_FROM = 384
 """Width D from which padding is skipped. A batch of another number of tokens makes the CPU's matrix
-library prepare its kernels anew, which at width 128 costs more than the padding does."""
+library prepare its kernels again, which at width 128 costs more than the padding does."""
 
 
 @dataclass(frozen=True, slots=True)

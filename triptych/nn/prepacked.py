@@ -2,7 +2,7 @@
 
 A product of a few rows with a large matrix is bound by reading the matrix. torch's CPU kernel for
 float32 first copies it into another order, in every call; here oneDNN does that once. The layers of
-a decoder that says a text word by word then take half the time or less (benchmarks/speed/beam.py).
+a decoder that generates by token then take half the time or less (benchmarks/speed/beam.py).
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def kept_twin(module: M, build: Callable[[], M]) -> M:
 
     Args:
         module: In place of which the copy is wanted. Where its weights were changed since, the copy
-            is made anew.
+            is made again.
         build: Makes the copy.
     """
     state = _state_of(module)

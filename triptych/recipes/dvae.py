@@ -29,7 +29,7 @@ def dvae(scale: str) -> RunConfig:
 
     base, large: the paper's: 3 M steps of 512 images; learning rate 1e-4, to 1.25e-6 along a
     cosine (there over 1.2 M steps); τ from 1 to 1/16 in 150,000 steps; β from 0 to 6.6 in 5,000;
-    AdamW with decay 1e-4. Left out: the paper's running mean of the weights, its crops of 256 px
+    AdamW with decay 1e-4. Excluded: the paper's running mean of the weights, its crops of 256 px
     (`--model.image-size`), and its mixed precision by hand.
 
     Small scales: the last encoder layer starts so that all codes are in use, the encoder learns

@@ -120,7 +120,7 @@ def retrieval(scale: str) -> RunConfig:
     """Return retrieval by ITC.
 
     base, large: 3,000 steps of 3,072 pairs of COCO (Flickr30k: 1,500, warm-up 150) at 384 px,
-    learning rate 3e-5 (base) or 2e-5 (large), 300 warm-up steps, a fifth of the branches skipped.
+    learning rate 3e-5 (base) or 2e-5 (large), 300 warm-up steps, drop path rate 0.2.
     """
     check_scale(scale)
     task, weights = VLMoRetrievalConfig(), (ObjectiveWeight(name="itc"),)
@@ -185,7 +185,7 @@ def snli_ve(scale: str) -> RunConfig:
 
 
 def _at(run: RunConfig, image_size: int, drop_path: float) -> RunConfig:
-    """Return a fine-tuning run at its own size and share of skipped branches."""
+    """Return a fine-tuning run at its own size and drop path rate."""
     return replace(run, model=replace(run.model, image_size=image_size, drop_path=drop_path))
 
 

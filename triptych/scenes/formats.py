@@ -171,7 +171,7 @@ def statement_lines(
         else:
             raise DataError(
                 f"split {content.split}: no statement fits its {len(content.scenes)} images; "
-                "ask for more images or leave out the format 'nlvr2'"
+                "ask for more images or exclude the format 'nlvr2'"
             )
         line = {"identifier": f"{content.split}-{number}-0-0", "sentence": said}
         yield line | {"label": str(truth)}, left, right

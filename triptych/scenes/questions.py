@@ -217,7 +217,7 @@ def state_about_two(
         config: The world.
         rng: Chooses the words.
         form: Which form of sentence, modulo their number.
-        truth: Whether the statement shall be true.
+        truth: Whether the statement should be true.
 
     Returns:
         The statement; None when these two images allow none of this form and truth.

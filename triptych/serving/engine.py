@@ -190,7 +190,7 @@ class Engine:
     def ground(
         self, images: ImageInput | Sequence[ImageInput], phrases: str | Sequence[str]
     ) -> Box | list[Box]:
-        """Find what phrases speak of.
+        """Find what phrases refer to.
 
         Returns:
             x0, y0, x1, y1 in pixels of the original upright image, one box a phrase.
@@ -267,7 +267,7 @@ class Engine:
         *,
         premises: str | Sequence[str] | None = None,
     ) -> dict[str, float] | list[dict[str, float]]:
-        """Say what images say to hypotheses: entailment, neutral or contradiction.
+        """Classify hypotheses about images: entailment, neutral or contradiction.
 
         Args:
             images: One image or many.

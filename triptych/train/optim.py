@@ -74,7 +74,7 @@ def group_parameters(
     config: OptimConfig,
     is_vision: Callable[[str], bool] = is_vision_parameter,
 ) -> list[ParameterGroup]:
-    """Put each trainable parameter in exactly one group; groups without parameters are left out.
+    """Put each trainable parameter in exactly one group; groups without parameters are excluded.
 
     Args:
         named_parameters: As `nn.Module.named_parameters()` gives them: a tied tensor once.

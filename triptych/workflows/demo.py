@@ -1,4 +1,4 @@
-"""The demo: from nothing to measured models on the built-in scenes.
+"""The demo: from scratch to measured models on the built-in scenes.
 
 Scenes are written in public formats and read back by the readers that real datasets use; training
 and evaluation are the recipes and the evaluator that a user calls.

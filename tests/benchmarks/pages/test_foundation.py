@@ -250,7 +250,7 @@ def test_stored_parts_and_the_demo_make_the_file(stored_parts, tmp_path, capsys)
     result = load_json(tmp_path / "o.json")
     assert {key: result["figures"][key]["value"] for key in GOOD} == GOOD
     assert result["figures"]["bf16_speedup"]["commit"] == "old"
-    assert "bars not reached: none" in capsys.readouterr().out
+    assert "targets not met: none" in capsys.readouterr().out
 
 
 def test_a_part_that_fails_leaves_the_others_stored_and_writes_no_result(

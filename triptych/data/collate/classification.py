@@ -79,7 +79,7 @@ def answer_vocabulary(
 def answer_scores(answers: Sequence[str]) -> dict[str, float]:
     """Return what each distinct answer would score in VQA's accuracy.
 
-    Each human answer is left out once, and m matches among the others score min(1, m / 3). Of ten
+    Each human answer is excluded once, and m matches among the others score min(1, m / 3). Of ten
     answers one given by 1, 2, 3 or 4 people scores 0.3, 0.6, 0.9 or 1. With n < 4 answers n - 1
     matches are enough for 1, and a single answer scores 1.
 

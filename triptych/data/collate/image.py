@@ -66,7 +66,7 @@ class MaskedImageSample:
 
 
 class MaskedImageCollator:
-    """Hides patches and prepares their targets. Collators of pairs use one beside their texts.
+    """Masks patches and prepares their targets. Collators of pairs use one beside their texts.
 
     Args:
         transform: How images are prepared. Geometric RandAugment is an error: it would move the

@@ -234,7 +234,7 @@ class FLAVAPairSample:
 
 
 class FLAVAPairCollator:
-    """Hide patches and words of pairs, and swap some captions for ITM.
+    """Mask patches and words of pairs, and swap some captions for ITM.
 
     A swapped caption is one of another image in the batch, and of another text. (Released code
     draws it from the whole data set.) Where the batch has none, the pair stays matched.
@@ -242,7 +242,7 @@ class FLAVAPairCollator:
     Args:
         tokenizer: Gives the ids.
         captions: Lengths and probabilities.
-        images: Hides patches and prepares their targets.
+        images: Masks patches and prepares their targets.
         swap_probability: Share of pairs whose caption is swapped.
     """
 

@@ -43,7 +43,7 @@ class DINOConfig(TaskConfig):
         center_momentum: Share of the center that a step keeps (0.9).
         freeze_last_layer_steps: Steps before the last layer learns (the paper: 1 to 3 epochs).
         max_steps: Steps over which the momentum rises; those of the run.
-        init_std: Deviation of the head's fresh weights (0.02).
+        init_std: Deviation of the head's random weights (0.02).
         save: Whose image encoder the model folder gets: the teacher's, which the paper evaluates,
             or the student's.
     """
@@ -113,7 +113,7 @@ class SmallCropEncoder:
     A second model of the smaller size holds the first one's parameters. Only its position tables
     are its own: they are resized in each call, so gradients reach the first model's, as in the
     released code. Building it draws nothing from the random state, so a run that goes on builds it
-    anew and stays the same.
+    again and stays the same.
 
     Args:
         model: Of any family with an image encoder.

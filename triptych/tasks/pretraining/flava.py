@@ -67,7 +67,7 @@ class FLAVAPretrainingConfig(TaskConfig):
             "local" takes the embeddings of other processes as constants.
         max_logit_scale: Upper clamp of log(1/τ) (4.6052: τ is at least 0.01); the lower one is 0.
         image_tokenizer: A model folder with a dVAE, or released weights of FLAVA's or DALL-E's:
-            its codes are what hidden patches are. Empty keeps the model's own codebook.
+            its codes are what masked patches are. Empty keeps the model's own codebook.
         stored_codes: Whether codes are read from the data, which `triptych data tokenize-images`
             made, instead of computed at each step. Images are then neither cropped nor mirrored.
         swap_probability: Share of pairs whose caption is swapped for ITM (0.1 in torchmultimodal;
@@ -192,7 +192,7 @@ class FLAVAPretraining:
         )
 
     def _mim(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Predict the codes of hidden patches from the image alone (paper, section 3.3)."""
+        """Predict the codes of masked patches from the image alone (paper, section 3.3)."""
         model, labels = self.model, self._code_labels(batch, None)  # (B, P)
 
         def run(image: Tensor, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -342,7 +342,7 @@ class FLAVAPretraining:
         )
 
     def _code_labels(self, batch: Mapping[str, Tensor], matched: Tensor | None) -> Tensor:
-        """Return the code of each hidden patch (B, P), IGNORE_INDEX elsewhere.
+        """Return the code of each masked patch (B, P), IGNORE_INDEX elsewhere.
 
         The tokenizer sees only the images of matched pairs.
         """

@@ -33,7 +33,7 @@ class FLAVAImageConfig(TaskConfig):
 
     Attributes:
         image_tokenizer: A model folder with a dVAE, or released weights of FLAVA's or DALL-E's:
-            its codes are what hidden patches are. Empty keeps the model's own codebook.
+            its codes are what masked patches are. Empty keeps the model's own codebook.
         stored_codes: Whether codes are read from the data, which `triptych data tokenize-images`
             made, instead of computed at each step. Images are then neither cropped nor mirrored.
     """
@@ -104,7 +104,7 @@ class _Stage:
 
 
 class FLAVAImage(_Stage):
-    """MIM: the image encoder names the codes of hidden patches.
+    """MIM: the image encoder names the codes of masked patches.
 
     Args:
         model: What is trained.

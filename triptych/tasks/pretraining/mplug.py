@@ -438,7 +438,7 @@ def _encode_texts(
 def _word_rows(
     batch: Mapping[str, Tensor], texts: Mapping[str, TextFeatures], active: frozenset[str]
 ) -> dict[str, _Rows]:
-    """Return the rows of MLM, which reads masked places, and of PrefixLM, which reads all."""
+    """Return the rows of MLM, which reads masked positions, and of PrefixLM, which reads all."""
     rows, own = {}, torch.arange(len(batch["image"]), device=batch["image"].device)
     if "mlm" in active:
         masked = _widen(batch["mlm_labels"] != IGNORE_INDEX, texts["mlm"].mask.shape[1])

@@ -94,7 +94,7 @@ class VLMoVisionConfig(TaskConfig):
 
 
 class VLMoVision(_StageTask):
-    """Stage 1: name the codes of hidden patches (BEiT, section 2.3), images alone.
+    """Stage 1: name the codes of masked patches (BEiT, section 2.3), images alone.
 
     Args:
         model: With a mask token.
@@ -129,9 +129,9 @@ class VLMoVision(_StageTask):
         self.modules["image_tokenizer"] = image_tokenizer.requires_grad_(False).eval()
 
     def losses(self, batch: Mapping[str, Tensor], *, active: frozenset[str]) -> dict[str, Tensor]:
-        """Return {"mim": mean cross-entropy of the codes of hidden patches}.
+        """Return {"mim": mean cross-entropy of the codes of masked patches}.
 
-        Only hidden patches go through the last block and the head.
+        Only masked patches go through the last block and the head.
 
         Args:
             batch: `image` (B, 3, S, S), `hidden_patches` (B, P) or (B, grid, grid) bool, and
@@ -146,7 +146,7 @@ class VLMoVision(_StageTask):
         return {"mim": mim_loss(logits, labels)}
 
     def code_logits(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return (M, V) scores of the codes of the M hidden patches, and their (M,) codes."""
+        """Return (M, V) scores of the codes of the M masked patches, and their (M,) codes."""
         hidden = batch["hidden_patches"].flatten(1)
         labels = code_labels(self._codes(batch), hidden)  # (B, P)
         inputs = self.model.image_inputs(batch["image"], hidden)
