@@ -5,7 +5,9 @@ embeddings, and a decoder that reads image states. The task trains it by contras
 """
 
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -314,3 +316,15 @@ def test_a_plugin_that_is_missing_is_named(monkeypatch, capsys):
     monkeypatch.setenv("TRIPTYCH_PLUGINS", "no_such_package")
     assert main(["models"]) == 2
     assert "TRIPTYCH_PLUGINS names the plugin 'no_such_package'" in capsys.readouterr().err
+
+
+def test_no_module_beyond_the_families_asks_for_one():
+    asks = re.compile(r"isinstance\([^)]*\b((MPLUG|VLMo|FLAVA)\b|(MPLUG|VLMo|FLAVA|DVAE)Config\b)")
+    package = Path(triptych.__file__).parent
+    found = [
+        f"{path.relative_to(package)}: {line.strip()}"
+        for path in sorted(package.rglob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if path.relative_to(package).parts[0] != "models" and asks.search(line)
+    ]
+    assert found == []

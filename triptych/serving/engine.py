@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from triptych.checkpoint.released import find_folder
 from triptych.core.config import check
@@ -28,8 +28,7 @@ from triptych.evaluation.zero_shot import (
     prompts,
 )
 from triptych.generation.sampling import SamplingConfig
-from triptych.models.base import match_pairs
-from triptych.models.mplug.model import MPLUG
+from triptych.models.base import VisionLanguageModel, match_pairs
 from triptych.serving.captioning import build_captioning, say_captions
 from triptych.serving.classifying import (
     build_classifier,
@@ -81,7 +80,7 @@ class Engine:
 
     def __init__(
         self,
-        model: MPLUG,
+        model: VisionLanguageModel,
         tokenizer: Tokenizer,
         *,
         preprocess: ImageTransformConfig,
@@ -94,7 +93,8 @@ class Engine:
         """Wrap a model; `load` is the usual way here."""
         self.folder, self.tokenizer, self.preprocess = folder, tokenizer, preprocess
         self.settings, self.device, self.precision = settings, device, precision
-        self.model = model.eval().to(device)
+        self.model = model
+        cast(nn.Module, model).eval().to(device)
         self._transform = ImageTransform(preprocess, train=False)
         self._classifier = build_classifier(
             settings.task, self.model, tokenizer, head or {}, folder
