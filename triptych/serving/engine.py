@@ -93,7 +93,7 @@ class Engine:
         """Wrap a model; `load` is the usual way here."""
         self.folder, self.tokenizer, self.preprocess = folder, tokenizer, preprocess
         self.settings, self.device, self.precision = settings, device, precision
-        self.model = model
+        self.model: Any = model  # `require` says whether it generates texts
         cast(nn.Module, model).eval().to(device)
         self._transform = ImageTransform(preprocess, train=False)
         self._classifier = build_classifier(
