@@ -46,7 +46,7 @@ COLORS = ("red", "green", "blue")
 
 @pytest.fixture(autouse=True)
 def _exact(monkeypatch):
-    monkeypatch.setattr("triptych.workflows.evaluate.resolve_precision", lambda *_: "fp32")
+    monkeypatch.setattr("triptych.serving.loading.resolve_precision", lambda *_: "fp32")
 
 
 @pytest.fixture(scope="module")
