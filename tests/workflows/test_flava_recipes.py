@@ -15,6 +15,7 @@ from triptych.recipes.registry import RECIPES, build_recipe
 from triptych.recipes.scales import SCALES
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import write_scenes
+from triptych.tasks.pretraining import image_tokenizer
 from triptych.workflows.evaluate import evaluate_model
 from triptych.workflows.run import resume_run, train_run
 from triptych.workflows.stagewise import (
@@ -190,7 +191,7 @@ def test_codes_of_a_trained_tokenizer_become_the_models_own(files, tmp_path):
     run = small_run("flava.image", pairs, max_steps=1)
     task = replace(run.task, image_tokenizer=str(tmp_path / "dvae" / "model"))
     train_run(replace(run, task=task), tmp_path / "image")
-    tokenizer = trained_model(tmp_path / "dvae" / "model").encoder.state_dict()
+    tokenizer = image_tokenizer.load(tmp_path / "dvae" / "model").encoder.state_dict()
     codebook = trained_model(tmp_path / "image" / "model").codebook.state_dict()
     assert all(torch.equal(codebook[name], tensor) for name, tensor in tokenizer.items())
     large = replace(run, task=task, model=ModelSource(name="flava_small"))

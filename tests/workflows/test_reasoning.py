@@ -163,7 +163,7 @@ def test_a_model_that_was_not_taught_says_what_teaches_it(folders, scenes):
         triptych.load(folders["snli_ve"]).judge(image, image, "a star")
     with pytest.raises(CapabilityError, match=r"triptych train mplug.snli_ve --data"):
         triptych.load(folders["nlvr2"]).entail(image, "a star")
-    with pytest.raises(CapabilityError, match=r"triptych train mplug.nlvr2 --data YOUR_DATA.jsonl --init-from"):
+    with pytest.raises(CapabilityError, match=r"mplug.nlvr2 --data YOUR_DATA.jsonl --init-from"):
         evaluate_model(folders["snli_ve"], "nlvr2", source_of(scenes, "mplug.nlvr2"))
 
 
