@@ -14,7 +14,7 @@ from tests.parity.test_vlmo_golden import Golden
 from triptych.cli.main import main
 from triptych.core.config import to_dict
 from triptych.models.vlmo.convert import TEXT_POSITIONS
-from triptych.workflows.loaded import load_for_evaluation
+from triptych.serving.loading import load_model
 
 ANSWERS = ["yes", "two", "red star", "no"]
 
@@ -103,7 +103,7 @@ def test_a_temperature_of_a_run_is_exported(write, tmp_path):
 def test_captions_are_read_as_they_are(write, tmp_path):
     golden = Golden("vlmo_relative")
     assert main(write(golden, golden.state)) == 0
-    loaded = load_for_evaluation(tmp_path / "model")
+    loaded = load_model(tmp_path / "model")
     assert loaded.captions().max_words is None
     assert loaded.captions().max_text_tokens == min(40, loaded.model.config.max_text_tokens)
 
@@ -119,7 +119,7 @@ def test_an_nlvr2_file_judges_and_comes_back(write, tmp_path, capsys):
     folder = tmp_path / "model"
     images = torch.randn(3, 2, 3, 64, 64)
     ids, mask = golden["batch/text_ids"], golden.mask
-    loaded = load_for_evaluation(folder)
+    loaded = load_model(folder)
     task = loaded.build_task("nlvr2")
     task.modules.eval()
     found = task.pair_scores({"image": images, "token_ids": ids, "text_mask": mask})
@@ -143,7 +143,7 @@ def test_a_vqa_file_answers_from_the_list_and_comes_back(name, write, tmp_path, 
     answers.write_text(json.dumps(ANSWERS) if name.endswith("json") else "\n".join(ANSWERS) + "\n")
     assert main(write(golden, state, "--answers", answers)) == 0
     folder = tmp_path / "model"
-    loaded = load_for_evaluation(folder)
+    loaded = load_model(folder)
     task = loaded.build_task("vqa")
     task.modules.eval()
     assert list(task.config.answers) == ANSWERS

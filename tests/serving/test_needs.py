@@ -8,7 +8,7 @@ from triptych.core.errors import CapabilityError
 from triptych.models.families import model_config
 from triptych.models.flava.config import FLAVAConfig
 from triptych.recipes.registry import RECIPES, build_recipe
-from triptych.serving.needs import require
+from triptych.serving.loading import check_trained
 from triptych.tasks.registry import TASKS, recipe_that_teaches, trained_for_words
 
 FOLDER = Path("runs/mine/model")
@@ -45,17 +45,17 @@ def test_every_recipe_that_is_named_exists():
 )
 def test_the_recipe_is_that_of_the_family(name, asked, recipe):
     with pytest.raises(CapabilityError, match=f"triptych train {recipe} "):
-        require(asked, Model(name, "decode"), ["language"], FOLDER)
+        check_trained(asked, Model(name, "decode"), ["language"], FOLDER)
 
 
 def test_what_no_recipe_teaches_a_family_is_said():
     with pytest.raises(CapabilityError, match="No recipe teaches it to models of this family"):
-        require("judge", Model("flava_tiny"), ["pretraining"], FOLDER)
+        check_trained("judge", Model("flava_tiny"), ["pretraining"], FOLDER)
 
 
 def is_refused(asked, trained):
     try:
-        require(asked, Model("vlmo_tiny"), [trained], FOLDER)
+        check_trained(asked, Model("vlmo_tiny"), [trained], FOLDER)
     except CapabilityError:
         return True
     return False
@@ -76,10 +76,10 @@ def test_what_was_trained_is_not_refused():
 @pytest.mark.parametrize("asked", ["caption", "ground"])
 def test_without_a_decoder_nothing_is_said(asked):
     with pytest.raises(CapabilityError, match="no decoder"):
-        require(asked, Model("vlmo_tiny"), ["pretraining", "grounding"], FOLDER)
+        check_trained(asked, Model("vlmo_tiny"), ["pretraining", "grounding"], FOLDER)
     assert isinstance(model_config("flava_tiny"), FLAVAConfig)
     with pytest.raises(CapabilityError, match="no decoder"):
-        require(asked, Model("flava_tiny"), ["pretraining", "grounding"], FOLDER)
+        check_trained(asked, Model("flava_tiny"), ["pretraining", "grounding"], FOLDER)
 
 
 @pytest.mark.parametrize(

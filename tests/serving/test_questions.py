@@ -3,7 +3,7 @@
 import pytest
 
 from triptych.core.errors import DataError
-from triptych.serving.questions import pair_up
+from triptych.serving.inputs import pair_up
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from triptych.serving import engine
+from triptych.serving import engine, loading
 from triptych.train import precision
 from triptych.train.precision import autocast, explain_precision, resolve_precision
 from triptych.workflows import evaluate, frozen
@@ -47,8 +47,9 @@ def test_a_choice_is_obeyed(choice):
 
 
 def test_load_eval_and_probe_share_one_rule():
+    assert loading.resolve_precision is resolve_precision
     for user in (engine, evaluate, frozen):
-        assert user.resolve_precision is resolve_precision
+        assert user.load_model is loading.load_model
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,16 @@ from triptych.data.source import DataSourceConfig
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
 from triptych.scenes.layout import SceneFiles
+from triptych.serving.loading import load_model
 from triptych.workflows.scene_data import scene_source
 
 SOURCES = {"pretrain": "caption", "retrieval": "caption", "scst": "caption"}
 """Which of `scene_source`'s tasks a recipe reads, where the names differ."""
+
+
+def trained_model(folder):
+    """Return the model of a folder, ready to be trained, on the CPU."""
+    return load_model(folder, device="cpu", train=True).model
 
 
 def source_of(files: SceneFiles, recipe: str, split: str = "train") -> DataSourceConfig:

@@ -46,7 +46,7 @@ COLORS = ("red", "green", "blue")
 
 @pytest.fixture(autouse=True)
 def _exact(monkeypatch):
-    monkeypatch.setattr("triptych.workflows.evaluate.resolve_precision", lambda *_: "fp32")
+    monkeypatch.setattr("triptych.serving.loading.resolve_precision", lambda *_: "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +292,7 @@ def test_an_interrupted_run_goes_on_bitwise(tmp_path, judged, world, monkeypatch
 
 
 def test_what_a_folder_was_not_trained_for_is_refused(answered, judged, rte, tmp_path):
-    with pytest.raises(CapabilityError, match=r"classify\.pairs --init-from"):
+    with pytest.raises(CapabilityError, match=r"classify\.pairs --data \S+ --init-from"):
         evaluate_model(answered / "model", "classification", rte)
     with pytest.raises(CapabilityError, match="does not teach `label_texts`"):
         triptych.load(judged / "model").label_texts("a text")

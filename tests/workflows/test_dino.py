@@ -17,9 +17,9 @@ from triptych.recipes.registry import build_recipe
 from triptych.tasks.pretraining.dino import DINO
 from triptych.text import Tokenizer
 from triptych.train.interrupts import TrainingInterrupted
-from triptych.workflows.run import load_model, resume_run, train_run
+from triptych.workflows.run import resume_run, train_run
 
-from .small_runs import small_run, source_of
+from .small_runs import small_run, source_of, trained_model
 
 
 @pytest.mark.parametrize("name", ["flava_tiny", "vlmo_tiny"])
@@ -32,7 +32,7 @@ def test_a_run_trains_the_image_side_alone(scenes, tmp_path, name):
     uniform = torch.tensor(1024.0).log().item()  # what an undecided student gives
     assert all(1 < line["loss/dino"] < uniform + 1 for line in lines)
     assert all(0 < line["loss/teacher_entropy"] < uniform for line in lines)
-    model = load_model(tmp_path / "run" / "model")
+    model = trained_model(tmp_path / "run" / "model")
     assert model.encode_image(torch.zeros(1, 3, 64, 64)).pooled.shape[0] == 1
     assert not any("dino" in key for key in model.state_dict())
 
@@ -115,7 +115,7 @@ def test_a_folder_of_images_alone_needs_no_words(scenes, tmp_path, recipe):
     assert "placeholder vocabulary" in said.getvalue()
     folder = tmp_path / "run" / "model"
     assert Tokenizer.load(folder).vocab_size == 5
-    load_model(folder)
+    trained_model(folder)
     text = small_run(
         "vlmo.language" if "vlmo" in recipe else "flava.text",
         source_of(scenes, "mplug.pretrain"),

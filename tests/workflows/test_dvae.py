@@ -19,7 +19,7 @@ from triptych.models.dvae.convert import export_encoder
 from triptych.models.dvae.family import dvae_tiny
 from triptych.models.dvae.model import DVAE, PIXEL_MEAN, PIXEL_STD
 from triptych.recipes.registry import build_recipe
-from triptych.serving.loading import read_model
+from triptych.serving.loading import load_model
 from triptych.tasks.pretraining import image_tokenizer
 from triptych.workflows.run import resume_run, train_run
 
@@ -143,7 +143,7 @@ def test_what_is_no_image_tokenizer_is_an_error(tmp_path, pretrained, trained):
     with pytest.raises(CheckpointError, match="no model folder"):
         image_tokenizer.load(tmp_path / "absent")
     with pytest.raises(CheckpointError, match="holds an image tokenizer, which answers no"):
-        read_model(trained / "model")
+        load_model(trained / "model")
 
 
 def test_a_run_of_another_model_is_an_error(scenes, tmp_path):

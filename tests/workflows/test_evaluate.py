@@ -14,7 +14,8 @@ from triptych.data.source import DataSourceConfig
 from triptych.models.mplug.model import MPLUG
 from triptych.text import Tokenizer
 from triptych.workflows.evaluate import EvalSettings, evaluate_model
-from triptych.workflows.run import load_model
+
+from .small_runs import trained_model
 
 COUNT = 12
 NUM_BINS = 9  # of the tiny grounding folder
@@ -41,7 +42,7 @@ CAPTIONS = [
 @pytest.fixture(autouse=True)
 def _exact(monkeypatch):
     """Compute in fp32: bf16 would let near ties fall either way."""
-    monkeypatch.setattr("triptych.workflows.evaluate.resolve_precision", lambda *_: "fp32")
+    monkeypatch.setattr("triptych.serving.loading.resolve_precision", lambda *_: "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ class PlainModel:
     """A model folder, asked for one image at a time, without caches."""
 
     def __init__(self, folder: Path) -> None:
-        self.model = load_model(folder).eval()
+        self.model = trained_model(folder).eval()
         self.tokenizer = Tokenizer.load(folder)
 
     def image(self, path: Path):
@@ -296,7 +297,7 @@ def test_boxes_and_their_score_equal_those_of_a_plain_loop(tmp_path, image_paths
 )
 def test_an_untrained_task_names_the_command_that_trains_it(tmp_path, trained_for, task):
     folder = model_folder(tmp_path / "m", trained_for)
-    command = f"triptych train mplug.{task} --init-from {folder}"
+    command = f"triptych train mplug.{task} --data YOUR_DATA.jsonl --init-from {folder}"
     with pytest.raises(CapabilityError, match=f"trained for {trained_for}.*{command}"):
         evaluate_model(folder, task, DataSourceConfig(path="absent.jsonl"))
 

@@ -39,7 +39,7 @@ COLORS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 230)}
 
 @pytest.fixture(autouse=True)
 def _exact(monkeypatch):
-    monkeypatch.setattr("triptych.workflows.evaluate.resolve_precision", lambda *_: "fp32")
+    monkeypatch.setattr("triptych.serving.loading.resolve_precision", lambda *_: "fp32")
 
 
 def write_tokenizer(folder):

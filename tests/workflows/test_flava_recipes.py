@@ -15,8 +15,9 @@ from triptych.recipes.registry import RECIPES, build_recipe
 from triptych.recipes.scales import SCALES
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import write_scenes
+from triptych.tasks.pretraining import image_tokenizer
 from triptych.workflows.evaluate import evaluate_model
-from triptych.workflows.run import load_model, resume_run, train_run
+from triptych.workflows.run import resume_run, train_run
 from triptych.workflows.stagewise import (
     JOINT_RATIOS,
     StagewisePlan,
@@ -26,7 +27,7 @@ from triptych.workflows.stagewise import (
 )
 
 from .published import differing
-from .small_runs import small_run, source_of
+from .small_runs import small_run, source_of, trained_model
 
 # Recipe, field, base, large, source: "seed" is a published summary of the paper, "tmm" is
 # torchmultimodal's flava example, "beit" is the folder beit of microsoft/unilm.
@@ -145,7 +146,7 @@ def test_an_interrupted_mixture_goes_on_bitwise(files, joint, tmp_path):
         path.rmdir()
     resume_run(folder)
     assert exact_lines(folder) == exact_lines(joint)
-    mine, theirs = load_model(folder / "model"), load_model(joint / "model")
+    mine, theirs = trained_model(folder / "model"), trained_model(joint / "model")
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(mine.state_dict()[name], tensor), name
 
@@ -153,7 +154,7 @@ def test_an_interrupted_mixture_goes_on_bitwise(files, joint, tmp_path):
 def test_image_then_text_then_answers(files, tmp_path):
     pairs = source_of(files, "mplug.pretrain")
     train_run(small_run("flava.image", pairs, max_steps=2), tmp_path / "image")
-    first = load_model(tmp_path / "image" / "model")
+    first = trained_model(tmp_path / "image" / "model")
     settings = json.loads((tmp_path / "image" / "model" / "config.json").read_text())
     assert settings["trained_for"] == ["vision"]
 
@@ -161,7 +162,7 @@ def test_image_then_text_then_answers(files, tmp_path):
     run = small_run("flava.text", corpus, max_steps=2)
     start = ModelSource(init_from=str(tmp_path / "image" / "model"))
     train_run(replace(run, model=start), tmp_path / "text")
-    second = load_model(tmp_path / "text" / "model")
+    second = trained_model(tmp_path / "text" / "model")
     same, other = [], []
     for name, tensor in second.state_dict().items():
         moved = not torch.equal(first.state_dict()[name], tensor)
@@ -190,8 +191,8 @@ def test_codes_of_a_trained_tokenizer_become_the_models_own(files, tmp_path):
     run = small_run("flava.image", pairs, max_steps=1)
     task = replace(run.task, image_tokenizer=str(tmp_path / "dvae" / "model"))
     train_run(replace(run, task=task), tmp_path / "image")
-    tokenizer = load_model(tmp_path / "dvae" / "model").encoder.state_dict()
-    codebook = load_model(tmp_path / "image" / "model").codebook.state_dict()
+    tokenizer = image_tokenizer.load(tmp_path / "dvae" / "model").encoder.state_dict()
+    codebook = trained_model(tmp_path / "image" / "model").codebook.state_dict()
     assert all(torch.equal(codebook[name], tensor) for name, tensor in tokenizer.items())
     large = replace(run, task=task, model=ModelSource(name="flava_small"))
     with pytest.raises(ConfigError, match="image tokenizer's num_codes = 256: must be the model"):

@@ -17,7 +17,8 @@ from triptych.evaluation.linear_probe import sweep_probe
 from triptych.text import Tokenizer
 from triptych.workflows.evaluate import EvalSettings, evaluate_model
 from triptych.workflows.frozen import probe_folder
-from triptych.workflows.run import load_model
+
+from .small_runs import trained_model
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 TEMPLATES = ("a small {}", "the {} and a square", "no {}")
@@ -26,8 +27,7 @@ CLASSES = ("blue_square", "green_star", "red_circle", "red_star", "small_square"
 
 @pytest.fixture(autouse=True)
 def _exact(monkeypatch):
-    for place in ("evaluate", "frozen"):
-        monkeypatch.setattr(f"triptych.workflows.{place}.resolve_precision", lambda *_: "fp32")
+    monkeypatch.setattr("triptych.serving.loading.resolve_precision", lambda *_: "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def noise(tmp_path_factory):
 
 def states(folder, paths):
     """Embeddings and pooled states of single images, in plain steps."""
-    model = load_model(folder).eval()
+    model = trained_model(folder).eval()
     embeddings, pooled = [], []
     for path in paths:
         pixels = torch.from_numpy(np.array(Image.open(path))).double() / 255
@@ -71,7 +71,7 @@ def states(folder, paths):
 
 def class_vectors(folder, names, templates):
     """The direction of the mean of the sentences' directions, one sentence after the other."""
-    model, tokenizer = load_model(folder).eval(), Tokenizer.load(folder)
+    model, tokenizer = trained_model(folder).eval(), Tokenizer.load(folder)
     found = []
     for name in names:
         total = 0
@@ -129,7 +129,7 @@ def test_a_part_of_the_label_can_be_the_class(folder, noise):
 
 def test_zero_shot_needs_labels_and_a_contrastive_model(tmp_path, folder, noise):
     vqa = write_tiny_folder(tmp_path / "vqa", "vqa")
-    with pytest.raises(CapabilityError, match="not for zero_shot"):
+    with pytest.raises(CapabilityError, match="does not teach `zero_shot`"):
         evaluate_model(vqa, "zero_shot", DataSourceConfig(path=str(noise)))
     manifest = tmp_path / "captions.jsonl"
     line = {"image": str(images_of(noise)[0]), "caption": "a star"}

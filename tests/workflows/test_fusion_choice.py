@@ -17,9 +17,9 @@ from triptych.models.mplug.config import FusionName, strided_layers
 from triptych.recipes.config import ModelSource, RunConfig
 from triptych.train.config import ObjectiveWeight
 from triptych.workflows.new_model import ITM_LEFT_OUT, choose_fusion
-from triptych.workflows.run import CONFIG_FILE, load_model, train_run
+from triptych.workflows.run import CONFIG_FILE, train_run
 
-from .small_runs import small_run, source_of
+from .small_runs import small_run, source_of, trained_model
 
 SELF, CROSS = {"attention"}, {"attention", "cross_attention"}
 LAYERS = {
@@ -66,7 +66,7 @@ def test_every_network_trains_from_the_recipe(tmp_path, scenes, unmoved, fusion)
     said = io.StringIO()
     source = replace(config.model, fusion=fusion)
     train_run(replace(config, model=source), tmp_path, console=Console(file=said, width=200))
-    model = load_model(tmp_path / "model")
+    model = trained_model(tmp_path / "model")
     assert model.config.fusion == fusion
     assert _kinds(model) == LAYERS[fusion]
     assert unmoved == set()

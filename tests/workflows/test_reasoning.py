@@ -14,13 +14,13 @@ from triptych.data.batches import BatchBuilder
 from triptych.data.manifest import read_records
 from triptych.data.records import Record
 from triptych.data.transforms.pipeline import ImageTransform
+from triptych.serving.loading import load_model
 from triptych.tasks.finetuning.nlvr2 import NLVR2
 from triptych.tasks.finetuning.scst import SCST
 from triptych.tasks.registry import build_collator
 from triptych.train.interrupts import TrainingInterrupted
 from triptych.workflows.baselines import baselines_of
 from triptych.workflows.evaluate import evaluate_model
-from triptych.workflows.loaded import load_for_evaluation
 from triptych.workflows.run import resume_run, train_run
 
 from .kills import MAX_STEPS, same_run
@@ -34,7 +34,7 @@ FP32 = ("--precision", "fp32")  # as the engine beside it; `auto` may be bf16
 @pytest.fixture(scope="module", autouse=True)
 def _exact():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("triptych.workflows.evaluate.resolve_precision", lambda *_: "fp32")
+        patch.setattr("triptych.serving.loading.resolve_precision", lambda *_: "fp32")
         yield
 
 
@@ -54,7 +54,7 @@ def folders(tmp_path_factory, scenes, pretrained):
 
 
 def _batch(folder, task, records):
-    loaded = load_for_evaluation(folder)
+    loaded = load_model(folder)
     collator = build_collator(
         loaded.task_config(task), loaded.tokenizer, loaded.captions(), loaded.lengths(), train=False
     )
@@ -142,7 +142,7 @@ def test_entailment_reads_a_premise_where_it_was_taught_to(tmp_path, scenes):
     train_run(config, tmp_path)
     records = read_records(source_of(scenes, "mplug.snli_ve")).records[:3]
     expected = _probabilities(tmp_path / "model", "snli_ve", records)
-    words = load_for_evaluation(tmp_path / "model").tokenizer
+    words = load_model(tmp_path / "model").tokenizer
     _, batch = _batch(tmp_path / "model", "snli_ve", records)
     texts = [f"{record.premise} [SEP] {record.hypothesis}" for record in records]
     joined = [words.encode(text.split(" [SEP] "), max_tokens=40) for text in texts]
@@ -163,7 +163,7 @@ def test_a_model_that_was_not_taught_says_what_teaches_it(folders, scenes):
         triptych.load(folders["snli_ve"]).judge(image, image, "a star")
     with pytest.raises(CapabilityError, match=r"triptych train mplug.snli_ve --data"):
         triptych.load(folders["nlvr2"]).entail(image, "a star")
-    with pytest.raises(CapabilityError, match=r"triptych train mplug.nlvr2 --init-from"):
+    with pytest.raises(CapabilityError, match=r"mplug.nlvr2 --data YOUR_DATA.jsonl --init-from"):
         evaluate_model(folders["snli_ve"], "nlvr2", source_of(scenes, "mplug.nlvr2"))
 
 

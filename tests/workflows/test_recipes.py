@@ -21,10 +21,10 @@ from triptych.recipes.config import ModelSource, RunConfig, TokenizerConfig
 from triptych.recipes.registry import RECIPES, build_recipe
 from triptych.recipes.scales import PAPER_SCALES, SCALES
 from triptych.text import Tokenizer
-from triptych.workflows.run import CONFIG_FILE, load_model, prepare_model, resume_run, train_run
+from triptych.workflows.run import CONFIG_FILE, prepare_model, resume_run, train_run
 
 from .published import differing
-from .small_runs import small_run, source_of
+from .small_runs import small_run, source_of, trained_model
 
 NAMES = (
     "mplug.pretrain",
@@ -277,7 +277,7 @@ def test_a_run_leaves_its_resolved_config_and_a_whole_model_folder(pretrained):
     stored = load_model_folder(pretrained / "model")
     assert stored.config["trained_for"] == ["pretraining"]
     assert stored.preprocess["image_size"] == 64
-    model = load_model(pretrained / "model")
+    model = trained_model(pretrained / "model")
     assert model.config.text.vocab_size == Tokenizer.load(stored.tokenizer_path).vocab_size
     suffixes = {path.suffix for path in (pretrained / "model").iterdir()}
     assert suffixes == {".json", ".md", ".safetensors"}  # nothing pickled
@@ -368,7 +368,7 @@ def test_another_image_size_resizes_the_positions_and_nothing_else(pretrained, l
     """OpenCV's INTER_LINEAR samples pixel centres, without antialiasing, as the paper's code."""
     config = load_yaml(RunConfig, larger / CONFIG_FILE)
     tokenizer = Tokenizer.load(pretrained / "model")
-    old = load_model(pretrained / "model").state_dict()
+    old = trained_model(pretrained / "model").state_dict()
     new = prepare_model(config, tokenizer).state_dict()
     name = "visual_encoder.position_embedding"
     table = old.pop(name).numpy()

@@ -20,15 +20,14 @@ from triptych.scenes.write import write_scenes
 from triptych.workflows.evaluate import evaluate_model
 from triptych.workflows.frozen import probe_folder
 from triptych.workflows.importing import ImportSettings, import_checkpoint
-from triptych.workflows.run import load_model, train_run
+from triptych.workflows.run import train_run
 
-from .small_runs import small_run, source_of
+from .small_runs import small_run, source_of, trained_model
 
 
 @pytest.fixture(autouse=True)
 def _exact(monkeypatch):
-    for place in ("evaluate", "frozen"):
-        monkeypatch.setattr(f"triptych.workflows.{place}.resolve_precision", lambda *_: "fp32")
+    monkeypatch.setattr("triptych.serving.loading.resolve_precision", lambda *_: "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +118,7 @@ def test_the_command_line_takes_an_id(tmp_path, hub):
     assert "zero_shot" in json.dumps(json.loads(scores.read_text()))
     out = tmp_path / "own"
     assert main(["import", "flava", "owner/name", str(out), "--variant", "flava_full"]) == 0
-    assert torch.equal(load_model(out).logit_scale, load_model("owner/name").logit_scale)
+    assert torch.equal(trained_model(out).logit_scale, trained_model("owner/name").logit_scale)
 
 
 @pytest.mark.parametrize("by_id", [False, True])
@@ -129,7 +128,7 @@ def test_a_run_starts_from_it(released, world, tmp_path, hub, by_id):
                     max_steps=1, local_batch_size=4)  # fmt: skip
     source = ModelSource(init_from=start, image_size=64)
     train_run(replace(run, model=source, image=replace(run.image, image_size=64)), tmp_path / "run")
-    first, trained = load_model(released), load_model(tmp_path / "run" / "model")
+    first, trained = trained_model(released), trained_model(tmp_path / "run" / "model")
     assert trained.image_size == 64  # from 32 px: positions are resized
     before, after = first.state_dict(), trained.state_dict()
     assert before.keys() == after.keys()

@@ -15,10 +15,10 @@ from triptych.recipes.scales import SCALES
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import write_scenes
 from triptych.text import Tokenizer
-from triptych.workflows.run import load_model, prepare_model, train_run
+from triptych.workflows.run import prepare_model, train_run
 
 from .published import differing
-from .small_runs import small_run, source_of
+from .small_runs import small_run, source_of, trained_model
 
 # Recipe, field, base, large, source: "code" is the folder vlmo of microsoft/unilm, "beit" its
 # folder beit, "readme" that of vlmo, "paper" arXiv:2111.02358.
@@ -103,12 +103,12 @@ def test_language_then_pairs_then_answers(scenes, tmp_path):
     corpus = DataSourceConfig(path=str(scenes.corpus), reader="text")
     run = small_run("vlmo.language", corpus, max_steps=2)
     train_run(run, tmp_path / "language")
-    first = load_model(tmp_path / "language" / "model")
+    first = trained_model(tmp_path / "language" / "model")
 
     start = ModelSource(init_from=str(tmp_path / "language" / "model"))
     pairs = small_run("vlmo.pretrain", source_of(scenes, "mplug.pretrain"), max_steps=2)
     train_run(_starting(pairs, start), tmp_path / "pretrain")
-    second = load_model(tmp_path / "pretrain" / "model")
+    second = trained_model(tmp_path / "pretrain" / "model")
     assert second.config == first.config
     assert not torch.equal(second.class_embedding, first.class_embedding)
     assert torch.equal(second.mask_token, first.mask_token)
@@ -116,7 +116,7 @@ def test_language_then_pairs_then_answers(scenes, tmp_path):
     start = ModelSource(init_from=str(tmp_path / "pretrain" / "model"), drop_path=0.3)
     answers = small_run("vlmo.vqa", source_of(scenes, "mplug.vqa"), max_steps=2)
     train_run(_starting(answers, start), tmp_path / "vqa")
-    third = load_model(tmp_path / "vqa" / "model")
+    third = trained_model(tmp_path / "vqa" / "model")
     assert third.config.drop_path == 0.3
     assert (tmp_path / "vqa" / "model" / "head.safetensors").is_file()
 

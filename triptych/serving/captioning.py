@@ -55,7 +55,7 @@ def build_captioning(
     return task
 
 
-def say_captions(task: Captioning, image: Tensor, draw: Draw | None) -> list[tuple[int, ...]]:
+def generate_captions(task: Captioning, image: Tensor, draw: Draw | None) -> list[tuple[int, ...]]:
     """Return the tokens of each image's caption, the best of the search or a drawn one."""
     if draw is None:
         return [texts[0].token_ids for texts in task.search({"image": image})]

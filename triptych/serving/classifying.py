@@ -2,55 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from torch import Tensor
-
-from triptych.core.errors import CapabilityError, CheckpointError, DataError
+from triptych.core.errors import CapabilityError, DataError
 from triptych.core.outputs import Predictions
 from triptych.data.entries import ENTAILMENT_LABELS
 from triptych.evaluation.zero_shot import PLACEHOLDER, class_words
+from triptych.serving.loading import LoadedModel
 from triptych.tasks.finetuning.base import ModelTask
 from triptych.tasks.finetuning.image_text_classification import (
     AnswerClassification,
     ImageTextClassification,
 )
 from triptych.tasks.finetuning.text_classification import TextClassification
-from triptych.tasks.registry import build_task, stored_task_config, task_spec
-from triptych.text import Tokenizer
+from triptych.tasks.registry import stored_task_config, task_spec
 
 
-def build_classifier(
-    stored: Mapping[str, Any],
-    model: Any,
-    tokenizer: Tokenizer,
-    head: Mapping[str, Tensor],
-    folder: Path,
-) -> ModelTask[Any] | None:
-    """Return the classifier that a folder's settings tell of; None if they tell of another task.
-
-    Args:
-        stored: The task's settings with their `kind`.
-        model: What the head sits on.
-        tokenizer: The model's tokenizer.
-        head: The head's weights.
-        folder: What messages name.
+def build_classifier(loaded: LoadedModel) -> ModelTask[Any] | None:
+    """Return the classifier that a folder's settings describe; None if they are of another task.
 
     Raises:
         CheckpointError: The weights are missing or do not fit.
     """
-    config = stored_task_config(stored)
+    config = stored_task_config(loaded.settings.task)
     if config is None or not task_spec(config).has_classifier:
         return None
-    task = cast(ModelTask[Any], build_task(config, model, tokenizer))
-    try:
-        task.modules["head"].load_state_dict(dict(head))
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{folder}: head.safetensors does not fit config.json: {error}"
-        ) from error
+    task = cast(ModelTask[Any], loaded.bind(config))
     task.modules["head"].requires_grad_(False).eval()
     return task
 
@@ -95,7 +74,9 @@ def check_names(labels: Sequence[str], templates: Sequence[str]) -> None:
         raise DataError("give at least one template, such as 'a photo of {}'")
 
 
-def classifier_shares(task: ModelTask[Any], predictions: Predictions) -> list[dict[str, float]]:
+def classifier_probabilities(
+    task: ModelTask[Any], predictions: Predictions
+) -> list[dict[str, float]]:
     """Return what a classifier predicts of each sample.
 
     Returns:
@@ -104,13 +85,13 @@ def classifier_shares(task: ModelTask[Any], predictions: Predictions) -> list[di
     if "value" in predictions.scores:
         return [{"value": value} for value in predictions.scores["value"].tolist()]
     rows = predictions.scores["probabilities"].tolist()
-    return [likeliest_first(_names(task), row) for row in rows]
+    return [sorted_by_probability(_names(task), row) for row in rows]
 
 
-def likeliest_first(names: Sequence[str], shares: Sequence[float]) -> dict[str, float]:
+def sorted_by_probability(names: Sequence[str], probabilities: Sequence[float]) -> dict[str, float]:
     """Return probabilities by name in falling order."""
-    order = sorted(range(len(names)), key=lambda number: -shares[number])
-    return {names[number]: shares[number] for number in order}
+    order = sorted(range(len(names)), key=lambda number: -probabilities[number])
+    return {names[number]: probabilities[number] for number in order}
 
 
 def _names(task: ModelTask[Any]) -> tuple[str, ...]:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from triptych.checkpoint.released import find_folder
 from triptych.core.config import check
 from triptych.core.errors import DataError
 from triptych.core.outputs import ImageFeatures
 from triptych.data.caption_cleaning import clean_caption
 from triptych.data.collate.base import IdArray, TextCache
 from triptych.data.collate.classification import join_pair
-from triptych.data.transforms.pipeline import ImageTransform, ImageTransformConfig, normalise_batch
+from triptych.data.transforms.pipeline import ImageTransform, normalise_batch
 from triptych.evaluation.zero_shot import (
     TEMPLATES,
     class_embeddings,
@@ -29,18 +27,24 @@ from triptych.evaluation.zero_shot import (
 )
 from triptych.generation.sampling import SamplingConfig
 from triptych.models.base import VisionLanguageModel, match_pairs
-from triptych.serving.captioning import build_captioning, say_captions
+from triptych.serving.captioning import build_captioning, generate_captions
 from triptych.serving.classifying import (
     build_classifier,
     check_entailment,
     check_names,
-    classifier_shares,
-    likeliest_first,
+    classifier_probabilities,
+    sorted_by_probability,
 )
-from triptych.serving.inputs import ImageInput, as_list, broadcast, check_texts, read_image
-from triptych.serving.loading import ServingSettings, find_device, read_model
-from triptych.serving.needs import require
-from triptych.serving.questions import append_seen_words, pair_up
+from triptych.serving.inputs import (
+    ImageInput,
+    append_seen_words,
+    as_list,
+    broadcast,
+    check_texts,
+    pair_up,
+    read_image,
+)
+from triptych.serving.loading import LoadedModel, load_model
 from triptych.tasks.finetuning.grounding import Grounding, GroundingConfig
 from triptych.tasks.finetuning.image_text_classification import (
     AnswerClassification,
@@ -49,8 +53,6 @@ from triptych.tasks.finetuning.image_text_classification import (
 from triptych.tasks.finetuning.nlvr2 import NLVR2
 from triptych.tasks.finetuning.text_classification import TextClassification
 from triptych.tasks.finetuning.vqa import VQA, VQAConfig
-from triptych.text import Tokenizer
-from triptych.train.precision import resolve_precision
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -78,29 +80,17 @@ class Engine:
         precision: "fp32", or "bf16" for autocast.
     """
 
-    def __init__(
-        self,
-        model: VisionLanguageModel,
-        tokenizer: Tokenizer,
-        *,
-        preprocess: ImageTransformConfig,
-        settings: ServingSettings,
-        folder: Path,
-        device: torch.device,
-        precision: Literal["fp32", "bf16"],
-        head: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        """Wrap a model; `load` is the usual way here."""
-        self.folder, self.tokenizer, self.preprocess = folder, tokenizer, preprocess
-        self.settings, self.device, self.precision = settings, device, precision
-        self.model: Any = model  # `require` says whether it generates texts
-        cast(nn.Module, model).eval().to(device)
-        self._transform = ImageTransform(preprocess, train=False)
-        self._classifier = build_classifier(
-            settings.task, self.model, tokenizer, head or {}, folder
-        )
+    def __init__(self, loaded: LoadedModel) -> None:
+        """Wrap a loaded model; `triptych.load` reads one from a folder."""
+        self._loaded = loaded
+        self.folder, self.tokenizer, self.preprocess = loaded.folder, loaded.tokenizer, loaded.image
+        self.settings, self.device = loaded.settings, loaded.device
+        self.precision = loaded.precision
+        self.model: VisionLanguageModel = loaded.model.eval()
+        self._transform = ImageTransform(loaded.image, train=False)
+        self._classifier = build_classifier(loaded)
         if self._classifier is not None:
-            self._classifier.modules.to(device)
+            self._classifier.modules.to(loaded.device)
 
     def caption(
         self,
@@ -137,9 +127,9 @@ class Engine:
             check(sampling.num_samples == 1, "num_samples", sampling.num_samples, "be 1 here")
             draw = sampling, torch.Generator().manual_seed(seed)
         texts: list[str] = []
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self._loaded.autocast():
             for chunk in self._image_chunks(given):
-                said = say_captions(task, chunk, draw)
+                said = generate_captions(task, chunk, draw)
                 texts += [self.tokenizer.decode([*(ids or ()), *text]) for text in said]
         return texts[0] if single else texts
 
@@ -180,9 +170,9 @@ class Engine:
         config = self.settings.task_config(VQAConfig)
         if choices is not None:
             config = replace(config, answer_list=tuple(check_texts(list(choices), "choice")))
-        task = VQA(self.model, config, self.tokenizer)
+        task = VQA(self._loaded.model, config, self.tokenizer)
         texts: list[str] = []
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self._loaded.autocast():
             for rows in _chunks(len(given), IMAGES_PER_PASS):
                 texts += task.predict(self._batch(given, ids, rows)).texts or []
         return texts[0] if single else texts
@@ -204,7 +194,7 @@ class Engine:
         ids = self._encode(asked, "phrase", self.settings.limits.phrase)
         task = self._grounding()
         boxes: list[Box] = []
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self._loaded.autocast():
             for rows in _chunks(len(given), IMAGES_PER_PASS):
                 found = task.predict(self._batch(given, ids, rows)).boxes_xyxy
                 assert found is not None
@@ -224,7 +214,7 @@ class Engine:
         given, said, single = broadcast(images, texts, "text")
         ids = self._encode_captions(said)
         scores: list[float] = []
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self._loaded.autocast():
             for rows in _chunks(len(given), PAIRS_PER_PASS):
                 scores += self._match_chunk(given[rows], ids[rows])
         return scores[0] if single else scores
@@ -252,7 +242,7 @@ class Engine:
         firsts, seconds, said, single = pair_up(first, second, statements)
         ids = [row.tolist() for row in self._classifier_ids(said, "statement")]
         found: list[float] = []
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self._loaded.autocast():
             for rows in _chunks(len(said), IMAGES_PER_PASS):
                 both = self._prepared([*firsts[rows], *seconds[rows]], rows.start)[0]
                 batch = dict(zip(("token_ids", "text_mask"), self._padded(ids[rows]), strict=True))
@@ -323,7 +313,7 @@ class Engine:
         rows = torch.from_numpy(self.embed_texts(sentences)).view(len(labels), len(templates), -1)
         embedded = torch.from_numpy(np.asarray(self.embed_images(given)))
         shares = class_probabilities(embedded, class_embeddings(rows)).tolist()
-        found = [likeliest_first(labels, row) for row in shares]
+        found = [sorted_by_probability(labels, row) for row in shares]
         return found[0] if single else found
 
     def label(
@@ -370,12 +360,12 @@ class Engine:
             limit = self._classifier.config.max_text_tokens
             ids = [join_pair(*pair, limit) for pair in zip(ids, others, strict=True)]
         found: list[dict[str, float]] = []
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self._loaded.autocast():
             for rows in _chunks(len(ids), PAIRS_PER_PASS):
                 token_ids, text_mask = self._padded([row.tolist() for row in ids[rows]])
                 batch = {"token_ids": token_ids, "text_mask": text_mask}
                 batch["index"] = torch.arange(len(token_ids))
-                found += classifier_shares(self._classifier, self._classifier.predict(batch))
+                found += classifier_probabilities(self._classifier, self._classifier.predict(batch))
         return found[0] if single else found
 
     def embed_images(self, images: ImageInput | Sequence[ImageInput]) -> NDArray[np.float32]:
@@ -389,7 +379,7 @@ class Engine:
         """
         self._require("embed")
         given, single = as_list(images)
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self._loaded.autocast():
             rows = [
                 _numpy(self.model.embed_image(self.model.encode_image(chunk)))
                 for chunk in self._image_chunks(given)
@@ -407,7 +397,7 @@ class Engine:
         self._require("embed")
         given, single = as_list(texts)
         ids = self._encode_captions(given)
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self._loaded.autocast():
             rows = [
                 _numpy(self.model.embed_text(self.model.encode_text(*self._padded(ids[part]))))
                 for part in _chunks(len(ids), PAIRS_PER_PASS)
@@ -425,9 +415,11 @@ class Engine:
         task = self._classifier
         assert isinstance(task, (AnswerClassification, ImageTextClassification))
         found: list[dict[str, float]] = []
-        with torch.inference_mode(), self._autocast():
+        with torch.inference_mode(), self._loaded.autocast():
             for rows in _chunks(len(images), IMAGES_PER_PASS):
-                found += classifier_shares(task, task.predict(self._batch(images, ids, rows)))
+                found += classifier_probabilities(
+                    task, task.predict(self._batch(images, ids, rows))
+                )
         return found
 
     def _classifier_ids(self, texts: Sequence[str], what: str) -> list[IdArray]:
@@ -442,16 +434,12 @@ class Engine:
         return found
 
     def _require(self, asked: str) -> None:
-        require(asked, self.model, self.settings.trained_for, self.folder)
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        enabled = self.precision == "bf16"
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+        self._loaded.check_trained(asked)
 
     def _grounding(self) -> Grounding:
         config = self.settings.task_config(GroundingConfig)
         return Grounding(
-            self.model,
+            self._loaded.model,
             config,
             start_id=self.tokenizer.unused_id(config.start_unused),
             first_bin_id=self.tokenizer.unused_id(config.first_bin_unused),
@@ -541,19 +529,7 @@ def load(folder: str | Path, *, device: Device = "auto", precision: Precision = 
         CheckpointError: The folder, or a file in it, is missing or does not fit.
         ConfigError: There is no such device.
     """
-    folder = find_folder(folder)
-    parts = read_model(folder)
-    place = find_device(device)
-    return Engine(
-        parts.model,
-        parts.tokenizer,
-        preprocess=parts.preprocess,
-        settings=parts.settings,
-        folder=folder,
-        device=place,
-        precision=resolve_precision(precision, place),
-        head=parts.head,
-    )
+    return Engine(load_model(folder, device=device, precision=precision))
 
 
 def _chunks(total: int, size: int) -> Iterator[slice]:

@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from triptych.core.errors import DataError
+from triptych.data.collate.base import TextCache
+from triptych.data.collate.finetuning import append_words
 from triptych.data.images import decode_image
 from triptych.data.transforms.randaugment import Pixels
+from triptych.text import Tokenizer
 
 ImageInput = str | Path | Image.Image | NDArray[np.uint8]
 """A path, a PIL image, or a uint8 array: (H, W, 3) RGB, (H, W, 4) RGBA, (H, W[, 1]) grey."""
@@ -96,6 +99,61 @@ def check_texts(texts: Sequence[object], what: str) -> list[str]:
         if not text.strip():
             raise DataError(f"{name} is empty: say something")
     return [str(text) for text in texts]
+
+
+def append_seen_words(
+    tokenizer: Tokenizer,
+    ids: Sequence[Sequence[int]],
+    ocr_words: str | Sequence[str] | None,
+    object_words: str | Sequence[str] | None,
+    max_tokens: int,
+) -> list[list[int]]:
+    """Append what OCR and a detector found to questions, as training does.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        ids: `[CLS] question [SEP]` of each question.
+        ocr_words: One text a question, one for all, or None.
+        object_words: Likewise.
+        max_tokens: Longest result.
+
+    Raises:
+        DataError: Not as many texts as questions.
+    """
+    encode = TextCache(tokenizer, max_tokens)
+    columns = []
+    for name, words in (("ocr_words", ocr_words), ("object_words", object_words)):
+        column = [words or ""] * len(ids) if words is None or isinstance(words, str) else words
+        if len(column) != len(ids):
+            raise DataError(f"{len(ids)} questions and {len(column)} {name}: give one for each")
+        columns.append(column)
+    return [
+        append_words(encode, np.array(question), words, max_tokens).tolist()
+        for question, *words in zip(ids, *columns, strict=True)
+    ]
+
+
+def pair_up(
+    first: Any, second: Any, statements: Any
+) -> tuple[list[Any], list[Any], list[str], bool]:
+    """Bring first images, second images and statements to one length.
+
+    Returns:
+        The three, one row a statement, and whether one of each was given.
+
+    Raises:
+        DataError: Lists of unequal length.
+    """
+    firsts, one_first = as_list(first)
+    seconds, one_second = as_list(second)
+    if len(firsts) != len(seconds):
+        raise DataError(
+            f"{len(firsts)} first images and {len(seconds)} second ones: give one of each a pair"
+        )
+    pairs = list(range(len(firsts)))
+    chosen: Any = 0 if one_first and one_second else pairs
+    rows, said, single = broadcast(chosen, statements, "statement")
+    return [firsts[row] for row in rows], [seconds[row] for row in rows], said, single
 
 
 def _from_array(array: NDArray[Any], name: str) -> Pixels:

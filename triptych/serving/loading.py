@@ -1,29 +1,43 @@
-"""From a model folder to a network, its words and its settings, each checked against the others."""
+"""One way to load a model folder: to serve, evaluate, probe or fine-tune it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from triptych.checkpoint.model_folder import stored_config
-from triptych.checkpoint.released import open_model_folder
+from triptych.checkpoint.released import find_folder, open_model_folder
 from triptych.core.config import from_dict, kinds_of
-from triptych.core.errors import CheckpointError, ConfigError, DataError
+from triptych.core.errors import CapabilityError, CheckpointError, ConfigError, DataError
 from triptych.data.caption_cleaning import MAX_WORDS
+from triptych.data.collate import PretrainingTextConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
+from triptych.models.base import require_decoder
 from triptych.models.families import model_sizes, restore_model, to_model_folder
+from triptych.tasks.registry import (
+    build_task,
+    evaluated_configs,
+    needed_capabilities,
+    recipe_that_teaches,
+    stored_task_config,
+    teaching_words,
+)
+from triptych.tasks.spec import TaskConfig, TextLengths
 from triptych.text import Tokenizer
+from triptych.train.precision import Precision, autocast, resolve_precision
+from triptych.train.task import Task
 
 C = TypeVar("C")
 
 
 def find_device(name: str) -> torch.device:
-    """Return where to compute.
+    """Return the device to compute on.
 
     Args:
         name: "cpu", "cuda", "cuda:1" and so on; "auto" takes a GPU where there is one.
@@ -35,15 +49,15 @@ def find_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if has_cuda else "cpu")
     try:
-        place = torch.device(name)
+        device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"device = {name!r}: must be auto, cpu or cuda") from error
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
             f"device = {name!r}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs "
             "here; take 'auto' or 'cpu'"
         )
-    return place
+    return device
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +67,14 @@ class TextLimits:
     Attributes:
         caption: Of captions and texts to match or to embed.
         question: Of questions.
+        answer: Of answers.
         phrase: Of phrases to ground.
         max_words: Words of a caption that are kept; None leaves captions as they are.
     """
 
     caption: int = 40
     question: int = 25
+    answer: int = 12
     phrase: int = 20
     max_words: int | None = MAX_WORDS
 
@@ -87,24 +103,127 @@ class ServingSettings:
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """The content of a model folder, built; `head` holds the weights of its classifier."""
+    """The content of a model folder, built and checked.
+
+    Attributes:
+        model: The model, in fp32 on `device`.
+        tokenizer: Its tokenizer.
+        image: How its images are prepared.
+        settings: What it was trained for, and its longest texts.
+        head: Weights of its classifier; empty if it has none.
+        folder: Where it was read from.
+        device: Where it computes.
+        precision: Of the forward pass.
+    """
 
     model: Any
     tokenizer: Tokenizer
-    preprocess: ImageTransformConfig
+    image: ImageTransformConfig
     settings: ServingSettings
-    head: Mapping[str, Tensor] = field(default_factory=dict)
+    head: Mapping[str, Tensor]
+    folder: Path
+    device: torch.device
+    precision: Precision
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Return the context for a forward pass in the chosen precision."""
+        return autocast(self.device, self.precision)
+
+    def task_config(self, task: str) -> TaskConfig:
+        """Return the stored settings of an evaluated task; its defaults if it stores others."""
+        known = evaluated_configs(task)
+        stored = stored_task_config(self.settings.task)
+        return stored if stored is not None and type(stored) in known else known[0]()
+
+    def build_task(self, task: str) -> Task:
+        """Bind the model, and its classifier if the task has one.
+
+        Raises:
+            CheckpointError: The folder's classifier does not fit its settings, or is missing.
+        """
+        return self.bind(self.task_config(task))
+
+    def bind(self, config: TaskConfig) -> Task:
+        """Bind the model, and its classifier if the task has one, to a task of these settings.
+
+        Raises:
+            CheckpointError: The folder's classifier does not fit its settings, or is missing.
+        """
+        bound = build_task(config, self.model, self.tokenizer)
+        if "head" in bound.modules:
+            try:
+                bound.modules["head"].load_state_dict(dict(self.head))
+            except RuntimeError as error:
+                raise CheckpointError(
+                    f"{self.folder}: head.safetensors does not fit config.json: {error}"
+                ) from error
+        return bound
+
+    def captions(self) -> PretrainingTextConfig:
+        """Return how captions are prepared: as in training."""
+        limits = self.settings.limits
+        return PretrainingTextConfig(max_text_tokens=limits.caption, max_words=limits.max_words)
+
+    def lengths(self) -> TextLengths:
+        """Return the longest other texts: as in training."""
+        limits = self.settings.limits
+        return TextLengths(question=limits.question, answer=limits.answer, phrase=limits.phrase)
+
+    def check_trained(self, asked: str) -> None:
+        """Raise a CapabilityError unless the model was trained for what it is asked to do.
+
+        Args:
+            asked: A method of `Engine` or an evaluated task.
+        """
+        check_trained(asked, self.model, self.settings.trained_for, self.folder)
 
 
-def read_model(folder: Path) -> LoadedModel:
-    """Build what a model folder holds, on the CPU and in fp32.
+def check_trained(asked: str, model: Any, trained_for: Sequence[str], folder: Path) -> None:
+    """Raise a CapabilityError unless a model can do what it is asked.
 
     Args:
-        folder: A model folder, or one that transformers writes for a family that is known here.
+        asked: A method of `Engine` or an evaluated task.
+        model: The model; its family decides which recipe the message names.
+        trained_for: Words of the model folder.
+        folder: What the message names.
+    """
+    if "decode" in needed_capabilities(asked):
+        require_decoder(model, asked)
+    if set(teaching_words(asked)) & set(trained_for):
+        return
+    trained = " and ".join(trained_for) or "nothing"
+    message = f"{folder} was trained for {trained}, which does not teach `{asked}`."
+    recipe = recipe_that_teaches(asked, model)
+    if recipe is None:
+        raise CapabilityError(f"{message} No recipe teaches it to models of this family")
+    raise CapabilityError(
+        f"{message} Train it: triptych train {recipe} --data YOUR_DATA.jsonl --init-from {folder}"
+    )
+
+
+def load_model(
+    folder: str | Path,
+    *,
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    train: bool = False,
+    image_size: int | None = None,
+) -> LoadedModel:
+    """Build what a model folder holds, and check its files against each other.
+
+    Args:
+        folder: A model folder, one that transformers writes for a family that is known here, or
+            the hub id of either.
+        device: As `find_device` reads it.
+        precision: Of the forward pass; "auto" is what the device has instructions for.
+        train: Return weights that can be trained, tied ones as one.
+        image_size: Another side of the input in pixels, to which position tables are resized.
 
     Raises:
         CheckpointError: A file is missing or damaged, or two of them do not fit together.
+        ConfigError: There is no such device.
     """
+    folder = find_folder(folder)
     content = open_model_folder(folder, to_model_folder)
     if content.config.get("text", {}) is None:
         raise CheckpointError(
@@ -118,20 +237,34 @@ def read_model(folder: Path) -> LoadedModel:
     except (ConfigError, DataError) as error:
         raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
     model = restore_model(
-        stored_config(content.config, folder), content.state_dict, str(folder)
-    ).requires_grad_(False)
+        stored_config(content.config, folder),
+        content.state_dict,
+        str(folder),
+        image_size=image_size,
+        train=train,
+    )
     vocab_size = model_sizes(model.config).vocab_size
     if tokenizer.vocab_size > vocab_size:
         raise CheckpointError(
             f"{folder}: its vocabulary has {tokenizer.vocab_size} tokens but the model knows "
             f"{vocab_size}: the files belong to different models"
         )
-    if preprocess.image_size != model.image_size:
+    if image_size is None and preprocess.image_size != model.image_size:
         raise CheckpointError(
             f"{folder}: preprocess.json makes images of {preprocess.image_size} px but the model "
             f"takes {model.image_size}: the files belong to different models"
         )
-    return LoadedModel(model, tokenizer, preprocess, settings, content.head)
+    chosen = find_device(device)
+    return LoadedModel(
+        (model if train else model.requires_grad_(False)).to(chosen),
+        tokenizer,
+        preprocess,
+        settings,
+        content.head,
+        folder,
+        chosen,
+        resolve_precision(precision, chosen),
+    )
 
 
 def _settings(config: Mapping[str, Any]) -> ServingSettings:
@@ -140,6 +273,7 @@ def _settings(config: Mapping[str, Any]) -> ServingSettings:
     limits = TextLimits(
         caption=int(text.get("max_text_tokens", default.caption)),
         question=int(text.get("question", default.question)),
+        answer=int(text.get("answer", default.answer)),
         phrase=int(text.get("phrase", default.phrase)),
         max_words=_number_or_none(text.get("max_words", default.max_words)),
     )

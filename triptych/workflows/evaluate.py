@@ -26,6 +26,7 @@ from triptych.data.transforms.pipeline import ImageTransform
 from triptych.evaluation.evaluator import PredictingTask, evaluate, evaluation_mode
 from triptych.evaluation.metrics import RetrievalMetric, SecondStage
 from triptych.evaluation.zero_shot import TEMPLATES
+from triptych.serving.loading import LoadedModel, load_model
 from triptych.tasks.finetuning.retrieval import (
     EncodedSet,
     encode_images,
@@ -34,9 +35,7 @@ from triptych.tasks.finetuning.retrieval import (
 )
 from triptych.tasks.registry import build_collator, evaluation_of, find_evaluation
 from triptych.tasks.spec import Evaluation
-from triptych.train.precision import autocast, resolve_precision
 from triptych.workflows.frozen import evaluate_zero_shot, read_labelled
-from triptych.workflows.loaded import LoadedModel, load_for_evaluation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,10 +281,11 @@ def evaluate_model(
     """
     procedure = find_evaluation(task).procedure
     check(limit is None or limit >= 1, "limit", limit, "be at least 1, or absent for all")
-    loaded = load_for_evaluation(folder)
+    loaded = load_model(folder)
     loaded.check_trained(task)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    scored = _Scored(loaded, task, settings, local_batch_size, device, keep, progress, on_skipped)
+    scored = _Scored(
+        loaded, task, settings, local_batch_size, loaded.device, keep, progress, on_skipped
+    )
     if procedure == "names":
         return scored.by_names(source, limit, max_bad_share)
     found = read_records(source)
@@ -299,8 +299,7 @@ def evaluate_model(
     logs = [log]
     if len(records) < len(usable):  # bad lines are judged with the whole file, images without it
         logs.append(SkipLog(None, len(records), max_bad_share, flag=VERB_FLAG))
-    loaded.model.to(device)
-    with autocast(device, resolve_precision("auto", device)):
+    with loaded.autocast():
         if procedure == "search":
             protocol = RetrievalProtocol(
                 rerank_top_k=rerank_top_k, itm_score=itm_score, folds=settings.folds

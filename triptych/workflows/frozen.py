@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -32,8 +31,7 @@ from triptych.evaluation.zero_shot import (
     class_probabilities,
     prompts,
 )
-from triptych.train.precision import autocast, resolve_precision
-from triptych.workflows.loaded import LoadedModel, load_for_evaluation
+from triptych.serving.loading import LoadedModel, load_model
 
 TEXTS_AT_ONCE = 256
 Progress = Callable[[int], None]
@@ -105,8 +103,8 @@ def evaluate_zero_shot(
         "zero_shot" and "zero_shot_top5" (with more than five classes), then each class's accuracy.
     """
     names = _classes(data.labels)
-    model = loaded.model.to(device)
-    with evaluation_mode(model), torch.inference_mode(), _autocast(loaded, device):
+    model = loaded.model
+    with evaluation_mode(model), torch.inference_mode(), loaded.autocast():
         classes = name_embeddings(loaded, names, templates, device)
 
         def embed(image: Tensor) -> Tensor:
@@ -179,9 +177,8 @@ def probe_folder(
         read_labelled(source, label_pattern=label_pattern, max_bad_share=max_bad_share)
         for source in (train, validation, test)
     ]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    loaded = load_for_evaluation(folder)
-    return evaluate_probe(loaded, *splits, local_batch_size=local_batch_size, device=device)
+    loaded = load_model(folder)
+    return evaluate_probe(loaded, *splits, local_batch_size=local_batch_size, device=loaded.device)
 
 
 def evaluate_probe(
@@ -211,7 +208,7 @@ def evaluate_probe(
         if unknown:
             known = ", ".join(names)
             raise DataError(f"training has no image of class {unknown[0]!r} (it has: {known})")
-    model = loaded.model.to(device)
+    model = loaded.model
 
     def features(split: LabelledImages) -> tuple[Tensor, Tensor, list[int]]:
         def encode(image: Tensor) -> Tensor:
@@ -220,7 +217,7 @@ def evaluate_probe(
         states, index = encode_images(loaded, split, encode, local_batch_size, device, progress)
         return states, torch.tensor([numbers[split.labels[i]] for i in index]), index
 
-    with evaluation_mode(model), torch.no_grad(), _autocast(loaded, device):
+    with evaluation_mode(model), torch.no_grad(), loaded.autocast():
         splits = [features(split) for split in (train, validation, test)]
     (x, y, _), (val_x, val_y, _), (test_x, _, index) = splits
     probe = sweep_probe((x, y), (val_x, val_y), num_classes=len(names))
@@ -271,10 +268,6 @@ def encode_images(
 
 def _classes(labels: Sequence[str]) -> tuple[str, ...]:
     return class_names(Record(record_id="", label=label) for label in labels)
-
-
-def _autocast(loaded: LoadedModel, device: torch.device) -> AbstractContextManager[None]:
-    return autocast(device, resolve_precision("auto", device))
 
 
 def _picker(pattern: str | None) -> Callable[[str], str]:

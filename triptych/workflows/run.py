@@ -14,7 +14,7 @@ import yaml
 from rich.console import Console
 from torch import Tensor, nn
 
-from triptych.checkpoint.model_folder import build_model_card, save_model_folder, stored_config
+from triptych.checkpoint.model_folder import build_model_card, save_model_folder
 from triptych.checkpoint.released import open_model_folder
 from triptych.core.config import check, load_yaml, save_yaml, to_dict
 from triptych.core.errors import CheckpointError, ConfigError, DataError
@@ -31,10 +31,10 @@ from triptych.models.families import (
     family_of,
     model_config,
     model_sizes,
-    restore_model,
     to_model_folder,
 )
 from triptych.recipes.config import RunConfig
+from triptych.serving.loading import load_model
 from triptych.tasks.registry import (
     build_collator,
     build_task,
@@ -356,7 +356,9 @@ def prepare_model(config: RunConfig, tokenizer: Tokenizer, console: Console | No
     elif spec.load_model is not None:
         model = spec.load_model(source.init_from, source.image_size)
     else:
-        model = load_model(Path(source.init_from), image_size=source.image_size)
+        model = load_model(
+            source.init_from, device="cpu", train=True, image_size=source.image_size
+        ).model
         check_model(config.task, model, config.recipe, f"{source.init_from} (model.init_from)")
     if source.drop_path is not None:
         _set_drop_path(model, source.drop_path)
@@ -386,21 +388,6 @@ def _set_drop_path(model: Any, rate: float) -> None:
     if not hasattr(model, "set_drop_path"):
         raise ConfigError(f"model.drop_path = {rate}: this model skips no branches; omit it")
     model.set_drop_path(rate)
-
-
-def load_model(folder: Path, *, image_size: int | None = None) -> Any:
-    """Load the model of a model folder to train it, on the CPU in fp32.
-
-    Args:
-        folder: A model folder, a folder that transformers wrote, or the hub id of either.
-        image_size: Side of the input in pixels; the position table is resized to it.
-
-    Raises:
-        CheckpointError: The folder is incomplete, or its weights do not fit its config.
-    """
-    stored = open_model_folder(folder, to_model_folder)
-    plain = stored_config(stored.config, folder)
-    return restore_model(plain, stored.state_dict, str(folder), image_size=image_size, train=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,10 @@ from tests.workflows.small_runs import small_run
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import write_scenes
 from triptych.workflows.evaluate import evaluate_model
-from triptych.workflows.run import load_model, train_run
+from triptych.workflows.run import train_run
 from triptych.workflows.scene_data import scene_source
+
+from ..workflows.small_runs import trained_model
 
 
 @pytest.mark.slow
@@ -31,6 +33,6 @@ def test_figures_are_the_scores_of_both_models(tmp_path, capsys):
         assert low <= found[key] <= high
     assert found["num_items"] == 8 and set(found["rewards"]) == {"first", "last"}
     folders = (model, out / "caption" / "model", out / "scst" / "model")
-    words = [load_model(folder).decoder.embedding.word.weight for folder in folders]
+    words = [trained_model(folder).decoder.embedding.word.weight for folder in folders]
     for first, second in pairwise(words):  # each stage begins with the last one's weights
         assert 0 < (first - second).detach().abs().max() < 0.05
