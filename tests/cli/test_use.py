@@ -8,8 +8,8 @@ from PIL import Image
 
 import triptych
 from tests.serving.tiny_folder import write_tiny_folder
-from triptych.cli.ground import COLOR
 from triptych.cli.main import main
+from triptych.cli.use import BOX_COLOR
 from triptych.generation.sampling import SamplingConfig
 from triptych.models.base import num_parameters
 from triptych.models.families import list_image_tokenizers
@@ -91,7 +91,7 @@ def test_ground_prints_and_draws_the_box(capsys, folders, images, tmp_path):
     before = np.asarray(Image.open(images[0]))
     after = np.asarray(Image.open(drawn))
     changed = (before != after).any(axis=2)
-    assert changed.any() and (after[changed] == COLOR).all()
+    assert changed.any() and (after[changed] == BOX_COLOR).all()
     rows, columns = np.nonzero(changed)
     x0, y0, x1, y1 = (round(value) for value in box)
     inside = (columns >= x0 - 1) & (columns <= x1 + 1) & (rows >= y0 - 1) & (rows <= y1 + 1)

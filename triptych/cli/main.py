@@ -45,14 +45,14 @@ VERBS = {
     "train": Verb("train", "RECIPE|CONFIG|RUN_FOLDER", "pre-train, fine-tune, or resume a run"),
     "eval": Verb("eval", "MODEL_FOLDER --task T --data PATH", "score a model on held-out data"),
     "probe": Verb("probe", "MODEL_FOLDER --train A --validation B --test C", "probe its features"),
-    "caption": Verb("caption", "MODEL_FOLDER IMAGE...", "describe images"),
-    "answer": Verb("answer", "MODEL_FOLDER IMAGE QUESTION", "answer a question about an image"),
-    "ground": Verb("ground", "MODEL_FOLDER IMAGE PHRASE", "find what a phrase refers to"),
-    "classify": Verb("classify", "MODEL_FOLDER IMAGE --labels a,b,c", "choose among classes"),
-    "match": Verb("match", "MODEL_FOLDER IMAGE TEXT...", "score how well texts fit an image"),
-    "judge": Verb("judge", "MODEL_FOLDER IMAGE1 IMAGE2 STATEMENT...", "compare two images"),
+    "caption": Verb("use", "MODEL_FOLDER IMAGE...", "describe images"),
+    "answer": Verb("use", "MODEL_FOLDER IMAGE QUESTION", "answer a question about an image"),
+    "ground": Verb("use", "MODEL_FOLDER IMAGE PHRASE", "find what a phrase refers to"),
+    "classify": Verb("use", "MODEL_FOLDER IMAGE --labels a,b,c", "choose among classes"),
+    "match": Verb("use", "MODEL_FOLDER IMAGE TEXT...", "score how well texts fit an image"),
+    "judge": Verb("use", "MODEL_FOLDER IMAGE1 IMAGE2 STATEMENT...", "compare two images"),
     "entail": Verb(
-        "entail", "MODEL_FOLDER IMAGE HYPOTHESIS...", "predict whether an image entails texts"
+        "use", "MODEL_FOLDER IMAGE HYPOTHESIS...", "predict whether an image entails texts"
     ),
     "import": Verb(
         "import_checkpoint",
@@ -138,7 +138,8 @@ def _dispatch(arguments: list[str]) -> int:
         return _not_a_verb(name, arguments)
     place, _, function = VERBS[name].module.partition(":")
     module = importlib.import_module(f"triptych.cli.{place}")
-    return int(getattr(module, function or "run")(arguments[words:]) or 0)
+    run = module.RUNS[name] if place == "use" else getattr(module, function or "run")
+    return int(run(arguments[words:]) or 0)
 
 
 def _not_a_verb(name: str, arguments: list[str]) -> int:
