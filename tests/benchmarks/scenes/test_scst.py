@@ -6,14 +6,12 @@ from itertools import pairwise
 import pytest
 
 from benchmarks.scenes.scst import main
-from tests.workflows.small_runs import small_run
+from tests.workflows.small_runs import small_run, trained_model
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import write_scenes
 from triptych.workflows.evaluate import evaluate_model
 from triptych.workflows.run import train_run
 from triptych.workflows.scene_data import scene_source
-
-from ..workflows.small_runs import trained_model
 
 
 @pytest.mark.slow
