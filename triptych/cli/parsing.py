@@ -19,7 +19,7 @@ from triptych.data.source import DataSourceConfig
 if TYPE_CHECKING:
     from triptych.serving.engine import Engine
 
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".tar", ".parquet")
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".tar")
 """How a path of a dataset may end."""
 
 O = TypeVar("O")  # noqa: E741 - options
