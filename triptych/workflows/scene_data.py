@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -62,18 +61,39 @@ def scene_run(
     if write:
         said = f"no --data: training on the built-in scenes in {folder}"
         (console or Console()).print(said, highlight=False, markup=False, soft_wrap=True)
-        few = 12 if config.scale == "smoke" else 500
-        sizes = {"num_val": 8, "num_test": few, "num_compositional": few}
-        world = SceneConfig(seed=config.data.seed)
-        formats = tuple(dict.fromkeys(("captions", kind)))
-        number = SCENES[config.scale]
-        write_once(folder, config.scale, number, config=world, formats=formats, **sizes)
+        write_once(
+            folder,
+            config.scale,
+            SCENES[config.scale],
+            num_val=8,
+            num_test=12 if config.scale == "smoke" else 500,
+            config=SceneConfig(seed=config.data.seed),
+            formats=tuple(dict.fromkeys(("captions", kind))),
+        )
     source = _SOURCES[kind](files, "train")
     return replace(config, data=replace(config.data, train=(source,)))
 
 
-def write_once(folder: Path, scale: str, num_images: int, **options: Any) -> SceneFiles:
+def write_once(
+    folder: Path,
+    scale: str,
+    num_images: int,
+    *,
+    num_val: int,
+    num_test: int,
+    config: SceneConfig,
+    formats: tuple[str, ...],
+) -> SceneFiles:
     """Write scenes with one caption each, unless they are there.
+
+    Args:
+        folder: Receives them.
+        scale: Of the run that trains on them; smoke has one worker.
+        num_images: Images of the training split.
+        num_val: Images of the validation split.
+        num_test: Images of each of the splits test and compositional.
+        config: The world that is shown.
+        formats: Public formats to write.
 
     Raises:
         ConfigError: There are others, of another seed or number.
@@ -82,14 +102,22 @@ def write_once(folder: Path, scale: str, num_images: int, **options: Any) -> Sce
     if not files.summary.is_file():
         workers = 1 if scale == "smoke" else 2
         return write_scenes(
-            folder, num_images, captions_per_image=1, num_workers=workers, **options
+            folder,
+            num_images,
+            num_val=num_val,
+            num_test=num_test,
+            num_compositional=num_test,
+            config=config,
+            formats=formats,
+            captions_per_image=1,
+            num_workers=workers,
         )
     summary = json.loads(files.summary.read_text(encoding="utf-8"))
     found = (summary["config"]["seed"], summary["counts"]["train"])
-    if found != (options["config"].seed, num_images):
+    if found != (config.seed, num_images):
         raise ConfigError(
             f"{folder} holds {found[1]:,} scenes of seed {found[0]}, and this run needs "
-            f"{num_images:,} of seed {options['config'].seed}: choose another folder with --out, "
+            f"{num_images:,} of seed {config.seed}: choose another folder with --out, "
             f"or delete {folder}"
         )
     return files

@@ -161,7 +161,6 @@ def scene_plan(
         SCENES[scale],
         num_val=8,
         num_test=size,
-        num_compositional=size,
         config=SceneConfig(seed=seed),
         formats=("captions", "vqa", "text"),
     )
@@ -174,7 +173,6 @@ def scene_plan(
             CLOSE_UPS[scale],
             num_val=0,
             num_test=0,
-            num_compositional=0,
             config=SceneConfig(seed=seed, object_count_weights=(1.0,)),
             formats=("captions",),
         )
