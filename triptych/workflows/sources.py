@@ -110,9 +110,11 @@ def read_training_data(config: RunConfig, run_folder: Path) -> TrainingData:
         check_fields(part.records, needs, source.path, config.recipe)
     skipped = [entry for part in found for entry in part.skipped]
     if any(need in ("image", "images") for need in needs):
-        skipped += [p for part in found for r in part.records if (p := clip_problem(r)) is not None]
         for part in found:
-            part.records[:] = [record for record in part.records if clip_problem(record) is None]
+            clips = [clip for record in part.records if (clip := clip_problem(record)) is not None]
+            if clips:
+                skipped += clips
+                part.records[:] = [r for r in part.records if clip_problem(r) is None]
     run_folder.mkdir(parents=True, exist_ok=True)
     log = SkipLog(
         run_folder,
@@ -135,9 +137,8 @@ def check_fields(records: Sequence[Record], needs: Sequence[str], where: str, re
     Raises:
         DataError: None has; the message names what is missing and what there is.
     """
-    missing = min((missing_fields(needs, record) for record in records), key=len, default=[])
-    if not missing:
-        return
+    if not records or any(not missing_fields(needs, record) for record in records):
+        return  # mostly the first record; millions need not be looked at
     if all(clip_problem(record) is not None for record in records):
         raise DataError(f"{where}: every record {CLIPS_ARE_NOT_READ}")
     names = [
@@ -146,6 +147,7 @@ def check_fields(records: Sequence[Record], needs: Sequence[str], where: str, re
         if field.name not in ("record_id", "image_id", "split")
     ]
     present = [name for name in names if any(has_field(record, name) for record in records)]
+    missing = min((missing_fields(needs, record) for record in records), key=len)
     lacked = " and ".join(need.replace("|", " or ") for need in missing)
     raise DataError(
         f"{where}: no record has {lacked}, which {recipe} needs (found: {', '.join(present)}); "
