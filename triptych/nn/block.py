@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -154,6 +154,11 @@ class Block(nn.Module):
         config: Sizes and order of the norms.
         memory_dim: Width of the memory to attend to; None leaves cross-attention out.
     """
+
+    shard_entries: ClassVar[tuple[str, ...]] = ("read", "joint", "step")
+    """Methods beside `forward` by which a block is entered. A module that has this attribute can
+    be a unit of sharded training: its parameters are used inside these methods alone, so that they
+    need be whole only then."""
 
     def __init__(self, config: BlockConfig, memory_dim: int | None = None) -> None:
         super().__init__()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +105,9 @@ class MultiwayBlock(nn.Module):
         layer: Number of the block, from 0: blocks from `config.fused_from` on have the
             vision-language expert too, and later ones are skipped more often in training.
     """
+
+    shard_entries: ClassVar[tuple[str, ...]] = ("read",)
+    """See `Block.shard_entries`."""
 
     def __init__(self, config: VLMoConfig, layer: int) -> None:
         super().__init__()
