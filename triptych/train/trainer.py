@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from triptych.checkpoint.run import list_checkpoints, load_latest, save_checkpoint
 from triptych.core.errors import ConfigError, DataError
 from triptych.core.processes import keep_freed_memory
-from triptych.core.rng import random_state, seed_everything, set_random_state
+from triptych.core.rng import random_state, seed_everything, seed_step, set_random_state
 from triptych.distributed.collectives import (
     any_rank,
     average_gradients,
@@ -244,6 +244,7 @@ class Trainer:
             if number > 0 and drawn != source:
                 raise ConfigError(f"step {self.step + 1} mixes batches of two sources")
             source, allowed = drawn, self.sources.kind(drawn).objectives
+            seed_step(self.config.seed, self.step, rank(), number)
             micro_losses.append(
                 backward_micro_batch(
                     self.task,
