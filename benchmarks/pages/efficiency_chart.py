@@ -137,8 +137,8 @@ def _draw_group(group: Group, axis: Axis, top: float) -> list[Markup]:
         _text("name end", PLOT_LEFT - 10, top + 18, group.name),
         _text("faint end", PLOT_LEFT - 10, top + 34, group.note),
     ]
-    for place, (css_class, bar) in enumerate((("forward", group.forward), ("both", group.both))):
-        y = top + 6 + place * (BAR_HEIGHT + 3)
+    for row, (css_class, bar) in enumerate((("forward", group.forward), ("both", group.both))):
+        y = top + 6 + row * (BAR_HEIGHT + 3)
         end, mark = axis.position(bar.time_ms), axis.position(bar.expected_ms)
         parts += [
             _rect(css_class, PLOT_LEFT, y, end - PLOT_LEFT, BAR_HEIGHT),
@@ -149,8 +149,8 @@ def _draw_group(group: Group, axis: Axis, top: float) -> list[Markup]:
 
 
 def _rect(css_class: str, x: float, y: float, width: float, height: float) -> Markup:
-    place: dict[str, str | float] = {"x": x, "y": y, "width": width, "height": height}
-    return element("rect", {"class": css_class, **place})
+    box: dict[str, str | float] = {"x": x, "y": y, "width": width, "height": height}
+    return element("rect", {"class": css_class, **box})
 
 
 def _line(css_class: str, x1: float, y1: float, x2: float, y2: float) -> Markup:

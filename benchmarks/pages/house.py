@@ -166,8 +166,8 @@ def main() -> None:
     arguments = parser.parse_args()
     lines = rows()
     print("\n".join(lines))
-    for place in task_tables():
-        print(f"keyed by task: {place}")
+    for table in task_tables():
+        print(f"keyed by task: {table}")
     if arguments.write:
         text = PAGE.read_text(encoding="utf-8")
         table = "<!-- house -->\n" + "\n".join(lines) + "\n<!-- /house -->"

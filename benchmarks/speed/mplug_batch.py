@@ -46,8 +46,8 @@ def make_batch(size: int, image_size: int, generator: torch.Generator) -> dict[s
     for name, texts in (("", captions), ("prefix_", prefixes), ("target_", targets)):
         batch[f"{name}token_ids"] = _pad(texts, 0)
         lengths = torch.tensor([len(text) for text in texts])
-        places = torch.arange(int(lengths.max()))
-        batch["text_mask" if name == "" else f"{name}mask"] = places < lengths[:, None]
+        positions = torch.arange(int(lengths.max()))
+        batch["text_mask" if name == "" else f"{name}mask"] = positions < lengths[:, None]
     batch |= {"mlm_token_ids": _pad(masked, 0), "mlm_labels": _pad(labels, -100)}
     numbers = torch.arange(size)
     return batch | {"image_key": numbers, "caption_key": numbers, "index": numbers}

@@ -8,13 +8,13 @@ def order(num_samples=10, size=4, train=True, seed=0, **ranks):
     return SampleOrder(num_samples, size, seed, train, **ranks)
 
 
-def places(source, num_steps, first=0):
-    return [place for step in range(first, first + num_steps) for place in source.batch(step)]
+def drawn(source, num_steps, first=0):
+    return [sample for step in range(first, first + num_steps) for sample in source.batch(step)]
 
 
 @pytest.mark.parametrize(("num_samples", "size"), [(10, 4), (3, 8), (1, 5), (4, 4)])
 def test_every_epoch_holds_every_sample_once(num_samples, size):
-    found = places(order(num_samples, size), 30)
+    found = drawn(order(num_samples, size), 30)
     epochs = [epoch for epoch, _ in found]
     assert epochs == [i // num_samples for i in range(30 * size)]
     for epoch in range(30 * size // num_samples):
@@ -22,14 +22,14 @@ def test_every_epoch_holds_every_sample_once(num_samples, size):
 
 
 def test_epochs_and_seeds_have_their_own_permutations():
-    first = [i for _, i in places(order(50, 50), 3)]
+    first = [i for _, i in drawn(order(50, 50), 3)]
     assert first[:50] != first[50:100] != first[100:150]
     assert first[:50] != list(range(50))
     assert first[:50] != [i for _, i in order(50, 50, seed=1).batch(0)]
 
 
 def test_a_step_does_not_depend_on_the_steps_before():
-    whole = places(order(), 20)
+    whole = drawn(order(), 20)
     source = order()
     for step in [13, 2, 19, 0, 7]:
         assert source.batch(step) == whole[step * 4 : step * 4 + 4]
@@ -46,18 +46,18 @@ def test_ranks_share_the_samples_out(train):
     alone = order(12, 6, train=train)
     ranks = [order(12, 3, train=train, rank=rank, world_size=2) for rank in range(2)]
     for step in range(2):
-        joined = [place for rank in ranks for place in rank.batch(step)]
+        joined = [sample for rank in ranks for sample in rank.batch(step)]
         assert sorted(joined) == sorted(alone.batch(step))
 
 
 def test_evaluation_gives_each_sample_once_in_order():
     source = order(train=False)
     assert source.num_batches == 3
-    assert places(source, 3) == [(0, i) for i in range(10)]
+    assert drawn(source, 3) == [(0, i) for i in range(10)]
     assert len(source.batch(2)) == 2
     assert order().num_batches is None
 
 
 def test_epochs_beyond_24_bits_are_no_error():
-    (place,) = order(1, 1).batch(2**24 + 5)
-    assert place == (5, 0)
+    (sample,) = order(1, 1).batch(2**24 + 5)
+    assert sample == (5, 0)

@@ -144,7 +144,7 @@ def test_impossible_sizes_name_the_field(field, value):
 
 
 @pytest.mark.parametrize("pre_norm", [True, False])
-def test_reading_a_few_tokens_equals_forward_at_their_places(pre_norm):
+def test_reading_a_few_tokens_equals_forward_at_their_positions(pre_norm):
     torch.manual_seed(0)
     block = Block(_config(pre_norm=pre_norm)).eval()
     x = torch.randn(2, 5, 8, requires_grad=True)

@@ -105,7 +105,7 @@ def test_decoder_sees_no_later_token_and_steps_agree():
 
 @torch.no_grad()
 @pytest.mark.parametrize("num_memory", [3, 200])
-def test_reading_once_equals_the_forward_at_the_wanted_places(num_memory):
+def test_reading_once_equals_the_forward_at_the_wanted_positions(num_memory):
     torch.manual_seed(0)
     decoder = _ready(TextDecoder(TEXT, depth=2))
     states, mask = torch.randn(2, num_memory, 8), torch.ones(2, num_memory, dtype=torch.bool)

@@ -101,15 +101,15 @@ def test_texts_of_an_image_read_one_memory(num_queries):
 
 
 @pytest.mark.parametrize("full", [False, True])
-def test_places_of_some_tokens(full):
+def test_packed_index_of_some_tokens(full):
     mask = torch.ones_like(MASK) if full else MASK
     some = _grid_of(mask & torch.tensor([False, True, True]))
     words = torch.arange(9).reshape(3, 3)
     packed = _grid_of(mask).pack(words)
-    found = packed[_grid_of(mask).places_of(some)]
+    found = packed[_grid_of(mask).packed_index(some)]
     assert found.tolist() == ([1, 2, 4, 5, 7, 8] if full else [1, 7, 8])
     every = _grid_of(torch.ones_like(MASK))
-    assert every.places_of(every).tolist() == list(range(9))
+    assert every.packed_index(every).tolist() == list(range(9))
 
 
 @pytest.mark.parametrize("indexed", [False, True])

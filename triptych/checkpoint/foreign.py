@@ -231,18 +231,18 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
     """Read the files that an index names; each tensor must be where the index says."""
-    places = _read_json(index).get("weight_map")
-    if not isinstance(places, dict) or not places:
+    shard_of = _read_json(index).get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of:
         raise CheckpointError(f"{index} has no weight_map")
     tensors: dict[str, Tensor] = {}
-    for name in sorted(set(map(str, places.values()))):
+    for name in sorted(set(map(str, shard_of.values()))):
         shard = index.parent / name
         if Path(name).name != name or name in (".", ".."):
             raise CheckpointError(f"{index} names {name!r}, which is not a file beside it")
         if not shard.is_file():
             raise CheckpointError(f"{shard} is missing: {index.name} names it; copy it as well")
         tensors |= _read_file(shard)
-    absent = sorted(set(places) - set(tensors))
+    absent = sorted(set(shard_of) - set(tensors))
     if absent:
         raise CheckpointError(f"{index.parent}: no shard holds {absent[0]} ({len(absent)} absent)")
     return tensors
@@ -264,7 +264,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     known: set[int] = set()
     for name, tensor in tensors.items():
         own = tensor.detach().cpu().contiguous()
-        place = own.untyped_storage().data_ptr()
-        apart[name] = own.clone() if place in known else own
-        known.add(place)
+        address = own.untyped_storage().data_ptr()
+        apart[name] = own.clone() if address in known else own
+        known.add(address)
     return apart

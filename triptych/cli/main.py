@@ -136,9 +136,9 @@ def _dispatch(arguments: list[str]) -> int:
     name = " ".join(arguments[:words])
     if name not in VERBS:
         return _not_a_verb(name, arguments)
-    place, _, function = VERBS[name].module.partition(":")
-    module = importlib.import_module(f"triptych.cli.{place}")
-    run = module.RUNS[name] if place == "use" else getattr(module, function or "run")
+    module_name, _, function = VERBS[name].module.partition(":")
+    module = importlib.import_module(f"triptych.cli.{module_name}")
+    run = module.RUNS[name] if module_name == "use" else getattr(module, function or "run")
     return int(run(arguments[words:]) or 0)
 
 

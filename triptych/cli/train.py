@@ -272,10 +272,10 @@ def _bad_share(rest: Sequence[str]) -> tuple[float | None, list[str]]:
     words = [part for word in rest for part in word.split("=", maxsplit=1)]
     if TRAIN_FLAG not in words:
         return None, list(rest)
-    place = words.index(TRAIN_FLAG)
-    value = words[place + 1] if place + 1 < len(words) else ""
+    index = words.index(TRAIN_FLAG)
+    value = words[index + 1] if index + 1 < len(words) else ""
     try:
-        return float(value), words[:place] + words[place + 2 :]
+        return float(value), words[:index] + words[index + 2 :]
     except ValueError as error:
         raise ConfigError(f"{TRAIN_FLAG} {value}: must be a number from 0 to 1") from error
 

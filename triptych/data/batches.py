@@ -110,12 +110,12 @@ class BatchBuilder:
         self._bad: dict[int, Skipped] = {}  # not read again
 
     def build(
-        self, places: Sequence[tuple[int, int]], note: Callable[[int], None] | None = None
+        self, samples: Sequence[tuple[int, int]], note: Callable[[int], None] | None = None
     ) -> Built:
-        """Make the batch of some (epoch, index) places.
+        """Make the batch of some samples, each (epoch, index).
 
         Args:
-            places: The samples.
+            samples: Epoch and index of each.
             note: Called with the index of each sample before it is made.
 
         Returns:
@@ -127,7 +127,7 @@ class BatchBuilder:
         """
         built = Built()
         found = []
-        for epoch, index in places:
+        for epoch, index in samples:
             if note is not None:
                 note(index)
             made = self._replaceable(epoch, index, built)
@@ -136,10 +136,10 @@ class BatchBuilder:
             if built.error is not None:
                 return built
         if found:
-            indices, pixels, samples = zip(*found, strict=True)
+            indices, pixels, made_samples = zip(*found, strict=True)
             config = self.transform.config
             built.num_samples = len(found)
-            built.batch = self.collator.batch(samples)
+            built.batch = self.collator.batch(made_samples)
             flat = [array for arrays in pixels for array in arrays]
             if flat:
                 image = normalise_batch(flat, config.mean, config.std)

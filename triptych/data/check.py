@@ -146,9 +146,9 @@ class CheckReport:
         return [*lines, *self._duplicate_lines(), *self._skip_lines()]
 
     def write_skipped(self, path: Path) -> None:
-        """Write everything that is not usable as JSON Lines, one place a line."""
-        places = {entry.where: entry for entry in self.skipped}
-        text = "".join(json.dumps(entry.to_dict()) + "\n" for entry in places.values())
+        """Write everything that is not usable as JSON Lines, one `where` a line."""
+        by_where = {entry.where: entry for entry in self.skipped}
+        text = "".join(json.dumps(entry.to_dict()) + "\n" for entry in by_where.values())
         write_atomic(path, text)
 
     def _duplicate_lines(self) -> list[str]:
@@ -176,8 +176,8 @@ class CheckReport:
         lines = [f"skipped      {self.num_bad:,} of {self.num_total:,} ({self.bad_share:.2%})"]
         for kind, count in self.skip_counts.items():
             lines.append(f"  {kind}: {count:,}")
-            places = {e.where: e for e in self.skipped if e.kind.value == kind}
-            lines += [f"    {_example(entry)}" for entry in list(places.values())[:NUM_EXAMPLES]]
+            by_where = {e.where: e for e in self.skipped if e.kind.value == kind}
+            lines += [f"    {_example(entry)}" for entry in list(by_where.values())[:NUM_EXAMPLES]]
         return lines
 
 

@@ -71,7 +71,7 @@ def parse_entry(
     record_id: str,
     where: str,
     locate: Callable[[str], ImageSource],
-    images_alone: bool = False,
+    images_only: bool = False,
 ) -> Iterator[Record | Skipped]:
     """Yield the records of one manifest entry: one, or one for each caption of a list.
 
@@ -80,11 +80,11 @@ def parse_entry(
         record_id: The id where the entry has no `id` of its own.
         where: Place of the entry, for `Skipped.where`.
         locate: Turns an image's name, as written, into a source.
-        images_alone: Whether the file is one of images alone, where an image suffices.
+        images_only: Whether the file is one of images alone, where an image suffices.
     """
     try:
         common = _common_fields(entry, record_id, locate)
-        if images_alone and IMAGE_FIELDS.issuperset(entry) and "image" in common:
+        if images_only and IMAGE_FIELDS.issuperset(entry) and "image" in common:
             yield Record(**common)
             return
         captions = entry.get("caption")

@@ -210,7 +210,7 @@ class _Blocks:
     def __init__(self, grid_size: int, num_hidden: int, config: BlockMaskingConfig) -> None:
         self._least = config.min_block_share * grid_size**2
         self._log_aspect = math.log(config.min_aspect)
-        self._places = grid_size + 1  # of a side's first patch; a side of 0 has the most
+        self._num_starts = grid_size + 1  # first patches of a side; a side of 0 has the most
         longest = math.sqrt(max(num_hidden, self._least) / config.min_aspect)
         self._words = _side_words(grid_size, max(grid_size, math.ceil(longest) + 1))
         self._first = np.array([[0], [self._words.shape[1] // 2]])  # of rows, of columns
@@ -220,33 +220,34 @@ class _Blocks:
         """Yield the number of each try, from 1, and what `words` needs of it, without an end."""
         number = 0
         while True:
-            area, aspect, *place = _uniforms(keys, number)  # each (tries, B)
+            area, aspect, *start = _uniforms(keys, number)  # each (tries, B)
             aspect = np.exp((1 - 2 * aspect) * self._log_aspect)
             aspects = np.stack([aspect, 1 / aspect], axis=1)  # (tries, 2, B): height, width
-            places = np.stack(place, axis=1)
+            start_share = np.stack(start, axis=1)
             square = area[:, None] * aspects
             least = self._least * (aspects - square)
-            start = places * self._places + self._first
-            for drawn in zip(square, least, self._places - places, start, strict=True):
+            offset = start_share * self._num_starts + self._first
+            slope = self._num_starts - start_share
+            for drawn in zip(square, least, slope, offset, strict=True):
                 number += 1
                 yield number, drawn
 
     def words(self, drawn: tuple[Draws, ...], todo: Draws) -> Keys:
         """Return one block for each image, (words, B), given how many patches it may mask."""
-        square, least, slope, start = drawn  # each (2, B)
+        square, least, slope, offset = drawn  # each (2, B)
         sides = np.rint(np.sqrt(least + square * todo))  # √(area · aspect), √(area / aspect)
-        # = first + sides * places + place * (places - sides)
-        index = (start + sides * slope).astype(np.intp)
+        # = first + sides * num_starts + start_share * (num_starts - sides)
+        index = (offset + sides * slope).astype(np.intp)
         words = self._words.take(index, axis=1)  # (words, 2, B)
         return words[:, 0] & words[:, 1]  # type: ignore[no-any-return]
 
 
 @functools.lru_cache(maxsize=8)
 def _side_words(grid_size: int, longest: int) -> Keys:
-    """Return the patches in the rows, then in the columns, of each side length and first place.
+    """Return the patches in the rows, then in the columns, of each side length and first patch.
 
     Returns:
-        (words, 2 · (longest + 1) · (grid_size + 1)); the length is slower than the first place.
+        (words, 2 · (longest + 1) · (grid_size + 1)); the length is slower than the first patch.
     """
     length, first = np.divmod(np.arange((longest + 1) * (grid_size + 1)), grid_size + 1)
     length = np.where(length < grid_size, length, 0)[:, None]

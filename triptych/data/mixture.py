@@ -78,20 +78,20 @@ class SourceOrder:
 
     def at(self, step: int) -> int:
         """Return the number of the source of a step, from 0."""
-        block, place = divmod(step, STEPS_AT_ONCE)
-        return int(self._drawn(block)[place])
+        block, offset = divmod(step, STEPS_AT_ONCE)
+        return int(self._drawn(block)[offset])
 
     def counts(self, step: int) -> NDArray[np.int64]:
         """Return (sources,) int64: how many of the steps before this one drew each source."""
-        block, place = divmod(step, STEPS_AT_ONCE)
+        block, offset = divmod(step, STEPS_AT_ONCE)
         while len(self._counts) <= block:  # counts before each block
             last = len(self._counts) - 1
             before = self._counts[-1] + self._count(last, STEPS_AT_ONCE) if self._counts else 0
             self._counts.append(np.zeros(len(self.ratios), dtype=np.int64) + before)
-        return self._counts[block] + self._count(block, place)
+        return self._counts[block] + self._count(block, offset)
 
-    def _count(self, block: int, place: int) -> NDArray[np.int64]:
-        return np.bincount(self._drawn(block)[:place], minlength=len(self.ratios))
+    def _count(self, block: int, end: int) -> NDArray[np.int64]:
+        return np.bincount(self._drawn(block)[:end], minlength=len(self.ratios))
 
     def _drawn(self, block: int) -> NDArray[np.int64]:
         found = self._blocks.get(block)
@@ -135,14 +135,14 @@ class MixtureOrder:
 
     def batch(self, micro_step: int) -> list[tuple[int, int]]:
         """Return (epoch, index) of each sample; indices run through all sources."""
-        step, place = divmod(micro_step, self.accumulate)
+        step, micro_batch = divmod(micro_step, self.accumulate)
         number = self.sources.at(step)
-        own = int(self.sources.counts(step)[number]) * self.accumulate + place
+        own = int(self.sources.counts(step)[number]) * self.accumulate + micro_batch
         first = self._first[number]
         return [(epoch, first + index) for epoch, index in self.orders[number].batch(own)]
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Return the number of the source that holds a sample, and the sample's place in it."""
+        """Return the number of the source that holds a sample, and the sample's index in it."""
         number = bisect_right(self._first, index) - 1
         return number, index - self._first[number]
 
@@ -160,16 +160,16 @@ class MixtureBuilder:
     builders: Sequence[BatchBuilder]
 
     def build(
-        self, places: Sequence[tuple[int, int]], note: Callable[[int], None] | None = None
+        self, samples: Sequence[tuple[int, int]], note: Callable[[int], None] | None = None
     ) -> Built:
-        """Make the batch of some (epoch, index) places of one source.
+        """Make the batch of some samples of one source, each (epoch, index).
 
         Returns:
             The source's batch, in which `index` counts within the source, and `source`.
         """
-        number, place = self.order.locate(places[0][1])
-        first = places[0][1] - place
-        own = [(epoch, index - first) for epoch, index in places]
+        number, own_index = self.order.locate(samples[0][1])
+        first = samples[0][1] - own_index
+        own = [(epoch, index - first) for epoch, index in samples]
         noted = None if note is None else lambda index: note(first + index)
         built = self.builders[number].build(own, noted)
         if built.batch is not None:
@@ -178,8 +178,8 @@ class MixtureBuilder:
 
     def name(self, index: int) -> str:
         """Return how messages call a record."""
-        number, place = self.order.locate(index)
-        return self.builders[number].name(place)
+        number, own_index = self.order.locate(index)
+        return self.builders[number].name(own_index)
 
 
 def build_mixture(

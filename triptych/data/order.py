@@ -58,7 +58,7 @@ class SampleOrder:
         return [self._at(position) for position in range(first, first + size)]
 
     def _at(self, position: int) -> tuple[int, int]:
-        epoch, place = divmod(position, self.num_samples)
+        epoch, offset = divmod(position, self.num_samples)
         epoch %= MAX_EPOCH
         permutation = self._permutations.get(epoch)
         if permutation is None:
@@ -66,7 +66,7 @@ class SampleOrder:
                 self._permutations.clear()
             rng = sample_generator(self.seed, epoch, 0, PERMUTATION_STREAM)
             permutation = self._permutations[epoch] = rng.permutation(self.num_samples)
-        return epoch, int(permutation[place])
+        return epoch, int(permutation[offset])
 
 
 MASK_64 = 2**64 - 1

@@ -73,7 +73,7 @@ class SkipLog:
     """Count and list what is skipped; stop once more than a set share of the samples is bad.
 
     The share is the number of distinct bad samples over the size of the dataset, so it does not
-    grow when an epoch meets the same bad file again. Each place is listed once in
+    grow when an epoch meets the same bad file again. Each sample is listed once in
     `skipped.jsonl`, which a resumed run goes on with.
     """
 
@@ -108,7 +108,7 @@ class SkipLog:
         self.examples: list[Skipped] = []
         self.num_ok = 0
         self._samples: set[tuple[str, str | None]] = set()
-        self._listed = _listed_places(self.path)
+        self._listed = _listed_before(self.path)
 
     @property
     def num_bad(self) -> int:
@@ -209,14 +209,14 @@ def share_to_allow(share: float) -> float:
     return min(1.0, math.ceil(round(share * 100, 6)) / 100)
 
 
-def _listed_places(path: Path | None) -> set[str]:
-    """Return the places that an earlier run listed; a half-written last line is passed over."""
-    places: set[str] = set()
+def _listed_before(path: Path | None) -> set[str]:
+    """Return the `where` of what an earlier run listed; a half-written last line is passed over."""
+    listed: set[str] = set()
     if path is None or not path.is_file():
-        return places
+        return listed
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            places.add(json.loads(line)["where"])
+            listed.add(json.loads(line)["where"])
         except (ValueError, KeyError, TypeError):
             continue
-    return places
+    return listed

@@ -126,9 +126,9 @@ class Builder(Protocol):
     """Makes batches."""
 
     def build(
-        self, places: Sequence[tuple[int, int]], note: Callable[[int], None] | None = None
+        self, samples: Sequence[tuple[int, int]], note: Callable[[int], None] | None = None
     ) -> Built:
-        """Make the batch of some (epoch, index) places."""
+        """Make the batch of some samples, each (epoch, index)."""
         ...
 
     def name(self, index: int) -> str:

@@ -235,9 +235,9 @@ def load_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if on_meta:
         known: set[int] = set()
         for name, tensor in mine.items():
-            place = 0 if tensor.is_meta else tensor.untyped_storage().data_ptr()
-            mine[name] = tensor.clone() if place in known else tensor
-            known |= {place} - {0}
+            address = 0 if tensor.is_meta else tensor.untyped_storage().data_ptr()
+            mine[name] = tensor.clone() if address in known else tensor
+            known |= {address} - {0}
     model.load_state_dict(mine, strict=False, assign=on_meta)
 
 

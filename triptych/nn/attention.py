@@ -199,7 +199,7 @@ class SelfAttention(nn.Module):
             bias: Additive scores, broadcastable to (B, H, S, S), or (B, H, R, S) with `readers`.
             readers: (B, R, D) the tokens that attend, where not all outputs are needed; packed
                 with `grid`.
-            grid: Rows of packed tokens; the bias must hide the places where none stands.
+            grid: Rows of packed tokens; the bias must mask the slots where none stands.
             readers_grid: Rows of packed readers; `grid` if absent.
 
         Returns:

@@ -38,11 +38,11 @@ def recomputing(
         return use(made)
     if torch.is_autocast_enabled(x.device.type):
         made = made.to(torch.get_autocast_dtype(x.device.type))
-    place, size, dtype = made.data_ptr(), made.numel(), made.dtype
+    address, size, dtype = made.data_ptr(), made.numel(), made.dtype
     source = x.detach()
 
     def pack(tensor: Tensor) -> Tensor | torch.Size:
-        same = tensor.data_ptr() == place and tensor.numel() == size and tensor.is_contiguous()
+        same = tensor.data_ptr() == address and tensor.numel() == size and tensor.is_contiguous()
         return tensor.shape if same and tensor.dtype == dtype else tensor.detach()
 
     def unpack(saved: Tensor | torch.Size) -> Tensor:
@@ -282,8 +282,8 @@ class Block(nn.Module):
         normed = self.attention_norm(x) if self.pre_norm else x
         asking = None
         if readers is not None:
-            places = grid.places_of(readers).to(x.device)
-            x, asking = x.index_select(0, places), normed.index_select(0, places)
+            index = grid.packed_index(readers).to(x.device)
+            x, asking = x.index_select(0, index), normed.index_select(0, index)
         x = x + self.dropout(self.attention(normed, bias, asking, grid, readers))
         x = x if self.pre_norm else self.attention_norm(x)
         return self._after_attention(x, memory, memory_bias, memory_grid)
@@ -313,11 +313,11 @@ class Block(nn.Module):
 
         Args:
             x: (B, S, D) float.
-            positions: (B, R) int64 places in the sequence.
+            positions: (B, R) int64, in the sequence.
             bias: Additive self-attention scores, broadcastable to (B, H, R, S).
 
         Returns:
-            (B, R, D): what `forward` gives at those places.
+            (B, R, D): what `forward` gives at those positions.
         """
         if self._recomputes():
             return checkpoint(self._read, x, positions, bias, use_reentrant=False)  # type: ignore[no-any-return]

@@ -22,9 +22,9 @@ class TokenGrid:
 
     Attributes:
         num_rows: Rows R.
-        width: Places W of a row.
-        slots: (T,) int64, distinct: row · W + place of each token; None when the grid is full.
-        tokens: (R · W,) int64, the token in each place, and the first one where none stands.
+        width: Slots W of a row.
+        slots: (T,) int64, distinct: row · W + column of each token; None when the grid is full.
+        tokens: (R · W,) int64, the token in each slot, and the first one where none stands.
     """
 
     num_rows: int
@@ -41,7 +41,7 @@ class TokenGrid:
 
     @classmethod
     def of(cls, mask: Tensor, embed_dim: int) -> TokenGrid:
-        """Return the grid of the True places of a mask (R, W) bool, in row-major order.
+        """Return the grid of the True entries of a mask (R, W) bool, in row-major order.
 
         States narrower than `PACKED_FROM` keep their padding: the grid is full.
         """
@@ -59,7 +59,7 @@ class TokenGrid:
         return flat if self.slots is None else flat.index_select(0, self.slots)
 
     def pad(self, x: Tensor) -> Tensor:
-        """Put packed tokens (T, ...) in their places: (R, W, ...), zeros where none stands."""
+        """Put packed tokens (T, ...) in their slots: (R, W, ...), zeros where none stands."""
         if self.slots is not None:
             empty = x.new_zeros(self.num_rows * self.width, *x.shape[1:])
             x = empty.index_copy_(0, self.slots, x)
@@ -68,7 +68,7 @@ class TokenGrid:
     def spread(self, x: Tensor) -> Tensor:
         """Do what `pad` does at less cost, with any token where none stands.
 
-        For what hides these places, such as attention with a bias.
+        For what masks these slots, such as attention with a bias.
         """
         if len(x) == 0:
             return self.pad(x)
@@ -76,7 +76,7 @@ class TokenGrid:
             x = x.index_select(0, self.tokens)
         return x.view(self.num_rows, self.width, *x.shape[1:])
 
-    def places_of(self, some: TokenGrid) -> Tensor:
+    def packed_index(self, some: TokenGrid) -> Tensor:
         """Return where some of these tokens, in a grid of the same shape, stand when packed."""
         if some.slots is None:
             return torch.arange(self.num_rows * self.width)
@@ -96,7 +96,7 @@ class TokenGrid:
         order = torch.argsort(group, stable=True)
         counts = torch.bincount(group, minlength=num_groups)
         starts = counts.cumsum(0) - counts
-        place = torch.empty_like(group)
-        place[order] = torch.arange(len(group), device=group.device) - starts[group[order]]
+        column = torch.empty_like(group)
+        column[order] = torch.arange(len(group), device=group.device) - starts[group[order]]
         width = max(1, int(counts.max()))
-        return TokenGrid.at(num_groups, width, group * width + place)
+        return TokenGrid.at(num_groups, width, group * width + column)

@@ -58,13 +58,13 @@ def kept_twin(module: M, build: Callable[[], M]) -> M:
 
 
 def _state_of(module: nn.Module) -> object:
-    """Return what changes when the weights do: place, number of changes, and a few numbers."""
+    """Return what changes when the weights do: address, number of changes, and a few numbers."""
     parameters = list(module.parameters())
     if any(parameter.is_inference() for parameter in parameters):
         return None  # their changes are not counted
     some = torch.stack([parameter.detach().flatten()[:4].sum() for parameter in parameters])
-    places = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
-    return places, some.tolist()
+    versions = [(parameter.data_ptr(), parameter._version) for parameter in parameters]
+    return versions, some.tolist()
 
 
 def prepack(module: M) -> M:

@@ -28,7 +28,7 @@ class VisionConfig:
         patch_init_std: Deviation of fresh patch weights; None takes the model's `init_std`.
         position_init_std: Deviation of a fresh position table; None takes the model's `init_std`.
             Where it is far below the deviation of the patch states, a model that starts from
-            scratch learns places very slowly.
+            scratch learns positions very slowly.
         stem_widths: Channels of convolutions of stride 2 before the patch projection; none in CLIP.
     """
 

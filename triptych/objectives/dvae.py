@@ -55,9 +55,9 @@ def code_balance(logits: Tensor) -> Tensor:
         Scalar float32 from 0 to ln V.
     """
     log_probs = torch.log_softmax(logits.float(), dim=1)
-    num_places = log_probs.shape[0] * log_probs.shape[2] * log_probs.shape[3]
+    num_positions = log_probs.shape[0] * log_probs.shape[2] * log_probs.shape[3]
     # in logarithms, where a frequency that underflows to 0 still has a gradient
-    log_shares = torch.logsumexp(log_probs, dim=(0, 2, 3)) - math.log(num_places)
+    log_shares = torch.logsumexp(log_probs, dim=(0, 2, 3)) - math.log(num_positions)
     negative_entropy: Tensor = (log_shares.exp() * log_shares).sum()
     return negative_entropy + math.log(logits.shape[1])
 

@@ -56,9 +56,9 @@ class ModelSource:
     def __post_init__(self) -> None:
         """Reject two starts for the same weights, and another network around given weights."""
         for name in ("init_vision_from", "init_text_from", *FUSION_FIELDS):
-            alone = self.init_from is None or getattr(self, name) is None
+            is_allowed = self.init_from is None or getattr(self, name) is None
             must = "be absent where init_from gives a whole model"
-            check(alone, f"model.{name}", getattr(self, name), must)
+            check(is_allowed, f"model.{name}", getattr(self, name), must)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

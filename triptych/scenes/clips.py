@@ -135,9 +135,9 @@ def ask_about_clip(clip: Clip, rng: random.Random) -> Question | None:
         asked = f"which way does the {said} move?"
         return Question(asked, motion, way) if motion != "nowhere" else None
     if way == "mover":
-        alone = clip.motions.count(motion) == 1 and motion != "nowhere"
+        is_only_mover = clip.motions.count(motion) == 1 and motion != "nowhere"
         asked = f"what color is the object that moves {motion}?"
-        return Question(asked, item.color, way) if alone else None
+        return Question(asked, item.color, way) if is_only_mover else None
     yes = rng.random() < 0.5
     choices = [m for m in MOTIONS if m != "nowhere" and (m == motion) == yes]
     if not choices:

@@ -448,8 +448,8 @@ class Engine:
     def _match_chunk(self, images: list[ImageInput], ids: list[list[int]]) -> list[float]:
         """Score pairs; an image that several texts share is encoded once."""
         distinct = {id(image): image for image in images}
-        places = {key: place for place, key in enumerate(distinct)}
-        index = torch.tensor([places[id(image)] for image in images], device=self.device)
+        index_of = {key: number for number, key in enumerate(distinct)}
+        index = torch.tensor([index_of[id(image)] for image in images], device=self.device)
         unique = list(distinct.values())
         parts = [self.model.encode_image(chunk) for chunk in self._image_chunks(unique)]
         text = self.model.encode_text(*self._padded(ids))

@@ -96,8 +96,8 @@ def init_parts(model: Any, source: ModelSource) -> list[str]:
         CheckpointError: A file cannot be read, or is of other sizes.
     """
     lines: list[str] = []
-    for part, place in (("vision", source.init_vision_from), ("text", source.init_text_from)):
-        if place is None:
+    for part, path in (("vision", source.init_vision_from), ("text", source.init_text_from)):
+        if path is None:
             continue
         family = family_of(model.config)
         fill = None if family.converter is None else getattr(family.converter, f"init_{part}")
@@ -106,36 +106,36 @@ def init_parts(model: Any, source: ModelSource) -> list[str]:
                 f"{family.title} has no start from published {part} weights: "
                 f"omit model.init_{part}_from"
             )
-        foreign = read_foreign(Path(place))
+        foreign = read_foreign(Path(path))
         try:
             report = fill(model, foreign.tensors, foreign.config)
         except (CheckpointError, CapabilityError) as error:
-            raise type(error)(f"model.init_{part}_from = {place}: {error}") from error
-        lines.append(f"{part} weights from {place}: {report.summary(long=False)}")
+            raise type(error)(f"model.init_{part}_from = {path}: {error}") from error
+        lines.append(f"{part} weights from {path}: {report.summary(long=False)}")
     return lines
 
 
-def load_published_tokenizer(place: Path) -> Tokenizer:
+def load_published_tokenizer(path: Path) -> Tokenizer:
     """Return the tokenizer that lies beside published text weights.
 
     Args:
-        place: The folder with the weights.
+        path: The folder with the weights.
 
     Raises:
         DataError: There is none, or it keeps capitals, which our texts have lost.
     """
     hint = "name one with --tokenizer.path"
-    if not place.is_dir():
-        raise DataError(f"{place} is no folder with a vocabulary: {hint}")
-    settings = place / "tokenizer_config.json"
+    if not path.is_dir():
+        raise DataError(f"{path} is no folder with a vocabulary: {hint}")
+    settings = path / "tokenizer_config.json"
     if settings.is_file():
         try:
             cased = json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case") is False
         except (ValueError, AttributeError) as error:
             raise DataError(f"{settings} is not valid: {error}") from error
         if cased:
-            raise DataError(f"{place} is case-sensitive, but texts are lower-cased: {hint}")
+            raise DataError(f"{path} is case-sensitive, but texts are lower-cased: {hint}")
     try:
-        return Tokenizer.load(place)
+        return Tokenizer.load(path)
     except DataError as error:
         raise DataError(f"{error}: {hint}") from error

@@ -58,21 +58,21 @@ def pairs(model):
 
 
 @torch.no_grad()
-def test_reading_some_places_equals_computing_all(model):
+def test_reading_some_positions_equals_computing_all(model):
     sequence = pairs(model)
     _, everything = model.trunk(sequence)
-    places = torch.tensor([[0, 3], [2, 1], [1, 1]])
-    found = model.trunk.read(sequence, [(slice(None), places)])[0]
-    expected = torch.stack([everything[row, places[row]] for row in range(3)])
+    positions = torch.tensor([[0, 3], [2, 1], [1, 1]])
+    found = model.trunk.read(sequence, [(slice(None), positions)])[0]
+    expected = torch.stack([everything[row, positions[row]] for row in range(3)])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_groups_of_rows_read_their_own_places(model):
+def test_groups_of_rows_read_their_own_positions(model):
     sequence = pairs(model)
     _, everything = model.trunk(sequence)
-    first, places = torch.tensor([[5, 2]]), torch.tensor([[3], [0]])
-    one, two = model.trunk.read(sequence, [(slice(0, 1), first), (slice(1, 3), places)])
+    first, positions = torch.tensor([[5, 2]]), torch.tensor([[3], [0]])
+    one, two = model.trunk.read(sequence, [(slice(0, 1), first), (slice(1, 3), positions)])
     torch.testing.assert_close(one, everything[:1, [5, 2]], atol=1e-5, rtol=1e-5)
     expected = everything[[1, 2], [3, 0]][:, None]
     torch.testing.assert_close(two, expected, atol=1e-5, rtol=1e-5)
@@ -99,7 +99,7 @@ def test_scores_of_one_step_serve_all_its_passes(model):
         TokenSequence(text=model.text_inputs(ids), text_mask=mask),
     ]
     for sequence in sequences:
-        reads = [(slice(None), sequence.first_places())]
+        reads = [(slice(None), sequence.first_positions())]
         found = model.trunk.read(sequence, reads, scores)[0]
         torch.testing.assert_close(found, model.trunk.read(sequence, reads)[0])
 
@@ -216,15 +216,15 @@ def test_later_blocks_are_skipped_more_often():
 
 
 def test_scores_of_chosen_queries():
-    places = torch.tensor([[2, 0], [1, 1]])
+    positions = torch.tensor([[2, 0], [1, 1]])
     one, many = torch.randn(1, 3, 4, 4), torch.randn(2, 3, 4, 4)
     for bias in (one, many):
-        found = gather_scores(bias, places)
+        found = gather_scores(bias, positions)
         for row in range(2):
             source = bias[min(row, len(bias) - 1)]
-            assert torch.equal(found[row], source[:, places[row]])
+            assert torch.equal(found[row], source[:, positions[row]])
     keys_only = torch.randn(2, 1, 1, 4)
-    assert gather_scores(keys_only, places) is keys_only
+    assert gather_scores(keys_only, positions) is keys_only
 
 
 def test_skipping_drops_whole_rows_of_a_modality():

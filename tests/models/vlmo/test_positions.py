@@ -88,17 +88,17 @@ def test_resizing_equals_scipy(sizes):
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 9])
 def test_splines_go_through_polynomials_of_their_degree(count):
-    places = torch.linspace(-1, 2, count, dtype=torch.float64) ** 3  # uneven
-    wanted = torch.linspace(float(places[0]), float(places[-1]), 11, dtype=torch.float64)
+    known = torch.linspace(-1, 2, count, dtype=torch.float64) ** 3  # uneven
+    wanted = torch.linspace(float(known[0]), float(known[-1]), 11, dtype=torch.float64)
     degree = min(3, count - 1)
     for power in range(degree + 1):
-        found = spline_weights(places, wanted) @ places**power
+        found = spline_weights(known, wanted) @ known**power
         torch.testing.assert_close(found, wanted**power, atol=1e-9, rtol=1e-9)
 
 
 def test_outside_its_points_a_spline_is_constant():
-    places = torch.arange(5, dtype=torch.float64)
-    found = spline_weights(places, torch.tensor([-3.0, 9.0], dtype=torch.float64)) @ places**2
+    known = torch.arange(5, dtype=torch.float64)
+    found = spline_weights(known, torch.tensor([-3.0, 9.0], dtype=torch.float64)) @ known**2
     assert found.tolist() == pytest.approx([0.0, 16.0])
 
 

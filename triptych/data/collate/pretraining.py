@@ -107,8 +107,8 @@ class PretrainingCollator:
         masked_ids, labels = mask_tokens(
             text.ids, self._vocabulary, rng, self.config.mlm_probability, self.config.whole_word
         )
-        is_empty, place = rng.random(2).tolist()
-        k = int(place * len(text.word_starts))
+        is_empty, share = rng.random(2).tolist()
+        k = int(share * len(text.word_starts))
         return PretrainingSample(
             ids=text.ids,
             masked_ids=masked_ids,
@@ -299,8 +299,8 @@ class FLAVAPairCollator:
             images; `itm_labels` (B,), 0 where swapped; `image_key` of the images and
             `caption_key` of these captions (B,).
         """
-        shown = [_shown(samples, place) for place in range(len(samples))]
-        texts = [samples[place] for place in shown]
+        shown = [_shown(samples, index) for index in range(len(samples))]
+        texts = [samples[index] for index in shown]
         token_ids, text_mask = self.tokenizer.pad([t.ids for t in texts])
         labels, _ = self.tokenizer.pad([t.mlm_labels for t in texts])
         return self.images.batch([s.image for s in samples]) | {
@@ -308,20 +308,20 @@ class FLAVAPairCollator:
             "text_mask": text_mask,
             "mlm_token_ids": self.tokenizer.pad([t.masked_ids for t in texts])[0],
             "mlm_labels": labels.masked_fill_(~text_mask, IGNORE_INDEX),
-            "itm_labels": int_tensor(int(place == own) for own, place in enumerate(shown)),
+            "itm_labels": int_tensor(int(index == own) for own, index in enumerate(shown)),
             "image_key": int_tensor(s.image_key for s in samples),
             "caption_key": int_tensor(t.caption_key for t in texts),
         }
 
 
-def _shown(samples: Sequence[FLAVAPairSample], place: int) -> int:
+def _shown(samples: Sequence[FLAVAPairSample], index: int) -> int:
     """Return whose caption stands beside an image: its own, or for a swap another's."""
-    own = samples[place]
+    own = samples[index]
     if not own.is_swapped:
-        return place
+        return index
     others = [
         number
         for number, other in enumerate(samples)
         if other.image_key != own.image_key and other.caption_key != own.caption_key
     ]
-    return others[int(own.partner * len(others))] if others else place
+    return others[int(own.partner * len(others))] if others else index

@@ -129,14 +129,14 @@ def _add_sentences(
         found.skipped.append(Skipped(SkipKind.EMPTY_CAPTION, where, "has no sentences"))
         return
     for index, sentence in enumerate(sentences):
-        place = f"{where}.sentences[{index}]"
+        sentence_where = f"{where}.sentences[{index}]"
         raw = sentence.get("raw") if isinstance(sentence, dict) else None
         own_id = sentence.get("sentid") if isinstance(sentence, dict) else None
         record_id = str(own_id) if own_id is not None else f"{image_id}#{index}"
         try:
             caption = parse_caption(raw)
         except EntryError as error:
-            found.skipped.append(Skipped(error.kind, place, str(error)))
+            found.skipped.append(Skipped(error.kind, sentence_where, str(error)))
             continue
         record = Record(record_id=record_id, image=path, image_id=image_id, caption=caption)
         found.records.append(record)

@@ -26,7 +26,7 @@ from triptych.data.records import ImageSource
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, RecordList, check_split
 
-Entry = tuple[str, str, dict[str, Any]]  # id, place, fields
+Entry = tuple[str, str, dict[str, Any]]  # id, where, fields
 
 
 def read_jsonl(source: DataSourceConfig) -> RecordList:
@@ -40,7 +40,7 @@ def read_jsonl(source: DataSourceConfig) -> RecordList:
 
 
 def read_objects(path: Path) -> tuple[list[Entry], list[Skipped]]:
-    """Return each JSON object with its id and place, and what is no object.
+    """Return each JSON object with its id and where it stands, and what is no object.
 
     Raises:
         DataError: The file cannot be read, or is a `.json` file without a list.
@@ -86,7 +86,7 @@ def records_of_entries(
     splits = (str(fields["split"]) for _, _, fields in entries if "split" in fields)
     parts = check_split(source.split, splits, source.path)
     found = RecordList(skipped=skipped, parts=parts)
-    alone = all(IMAGE_FIELDS.issuperset(fields) for _, _, fields in entries)
+    images_only = all(IMAGE_FIELDS.issuperset(fields) for _, _, fields in entries)
     for own_id, where, fields in entries:
         if source.split is None or str(fields.get("split")) == source.split:
             found.add(
@@ -95,7 +95,7 @@ def records_of_entries(
                     record_id=own_id,
                     where=where,
                     locate=locate,
-                    images_alone=alone,
+                    images_only=images_only,
                 )
             )
     return found

@@ -87,11 +87,11 @@ def read_webdataset(source: DataSourceConfig) -> RecordList:
 def _read_shard(shard: Path) -> Iterator[Record | Skipped]:
     samples: dict[str, Members] = {}
     yield from _index(shard, samples)
-    alone = not any(members.keys() & {"txt", "cls"} for members in samples.values())
+    images_only = not any(members.keys() & {"txt", "cls"} for members in samples.values())
     try:
         with shard.open("rb") as file:
             for key, members in samples.items():
-                yield from _sample(shard, key, members, file, alone)
+                yield from _sample(shard, key, members, file, images_only)
     except OSError as error:
         raise cannot_read(shard, error) from error
 
@@ -145,7 +145,7 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _sample(
-    shard: Path, key: str, members: Members, file: Any, alone: bool
+    shard: Path, key: str, members: Members, file: Any, images_only: bool
 ) -> Iterator[Record | Skipped]:
     where = f"{shard}::{key}"
     record_id = f"{shard.stem}/{key}"
@@ -173,7 +173,7 @@ def _sample(
         record_id=record_id,
         where=where,
         locate=lambda _: image,
-        images_alone=alone,
+        images_only=images_only,
     )
     codes = _source(shard, members.get(CODES_EXTENSION))
     for entry in entries:

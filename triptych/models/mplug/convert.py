@@ -216,13 +216,13 @@ def config_for(
             vocab_size=len(foreign[TEXT_WORDS]),
             max_positions=len(foreign[TEXT_POSITIONS]),
         )
-    image_alone = trained_for == "captioning" and "itm_head.weight" not in foreign
+    reads_image_only = trained_for == "captioning" and "itm_head.weight" not in foreign
     return dataclasses.replace(
         config,
         vision=vision,
         text=text,
         tie_mlm_head=MLM_MATRIX not in foreign or _same(foreign, MLM_MATRIX, TEXT_WORDS),
-        decoder_memory="image" if image_alone else config.decoder_memory,
+        decoder_memory="image" if reads_image_only else config.decoder_memory,
     )
 
 

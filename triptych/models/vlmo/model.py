@@ -200,7 +200,7 @@ class VLMo(nn.Module):
         own, other = self.image_projection, self.fused_image_projection
         if sequence.text is not None:
             own, other = self.text_projection, self.fused_text_projection
-        first = sequence.first_places()
+        first = sequence.first_positions()
         if not fused or other is None:
             states = self.trunk.read(sequence, [(slice(None), first)], scores)[0]
             return _unit(own(states[:, 0])), None
@@ -241,7 +241,7 @@ class VLMo(nn.Module):
         """
         images = self.image_inputs(image, image_type=image_type)
         sequence = TokenSequence(images, self.text_inputs(token_ids), text_mask)
-        states = self.trunk.read(sequence, [(slice(None), sequence.first_places())])[0]
+        states = self.trunk.read(sequence, [(slice(None), sequence.first_positions())])[0]
         return self.pool(states[:, 0])
 
     @property
@@ -287,7 +287,7 @@ class VLMo(nn.Module):
     ) -> Tensor:
         """Return `match_logits(fuse(...))`; the last block computes the text [CLS] only."""
         sequence = self._paired(image, text, image_index)
-        states = self.trunk.read(sequence, [(slice(None), sequence.first_places())])[0]
+        states = self.trunk.read(sequence, [(slice(None), sequence.first_positions())])[0]
         return self.itm_head(self.pool(states[:, 0]))  # type: ignore[no-any-return]
 
     def word_logits(self, states: Tensor) -> Tensor:

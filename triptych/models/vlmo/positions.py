@@ -39,12 +39,12 @@ def num_rows(grid_size: int, max_text_tokens: int) -> int:
 def image_index(grid_size: int) -> Tensor:
     """Return the row of each pair of image tokens, (N, N) int64, query first."""
     side = 2 * grid_size - 1
-    place = torch.arange(grid_size * grid_size)
-    y, x = place // grid_size, place % grid_size
+    position = torch.arange(grid_size * grid_size)
+    y, x = position // grid_size, position % grid_size
     rows_y = y[:, None] - y[None] + grid_size - 1
     rows_x = x[:, None] - x[None] + grid_size - 1
     last = num_image_rows(grid_size)
-    index = torch.empty(len(place) + 1, len(place) + 1, dtype=torch.int64)
+    index = torch.empty(len(position) + 1, len(position) + 1, dtype=torch.int64)
     index[1:, 1:] = rows_y * side + rows_x
     index[0, :], index[:, 0], index[0, 0] = last - 3, last - 2, last - 1
     return index
@@ -53,8 +53,8 @@ def image_index(grid_size: int) -> Tensor:
 def text_index(num_text: int, grid_size: int, max_text_tokens: int) -> Tensor:
     """Return the row of each pair of text tokens, (L, L) int64, query first."""
     first, last = num_image_rows(grid_size), num_rows(grid_size, max_text_tokens)
-    place = torch.arange(num_text)
-    index = first + max_text_tokens + place[None] - place[:, None]
+    position = torch.arange(num_text)
+    index = first + max_text_tokens + position[None] - position[:, None]
     index[0, :], index[:, 0], index[0, 0] = last - 3, last - 2, last - 1
     return index
 
@@ -134,9 +134,9 @@ def resize_relative_table(table: Tensor, old_grid: int, new_grid: int) -> Tensor
         return table
     old_side, new_side = 2 * old_grid - 1, 2 * new_grid - 1
     grid, rest = table[: old_side**2], table[old_side**2 :]
-    places = _geometric_places(old_side, new_side)
+    known = _geometric_offsets(old_side, new_side)
     wanted = torch.arange(new_side, dtype=torch.float64) - new_side // 2
-    weights = spline_weights(places, wanted)  # (new_side, old_side)
+    weights = spline_weights(known, wanted)  # (new_side, old_side)
     columns = grid.double().reshape(old_side, old_side, -1)
     resized = torch.einsum("yi,xj,ijc->yxc", weights, weights, columns).flatten(0, 1)
     return torch.cat([resized.to(table.dtype), rest])
@@ -173,7 +173,7 @@ def grid_of_table(table: Tensor, max_text_tokens: int) -> int:
     return grid
 
 
-def spline_weights(places: Tensor, wanted: Tensor) -> Tensor:
+def spline_weights(known: Tensor, wanted: Tensor) -> Tensor:
     """Return the matrix that reads an interpolating spline at other points.
 
     A cubic spline with "not-a-knot" ends, which is FITPACK's and hence SciPy's choice; of fewer
@@ -181,25 +181,25 @@ def spline_weights(places: Tensor, wanted: Tensor) -> Tensor:
     evaluation is.
 
     Args:
-        places: (n,) float64, increasing: where values are known.
+        known: (n,) float64, increasing: where values are known.
         wanted: (m,) float64: where values are wanted.
 
     Returns:
-        (m, n) float64: values at `wanted` are this times the values at `places`.
+        (m, n) float64: values at `wanted` are this times the values at `known`.
     """
-    wanted = wanted.clamp(places[0], places[-1])
-    if len(places) < 4:
-        powers = torch.arange(len(places))
-        basis = places[:, None] ** powers
+    wanted = wanted.clamp(known[0], known[-1])
+    if len(known) < 4:
+        powers = torch.arange(len(known))
+        basis = known[:, None] ** powers
         solved: Tensor = torch.linalg.solve(basis, wanted[:, None] ** powers, left=False)
         return solved
-    curvature = _curvature_weights(places)
-    step = places.diff()
-    after = torch.searchsorted(places, wanted).clamp(1, len(places) - 1)
+    curvature = _curvature_weights(known)
+    step = known.diff()
+    after = torch.searchsorted(known, wanted).clamp(1, len(known) - 1)
     before, width = after - 1, step[after - 1]
-    right = (wanted - places[before]) / width
+    right = (wanted - known[before]) / width
     left = 1 - right
-    unit = torch.eye(len(places), dtype=places.dtype)
+    unit = torch.eye(len(known), dtype=known.dtype)
     line = left[:, None] * unit[before] + right[:, None] * unit[after]
     bend_left, bend_right = ((w**3 - w) * width**2 / 6 for w in (left, right))
     bend = bend_left[:, None] * curvature[before] + bend_right[:, None] * curvature[after]
@@ -207,10 +207,10 @@ def spline_weights(places: Tensor, wanted: Tensor) -> Tensor:
     return weights
 
 
-def _curvature_weights(places: Tensor) -> Tensor:
+def _curvature_weights(known: Tensor) -> Tensor:
     """Return the (n, n) matrix from values at n points to the spline's second derivatives there."""
-    count, step = len(places), places.diff()
-    system = torch.zeros(count, count, dtype=places.dtype)
+    count, step = len(known), known.diff()
+    system = torch.zeros(count, count, dtype=known.dtype)
     values = torch.zeros_like(system)
     for i in range(1, count - 1):
         before, after = step[i - 1], step[i]
@@ -218,14 +218,14 @@ def _curvature_weights(places: Tensor) -> Tensor:
         values[i, i - 1], values[i, i + 1] = 6 / before, 6 / after
         values[i, i] = -6 / before - 6 / after
     for row, (i, j, k) in ((0, (0, 1, 2)), (-1, (-1, -2, -3))):  # one cubic over both end pieces
-        near, far = (places[i] - places[j]).abs(), (places[j] - places[k]).abs()
+        near, far = (known[i] - known[j]).abs(), (known[j] - known[k]).abs()
         system[row, i], system[row, j], system[row, k] = far, -(near + far), near
     solved: Tensor = torch.linalg.solve(system, values)
     return solved
 
 
-def _geometric_places(old_side: int, new_side: int) -> Tensor:
-    """Return where BEiT places the old offsets: 0 and ±(1, 1 + q, 1 + q + q², ...), (old_side,).
+def _geometric_offsets(old_side: int, new_side: int) -> Tensor:
+    """Return where BEiT puts the old offsets: 0 and ±(1, 1 + q, 1 + q + q², ...), (old_side,).
 
     The ratio q is bisected in [1.01, 1.5] so that the last sum is the last new offset; a smaller
     grid thus keeps the near offsets almost where they were.

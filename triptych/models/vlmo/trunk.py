@@ -177,27 +177,27 @@ class MultiwayBlock(nn.Module):
             part = parts[0] if len(parts) == 1 else torch.cat(parts)
         return x + self._branch(part, self.mlp_scale, layout, apart=not fused)
 
-    def read(self, x: Tensor, bias: Tensor | None, places: Tensor, expert: str) -> Tensor:
+    def read(self, x: Tensor, bias: Tensor | None, positions: Tensor, expert: str) -> Tensor:
         """Transform only the tokens that somebody reads; all tokens are attended.
 
         Args:
             x: (B, S, D) float.
             bias: Additive scores, broadcastable to (B, H, R, S).
-            places: (B, R) int64 positions in the sequence.
+            positions: (B, R) int64, in the sequence.
             expert: "text", "image" or "fused".
 
         Returns:
             (B, R, D): what `forward` gives at those positions.
         """
         if self._recomputes():
-            return checkpoint(self._read, x, bias, places, expert, use_reentrant=False)  # type: ignore[no-any-return]
-        return self._read(x, bias, places, expert)
+            return checkpoint(self._read, x, bias, positions, expert, use_reentrant=False)  # type: ignore[no-any-return]
+        return self._read(x, bias, positions, expert)
 
-    def _read(self, x: Tensor, bias: Tensor | None, places: Tensor, expert: str) -> Tensor:
-        normed, num_read = self.attention_norm(x), places.shape[1]
+    def _read(self, x: Tensor, bias: Tensor | None, positions: Tensor, expert: str) -> Tensor:
+        normed, num_read = self.attention_norm(x), positions.shape[1]
         layout = Layout(len(x), num_read)
-        attended = self.attention(normed, bias, gather_tokens(normed, places)).flatten(0, 1)
-        x = gather_tokens(x, places).flatten(0, 1)
+        attended = self.attention(normed, bias, gather_tokens(normed, positions)).flatten(0, 1)
+        x = gather_tokens(x, positions).flatten(0, 1)
         x = x + self._branch(attended, self.attention_scale, layout, apart=False)
         part = self.expert(expert)(x)
         x = x + self._branch(part, self.mlp_scale, layout, apart=False)
@@ -244,12 +244,12 @@ def drop_path_factors(num_rows: int, rate: float, device: torch.device) -> Tenso
     return (torch.rand(num_rows, device=device) >= rate).float() / (1 - rate)
 
 
-def gather_scores(bias: Tensor, places: Tensor) -> Tensor:
-    """Return the scores of queries at positions.
+def gather_scores(bias: Tensor, positions: Tensor) -> Tensor:
+    """Return the scores of the queries at some positions.
 
     Args:
         bias: (1 or B, H or 1, S or 1, S).
-        places: (B, R) int64.
+        positions: (B, R) int64.
 
     Returns:
         (B, H or 1, R or 1, S).
@@ -257,8 +257,8 @@ def gather_scores(bias: Tensor, places: Tensor) -> Tensor:
     if bias.shape[2] == 1:
         return bias
     if len(bias) == 1:
-        return bias[0][:, places].transpose(0, 1)
-    return bias.gather(2, places[:, None, :, None].expand(-1, bias.shape[1], -1, bias.shape[-1]))
+        return bias[0][:, positions].transpose(0, 1)
+    return bias.gather(2, positions[:, None, :, None].expand(-1, bias.shape[1], -1, bias.shape[-1]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,10 +299,10 @@ class TokenSequence:
         """Text tokens L of a padded row; 0 for images alone."""
         return 0 if self.text is None else self.text.shape[1]
 
-    def first_places(self) -> Tensor:
+    def first_positions(self) -> Tensor:
         """Return (M, 1) int64: the position of each row's [CLS], the text's in pairs.
 
-        Places of pairs count within the text.
+        Positions of pairs count within the text.
         """
         found = self.image if self.text is None else self.text
         assert found is not None
@@ -393,14 +393,14 @@ class MultiwayTrunk(nn.Module):
         return self._read(sequence, running, x, reads, fused=paired)
 
     def branches(
-        self, sequence: TokenSequence, places: Tensor, scores: Tensor | None = None
+        self, sequence: TokenSequence, positions: Tensor, scores: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Run images or texts alone both ways: up to the top through their own experts, and
         through the vision-language experts from the block on where pairs meet them.
 
         Args:
             sequence: B rows of one modality.
-            places: (B, R) int64, positions that are read.
+            positions: (B, R) int64, of the states that are read.
             scores: As for `read`.
 
         Returns:
@@ -412,7 +412,7 @@ class MultiwayTrunk(nn.Module):
         found = []
         for fused in (False, True):
             upper = self._run(running, range(first, last), fused=fused, x=x)
-            reads = [(slice(None), places)]
+            reads = [(slice(None), positions)]
             found.append(self._read(sequence, running, upper, reads, fused=fused)[0])
         return found[0], found[1]
 
@@ -483,9 +483,9 @@ class MultiwayTrunk(nn.Module):
             expert = "fused"
         offset = sequence.num_image if sequence.is_paired else 0
         found = []
-        for rows, places in reads:
+        for rows, positions in reads:
             own = bias if bias is None or len(bias) == 1 else bias[rows]
-            own = None if own is None else gather_scores(own, places + offset)
-            states = block.read(tokens[rows], own, places + offset, expert)  # type: ignore[operator]
+            own = None if own is None else gather_scores(own, positions + offset)
+            states = block.read(tokens[rows], own, positions + offset, expert)  # type: ignore[operator]
             found.append(self.norm(states))
         return found

@@ -101,8 +101,8 @@ class DINOHead(nn.Module):
             x: Pooled states.
             freeze_last: Whether the last layer gets no gradient.
         """
-        for place, layer in enumerate(self.layers):
-            x = layer(x if place == 0 else F.gelu(x))
+        for number, layer in enumerate(self.layers):
+            x = layer(x if number == 0 else F.gelu(x))
         directions = self.directions.detach() if freeze_last else self.directions
         return F.linear(F.normalize(x, dim=-1), F.normalize(directions, dim=-1).to(x.dtype))
 
@@ -141,7 +141,7 @@ class SmallCropEncoder:
             else:
                 del owner._parameters[leaf]
                 self._tables[name] = owner
-        self._twin = twin.to(next(model.parameters()).device)  # buffers, such as place numbers
+        self._twin = twin.to(next(model.parameters()).device)  # buffers, such as position numbers
         self._pairs = [(m, twin.get_submodule(name)) for name, m in model.named_modules()]
 
     def __call__(self, image: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ class _Stage:
         self._joint.after_step(step)
 
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
-        """Return nothing but the places of the samples: no text meets an image yet."""
+        """Return nothing but the indices of the samples: no text meets an image yet."""
         return Predictions(index=batch["index"].tolist())
 
 
