@@ -1,3 +1,4 @@
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -5,7 +6,7 @@ from typing import Literal
 import pytest
 import yaml
 
-from triptych.core.config import check, from_dict, kind_of, load_yaml, save_yaml, to_dict
+from triptych.core.config import check, from_dict, kind_of, load_yaml, renamed, save_yaml, to_dict
 from triptych.core.errors import ConfigError
 
 
@@ -102,3 +103,47 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 )
 def test_kind_of(name, expected):
     assert kind_of(type(name, (), {})) == expected
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewerConfig:
+    """`size` was called `length`; `inner.rate` was a field `rate` of this config, in percent."""
+
+    size: int = 1
+    inner: InnerConfig = field(default_factory=InnerConfig)
+
+    @staticmethod
+    def upgrade_fields(plain):
+        plain = renamed(plain, {"length": "size"})
+        if "rate" in plain:
+            inner = dict(plain.get("inner", {}))
+            plain["inner"] = {**inner, "rate": plain.pop("rate") / 100}
+        return plain
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HolderConfig:
+    newer: NewerConfig = field(default_factory=NewerConfig)
+
+
+def test_old_fields_load_under_their_new_names(tmp_path):
+    old = {"newer": {"length": 3, "rate": 25, "inner": {"sizes": [4]}}}
+    expected = NewerConfig(size=3, inner=InnerConfig(rate=0.25, sizes=(4,)))
+    assert from_dict(HolderConfig, old) == HolderConfig(newer=expected)
+    assert old == {"newer": {"length": 3, "rate": 25, "inner": {"sizes": [4]}}}  # not changed
+    save_yaml(HolderConfig(newer=expected), tmp_path / "c.yaml")
+    assert "length" not in (tmp_path / "c.yaml").read_text()
+    assert load_yaml(HolderConfig, tmp_path / "c.yaml").newer == expected
+
+
+@pytest.mark.parametrize(
+    ("plain", "message"),
+    [
+        ({"length": 3, "size": 3}, "newer: length is the old name of size, which is given too"),
+        ({"length": "x"}, "newer.size = 'x': must be int"),
+        ({"lenght": 3}, "unknown field 'newer.lenght'"),
+    ],
+)
+def test_old_fields_that_do_not_fit_are_named(plain, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        from_dict(HolderConfig, {"newer": plain})

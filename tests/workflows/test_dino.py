@@ -11,8 +11,10 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from triptych.checkpoint.run import load_latest
+from triptych.core.config import load_yaml, save_yaml
 from triptych.core.errors import DataError
 from triptych.data.source import DataSourceConfig
+from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
 from triptych.tasks.pretraining.dino import DINO
 from triptych.text import Tokenizer
@@ -45,7 +47,7 @@ def test_the_papers_numbers():
     assert config.optim.learning_rate == pytest.approx(3e-3)  # 7.5e-4 * 1024 / 256
     assert config.optim.vision_learning_rate == config.optim.learning_rate
     assert config.train.local_batch_size == 1024
-    assert (config.train.max_grad_norm, config.train.clip_apart) == (0.3, True)
+    assert (config.train.max_grad_norm, config.train.clip_per_parameter) == (0.3, True)
 
 
 @pytest.mark.parametrize("scale", ["smoke", "tiny", "small", "base"])
@@ -126,3 +128,12 @@ def test_a_folder_of_images_alone_needs_no_words(scenes, tmp_path, recipe):
         train_run(start, tmp_path / "text")
     with pytest.raises(DataError, match="no record has text or caption"):
         train_run(replace(text, data=config.data), tmp_path / "untold")
+
+
+def test_a_config_with_the_old_name_of_clipping_loads(tmp_path):
+    config = build_recipe("dino", "base")
+    save_yaml(config, tmp_path / "config.yaml")
+    text = (tmp_path / "config.yaml").read_text()
+    assert text.count("  clip_per_parameter: true\n") == 1
+    (tmp_path / "config.yaml").write_text(text.replace("clip_per_parameter", "clip_apart"))
+    assert load_yaml(RunConfig, tmp_path / "config.yaml") == config

@@ -3,6 +3,10 @@
 A config is a `@dataclass(frozen=True, kw_only=True, slots=True)`; nested configs are fields. Where
 a field's type is a union of configs, or an `OpenConfig`, the plain form carries a `kind` key, the
 class's snake-case name without a trailing `_config`.
+
+A config whose fields were renamed or changed still loads from old files: its static method
+`upgrade_fields` takes the plain fields of any age and returns those of today (`renamed` helps).
+What moves from one config into another is upgraded by the config that holds both.
 """
 
 from __future__ import annotations
@@ -47,6 +51,25 @@ def kinds_of(config_class: type) -> tuple[str, ...]:
     return kind_of(config_class), *getattr(config_class, "OLD_KINDS", ())
 
 
+def renamed(plain: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Return plain fields with old names replaced: what most `upgrade_fields` do.
+
+    Args:
+        plain: The fields of a config, as a file holds them; not changed.
+        names: Today's name of each old one.
+
+    Raises:
+        ConfigError: A field stands there under both names.
+
+    Example:
+        `renamed({"clip_apart": True}, {"clip_apart": "clip_per_parameter"})`
+    """
+    for old, new in names.items():
+        if old in plain and new in plain:
+            raise ConfigError(f"{old} is the old name of {new}, which is given too: remove {old}")
+    return {names.get(key, key): value for key, value in plain.items()}
+
+
 def to_dict(config: Any, *, tagged: bool = False) -> Any:
     """Return a config as plain dicts, lists, numbers and strings.
 
@@ -81,6 +104,12 @@ def from_dict(config_class: type[C], plain: Any, where: str = "") -> C:
     """
     if not isinstance(plain, dict):
         raise ConfigError(f"{where or 'config'}: expected a mapping, got {plain!r}")
+    upgrade = getattr(config_class, "upgrade_fields", None)
+    if upgrade is not None:
+        try:
+            plain = upgrade(plain)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}" if where else str(error)) from error
     hints = get_type_hints(config_class)
     fields = {field.name: field for field in dataclasses.fields(cast(Any, config_class))}
     values: dict[str, Any] = {}

@@ -40,7 +40,7 @@ def dino(scale: str) -> RunConfig:
                 local_batch_size=1024,
                 accumulate=8,
                 max_grad_norm=0.3,
-                clip_apart=True,
+                clip_per_parameter=True,
             ),
             optim=OptimConfig(
                 learning_rate=RATE_PER_256 * 1024 / 256,

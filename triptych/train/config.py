@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from triptych.core.config import check
+from triptych.core.config import check, renamed
 from triptych.train.metrics_log import TrackerName
 
 
@@ -25,7 +26,7 @@ class TrainConfig:
     max_grad_norm: float | None = 1.0
     """Global gradient norm above which gradients are scaled down; None disables clipping."""
 
-    clip_apart: bool = False
+    clip_per_parameter: bool = False
     """Whether `max_grad_norm` bounds the gradient norm of each parameter separately instead of the
     global norm, as in DINO's released code."""
 
@@ -99,6 +100,11 @@ class TrainConfig:
             self.max_grad_norm,
             "be above 0, or absent for no clipping",
         )
+
+    @staticmethod
+    def upgrade_fields(plain: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of a file that may be older than this class, as they are named now."""
+        return renamed(plain, {"clip_apart": "clip_per_parameter"})
 
     @property
     def micro_batch_size(self) -> int:

@@ -259,7 +259,7 @@ class Trainer:
         norm = clip_gradients(
             [p for _, p in parameters],
             self.config.max_grad_norm,
-            per_parameter=self.config.clip_apart,
+            per_parameter=self.config.clip_per_parameter,
         )
         values = read_values(micro_losses, norm)
         check_finite(values, parameters, step=self.step + 1, last_checkpoint=self._last_checkpoint)
