@@ -305,7 +305,11 @@ class CrossAttention(nn.Module):
 
     def project(self, memory: Tensor) -> KeyValue:
         """Project a memory (B, S, D) once; the result serves any number of queries."""
-        both = self.key_value(memory).unflatten(-1, (2, self.num_heads, -1))  # (B, S, 2, H, K)
+        return self.split(self.key_value(memory))
+
+    def split(self, both: Tensor) -> KeyValue:
+        """Split keys and values that stand side by side, (B, S, 2·D), into heads."""
+        both = both.view(*both.shape[:-1], 2, self.num_heads, -1)  # (B, S, 2, H, K)
         key, value = both.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, S, K)
         return KeyValue(key, value)
 

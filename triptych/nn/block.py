@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Concatenate, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from triptych.nn.dropout import Dropout
 from triptych.nn.kv_cache import LayerCache
 from triptych.nn.packing import TokenGrid
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
 
@@ -155,7 +156,7 @@ class Block(nn.Module):
         memory_dim: Width of the memory to attend to; None leaves cross-attention out.
     """
 
-    shard_entries: ClassVar[tuple[str, ...]] = ("read", "joint", "step")
+    shard_entries: ClassVar[tuple[str, ...]] = ("read", "joint", "step", "lend")
     """Methods beside `forward` by which a block is entered. A module that has this attribute can
     be a unit of sharded training: its parameters are used inside these methods alone, so that they
     need be whole only then."""
@@ -207,7 +208,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         bias: Tensor | None = None,
-        memory: Memory | None = None,
+        memory: Memory | Tensor | None = None,
         memory_bias: Tensor | None = None,
         grid: TokenGrid | None = None,
         memory_grid: TokenGrid | None = None,
@@ -218,7 +219,7 @@ class Block(nn.Module):
         Args:
             x: (B, S, D) float, or packed tokens (T, D) with `grid`.
             bias: Additive self-attention scores, broadcastable to (B, H, S, S).
-            memory: Memory for the cross-attention.
+            memory: Memory for the cross-attention; or states (M, S, D), which the block prepares.
             memory_bias: (M, 1, 1, memory) additive cross-attention scores.
             grid: Rows of packed tokens.
             memory_grid: Row of the memory that each packed token reads, of `readers` if given;
@@ -240,7 +241,7 @@ class Block(nn.Module):
         bias: Tensor,
         grid: TokenGrid,
         image_index: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         """Transform [image; text] as one sequence.
 
         Args:
@@ -251,7 +252,7 @@ class Block(nn.Module):
             image_index: (M,) int64, the image of each text; None means M = B, in order.
 
         Returns:
-            Image (M, N, D) and text (T, D).
+            (M·N + T, D): the image tokens of all rows, then the packed text tokens.
         """
         if self._recomputes():
             return checkpoint(  # type: ignore[no-any-return]
@@ -269,7 +270,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         bias: Tensor | None,
-        memory: Memory | None,
+        memory: Memory | Tensor | None,
         memory_bias: Tensor | None,
         grid: TokenGrid | None,
         memory_grid: TokenGrid | None,
@@ -295,16 +296,14 @@ class Block(nn.Module):
         bias: Tensor,
         grid: TokenGrid,
         image_index: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Tensor:
         normed = [self.attention_norm(x) if self.pre_norm else x for x in (image, text)]
         attended = self.attention.joint(normed[0], normed[1], bias, grid, image_index)
         image = image if image_index is None else image.index_select(0, image_index)
         x = torch.cat([image.flatten(0, 1), text.to(image.dtype)])  # (M·N + T, D)
         x = x + self.dropout(attended)
         x = x if self.pre_norm else self.attention_norm(x)
-        x = self._after_attention(x, None, None)
-        num_image = len(x) - len(text)
-        return x[:num_image].view(image.shape), x[num_image:]
+        return self._after_attention(x, None, None)
 
     def read(self, x: Tensor, positions: Tensor, bias: Tensor | None = None) -> Tensor:
         """Transform only the tokens that somebody reads; all tokens are attended.
@@ -351,14 +350,26 @@ class Block(nn.Module):
         x = x if self.pre_norm else self.attention_norm(x)
         return self._after_attention(x, memory, memory_bias)
 
+    def lend(
+        self, use: Callable[Concatenate[Block, P], R], *inputs: P.args, **options: P.kwargs
+    ) -> R:
+        """Return use(self, *inputs), for a network that needs parts of a block in its own order.
+
+        As with every entry, the result may be no view of another tensor.
+        """
+        return use(self, *inputs, **options)
+
     def _after_attention(
         self,
         x: Tensor,
-        memory: Memory | None,
+        memory: Memory | Tensor | None,
         memory_bias: Tensor | None,
         memory_grid: TokenGrid | None = None,
     ) -> Tensor:
         if self.cross_attention is not None and memory is not None:
+            if isinstance(memory, Tensor):
+                num_queries = x.shape[1] if memory_grid is None else memory_grid.width
+                memory = self.cross_attention.prepare(memory, num_queries)
             normed = self.cross_norm(x) if self.pre_norm else x
             x = x + self.dropout(self.cross_attention(normed, memory, memory_bias, memory_grid))
             x = x if self.pre_norm else self.cross_norm(x)

@@ -58,7 +58,7 @@ class TextDecoder(nn.Module):
             memory: (B, S, D).
             mask: (B, S) bool, True = may be read; None when all may.
         """
-        layers = tuple(block.cross_attention.project(memory) for block in self._blocks())  # type: ignore[union-attr]
+        layers = tuple(_project(block, memory) for block in self._blocks())
         return DecoderMemory(layers, None if mask is None else key_bias(mask, memory.dtype))
 
     def forward(
@@ -95,18 +95,14 @@ class TextDecoder(nn.Module):
         Returns:
             (B, L, D) states.
         """
-        layers = [
-            block.cross_attention.prepare(states, token_ids.shape[1])  # type: ignore[union-attr]
-            for block in self._blocks()
-        ]
         bias = None if mask is None else key_bias(mask, states.dtype)
-        return self._read(token_ids, text_mask, layers, bias)
+        return self._read(token_ids, text_mask, [states] * len(self.blocks), bias)
 
     def _read(
         self,
         token_ids: Tensor,
         text_mask: Tensor | None,
-        layers: Sequence[Memory],
+        layers: Sequence[Memory | Tensor],
         memory_bias: Tensor | None,
     ) -> Tensor:
         check_text_length(token_ids, self.config.max_positions)
@@ -160,6 +156,19 @@ class TextDecoder(nn.Module):
 
     def _blocks(self) -> list[Block]:
         return [block for block in self.blocks if isinstance(block, Block)]
+
+
+def _project(block: Block, memory: Tensor) -> KeyValue:
+    """Project a memory (B, S, D) inside the block; heads are views, so they are split outside."""
+    attention = block.cross_attention
+    assert attention is not None
+    both = block.lend(_keys_and_values, memory.flatten(0, 1))
+    return attention.split(both.view(*memory.shape[:2], -1))
+
+
+def _keys_and_values(block: Block, memory: Tensor) -> Tensor:
+    """Map (B·S, D) to keys and values (B·S, 2·D), side by side."""
+    return block.cross_attention.key_value(memory)  # type: ignore[union-attr, no-any-return]
 
 
 def cat_masks(first: Tensor | None, second: Tensor, first_length: int) -> Tensor:

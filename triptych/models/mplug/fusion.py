@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from triptych.models.mplug.config import MPLUGConfig
-from triptych.nn.attention import CrossAttention, Memory, key_bias
+from triptych.nn.attention import CrossAttention, key_bias
 from triptych.nn.block import Block
 from triptych.nn.packing import TokenGrid
 
@@ -108,15 +108,16 @@ class SkipConnectedFusion(nn.Module):
         joint_bias = torch.cat([bias.new_zeros(len(bias), 1, 1, image.shape[1]), bias], dim=-1)
         for layer, block in enumerate(_blocks(self.blocks)):
             if layer in self.connected_layers:
-                updated, x = block.joint(image, x, joint_bias, rows, image_index)
+                joined = block.joint(image, x, joint_bias, rows, image_index)
+                updated, x = torch.tensor_split(joined, [len(text) * image.shape[1]])
+                updated = updated.view(-1, *image.shape[1:])
                 image = updated + _each(image, image_index) if self.image_residual else updated
                 image_index, readers = None, rows
             else:
                 if read is not None and layer + 1 == len(self.blocks):
                     wanted = TokenGrid.of(text_mask & read, text.shape[-1])
                     readers = _readers(wanted, image, image_index)
-                memory = _memory(block, image, readers.width)
-                x = block(x, bias, memory, None, rows, readers, wanted)
+                x = block(x, bias, image, None, rows, readers, wanted)
         return self.image_norm(image), (wanted or rows).pad(self.final_norm(x)), image_index
 
 
@@ -157,11 +158,10 @@ class CoAttentionFusion(nn.Module):
         bias = key_bias(text_mask, text.dtype)
         pairs = zip(_blocks(self.blocks), _blocks(self.image_blocks), strict=True)
         for text_block, image_block in pairs:
-            image_memory = _memory(text_block, _normed(image_block, image), readers.width)
+            seen = _normed(image_block, image)
             words = rows.pad(_normed(text_block, x))  # (M, L, D)
-            text_memory = _memory(image_block, words, image.shape[1])
-            x = text_block(x, bias, image_memory, None, rows, readers)
-            image = image_block(_each(image, image_index), None, text_memory, bias)
+            x = text_block(x, bias, seen, None, rows, readers)
+            image = image_block(_each(image, image_index), None, words, bias)
             image_index, readers = None, rows
         return self.image_norm(image), rows.pad(self.final_norm(x)), None
 
@@ -206,12 +206,12 @@ def _each(image: Tensor, image_index: Tensor | None) -> Tensor:
 
 
 def _normed(block: Block, x: Tensor) -> Tensor:
-    return block.attention_norm(x) if block.pre_norm else x  # type: ignore[no-any-return]
+    """Return what the block's self-attention would see."""
+    return block.lend(_first_norm, x) if block.pre_norm else x
 
 
-def _memory(block: Block, states: Tensor, num_queries: int) -> Memory:
-    assert block.cross_attention is not None
-    return block.cross_attention.prepare(states, num_queries)
+def _first_norm(block: Block, x: Tensor) -> Tensor:
+    return block.attention_norm(x)  # type: ignore[no-any-return]
 
 
 def _blocks(blocks: nn.ModuleList) -> list[Block]:
@@ -290,9 +290,9 @@ class PairFusion(nn.Module):
             _pair_blocks(fusion), self.branches, self.merges, strict=True
         ):
             if isinstance(branch, CrossAttention):
-                text = _asymmetric(block, branch, merge, images, text, bias)
+                text = block.lend(_asymmetric, branch, merge, images, text, bias)
             else:
-                updated, text = _connected(block, merge, images, text, bias)
+                updated, text = block.lend(_connected, merge, images, text, bias)
                 images = images + updated if fusion.image_residual else updated
         return fusion.final_norm(text)  # type: ignore[no-any-return]
 

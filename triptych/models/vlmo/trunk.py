@@ -187,7 +187,7 @@ class MultiwayBlock(nn.Module):
             expert: "text", "image" or "fused".
 
         Returns:
-            (B, R, D): what `forward` gives at those positions.
+            (B·R, D): what `forward` gives at those positions, row by row.
         """
         if self._recomputes():
             return checkpoint(self._read, x, bias, positions, expert, use_reentrant=False)  # type: ignore[no-any-return]
@@ -200,8 +200,7 @@ class MultiwayBlock(nn.Module):
         x = gather_tokens(x, positions).flatten(0, 1)
         x = x + self._branch(attended, self.attention_scale, layout, apart=False)
         part = self.expert(expert)(x)
-        x = x + self._branch(part, self.mlp_scale, layout, apart=False)
-        return x.view(layout.num_rows, num_read, -1)
+        return x + self._branch(part, self.mlp_scale, layout, apart=False)
 
     def expert(self, name: str) -> nn.Module:
         """Return the expert of a name; the shared one where there is no other."""
@@ -487,5 +486,5 @@ class MultiwayTrunk(nn.Module):
             own = bias if bias is None or len(bias) == 1 else bias[rows]
             own = None if own is None else gather_scores(own, positions + offset)
             states = block.read(tokens[rows], own, positions + offset, expert)  # type: ignore[operator]
-            found.append(self.norm(states))
+            found.append(self.norm(states).view(*positions.shape, -1))
         return found
