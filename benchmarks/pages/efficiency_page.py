@@ -281,7 +281,7 @@ def claims_table(results: Results) -> str:
         verdict = {
             (True, True): "yes",
             (False, False): "no",
-            (True, False): "forward alone",
+            (True, False): "forward only",
             (False, True): "with the backward pass",
         }[holds]
         rows.append([claim.text, claim.said, *map(format_ratio, ratios), verdict])
@@ -307,11 +307,11 @@ def findings_list(results: Results) -> str:
     twins = {network.name: network.both_ms for network in networks}
     noise = abs(twins[ASYMMETRIC] / twins[FASTEST_STRIDE] - 1)
     lines = (
-        f"By time, forward and backward pass: {order}.",
-        "By operations the order is "
-        + (f"another: {'; '.join(against)}." if against else "the same."),
-        f"Over S = 3, the ratio of times lies farthest from that of operations for {far.label}: "
-        f"{format_ratio(gaps[far][1])} against {format_ratio(gaps[far][2])}.",
+        f"Order by time of forward and backward pass: {order}.",
+        "Order by operations: "
+        + (f"different, as {'; '.join(against)}." if against else "the same."),
+        f"Relative to S = 3, time and operations differ most for {far.label}: "
+        f"{format_ratio(gaps[far][1])} and {format_ratio(gaps[far][2])}.",
         "S = 6 and asymmetric co-attention are one network here, timed twice: their times differ "
         f"by {100 * noise:.1f} %.",
     )
@@ -339,42 +339,42 @@ def speed_table(results: Results) -> str:
     rows = (
         (
             "fusion_s3_over_coattention",
-            "co-attention against skip-connected, S = 3, a pair",
+            "co-attention vs. skip-connected, S = 3, per pair",
             (both_ms[CO_ATTENTION], both_ms[OURS], fusion["ranges"][CO_ATTENTION]),
             networks[CO_ATTENTION].over(networks[OURS])[2],
         ),
         (
             "fusion_s3_over_connected",
-            "connected-attention against the same",
+            "connected-attention vs. the same",
             (both_ms[CONNECTED], both_ms[OURS], fusion["ranges"][CONNECTED]),
             networks[CONNECTED].over(networks[OURS])[2],
         ),
         (
             "step_fast_over_plain",
-            "training step in fp32, one pass an objective against the fast path",
+            "training step in fp32: one pass per objective vs. the fast path",
             (step_ms["plain fp32"], step_ms["fast fp32"], step["range"]),
             None,
         ),
         (
             "step_default_over_plain_fp32",
-            f"the same, plain in fp32 against the fast path in our default precision, {chosen}",
+            f"the same, plain in fp32 vs. the fast path in our default precision, {chosen}",
             (default_ms["plain fp32"], default_ms[f"fast {chosen}"], default["range_fp32"]),
             None,
         ),
         (
             "beam10_over_uncached",
-            "beam search, without against with caches",
+            "beam search, without vs. with caches",
             (1000 * beam["uncached_s"], 1000 * beam["cached_s"], None),
             beams(cached=False) / beams(cached=True),
         ),
         (
             "rerank_over_plain",
-            "ITM of many texts an image, the released way against ours",
+            "ITM of many texts per image, released code vs. ours",
             (rerank["median_ms"]["plain"], rerank["median_ms"]["fast"], rerank["range"]),
             texts(MAX_TOKENS, fast=False) / texts(rerank["mean_tokens"], fast=True),
         ),
     )
-    head = ["figure", "slow against fast", "slow, ms", "fast, ms", "measured", "lowest to highest"]
+    head = ["figure", "slow vs. fast", "slow, ms", "fast, ms", "measured", "lowest to highest"]
     lines = []
     for key, text, (slow, fast, limits), flops in rows:
         found = results.figures[key]
@@ -415,7 +415,10 @@ def profile_table(results: Results) -> str:
     """Return where the time of a step goes, by kind of operation."""
     output = results.output("profile")
     names = {"products": "matrix products, convolutions, attention kernels"}
-    names |= {"copies": "copies, gathers, joins, fills", "element_wise": "the rest of both passes"}
+    names |= {
+        "copies": "copies, gathers, concatenations, fills",
+        "element_wise": "the rest of both passes",
+    }
     names |= {"update": "clipping, AdamW, momentum encoders, queue"}
     fast, plain = output["seconds"]["fast"], output["seconds"]["plain"]
 
@@ -423,8 +426,8 @@ def profile_table(results: Results) -> str:
         return f"{seconds[kind]:.1f} s, {seconds[kind] / sum(seconds.values()):.0%}"
 
     rows = [[text, cell(plain, kind), cell(fast, kind)] for kind, text in names.items()]
-    rows.append(["all", f"{sum(plain.values()):.1f} s", f"{sum(fast.values()):.1f} s"])
-    return make_table(["", "one pass an objective", "fast path"], rows)
+    rows.append(["total", f"{sum(plain.values()):.1f} s", f"{sum(fast.values()):.1f} s"])
+    return make_table(["", "one pass per objective", "fast path"], rows)
 
 
 def outside_list(results: Results) -> str:
@@ -437,12 +440,12 @@ def outside_list(results: Results) -> str:
     bar = float(MPLUG.bars["step_default_over_plain_fp32"].text.split()[-1])
     taken, wanted = default_s - outside_s, plain_s / bar - outside_s
     lines = (
-        f"{outside_s / all_s * 100:.0f} % of the fast path is no product, "
-        f"{fast['update'] / all_s * 100:.0f} % of it clipping, AdamW, momentum encoders and queue.",
-        f"In {default['precision']}, on the processor of that row, a step took {default_s:.1f} s, "
-        f"the plain one in fp32 {plain_s:.1f} s. If all but the products took as long there as "
-        f"here, {outside_s:.1f} s, the products took {taken:.1f} s, and would have to take "
-        f"{wanted:.1f} s for the target of {bar:g}.",
+        f"Of the fast path, {outside_s / all_s * 100:.0f} % is not matrix products; "
+        f"{fast['update'] / all_s * 100:.0f} % is clipping, AdamW, momentum encoders and queue.",
+        f"In {default['precision']}, on the processor of `step_default_over_plain_fp32`, a step "
+        f"took {default_s:.1f} s, and the plain one in fp32 {plain_s:.1f} s. If everything but the "
+        f"products took as long there as here ({outside_s:.1f} s), the products took {taken:.1f} "
+        f"s; the target of {bar:g} needs {wanted:.1f} s.",
     )
     return "\n".join(f"- {line}" for line in lines)
 

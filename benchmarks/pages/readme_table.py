@@ -15,18 +15,18 @@ ROOT = Path(__file__).resolve().parents[2]
 BLOCK = re.compile(r"<!-- results -->\n.*?<!-- /results -->", flags=re.DOTALL)
 VERDICTS = {True: "met", False: "not met", None: "not measured"}
 ROWS = (
-    ("demo_minutes", "`make demo`, installation excluded, minutes"),
-    ("i2t_r1", "image to text among 500 unseen scenes, recall at 1, ITC alone"),
-    ("t2i_r1", "text to image, the same"),
-    ("i2t_r1_itm", "image to text after ITM"),
-    ("t2i_r1_itm", "text to image after ITM"),
+    ("demo_minutes", "`make demo`, without installation, minutes"),
+    ("i2t_r1", "image-to-text recall at 1 among 500 unseen scenes, ITC alone"),
+    ("t2i_r1", "text-to-image, the same"),
+    ("i2t_r1_itm", "image-to-text, re-ranked by ITM"),
+    ("t2i_r1_itm", "text-to-image, re-ranked by ITM"),
     ("caption_objects", "objects that captions name with the right size, colour and shape"),
     ("vqa", "VQA accuracy"),
-    ("grounding", "boxes with IoU of 0.5 or more"),
-    ("bf16_speedup", "training step in bf16 over fp32 with torch's SDPA"),
-    ("beam_cache_speedup", "beam 5, 20 tokens, base size, with caches over without"),
-    ("scenes_per_s", "scenes generated a second, 64 px, one core"),
-    ("resume_kills", "runs of 10 that go on bitwise equal after kill -9"),
+    ("grounding", "boxes with an IoU of at least 0.5"),
+    ("bf16_speedup", "speed-up of a training step, bf16 over fp32 with torch's SDPA"),
+    ("beam_cache_speedup", "speed-up of beam search by caches, 5 beams, 20 tokens, base size"),
+    ("scenes_per_s", "scenes generated per second, 64 px, one core"),
+    ("resume_kills", "runs of 10 that resume bitwise equal after kill -9"),
 )
 
 
@@ -53,12 +53,12 @@ def table(results: Mapping[str, Any]) -> str:
     lines += [
         "",
         f"The demo ran on {machine['cores']} cores of {machine['CPU']} without a GPU, at commit "
-        f"`{commit[:12]}`; [docs/results.md](docs/results.md) names commit and machine of each "
+        f"`{commit[:12]}`; [docs/results.md](docs/results.md) lists commit and machine of each "
         "figure, and `benchmarks/results/foundation.json` "
         "its interval and protocol. Chance draws a training answer, box or caption at random; "
         "blind is the majority answer of the question type, the mean box, or the most frequent "
         "caption. Each scene of the compositional split shows at least one pair of colour and "
-        "shape that training never saw.",
+        "shape that never occurs in training.",
         "<!-- /results -->",
     ]
     return "\n".join(lines)

@@ -31,83 +31,82 @@ TITLES = {
 }
 WHAT = {
     "foundation": {
-        "demo_minutes": "`make demo` on two cores, installation excluded, minutes",
-        "i2t_r1": "image to text among 500 unseen scenes, recall at 1, by ITC",
-        "t2i_r1": "text to image, the same",
-        "i2t_r1_itm": "image to text after ITM",
-        "t2i_r1_itm": "text to image after ITM",
+        "demo_minutes": "`make demo` on two cores, without installation, minutes",
+        "i2t_r1": "image-to-text recall at 1 among 500 unseen scenes, by ITC",
+        "t2i_r1": "text-to-image, the same",
+        "i2t_r1_itm": "image-to-text, re-ranked by ITM",
+        "t2i_r1_itm": "text-to-image, re-ranked by ITM",
         "caption_objects": "objects that captions name with the right size, colour and shape",
         "vqa": "VQA accuracy",
-        "vqa_blind": "VQA accuracy of the majority answer of each question type",
-        "grounding": "boxes with IoU of 0.5 or more",
-        "bf16_speedup": "training step of the demo in bf16 over fp32 with torch's SDPA",
-        "beam_cache_speedup": "beam 5, 20 tokens, base size, with caches over without",
-        "scenes_per_s": "scenes drawn a second, 64 px, one core",
-        "resume_kills": "runs of 10 that go on bitwise equal after kill -9",
-        "own_data": "200 mixed files, 3 of them corrupt, from check to caption",
+        "vqa_blind": "VQA accuracy of the majority answer per question type",
+        "grounding": "boxes with an IoU of at least 0.5",
+        "bf16_speedup": "speed-up of the demo's training step, bf16 over fp32 with torch's SDPA",
+        "beam_cache_speedup": "speed-up of beam search by caches, 5 beams, 20 tokens, base size",
+        "scenes_per_s": "scenes generated per second, 64 px, one core",
+        "resume_kills": "runs of 10 that resume bitwise equal after kill -9",
+        "own_data": "200 mixed files, 3 of them corrupt, work from check to caption",
     },
     "mplug": {
-        "fusion_s3_over_coattention": "skip-connected fusion, S = 3, over co-attention",
+        "fusion_s3_over_coattention": "speed-up of skip-connected fusion, S = 3, over co-attention",
         "fusion_s3_over_connected": "the same over connected-attention",
-        "step_fast_over_plain": "pre-training step, base, one pass over one an objective",
+        "step_fast_over_plain": "speed-up of a base pre-training step, one pass over several",
         "step_default_over_plain_fp32": "the same in the default precision over plain fp32",
-        "step_outside_products": "share of that step, fast path, that is no matrix product",
-        "beam10_over_uncached": "caption, base, beam 10, 20 tokens, with caches over without",
-        "rerank_over_plain": "ITM of 64 texts an image, S = 6",
+        "step_outside_products": "share of that step, fast path, outside matrix products",
+        "beam10_over_uncached": "speed-up of base captioning by caches, 10 beams, 20 tokens",
+        "rerank_over_plain": "speed-up of ITM on 64 texts per image, S = 6",
         "checkpointing_memory_ratio": "peak memory with activation checkpointing over without",
         "scst_cider_before": "CIDEr of captions before SCST",
-        "scst_cider_after": "CIDEr after",
+        "scst_cider_after": "CIDEr after SCST",
     },
     "vlmo": {
-        "golden_max_error": "largest difference to the released code's outputs and losses",
+        "golden_max_error": "largest difference from the released code's outputs and losses",
         "stagewise_minutes": "all stages on the scenes, two cores, minutes",
-        "i2t_r1": "image to text among 500 unseen scenes, recall at 1, dot product",
-        "t2i_r1": "text to image, the same",
-        "i2t_r1_dual": "image to text among fewer of them, dot product",
-        "t2i_r1_dual": "text to image, the same",
-        "i2t_r1_itm": "image to text among the same fewer, by ITM on all pairs",
-        "t2i_r1_itm": "text to image, the same",
+        "i2t_r1": "image-to-text recall at 1 among 500 unseen scenes, dot product",
+        "t2i_r1": "text-to-image, the same",
+        "i2t_r1_dual": "image-to-text recall at 1 on a subset of them, dot product",
+        "t2i_r1_dual": "text-to-image, the same",
+        "i2t_r1_itm": "image-to-text on the same subset, ITM on all pairs",
+        "t2i_r1_itm": "text-to-image, the same",
         "vqa": "VQA accuracy by classification",
-        "step_fast_over_plain": "step of the third stage, base, over the plain one",
-        "stagewise_gain": "recall at 1 that the first two stages add to a third of equal budget",
-        "multiway_gain": "recall at 1 that experts add to one FFN for all",
-        "global_negatives_gain": "recall at 1 after ITM that negatives of both processes add",
-        "dual_over_fusion_speed": "5,000 images x 25,000 texts by dot product over ITM on all",
+        "step_fast_over_plain": "speed-up of a third-stage step, base, over the plain one",
+        "stagewise_gain": "gain from the first two stages, with an equally long third stage",
+        "multiway_gain": "gain from experts over one FFN for all",
+        "global_negatives_gain": "gain from ITM negatives of both processes, recall after ITM",
+        "dual_over_fusion_speed": "speed-up of dot products over ITM, 5,000 images x 25,000 texts",
     },
     "flava": {
-        "parity_max_error": "largest difference to transformers, three sizes, three kinds of batch",
+        "parity_max_error": "largest difference from transformers, 3 sizes, 3 kinds of batches",
         "grad_norm_step0": "norm of the first gradient, released size, random weights",
-        "step_fp32_over_transformers": "step on 8 pairs, released size, fp32, over transformers'",
+        "step_fp32_over_transformers": "speed-up over transformers, 8 pairs, released size, fp32",
         "step_bf16_over_transformers": "the same in bf16",
-        "memory_over_transformers": "peak memory of that step over transformers'",
-        "masking_speedup": "block masks of 256 images over transformers' loop",
-        "speedup_over_plain_loop": "the same over our own plain loop in Python",
+        "memory_over_transformers": "peak memory of that step relative to transformers",
+        "masking_speedup": "speed-up of block masks of 256 images over transformers' loop",
+        "speedup_over_plain_loop": "the same over our own plain Python loop",
         "joint_minutes": "all stages on the scenes, two cores, minutes",
-        "i2t_r1": "image to text among 500 unseen scenes, recall at 1, zero-shot",
-        "t2i_r1": "text to image, the same",
-        "probe_shape": "shape of one object by a linear probe of the image encoder",
-        "probe_shape_compositional": "the same, of colour-shape pairs never seen in training",
-        "shape_supervised": "the same encoder from random weights, when labels teach it shapes",
-        "shape_supervised_compositional": "the same, of colour-shape pairs without a label",
-        "joint_gain": "recall at 1 that images and texts alone add to as many steps of pairs",
-        "global_contrastive_gain": "recall at 1 that the global contrastive gradient adds",
+        "i2t_r1": "image-to-text recall at 1 among 500 unseen scenes, zero-shot",
+        "t2i_r1": "text-to-image, the same",
+        "probe_shape": "linear probe of the image encoder, shape of one object",
+        "probe_shape_compositional": "the same, on colour-shape pairs never seen in training",
+        "shape_supervised": "the same encoder, trained on shape labels from random weights",
+        "shape_supervised_compositional": "the same, on colour-shape pairs without labels",
+        "joint_gain": "gain from adding images and texts, equal number of steps",
+        "global_contrastive_gain": "gain from the global contrastive gradient",
     },
 }
-"""What each figure is, in the order of the page; the others stand in the files alone."""
+"""What each figure is, in the order of the page; other figures are only in the files."""
 
 HEAD = """# Results
 
-What was measured, with its target, met or not met.
-`python -m benchmarks.pages` writes this page from
-[benchmarks/results](../benchmarks/results), where each figure's interval and protocol stand;
-[benchmarks/README.md](../benchmarks/README.md) says how to measure again. Gains are differences of
-recall at 1 over three seeds, with their 95 % interval. Machines have two cores and no GPU; letters
-name them. A commit is the one that was measured.
+Every measured figure, with its target: met or not met. `python -m benchmarks.pages` writes this
+page from [benchmarks/results](../benchmarks/results), which also has each figure's interval and
+protocol; [benchmarks/README.md](../benchmarks/README.md) says how to measure again. Gains are
+differences in recall at 1 over three seeds, with 95 % intervals. Machines have two cores and no
+GPU; their letters are explained at the end. The commit is the one that was measured.
 """
 
 
 def format_value(figure: Mapping[str, Any]) -> str:
-    """Return a value with three digits that count, and its interval if it has one."""
+    """Return a value with three significant digits, and its interval if it has one."""
     value = figure["value"]
     if value is None:
         return f"({figure['not_measured']})"
@@ -129,7 +128,7 @@ def section(benchmark: Benchmark, result: Mapping[str, Any], machines: dict[str,
     """Return the table of one benchmark.
 
     Args:
-        benchmark: Says which bars there are.
+        benchmark: Has the targets.
         result: Content of its file.
         machines: Letters of machines by name; new ones are added.
     """
