@@ -1,0 +1,203 @@
+"""Models whose parameters two gloo processes share (FSDP2) against one on the joined batch.
+
+Each block is a unit of its own, entered by the methods that it names; what lies outside blocks is
+gathered once a step. A part of a block used from outside its entries would be a mere shard, a unit
+that returned a view would warn, and units entered in another order by the process whose texts are
+shorter would exchange what does not belong together.
+"""
+
+import warnings
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from tests.tasks.pretraining.test_vlmo import VARIANTS, make_batch
+from triptych.distributed.collectives import all_reduce_mean
+from triptych.distributed.env import rank, run_processes, world_size
+from triptych.models.families import build_model, model_config
+from triptych.nn import packing
+from triptych.objectives import IGNORE_INDEX
+from triptych.tasks.pretraining import mplug, vlmo
+from triptych.tasks.pretraining.flava import (
+    BATCH_KINDS,
+    FLAVAPretraining,
+    FLAVAPretrainingConfig,
+)
+from triptych.tasks.pretraining.mplug import MPLUGPretraining, MPLUGPretrainingConfig
+from triptych.tasks.pretraining.vlmo import VLMoPretraining
+
+ROWS = 8
+
+
+class Root(nn.Module):
+    """What is sharded as a whole: its forward is the losses of a task."""
+
+    def __init__(self, task):
+        super().__init__()
+        self.held = task.modules
+        self._task = task
+
+    def forward(self, batch, active):
+        return self._task.losses(batch, active=active)
+
+
+def shard(root):
+    """Shard units and root; return the scalars, which stay whole."""
+    scalars = {p for p in root.parameters() if p.ndim == 0}
+    mesh = init_device_mesh("cpu", (world_size(),))
+    for module in list(root.modules()):
+        if hasattr(type(module), "shard_entries"):
+            fully_shard(module, mesh=mesh)
+            for name in module.shard_entries:
+                register_fsdp_forward_method(module, name)
+    fully_shard(root, mesh=mesh, ignored_params=scalars, reshard_after_forward=False)
+    return [p for p in scalars if p.requires_grad]
+
+
+def full(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def train(task, batches):
+    """Return the losses of some steps and the weights after them.
+
+    Args:
+        task: On several processes it is sharded.
+        batches: One a step, of all processes together, with its objectives.
+    """
+    task.modules.train()
+    root, whole = Root(task), []
+    if world_size() > 1:
+        whole = shard(root)
+    trained = [p for p in root.parameters() if p.requires_grad]
+    found, size = [], ROWS // world_size()
+    for step, (batch, active) in enumerate(batches, start=1):
+        own = {key: value[rank() * size :][:size] for key, value in batch.items()}
+        losses = root(own, active)
+        torch.stack(list(losses.values())).sum().backward()
+        for parameter in whole:
+            if parameter.grad is not None:
+                parameter.grad = all_reduce_mean(parameter.grad)
+        with torch.no_grad():
+            for parameter in trained:
+                if parameter.grad is not None:
+                    parameter -= 0.1 * parameter.grad
+                parameter.grad = None
+        task.after_step(step)
+        found.append({name: float(all_reduce_mean(loss)) for name, loss in losses.items()})
+    state = {**dict(root.held.named_parameters()), **dict(root.held.named_buffers())}
+    return found, {name: full(tensor.detach()).numpy() for name, tensor in state.items()}
+
+
+def neighbours(sim, positives):
+    """Take the row beside, the same one in every half of a batch."""
+    return torch.arange(len(sim)) ^ 1, ~positives.all(dim=1)
+
+
+def hardest(sim, positives):
+    return sim.masked_fill(positives, -torch.inf).argmax(dim=1), ~positives.all(dim=1)
+
+
+def batch_of(length=9):
+    """A batch for all families; the second half's texts are shorter."""
+    batch = make_batch(ROWS, length=length)
+    batch["text_mask"][4:, 4:] = False
+    batch["mlm_labels"] = batch["mlm_labels"].masked_fill(~batch["text_mask"], IGNORE_INDEX)
+    ids, mask = batch["token_ids"], batch["text_mask"]
+    batch |= {"prefix_token_ids": ids[:, :3], "prefix_mask": mask[:, :3]}
+    return batch | {"target_token_ids": ids, "target_mask": mask}
+
+
+def mplug_run(fusion, memory, pre_norm):
+    config = model_config("mplug_tiny", vocab_size=40, image_size=32)
+    config = replace(
+        config,
+        text=replace(config.text, dropout=0.0, attention_dropout=0.0, pre_norm=pre_norm),
+        vision=replace(config.vision, attention_dropout=0.0, depth=1),
+        fusion=fusion,
+        decoder_memory=memory,
+        **{"text_depth": 1, "fusion_depth": 3, "connected_layers": (1,), "decoder_depth": 1},
+    )
+    options = MPLUGPretrainingConfig(
+        queue_size=12, momentum=0.9, alpha=0.4, distill_mlm=True, distill_prefix_lm=True
+    )
+    task = MPLUGPretraining(build_model(config), options)
+    return train(task, [(batch_of(), task.objective_names)] * 2)
+
+
+def vlmo_run(name):
+    model, config = VARIANTS[name]
+    task = VLMoPretraining(build_model(model), config)
+    return train(task, [(batch_of(), task.objective_names)] * 2)
+
+
+def flava_run(chunk_size):
+    config = model_config("flava_tiny", vocab_size=40, image_size=32)
+    task = FLAVAPretraining(build_model(config), FLAVAPretrainingConfig(chunk_size=chunk_size))
+    batch, generator = batch_of(), torch.Generator().manual_seed(0)
+    shape = ROWS, (32 // config.vision.patch_size) ** 2
+    batch |= {
+        "hidden_patches": torch.rand(shape, generator=generator) < 0.4,
+        "image_codes": torch.randint(0, config.num_codes, shape, generator=generator),
+        "itm_labels": torch.tensor([1, 1, 0, 1, 1, 1, 1, 0]),
+    }
+    steps = [
+        ({key: batch[key] for key in (*kind.batch_keys, "image_codes")}, kind.objectives)
+        for kind in BATCH_KINDS.values()
+    ]
+    return train(task, steps)
+
+
+CASES = {
+    "mplug skip_connected": (mplug_run, "skip_connected", "fused", False),
+    "mplug co_attention": (mplug_run, "co_attention", "image", True),
+    "mplug asymmetric": (mplug_run, "asymmetric_co_attention", "fused", True),
+    "mplug connected": (mplug_run, "connected_attention", "image", False),
+    "mplug none": (mplug_run, "none", "fused", False),
+    "vlmo fused_itc": (vlmo_run, "fused_itc"),
+    "flava": (flava_run, None),
+    "flava in chunks": (flava_run, 2),
+}
+
+
+def run_all():
+    """Return what each case gives on this process."""
+    torch.set_num_threads(1)
+    found = {}
+    with (
+        warnings.catch_warnings(),
+        mock.patch.object(packing, "PACKED_FROM", 0),
+        mock.patch.object(mplug, "sample_hard_negatives", neighbours),
+        mock.patch.object(vlmo, "sample_hard_negatives", hardest),
+    ):
+        warnings.simplefilter("error")
+        for name, (run, *options) in CASES.items():
+            torch.manual_seed(0)
+            found[name] = run(*options)
+    return found
+
+
+@pytest.fixture(scope="module")
+def sharded():
+    return run_processes(run_all, 2)
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return run_all()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_equal_the_joined_batch(sharded, alone, name):
+    (losses, weights), (expected, expected_weights) = sharded[name], alone[name]
+    for found, own in zip(losses, expected, strict=True):
+        assert found == pytest.approx(own, abs=1e-5, rel=1e-5)
+    assert weights.keys() == expected_weights.keys()
+    for key, weight in weights.items():
+        assert abs(weight - expected_weights[key]).max() < 1e-5, key
