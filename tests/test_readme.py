@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.pages.readme_table import BLOCK, table
 from triptych.cli.main import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -110,8 +109,3 @@ def test_manifest_lines_are_json():
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
 def test_links_lead_to_files(name):
     assert (ROOT / name).exists()
-
-
-def test_the_table_holds_the_committed_figures():
-    results = json.loads((ROOT / "benchmarks" / "results" / "foundation.json").read_text())
-    assert BLOCK.search(README).group() == table(results)

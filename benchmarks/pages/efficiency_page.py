@@ -1,17 +1,11 @@
-"""Draw the figures of docs/efficiency.md and fill its tables from stored results.
+"""The figures of docs/efficiency.md, and its tables from stored results.
 
-Reads `benchmarks/results/mplug.json` and the outputs of its parts beside it, and measures nothing.
-Beside each measured ratio stands the ratio of floating-point operations, which is computed here
-from the sizes of the model.
-
-    python -m benchmarks.pages.mplug
-    python -m benchmarks.pages.efficiency_page
+They show `benchmarks/results/mplug.json` and the outputs of its parts beside it. Next to each
+measured ratio is the ratio of floating-point operations, computed here from the sizes of the model.
 """
 
 from __future__ import annotations
 
-import argparse
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +14,8 @@ from typing import Any
 from markupsafe import Markup
 
 from benchmarks.pages.efficiency_chart import Bar, Group, draw_groups, format_number
-from benchmarks.pages.gather import RESULTS, ROOT, Part, load_json
+from benchmarks.pages.gather import Part, load_json
+from benchmarks.pages.markdown import fill_blocks, make_table
 from benchmarks.pages.mplug import MPLUG
 from benchmarks.speed.beam import MEMORY_TOKENS
 from benchmarks.speed.mplug_batch import MAX_TOKENS
@@ -30,8 +25,6 @@ from triptych.core.errors import DataError
 from triptych.models.mplug.config import strided_layers
 from triptych.models.mplug.family import mplug_base_patch16_256
 
-DOCS = ROOT / "docs"
-PAGE = "efficiency.md"
 SHOWN: tuple[Part, ...] = tuple(part for part in MPLUG.parts if part.name != "scst")
 BEAM_TOKENS = 20
 """Tokens that benchmarks/speed/beam.py generates."""
@@ -185,12 +178,6 @@ def timed_networks(results: Results) -> dict[str, Network]:
             projected.network(letters, text, image),
         )
     return found
-
-
-def make_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def format_ratio(value: float) -> str:
@@ -503,19 +490,14 @@ TABLES = {
 }
 
 
-def refresh(page: str, results: Results) -> str:
-    """Return the page with the tables of these results between its markers.
+def efficiency_page(folder: Path, old: str) -> str:
+    """Return docs/efficiency.md with the tables of the results in a folder between its markers.
 
     Raises:
-        DataError: A table has no place.
+        DataError: A file is missing or of another run, or a table has no block.
     """
-    for name, build in TABLES.items():
-        block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", flags=re.DOTALL)
-        content = build(results)
-        page, count = block.subn(lambda m, text=content: f"{m[1]}{text}\n{m[2]}", page)
-        if count != 1:
-            raise DataError(f"the page has {count} places for the table {name!r}, not one")
-    return page
+    results = load_results(folder)
+    return fill_blocks(old, {name: build(results) for name, build in TABLES.items()})
 
 
 def draw_networks(title: str, networks: Sequence[Network], reference: Network) -> Markup:
@@ -535,41 +517,27 @@ def draw_networks(title: str, networks: Sequence[Network], reference: Network) -
     return draw_groups(title, groups, reference.label, legend)
 
 
-def drawings(results: Results) -> dict[str, Markup]:
-    """Return the figures by file name."""
-    networks = timed_networks(results)
-    rivals = (CO_ATTENTION, CONNECTED, OURS, ASYMMETRIC)
-    return {
-        "fusion_strides.svg": draw_networks(
-            "Skip-connected fusion network by stride S",
-            [networks[name] for name in STRIDE_NAMES],
-            networks[FASTEST_STRIDE],
-        ),
-        "fusion_networks.svg": draw_networks(
-            "Four fusion networks of six layers",
-            [networks[name] for name in rivals],
-            networks[OURS],
-        ),
-    }
+DRAWINGS = {
+    "fusion_strides.svg": (
+        "Skip-connected fusion network by stride S",
+        STRIDE_NAMES,
+        FASTEST_STRIDE,
+    ),
+    "fusion_networks.svg": (
+        "Four fusion networks of six layers",
+        (CO_ATTENTION, CONNECTED, OURS, ASYMMETRIC),
+        OURS,
+    ),
+}
+"""By file name: title, networks, and the one that the others are compared with."""
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the figures and rewrite the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
-    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page")
-    options = parser.parse_args(arguments)
-    results = load_results(options.results)
-    page = options.docs / PAGE
-    text = refresh(page.read_text(encoding="utf-8"), results)
-    images = options.docs / "images"
-    images.mkdir(exist_ok=True)
-    for name, drawing in drawings(results).items():
-        (images / name).write_text(drawing, encoding="utf-8")
-    page.write_text(text, encoding="utf-8")
+def drawing(name: str, folder: Path, _: str = "") -> Markup:
+    """Return a figure of the page by its file name.
 
-
-if __name__ == "__main__":
-    main()
+    Raises:
+        DataError: A file is missing, or of another run.
+    """
+    title, names, reference = DRAWINGS[name]
+    networks = timed_networks(load_results(folder))
+    return draw_networks(title, [networks[name] for name in names], networks[reference])

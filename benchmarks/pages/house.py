@@ -26,6 +26,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from benchmarks.pages.markdown import fill_blocks
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "triptych"
 PAGE = ROOT / "docs" / "architecture.md"
@@ -170,8 +172,7 @@ def main() -> None:
         print(f"keyed by task: {table}")
     if arguments.write:
         text = PAGE.read_text(encoding="utf-8")
-        table = "<!-- house -->\n" + "\n".join(lines) + "\n<!-- /house -->"
-        new = re.sub(r"<!-- house -->\n.*?<!-- /house -->", lambda _: table, text, flags=re.DOTALL)
+        new = fill_blocks(text, {"house": "\n".join(lines)})
         PAGE.write_text(new, encoding="utf-8")
 
 

@@ -1,25 +1,22 @@
-"""Write docs/results.md: every figure with its target, with command, commit and machine.
+"""docs/results.md, and the table of README: figures and their targets.
 
-Reads the results that the four gatherers leave in `benchmarks/results`, and measures nothing.
-
-    python -m benchmarks.pages.results_page
+The page says command, commit and machine of each figure that the four gatherers leave in
+`benchmarks/results`.
 """
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages.efficiency_page import make_table
 from benchmarks.pages.flava import FLAVA
 from benchmarks.pages.foundation import FOUNDATION
-from benchmarks.pages.gather import RESULTS, ROOT, Benchmark, load_json
+from benchmarks.pages.gather import Benchmark, load_json
+from benchmarks.pages.markdown import fill_blocks, format_value, make_row, make_table
 from benchmarks.pages.mplug import MPLUG
 from benchmarks.pages.vlmo import VLMO
 
-PAGE = ROOT / "docs" / "results.md"
 SMALL_DEMO = "demo_small.json"
 VERDICTS = {True: "met", False: "**not met**", None: "not measured"}
 TITLES = {
@@ -95,6 +92,22 @@ WHAT = {
 }
 """What each figure is, in the order of the page; other figures are only in the files."""
 
+README_ROWS = (
+    ("demo_minutes", "`make demo`, without installation, minutes"),
+    ("i2t_r1", "image-to-text recall at 1 among 500 unseen scenes, ITC alone"),
+    ("t2i_r1", "text-to-image, the same"),
+    ("i2t_r1_itm", "image-to-text, re-ranked by ITM"),
+    ("t2i_r1_itm", "text-to-image, re-ranked by ITM"),
+    ("caption_objects", "objects that captions name with the right size, colour and shape"),
+    ("vqa", "VQA accuracy"),
+    ("grounding", "boxes with an IoU of at least 0.5"),
+    ("bf16_speedup", "speed-up of a training step, bf16 over fp32 with torch's SDPA"),
+    ("beam_cache_speedup", "speed-up of beam search by caches, 5 beams, 20 tokens, base size"),
+    ("scenes_per_s", "scenes generated per second, 64 px, one core"),
+    ("resume_kills", "runs of 10 that resume bitwise equal after kill -9"),
+)
+"""The figures that README shows, in its words."""
+
 HEAD = """# Results
 
 Every measured figure, with its target: met or not met. `python -m benchmarks.pages` writes this
@@ -103,19 +116,6 @@ protocol; [benchmarks/README.md](../benchmarks/README.md) says how to measure ag
 differences in recall at 1 over three seeds, with 95 % intervals. Machines have two cores and no
 GPU; their letters are explained at the end. The commit is the one that was measured.
 """
-
-
-def format_value(figure: Mapping[str, Any]) -> str:
-    """Return a value with three significant digits, and its interval if it has one."""
-    value = figure["value"]
-    if value is None:
-        return f"({figure['not_measured']})"
-    if isinstance(value, str):
-        return value
-    text = f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
-    if "low" in figure:
-        text += f" ({figure['low']:.3g} to {figure['high']:.3g})"
-    return text
 
 
 def machine_name(machine: Mapping[str, str]) -> str:
@@ -169,8 +169,8 @@ def small_demo(path: Path, machines: dict[str, str]) -> str:
     return f"## {TITLES['small']}\n\n{head}\n\n{table}"
 
 
-def page(folder: Path) -> str:
-    """Return the page of the results in a folder; a benchmark without a file is said to have none.
+def results_page(folder: Path, _: str = "") -> str:
+    """Return docs/results.md; a benchmark without a file in the folder is said to have none.
 
     Raises:
         DataError: A file is not JSON.
@@ -190,16 +190,37 @@ def page(folder: Path) -> str:
     return "\n\n".join([*parts, f"## Machines\n\n{letters}"]) + "\n"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Write the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def readme(folder: Path, old: str) -> str:
+    """Return README with the figures of a folder's `foundation.json` between its markers.
+
+    Raises:
+        DataError: The file is missing, or README has no block for the table.
+    """
+    return fill_blocks(old, {"results": readme_table(load_json(folder / "foundation.json"))})
+
+
+def readme_table(result: Mapping[str, Any]) -> str:
+    """Return the table of README, and what it says below it."""
+    figures = result["figures"]
+
+    def cell(value: float | None) -> str:
+        return "" if value is None else format_value({"value": value})
+
+    lines = ["| what | measured | compositional | chance | blind | target |", "|---" * 6 + "|"]
+    for key, text in README_ROWS:
+        figure, other = figures[key], figures.get(f"compositional_{key}", {})
+        values = (figure["value"], other.get("value"), figure.get("chance"), figure.get("blind"))
+        target = f"{figure['bar']} {VERDICTS[figure['reached']].strip('*')}"
+        lines.append(make_row([text, *map(cell, values), target]))
+    demo = figures["demo_minutes"]
+    machine, commit = (demo.get(name, result[name]) for name in ("machine", "commit"))
+    below = (
+        f"The demo ran on {machine['cores']} cores of {machine['CPU']} without a GPU, at commit "
+        f"`{commit[:12]}`; [docs/results.md](docs/results.md) lists commit and machine of each "
+        "figure, and `benchmarks/results/foundation.json` "
+        "its interval and protocol. Chance draws a training answer, box or caption at random; "
+        "blind is the majority answer of the question type, the mean box, or the most frequent "
+        "caption. Each scene of the compositional split shows at least one pair of colour and "
+        "shape that never occurs in training."
     )
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
-    parser.add_argument("--out", type=Path, default=PAGE, help="the page")
-    options = parser.parse_args(arguments)
-    options.out.write_text(page(options.results), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+    return "\n".join([*lines, "", below])
