@@ -11,7 +11,7 @@ import json
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,8 @@ class Tokenizer:
         those that the texts lack.
 
         Args:
-            texts: The captions, questions and answers of the user's data.
+            texts: The captions, questions and answers of the user's data; gone through twice, so
+                that only those of an iterator are kept in memory.
             vocab_size: Largest number of tokens; little text gives fewer.
             num_unused: Spare tokens; grounding takes its coordinate tokens from these.
 
@@ -107,7 +108,7 @@ class Tokenizer:
         must = f"be at least {least}: {len(SPECIAL_TOKENS)} special and {num_unused} unused tokens"
         check(vocab_size >= least, "vocab_size", vocab_size, f"{must} come first")
         normalizer, splitter = _normalizer(), pre_tokenizers.BertPreTokenizer()
-        kept = list(texts)
+        kept = list(texts) if isinstance(texts, Iterator) else texts
         alphabet = _alphabet(kept, normalizer, (vocab_size - len(reserved)) // 2)
         if not alphabet:
             raise DataError("cannot train a tokenizer: the texts are empty")
@@ -251,7 +252,7 @@ def _normalizer() -> normalizers.Normalizer:
     return normalizers.BertNormalizer(lowercase=True)
 
 
-def _alphabet(texts: list[str], normalizer: normalizers.Normalizer, room: int) -> list[str]:
+def _alphabet(texts: Iterable[str], normalizer: normalizers.Normalizer, room: int) -> list[str]:
     """Return the most frequent characters, in code order; with room, all of ASCII as well.
 
     Captions without a digit would otherwise make every number of a later question unknown.

@@ -18,7 +18,7 @@ from triptych.data.codes import (
 from triptych.data.readers.webdataset import read_webdataset
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import ImageProblem
-from triptych.data.source import DataSourceConfig
+from triptych.data.source import DataSourceConfig, RecordList
 
 ABOUT = CodesAbout(tokenizer="abc", num_codes=512, image_size=32)
 
@@ -68,7 +68,7 @@ def test_shards_give_back_images_fields_and_codes(tmp_path):
         "000001.tar",
         "image_codes.json",
     ]
-    found = read_webdataset(DataSourceConfig(path=str(tmp_path)))
+    found = RecordList.of(read_webdataset(DataSourceConfig(path=str(tmp_path))))
     assert not found.skipped
     first, second, third, fourth = found.records
     assert [r.caption for r in found.records] == ["ein Hund, größer", "ein Tier", None, None]

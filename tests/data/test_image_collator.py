@@ -17,7 +17,7 @@ from triptych.data.masking import BlockMaskingConfig, block_masks, draw_mask_key
 from triptych.data.order import SampleRng
 from triptych.data.readers.webdataset import read_webdataset
 from triptych.data.records import ImageSource, Record
-from triptych.data.source import DataSourceConfig
+from triptych.data.source import DataSourceConfig, RecordList
 from triptych.data.stream import build_loader
 from triptych.data.transforms.pipeline import ImageTransform, ImageTransformConfig, crop, draw_crop
 from triptych.models.dvae.model import PIXEL_MEAN, PIXEL_STD
@@ -117,7 +117,7 @@ def write_codes(folder, images, codes):
         writer.write(CodedImage(record.image, [record]), record.image.read(), row)
     writer.close()
     CodesAbout(tokenizer="f00", num_codes=70_000, image_size=32).save(folder)
-    return read_webdataset(DataSourceConfig(path=str(folder))).records
+    return RecordList.of(read_webdataset(DataSourceConfig(path=str(folder)))).records
 
 
 def test_stored_codes_come_back_in_the_batch(images, tmp_path):

@@ -78,7 +78,8 @@ def test_a_json_file_of_another_kind_names_its_keys(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("data.parquet", "x", r"cannot tell the format from the suffix '\.parquet'"),
+        ("data.feather", "x", r"cannot tell the format from the suffix '\.feather'"),
+        ("data.parquet", "x", r"data\.parquet: is not a parquet table"),
         ("data.jsonl", "", "holds no record"),
         ("data.jsonl", "{bad\n[1]\n", "none of its 2 entries is usable"),
         ("data.json", '{"a": ', r"data\.json:1: not valid JSON"),

@@ -61,3 +61,25 @@ def test_evaluation_gives_each_sample_once_in_order():
 def test_epochs_beyond_24_bits_are_no_error():
     (sample,) = order(1, 1).batch(2**24 + 5)
     assert sample == (5, 0)
+
+
+def test_orders_on_disk_are_those_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRIPTYCH_CACHE", str(tmp_path))
+    whole = drawn(order(50, 7, seed=3), 30)
+    monkeypatch.setattr("triptych.data.order.MAPPED_FROM", 16)
+    source = order(50, 7, seed=3)
+    assert drawn(source, 30) == whole
+    assert all(isinstance(p, np.memmap) for p in source._permutations.values())
+    kept = {path.name.split("-numpy")[0] for path in (tmp_path / "orders").glob("*.npy")}
+    assert kept == {"50-3-3", "50-3-4"}  # this epoch, and the one before for whoever is behind
+    assert drawn(order(50, 7, seed=3), 30) == whole
+    assert drawn(order(50, 7, seed=4), 30) != whole
+
+
+def test_an_order_without_a_place_on_disk_stays_in_memory(tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").touch()
+    whole = drawn(order(50, 7), 5)
+    monkeypatch.setenv("TRIPTYCH_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr("triptych.data.order.MAPPED_FROM", 16)
+    assert drawn(order(50, 7), 5) == whole
+    assert "stays in memory" in caplog.text

@@ -7,6 +7,7 @@ import pytest
 
 from triptych.core.errors import DataError
 from triptych.data.skips import (
+    MAX_RECENT,
     VERB_FLAG,
     ImageProblem,
     SkipKind,
@@ -142,3 +143,15 @@ def test_data_of_another_task_gets_other_advice():
     with pytest.raises(DataError, match="not what this task reads") as e:
         log.add(bad("b", SkipKind.MISSING_FIELD))
     assert "allow more" not in str(e.value)
+
+
+def test_many_bad_samples_are_counted_without_an_object_each(tmp_path):
+    log = SkipLog(tmp_path, num_samples=100_000, max_share=0.5)
+    for _ in range(2):
+        log.add_all(bad(f"{i}.jpg", record_id=str(i)) for i in range(20_000))
+    assert log.num_bad == 20_000 == log.counts[SkipKind.TRUNCATED]
+    assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 20_000
+    assert len(log._samples._recent) <= MAX_RECENT
+    again = SkipLog(tmp_path, num_samples=100_000, max_share=0.5)
+    again.add_all(bad(f"{i}.jpg") for i in range(20_001))
+    assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 20_001

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ from triptych.data.transforms.randaugment import Pixels
 
 REPLACEMENT_STREAM = 1  # the first of MAX_REPLACEMENTS
 MAX_REPLACEMENTS = 64  # with 1 % bad samples, as many in a row have a chance of 1e-128
+MAX_BAD_KEPT = 10_000  # of the samples that cannot be used; others are tried again
 BYTES_PER_MIB = 2**20
 
 
@@ -191,7 +192,8 @@ class BatchBuilder:
         except Exception as error:
             kind = type(error).__name__
             raise DataError(f"{self.name(index)} failed: {kind}: {error}") from error
-        self._bad[index] = skipped
+        if len(self._bad) < MAX_BAD_KEPT:
+            self._bad[index] = skipped
         built.skipped.append(skipped)
         return None
 
@@ -219,6 +221,16 @@ class BatchBuilder:
             for source in record.images
         ]
         return pixels, collator.pair_sample(record, rng)
+
+
+class RecordTexts:
+    """All texts of a dataset, made again each time that they are gone through."""
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self._records = records
+
+    def __iter__(self) -> Iterator[str]:
+        return (text for record in self._records for text in record_texts(record))
 
 
 def record_texts(record: Record) -> list[str]:

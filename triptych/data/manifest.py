@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from triptych.core.errors import DataError
+from triptych.data.cache import log
+from triptych.data.columns import ROWS
+from triptych.data.index import IndexReady, IndexStore, IndexWriter
 from triptych.data.lines import cannot_read, load_json, parse_json_line, read_lines
 from triptych.data.readers.coco import (
     is_coco,
@@ -19,6 +23,7 @@ from triptych.data.readers.coco import (
 )
 from triptych.data.readers.glue import is_glue, read_glue
 from triptych.data.readers.manifests import read_csv, read_jsonl
+from triptych.data.readers.parquet import expand_tables, is_parquet, read_parquet
 from triptych.data.readers.plain import is_image_folder, read_image_folder, read_text_file
 from triptych.data.readers.reasoning import (
     is_hateful_memes,
@@ -28,28 +33,35 @@ from triptych.data.readers.reasoning import (
     read_nlvr2,
     read_snli_ve,
 )
-from triptych.data.readers.refcoco import is_refcoco, read_refcoco, reject_pickle
-from triptych.data.readers.vqav2 import is_vqav2, read_vqav2
-from triptych.data.readers.webdataset import is_shards, read_webdataset
+from triptych.data.readers.refcoco import INSTANCES_FILE, is_refcoco, read_refcoco, reject_pickle
+from triptych.data.readers.vqav2 import annotation_paths, is_vqav2, read_vqav2
+from triptych.data.readers.webdataset import expand_shards, is_shards, read_webdataset
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import Skipped
-from triptych.data.source import READER_NAMES, DataSourceConfig, RecordList
+from triptych.data.source import READER_NAMES, DataSourceConfig, Parts, RecordList
+from triptych.data.storage import is_url
 
-__all__ = ["READER_NAMES", "DataSourceConfig", "RecordList", "read_records"]
+__all__ = ["READER_NAMES", "DataSourceConfig", "FoundRecords", "read_records"]
 
 NUM_FILES_LOOKED_FOR = 16
 
-# Readers of files that are not one JSON value.
-READERS: Mapping[str, Callable[[DataSourceConfig], RecordList]] = {
+Entries = Iterable[Record | Skipped | Parts]
+
+# Readers of data of any size, which give one entry after the other.
+STREAMS: Mapping[str, Callable[[DataSourceConfig], Entries]] = {
     "jsonl": read_jsonl,
     "csv": read_csv,
+    "image_folder": read_image_folder,
+    "text": read_text_file,
+    "webdataset": read_webdataset,
+    "parquet": read_parquet,
+}
+# Readers of other files that are not one JSON value.
+READERS: Mapping[str, Callable[[DataSourceConfig], RecordList]] = {
     "nlvr2": read_nlvr2,
     "snli_ve": read_snli_ve,
     "hateful_memes": read_hateful_memes,
     "glue": read_glue,
-    "image_folder": read_image_folder,
-    "text": read_text_file,
-    "webdataset": read_webdataset,
 }
 # Readers of one JSON value, with what tells their content. Karpathy before COCO: both have images.
 JSON_READERS: Mapping[
@@ -65,14 +77,35 @@ SUFFIX_READERS = {".csv": "csv", ".tsv": "csv", ".txt": "text"}
 LINE_SUFFIXES = (".jsonl", ".ndjson")
 
 
-def read_records(source: DataSourceConfig) -> RecordList:
-    """Read all records of one dataset.
+@dataclass(slots=True)
+class FoundRecords:
+    """What was read of one dataset; large data lies on disk.
+
+    Attributes:
+        records: The usable records, in the order of the file.
+        skipped: The lines or entries that are not usable, in the order of the file.
+        parts: The splits of the file, where none was asked for and it has several.
+    """
+
+    records: Sequence[Record]
+    skipped: Sequence[Skipped]
+    parts: tuple[str, ...] = ()
+
+    @property
+    def num_samples(self) -> int:
+        """Records and skipped entries together: the size that `SkipLog` measures a share of."""
+        return len(self.records) + len(self.skipped)
+
+
+def read_records(source: DataSourceConfig) -> FoundRecords:
+    """Read all records of one dataset, or find them in the index that an earlier start made.
 
     Images are not opened, but a few are looked for, so that a wrong `image_root` shows at once.
 
     Args:
-        source: What to read. `reader="auto"` goes by a `.tar`, a folder's content, the suffix
-            (`.jsonl`, `.csv`, `.tsv`, `.txt`), and for JSON and GLUE's `.tsv` by the content.
+        source: What to read. `reader="auto"` goes by a `.tar` or `.parquet`, a folder's content,
+            the suffix (`.jsonl`, `.csv`, `.tsv`, `.txt`), and for JSON and GLUE's `.tsv` by the
+            content.
 
     Returns:
         The usable records in the order of the file, and what was skipped.
@@ -82,20 +115,79 @@ def read_records(source: DataSourceConfig) -> RecordList:
             images is where it should be, or no record is usable.
     """
     reject_pickle(Path(source.path))
+    if source.index == "never":
+        return _read(source, None)
+    store = _store(source)
+    found = store.find()
+    if found is not None:
+        try:
+            _check_files(source, found.records)
+            return FoundRecords(found.records, found.skipped, found.parts)
+        except DataError as error:  # the images may have moved: another layout may find them
+            log.warning("%s: reading it again", error)
+            store.remove()
+    with store.writer() as writer:
+        try:
+            return _read(source, writer)
+        except IndexReady as ready:
+            return FoundRecords(ready.found.records, ready.found.skipped, ready.found.parts)
+
+
+def _read(source: DataSourceConfig, writer: IndexWriter | None) -> FoundRecords:
     name = source.reader
     content: Any = None
     if name == "auto":
         name, content = _recognise(source)
-    if name in JSON_READERS:
+    found = RecordList()
+    if name in STREAMS:
+        found.add(STREAMS[name](source), writer, ROWS)
+    elif name in READERS:
+        found = READERS[name](source)
+    else:
         content = load_json(Path(source.path)) if content is None else content
         found = JSON_READERS[name][1](content, source)
-    else:
-        found = READERS[name](source)
-    if not found.records:
+    is_written = writer is not None and writer.is_started
+    if not found.records and not (is_written and writer is not None and writer.num_records):
         raise DataError(_nothing_usable(source, name, found.skipped))
+    is_large = source.index == "always" or is_written or len(found.records) >= ROWS
+    if writer is not None and is_large and writer.write(found.records, found.skipped):
+        indexed = writer.finish(found.parts)
+        _check_files(source, indexed.records)
+        return FoundRecords(indexed.records, indexed.skipped, indexed.parts)
     _check_files(source, found.records)
     _join_images(found.records)
-    return found
+    return FoundRecords(found.records, found.skipped, found.parts)
+
+
+def _store(source: DataSourceConfig) -> IndexStore:
+    """Return where the source's index lies."""
+    path = Path(source.path)
+    is_folder = path.is_dir() and not is_shards(source.path) and not is_parquet(source.path)
+    settings = {
+        name: getattr(source, name)
+        for name in ("path", "reader", "image_root", "split", "annotations")
+    }
+    # Paths of images begin as the source's does, so the same file may have two indices.
+    settings["folder"] = "" if is_url(source.path) else str(Path.cwd())
+    return IndexStore(source.path, settings, lambda: _files(source), lists_again=not is_folder)
+
+
+def _files(source: DataSourceConfig) -> list[str]:
+    """Return the files that a source is read from, and folders where files may come or go."""
+    path = Path(source.path)
+    if is_shards(source.path):
+        return expand_shards(source.path)
+    if is_parquet(source.path):
+        return expand_tables(source.path)
+    if path.is_dir():
+        root = path if source.split is None else path / source.split
+        return [source.path, *(folder for folder, _, _ in os.walk(root))]
+    files = [source.path]
+    if source.annotations is not None:
+        files.append(source.annotations)
+    elif path.suffix.lower() == ".json":
+        files += map(str, [*annotation_paths(path), path.with_name(INSTANCES_FILE)])
+    return files
 
 
 def _recognise(source: DataSourceConfig) -> tuple[str, Any]:
@@ -103,11 +195,19 @@ def _recognise(source: DataSourceConfig) -> tuple[str, Any]:
     path = Path(source.path)
     if is_shards(source.path):
         return "webdataset", None
+    if is_parquet(source.path):
+        return "parquet", None
+    if is_url(source.path):
+        raise DataError(
+            f"{path}: of URLs, tar shards and parquet tables are read: name some with .tar or "
+            ".parquet, such as {000000..000012}.tar, or copy the file"
+        )
     if path.is_dir():
         if is_image_folder(path):
             return "image_folder", None
         raise DataError(
-            f"{path}: the folder holds neither class folders with images nor .tar shards; "
+            f"{path}: the folder holds neither class folders with images nor .tar shards "
+            "nor .parquet tables; "
             f"name a file in it ({', '.join(sorted(p.name for p in path.iterdir())[:8])})"
         )
     if not path.is_file():
@@ -181,12 +281,12 @@ def _join_images(records: list[Record]) -> None:
             records[index] = replace(record, first_image=first)
 
 
-def _check_files(source: DataSourceConfig, records: list[Record]) -> None:
+def _check_files(source: DataSourceConfig, records: Sequence[Record]) -> None:
     """Stop where none of a few images and clips, spread over the dataset, exists."""
     step = max(1, len(records) // NUM_FILES_LOOKED_FOR)
     paths = []
     for record in records[::step][:NUM_FILES_LOOKED_FOR]:
-        paths += [image.path for image in record.all_images()]
+        paths += [image.path for image in record.all_images() if not is_url(image.path)]
         paths += [record.video] if record.video is not None else []
     if paths and not any(_exists(path) for path in paths):
         raise DataError(

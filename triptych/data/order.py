@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import math
+import os
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from triptych.core.rng import sample_generator
+from triptych.data.cache import cache_folder, log, one_at_a_time
 
 PERMUTATION_STREAM = 255
+MAPPED_FROM = 2**20
+"""Samples from which on a permutation lies on disk: in memory it would be 8 bytes a sample."""
+
+MAX_AGE_S = 30 * 24 * 3600
 MAX_EPOCH = 2**24  # `sample_generator` holds an epoch in 24 bits
 
 
@@ -38,7 +46,7 @@ class SampleOrder:
     train: bool
     rank: int = 0
     world_size: int = 1
-    _permutations: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+    _permutations: dict[int, NDArray[np.integer[Any]]] = field(default_factory=dict)
 
     @property
     def num_batches(self) -> int | None:
@@ -64,9 +72,62 @@ class SampleOrder:
         if permutation is None:
             if len(self._permutations) > 1:  # the last one and this are enough
                 self._permutations.clear()
-            rng = sample_generator(self.seed, epoch, 0, PERMUTATION_STREAM)
-            permutation = self._permutations[epoch] = rng.permutation(self.num_samples)
+            permutation = _permutation(self.seed, epoch, self.num_samples)
+            self._permutations[epoch] = permutation
         return epoch, int(permutation[offset])
+
+
+def _permutation(seed: int, epoch: int, num_samples: int) -> NDArray[np.integer[Any]]:
+    """Return the permutation drawn from (seed, epoch); large ones are shared by all processes."""
+    if num_samples >= MAPPED_FROM:
+        try:
+            return _mapped_permutation(seed, epoch, num_samples)
+        except OSError as error:
+            message = "the order of %s samples stays in memory: no file can be kept in %s (%s)"
+            log.warning(message, f"{num_samples:,}", cache_folder(), error.strerror)
+    rng = sample_generator(seed, epoch, 0, PERMUTATION_STREAM)
+    return rng.permutation(num_samples)
+
+
+def _mapped_permutation(seed: int, epoch: int, num_samples: int) -> NDArray[np.integer[Any]]:
+    """Return what `rng.permutation` gives, as a file in the cache that is mapped into memory."""
+    folder = cache_folder() / "orders"
+    start = f"{num_samples}-{seed & MASK_64}-"
+    path = folder / f"{start}{epoch}-numpy{np.__version__}.npy"
+    with one_at_a_time(folder / f".{start}.lock", f"order of epoch {epoch}"):
+        if not path.is_file():
+            _write_permutation(path, seed, epoch, num_samples)
+            _remove_old(folder, start, epoch)
+    return np.load(path, mmap_mode="r")  # type: ignore[no-any-return]
+
+
+def _write_permutation(path: Path, seed: int, epoch: int, num_samples: int) -> None:
+    temporary = path.with_name(f".tmp{os.getpid()}.npy")
+    # The draws, and so the order, do not depend on the type of what is shuffled.
+    dtype = np.uint32 if num_samples <= 2**32 else np.int64
+    try:
+        file = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=(num_samples,))
+        for first in range(0, num_samples, MAPPED_FROM):
+            piece = file[first : first + MAPPED_FROM]
+            piece[:] = np.arange(first, first + len(piece))
+        rng = sample_generator(seed, epoch, 0, PERMUTATION_STREAM)
+        rng.shuffle(np.asarray(file))  # as an array: a memmap would be shuffled item by item
+        file.flush()
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _remove_old(folder: Path, start: str, epoch: int) -> None:
+    """Remove earlier epochs of the same order, and what nobody has written for a month."""
+    for path in folder.glob("*.npy"):
+        number = path.name.removeprefix(start).partition("-")[0]
+        is_earlier = path.name.startswith(start) and int(number) < epoch - 1
+        try:
+            if is_earlier or time.time() - path.stat().st_mtime > MAX_AGE_S:
+                path.unlink()
+        except FileNotFoundError:  # another process was faster
+            continue
 
 
 MASK_64 = 2**64 - 1

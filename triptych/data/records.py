@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import accumulate, chain
+from typing import overload
 
+from triptych.core.errors import DataError
 from triptych.data.skips import ImageProblem, SkipKind
+from triptych.data.storage import read_slice, read_whole
+from triptych.data.tables import read_cell
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """Where the encoded bytes of one image lie: a file, or a slice of a tar shard.
+    """Where the encoded bytes of one image lie: a file, a slice of a tar shard, or a table's cell.
 
     Attributes:
-        path: The image file, or the `.tar` shard.
-        offset: Byte offset of the image in the shard; None for a file.
-        size: Length of the image in the shard, in bytes; None for a file.
-        member: Name in the shard, for messages; None for a file.
+        path: The image file, the `.tar` shard or the `.parquet` table, or the URL of one.
+        offset: Byte offset of the image in the shard, or its row in the table; None for a file.
+        size: Length of the image in the shard, in bytes; None for a file or a table.
+        member: Name in the shard, for messages; in a table `column@row group[row]`; None for a
+            file.
     """
 
     path: str
@@ -29,22 +36,31 @@ class ImageSource:
 
         Raises:
             ImageProblem: The file is missing, cannot be read, or ends before the slice does.
+            RemoteError: A URL failed on every try; that is nobody's bad sample.
         """
         try:
             if self.offset is None:
-                return Path(self.path).read_bytes()
-            with Path(self.path).open("rb") as file:
-                file.seek(self.offset)
-                data = file.read(self.size)
+                return read_whole(self.path)
+            if self.size is None:
+                return read_cell(self.path, self.member or "")
+            data = read_slice(self.path, self.offset, self.size)
+        except DataError:
+            raise
         except (FileNotFoundError, NotADirectoryError):
             raise ImageProblem(SkipKind.MISSING_FILE, f"{self}: there is no such file") from None
         except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
             reason = getattr(error, "strerror", None) or str(error)
             raise ImageProblem(SkipKind.UNREADABLE, f"{self}: cannot be read: {reason}") from error
-        if self.size is not None and len(data) < self.size:
+        if len(data) < self.size:
             message = f"{self}: the shard ends after {len(data)} of {self.size} bytes"
             raise ImageProblem(SkipKind.TRUNCATED, message)
         return data
+
+    @property
+    def shard(self) -> str:
+        """What is read together: the shard, or the row group of a parquet file."""
+        group = "" if self.member is None else self.member.partition("[")[0]
+        return f"{self.path}::{group}" if self.size is None and group else self.path
 
     def __str__(self) -> str:
         return self.path if self.offset is None else f"{self.path}::{self.member}"
@@ -107,3 +123,96 @@ class Record:
     def all_images(self) -> tuple[ImageSource, ...]:
         """Return every image of the record: `image`, then `images`."""
         return self.images if self.image is None else (self.image, *self.images)
+
+
+class SelectedRecords(Sequence[Record]):
+    """Some records of a dataset, without a copy.
+
+    Args:
+        records: The dataset.
+        rows: Their numbers in it.
+    """
+
+    def __init__(self, records: Sequence[Record], rows: Sequence[int]) -> None:
+        self._records, self._rows = records, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
+        if isinstance(index, slice):
+            return SelectedRecords(self._records, self._rows[index])
+        return self._records[self._rows[index]]
+
+
+class JoinedRecords(Sequence[Record]):
+    """Several datasets as one, without a copy.
+
+    Args:
+        parts: The datasets, one after the other.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[Record]]) -> None:
+        self.parts = tuple(parts)
+        self._starts = [0, *accumulate(map(len, self.parts))]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
+        if isinstance(index, slice):
+            return SelectedRecords(self, range(len(self))[index])
+        row = range(len(self))[index]
+        part = bisect_right(self._starts, row) - 1
+        return self.parts[part][row - self._starts[part]]
+
+    def __iter__(self) -> Iterator[Record]:
+        return chain.from_iterable(self.parts)
+
+
+def shard_sizes(records: Sequence[Record]) -> tuple[int, ...] | None:
+    """Return how many records in a row lie in each shard; None where an image is in no shard."""
+    if hasattr(records, "shard_sizes"):  # an index knows
+        known: tuple[int, ...] | None = records.shard_sizes
+        return known
+    if isinstance(records, JoinedRecords):
+        parts = [shard_sizes(part) for part in records.parts]
+        return None if None in parts else tuple(chain.from_iterable(p for p in parts if p))
+    runs = ShardRuns()
+    runs.add(records)
+    return runs.sizes
+
+
+class ShardRuns:
+    """Counts the records of each shard, in a stream of them."""
+
+    def __init__(self) -> None:
+        self._sizes: list[int] = []
+        self._shard: str | None = None
+        self._is_sharded = True
+
+    @property
+    def sizes(self) -> tuple[int, ...] | None:
+        """Records of each shard in the order of the stream; None where one is in no shard."""
+        return tuple(self._sizes) if self._is_sharded else None
+
+    def add(self, records: Sequence[Record]) -> None:
+        """Go on with some records."""
+        for record in records if self._is_sharded else ():
+            image = record.image
+            if image is None or image.offset is None:
+                self._is_sharded = False
+                return
+            if image.shard == self._shard:
+                self._sizes[-1] += 1
+            else:
+                self._sizes.append(1)
+                self._shard = image.shard

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+import numpy as np
+
 from triptych.core.errors import DataError
 
+LINES_AT_ONCE = 4096
+MAX_RECENT = 4096
 NUM_EXAMPLES = 5  # entries quoted in the error
 MOSTLY = 0.5  # share of bad samples from which on the data is taken to be of another task
 TRAIN_FLAG = "--data.max-bad-share"
@@ -107,7 +113,7 @@ class SkipLog:
         self.counts: Counter[SkipKind] = Counter()
         self.examples: list[Skipped] = []
         self.num_ok = 0
-        self._samples: set[tuple[str, str | None]] = set()
+        self._samples = _Seen()
         self._listed = _listed_before(self.path)
 
     @property
@@ -126,31 +132,29 @@ class SkipLog:
         Raises:
             DataError: More than `max_share` of the samples is bad now.
         """
-        sample = (skipped.where, skipped.record_id)
-        if sample in self._samples:
-            return
-        self._samples.add(sample)
-        self.counts[skipped.kind] += 1
-        if len(self.examples) < NUM_EXAMPLES:
-            self.examples.append(skipped)
-        self._list(skipped)
-        if self.share > self.max_share:
-            raise DataError(self._too_many())
+        self.add_all([skipped])
 
-    def add_all(self, skipped: list[Skipped]) -> None:
+    def add_all(self, skipped: Iterable[Skipped]) -> None:
         """Count and list many, then judge: the list is whole even where the run stops.
 
         Raises:
             DataError: More than `max_share` of the samples is bad.
         """
-        stop: DataError | None = None
+        before = self.num_bad
+        lines: list[str] = []
         for entry in skipped:
-            try:
-                self.add(entry)
-            except DataError as error:
-                stop = error
-        if stop is not None:
-            raise stop
+            if not self._samples.add(entry.where, entry.record_id):
+                continue
+            self.counts[entry.kind] += 1
+            if len(self.examples) < NUM_EXAMPLES:
+                self.examples.append(entry)
+            if self.path is not None and self._listed.add(entry.where):
+                lines.append(json.dumps(entry.to_dict()) + "\n")
+            if len(lines) == LINES_AT_ONCE:
+                self._write(lines)
+        self._write(lines)
+        if self.num_bad > before and self.share > self.max_share:
+            raise DataError(self._too_many())
 
     def count_ok(self, num: int = 1) -> None:
         """Count `num` samples that were used, for the summary."""
@@ -158,7 +162,7 @@ class SkipLog:
 
     def summary(self) -> str:
         """Return one line: `3 of 200 samples skipped: 2 truncated, 1 not_an_image`."""
-        if not self._samples:
+        if not len(self._samples):
             return "no sample skipped"
         return f"{self.num_bad} of {self.num_samples} samples skipped: {self._kinds()}"
 
@@ -174,13 +178,12 @@ class SkipLog:
     def _some(self) -> str:
         return "; ".join(f"{entry.where} ({entry.kind.value})" for entry in self.examples)
 
-    def _list(self, skipped: Skipped) -> None:
-        if self.path is None or skipped.where in self._listed:
-            return
-        self._listed.add(skipped.where)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(skipped.to_dict()) + "\n")
+    def _write(self, lines: list[str]) -> None:
+        if self.path is not None and lines:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+            lines.clear()
 
     def _too_many(self) -> str:
         if self.path is not None:
@@ -209,14 +212,43 @@ def share_to_allow(share: float) -> float:
     return min(1.0, math.ceil(round(share * 100, 6)) / 100)
 
 
-def _listed_before(path: Path | None) -> set[str]:
+class _Seen:
+    """Which texts were added: 8 bytes each in memory, since bad samples may be many.
+
+    Of a million, two have one hash with a chance of 3e-8; one would not be counted then.
+    """
+
+    def __init__(self) -> None:
+        self._sorted = np.zeros(0, dtype=np.uint64)
+        self._recent: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._sorted) + len(self._recent)
+
+    def add(self, *texts: str | None) -> bool:
+        """Add texts, as one; return whether they are new."""
+        plain = repr(texts).encode("utf-8", "surrogatepass")
+        key = int.from_bytes(hashlib.blake2b(plain, digest_size=8).digest())
+        slot = int(np.searchsorted(self._sorted, np.uint64(key)))
+        is_old = slot < len(self._sorted) and int(self._sorted[slot]) == key
+        if is_old or key in self._recent:
+            return False
+        self._recent.add(key)
+        if len(self._recent) > max(MAX_RECENT, len(self._sorted) // 16):
+            self._sorted = np.union1d(self._sorted, np.array(list(self._recent), dtype=np.uint64))
+            self._recent.clear()
+        return True
+
+
+def _listed_before(path: Path | None) -> _Seen:
     """Return the `where` of what an earlier run listed; a half-written last line is passed over."""
-    listed: set[str] = set()
+    listed = _Seen()
     if path is None or not path.is_file():
         return listed
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            listed.add(json.loads(line)["where"])
-        except (ValueError, KeyError, TypeError):
-            continue
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            try:
+                listed.add(json.loads(line)["where"])
+            except (ValueError, KeyError, TypeError):
+                continue
     return listed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from triptych.core.config import check
 from triptych.core.errors import DataError, nearest
@@ -28,6 +28,7 @@ READER_NAMES = (
     "image_folder",
     "text",
     "webdataset",
+    "parquet",
 )
 NUM_PROBES = 16  # items whose files are looked for before a layout is given up
 
@@ -37,8 +38,9 @@ class DataSourceConfig:
     """One dataset on disk.
 
     Attributes:
-        path: The manifest or annotation file; a folder of class folders or of tar shards; or a
-            shard pattern such as `shards/{000000..000012}.tar` or `shards/*.tar`.
+        path: The manifest or annotation file; a folder of class folders, of tar shards or of
+            parquet tables; or a pattern such as `shards/{000000..000012}.tar` or `shards/*.tar`.
+            Shards and tables may be URLs: `s3://`, `https://`, `hf://`.
         reader: The format; `auto` decides by extension and content.
         image_root: Folder that relative image and clip paths start from; None is the folder of
             the annotation file.
@@ -52,6 +54,9 @@ class DataSourceConfig:
             the sources to one dataset; where one has a ratio, or the task takes several kinds,
             None is 1.
         name: What curves and counters call it where sources are drawn; None is the file's name.
+        index: Whether its records are kept in columns on disk, in the cache folder
+            (`$TRIPTYCH_CACHE` or `~/.cache/triptych`), and not in memory: "auto" from 65,536
+            records on, "always", or "never".
     """
 
     path: str
@@ -62,6 +67,7 @@ class DataSourceConfig:
     kind: str | None = None
     ratio: float | None = None
     name: str | None = None
+    index: Literal["auto", "always", "never"] = "auto"
 
     def __post_init__(self) -> None:
         check(bool(self.path), "path", self.path, "name a file or folder")
@@ -74,6 +80,25 @@ class DataSourceConfig:
     def root(self) -> Path:
         """The folder that relative paths start from."""
         return Path(self.path).parent if self.image_root is None else Path(self.image_root)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a reader yields beside its entries: the splits of the file, if it has several.
+
+    Attributes:
+        names: The splits, where none was asked for and there are several; else empty.
+    """
+
+    names: tuple[str, ...]
+
+
+class EntrySink(Protocol):
+    """Takes entries out of memory."""
+
+    def write(self, records: Sequence[Record], skipped: Sequence[Skipped]) -> bool:
+        """Return whether it took them."""
+        ...
 
 
 @dataclass(slots=True)
@@ -95,13 +120,39 @@ class RecordList:
         """Records and skipped entries together: the size that `SkipLog` measures a share of."""
         return len(self.records) + len(self.skipped)
 
-    def add(self, entries: Iterable[Record | Skipped]) -> None:
-        """File each entry on its list."""
+    @classmethod
+    def of(cls, entries: Iterable[Record | Skipped | Parts]) -> RecordList:
+        """Return the list of what a reader yields."""
+        found = cls()
+        found.add(entries)
+        return found
+
+    def add(
+        self,
+        entries: Iterable[Record | Skipped | Parts],
+        sink: EntrySink | None = None,
+        limit: int = 0,
+    ) -> None:
+        """File each entry on its list.
+
+        Args:
+            entries: What a reader yields.
+            sink: Takes the lists each time that one holds `limit` entries, and leaves them empty.
+            limit: See `sink`.
+        """
         for entry in entries:
             if isinstance(entry, Record):
                 self.records.append(entry)
-            else:
+                is_full = len(self.records) == limit
+            elif isinstance(entry, Skipped):
                 self.skipped.append(entry)
+                is_full = len(self.skipped) == limit
+            else:
+                self.parts = entry.names
+                continue
+            if is_full and sink is not None and sink.write(self.records, self.skipped):
+                self.records.clear()
+                self.skipped.clear()
 
 
 def parts_note(path: str, parts: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -379,7 +379,7 @@ def _keeper(kept: dict[int, object]) -> Callable[[Predictions], None]:
 
 
 def scene_objects(
-    records: list[Record], files: SceneFiles, split: str
+    records: Sequence[Record], files: SceneFiles, split: str
 ) -> list[list[tuple[str, str, str]]]:
     """Return (size, colour, shape) of each object of each record's image, from the truth file."""
     truth = {}
@@ -405,7 +405,7 @@ def _caption_objects(
 
 
 def _guessed_objects(
-    train: list[Record], records: list[Record], files: SceneFiles, split: str, seed: int
+    train: Sequence[Record], records: Sequence[Record], files: SceneFiles, split: str, seed: int
 ) -> Baseline:
     """Score a random training caption, and the most frequent one, as captions of each image."""
     from triptych.evaluation.baselines import most_frequent_caption

@@ -367,8 +367,8 @@ class _Scored:
     def by_predictions(
         self,
         scoring: Evaluation[Any],
-        records: list[Record],
-        all_records: list[Record],
+        records: Sequence[Record],
+        all_records: Sequence[Record],
         log: SkipLog,
     ) -> list[MetricValue]:
         assert scoring.metrics is not None, f"{scoring.name} is scored by predictions"
@@ -384,7 +384,9 @@ class _Scored:
         )
 
 
-def evaluation_records(records: list[Record], scoring: Evaluation[Any], where: str) -> list[Record]:
+def evaluation_records(
+    records: Sequence[Record], scoring: Evaluation[Any], where: str
+) -> list[Record]:
     """Return the records that a task can be scored on.
 
     Raises:
@@ -414,7 +416,7 @@ def _has_images(record: Record, number: int) -> bool:
 def evaluation_loader(
     loaded: LoadedModel,
     task: str,
-    records: list[Record],
+    records: Sequence[Record],
     local_batch_size: int,
     skip_log: SkipLog | None = None,
 ) -> BatchLoader:

@@ -22,7 +22,7 @@ from triptych.core.files import folder_for_one
 from triptych.core.machine import current_commit, num_cores
 from triptych.core.outputs import MetricValue
 from triptych.core.rng import seed_everything
-from triptych.data.batches import record_texts
+from triptych.data.batches import RecordTexts
 from triptych.data.collate import AnyCollator
 from triptych.data.records import Record
 from triptych.distributed.env import is_main, joined, launched, leads, run_processes, world_size
@@ -281,7 +281,7 @@ def allow_bad_share(run_folder: Path, share: float) -> None:
 
 
 def prepare_tokenizer(
-    config: RunConfig, records: list[Record], console: Console | None = None
+    config: RunConfig, records: Sequence[Record], console: Console | None = None
 ) -> Tokenizer:
     """Return the tokenizer of the start, a stored one, or one trained on the data.
 
@@ -304,12 +304,13 @@ def prepare_tokenizer(
         return Tokenizer.load(config.tokenizer.path)
     if config.model.init_text_from is not None:
         return load_published_tokenizer(Path(config.model.init_text_from))
-    texts = [text for record in records for text in record_texts(record)]
-    if not texts and use == "optional":
+    texts = RecordTexts(records)
+    has_texts = any(True for _ in texts)
+    if not has_texts and use == "optional":
         if is_main():
             (console or Console()).print(WORDLESS, highlight=False, markup=False)
         return Tokenizer.without_words()
-    if not texts:
+    if not has_texts:
         raise DataError(
             "the training data holds no text to train a tokenizer on: give captions, questions or "
             "phrases, or a tokenizer with --tokenizer.path"

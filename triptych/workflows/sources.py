@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from triptych.core.errors import ConfigError, DataError
 from triptych.data.check import CLIPS_ARE_NOT_READ, clip_problem
 from triptych.data.collate import AnyCollator
+from triptych.data.index import CLIP_ALONE, RecordIndex
 from triptych.data.manifest import read_records
 from triptych.data.mixture import MixtureSource, build_mixture
-from triptych.data.records import Record
-from triptych.data.skips import SkipLog
+from triptych.data.records import JoinedRecords, Record, SelectedRecords
+from triptych.data.skips import SkipLog, Skipped
 from triptych.data.source import DataSourceConfig, parts_note
 from triptych.data.stream import BatchLoader, build_loader
 from triptych.data.transforms.pipeline import ImageTransform
@@ -37,7 +40,7 @@ class ReadSource:
 
     config: DataSourceConfig
     name: str
-    records: list[Record]
+    records: Sequence[Record]
     parts: tuple[str, ...] = ()
 
     def kind(self) -> str:
@@ -71,9 +74,11 @@ class TrainingData:
     skip_log: SkipLog
 
     @property
-    def records(self) -> list[Record]:
+    def records(self) -> Sequence[Record]:
         """The records of all sources, one after the other."""
-        return [record for source in self.sources for record in source.records]
+        if len(self.sources) == 1:
+            return self.sources[0].records
+        return JoinedRecords([source.records for source in self.sources])
 
     def notes(self) -> list[str]:
         """Return what a user may not expect, a line a source."""
@@ -108,27 +113,41 @@ def read_training_data(config: RunConfig, run_folder: Path) -> TrainingData:
     needs = needs_of(config.task, config.recipe)
     for source, part in zip(config.data.train, found, strict=True):
         check_fields(part.records, needs, source.path, config.recipe)
-    skipped = [entry for part in found for entry in part.skipped]
+    clips: list[Skipped] = []
     if any(need in ("image", "images") for need in needs):
         for part in found:
-            clips = [clip for record in part.records if (clip := clip_problem(record)) is not None]
-            if clips:
-                skipped += clips
-                part.records[:] = [r for r in part.records if clip_problem(r) is None]
+            part.records, problems = _without_clips(part.records)
+            clips += problems
     run_folder.mkdir(parents=True, exist_ok=True)
     log = SkipLog(
         run_folder,
-        sum(len(part.records) for part in found) + len(skipped),
+        sum(part.num_samples for part in found) + len(clips),
         config.data.max_bad_share,
         file_name="skipped.jsonl" if is_main() else f"skipped.rank{rank()}.jsonl",
     )
-    log.add_all(skipped if is_main() else [])
+    if is_main():
+        log.add_all(chain(*(part.skipped for part in found), clips))
     names = _names(config.data.train)
     sources = tuple(
         ReadSource(source, name, part.records, part.parts)
         for source, name, part in zip(config.data.train, names, found, strict=True)
     )
     return TrainingData(sources, log)
+
+
+def _without_clips(records: Sequence[Record]) -> tuple[Sequence[Record], list[Skipped]]:
+    """Return the records that are no clips alone, and what is wrong with the others."""
+    if isinstance(records, RecordIndex) and not records.num_with(CLIP_ALONE):
+        return records, []  # millions need not be looked at
+    clips = {
+        row: clip
+        for row, record in enumerate(records)
+        if (clip := clip_problem(record)) is not None
+    }
+    if not clips:
+        return records, []
+    kept = array("q", (row for row in range(len(records)) if row not in clips))
+    return SelectedRecords(records, kept), list(clips.values())
 
 
 def check_fields(records: Sequence[Record], needs: Sequence[str], where: str, recipe: str) -> None:

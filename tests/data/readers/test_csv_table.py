@@ -5,13 +5,13 @@ import pytest
 from triptych.core.errors import DataError
 from triptych.data.readers.manifests import read_csv
 from triptych.data.skips import SkipKind
-from triptych.data.source import DataSourceConfig
+from triptych.data.source import DataSourceConfig, RecordList
 
 
 def read(tmp_path, content):
     data = content if isinstance(content, bytes) else content.encode()
     (tmp_path / "m.csv").write_bytes(data)
-    return read_csv(DataSourceConfig(path=str(tmp_path / "m.csv")))
+    return RecordList.of(read_csv(DataSourceConfig(path=str(tmp_path / "m.csv"))))
 
 
 @pytest.mark.parametrize("delimiter", [",", "\t", ";"])

@@ -7,13 +7,13 @@ import pytest
 from triptych.core.errors import DataError
 from triptych.data.readers.manifests import read_jsonl
 from triptych.data.skips import SkipKind
-from triptych.data.source import DataSourceConfig
+from triptych.data.source import DataSourceConfig, RecordList
 
 
 def read(tmp_path, content, name="m.jsonl", **fields):
     data = content if isinstance(content, bytes) else content.encode()
     (tmp_path / name).write_bytes(data)
-    return read_jsonl(DataSourceConfig(path=str(tmp_path / name), **fields))
+    return RecordList.of(read_jsonl(DataSourceConfig(path=str(tmp_path / name), **fields)))
 
 
 def test_paths_start_from_the_manifest_or_image_root(tmp_path):

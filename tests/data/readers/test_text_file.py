@@ -5,13 +5,13 @@ import pytest
 from triptych.core.errors import DataError
 from triptych.data.readers.plain import read_text_file
 from triptych.data.skips import SkipKind
-from triptych.data.source import DataSourceConfig
+from triptych.data.source import DataSourceConfig, RecordList
 
 
 def test_lines_are_texts_and_their_numbers_ids(tmp_path):
     path = tmp_path / "corpus.txt"
     path.write_bytes("\ufeffone \r\n\r\n".encode() + b"caf\xe9\n" + b"zwei drei\n\n\n")
-    found = read_text_file(DataSourceConfig(path=str(path)))
+    found = RecordList.of(read_text_file(DataSourceConfig(path=str(path))))
     assert [(r.record_id, r.text) for r in found.records] == [("1", "one"), ("4", "zwei drei")]
     (skipped,) = found.skipped
     assert (skipped.kind, skipped.where) == (SkipKind.NOT_UTF8, f"{path}:3")
@@ -20,4 +20,4 @@ def test_lines_are_texts_and_their_numbers_ids(tmp_path):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r"absent\.txt: there is no such file"):
-        read_text_file(DataSourceConfig(path=str(tmp_path / "absent.txt")))
+        RecordList.of(read_text_file(DataSourceConfig(path=str(tmp_path / "absent.txt"))))

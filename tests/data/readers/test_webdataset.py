@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from triptych.core.errors import DataError
 from triptych.data.images import decode_image
 from triptych.data.readers.webdataset import expand_shards, is_shards, read_webdataset
 from triptych.data.skips import SkipKind
-from triptych.data.source import DataSourceConfig
+from triptych.data.source import DataSourceConfig, RecordList
 
 
 def jpeg(shade):
@@ -32,7 +33,7 @@ def write_shard(path, members):
 
 
 def read(path):
-    return read_webdataset(DataSourceConfig(path=str(path)))
+    return RecordList.of(read_webdataset(DataSourceConfig(path=str(path))))
 
 
 def as_json(**fields):
@@ -192,14 +193,14 @@ def test_patterns(tmp_path, pattern, names):
         (tmp_path / f"{name}.tar").touch()
     path = f"{tmp_path}/{pattern}" if pattern else str(tmp_path)
     assert is_shards(path)
-    assert [shard.stem for shard in expand_shards(path)] == names
+    assert [Path(shard).stem for shard in expand_shards(path)] == names
 
 
 @pytest.mark.parametrize(
     ("pattern", "message"),
     [
-        ("{000000..000003}.tar", r"3 of 4 shards are missing; the first: .*000001\.tar"),
-        ("a*.tar", "1 of 1 shards are missing"),
+        ("{000000..000003}.tar", r"3 of 4 files are missing; the first: .*000001\.tar"),
+        ("a*.tar", "1 of 1 files are missing"),
     ],
 )
 def test_missing_shards_are_named(tmp_path, pattern, message):

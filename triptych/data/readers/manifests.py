@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,21 @@ from triptych.data.entries import (
     parse_entry,
 )
 from triptych.data.lines import UTF16_BOMS, cannot_read, load_json, parse_json_line, read_lines
-from triptych.data.records import ImageSource
+from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
-from triptych.data.source import DataSourceConfig, RecordList, check_split
+from triptych.data.source import DataSourceConfig, Parts, check_split
 
 Entry = tuple[str, str, dict[str, Any]]  # id, where, fields
 
 
-def read_jsonl(source: DataSourceConfig) -> RecordList:
+def read_jsonl(source: DataSourceConfig) -> Iterator[Record | Skipped | Parts]:
     """Read a manifest; a `.json` file is read as one list of entries.
 
     Raises:
         DataError: The file cannot be read, a field of its first entry is misspelt, or the split
             does not exist.
     """
-    return records_of_entries(source, *read_objects(Path(source.path)))
+    return records_of_entries(source, lambda: iterate_objects(Path(source.path)))
 
 
 def read_objects(path: Path) -> tuple[list[Entry], list[Skipped]]:
@@ -45,60 +45,82 @@ def read_objects(path: Path) -> tuple[list[Entry], list[Skipped]]:
     Raises:
         DataError: The file cannot be read, or is a `.json` file without a list.
     """
+    entries: list[Entry] = []
     skipped: list[Skipped] = []
-    values: list[tuple[str, str, Any]] = []
+    for entry in iterate_objects(path):
+        if isinstance(entry, Skipped):
+            skipped.append(entry)
+        else:
+            entries.append(entry)
+    return entries, skipped
+
+
+def iterate_objects(path: Path) -> Iterator[Entry | Skipped]:
+    """Yield each JSON object with its id and where it stands, or why a line is none.
+
+    Raises:
+        DataError: The file cannot be read, or is a `.json` file without a list.
+    """
+    for own_id, where, value in _values(path):
+        if isinstance(value, (dict, Skipped)):
+            yield value if isinstance(value, Skipped) else (own_id, where, value)
+        else:
+            message = f"expected an object {{...}}, found {type(value).__name__}"
+            yield Skipped(SkipKind.BAD_RECORD, where, message)
+
+
+def _values(path: Path) -> Iterator[tuple[str, str, Any]]:
     if path.suffix.lower() == ".json":
         listed = load_json(path)
         if not isinstance(listed, list):
             raise DataError(f"{path}: expected a list of entries, found {type(listed).__name__}")
-        values = [(str(i), f"{path}: [{i}]", value) for i, value in enumerate(listed)]
-    else:
-        for number, line in read_lines(path):
-            if isinstance(line, Skipped):
-                skipped.append(line)
-                continue
-            where = f"{path}:{number}"
+        yield from ((str(i), f"{path}: [{i}]", value) for i, value in enumerate(listed))
+        return
+    for number, line in read_lines(path):
+        where = f"{path}:{number}"
+        value: Any = line
+        if isinstance(line, str):
             try:
-                values.append((str(number), where, parse_json_line(line)))
+                value = parse_json_line(line)
             except ValueError as error:
-                skipped.append(Skipped(SkipKind.BAD_JSON, where, f"not valid JSON: {error}"))
-    entries: list[Entry] = []
-    for own_id, where, value in values:
-        if isinstance(value, dict):
-            entries.append((own_id, where, value))
-        else:
-            message = f"expected an object {{...}}, found {type(value).__name__}"
-            skipped.append(Skipped(SkipKind.BAD_RECORD, where, message))
-    return entries, skipped
+                value = Skipped(SkipKind.BAD_JSON, where, f"not valid JSON: {error}")
+        yield str(number), where, value
 
 
 def records_of_entries(
-    source: DataSourceConfig, entries: list[Entry], skipped: list[Skipped]
-) -> RecordList:
-    """Return the records of manifest entries from whatever file.
+    source: DataSourceConfig, entries: Callable[[], Iterable[Entry | Skipped]]
+) -> Iterator[Record | Skipped | Parts]:
+    """Yield the records of manifest entries from whatever file.
+
+    Args:
+        source: What is read.
+        entries: Begins to read them; called twice.
 
     Raises:
         DataError: A field of the first entry is misspelt, or the split does not exist.
     """
     locate = locator(source.root)
-    if entries:
-        _check_names(entries[0], locate)
-    splits = (str(fields["split"]) for _, _, fields in entries if "split" in fields)
-    parts = check_split(source.split, splits, source.path)
-    found = RecordList(skipped=skipped, parts=parts)
-    images_only = all(IMAGE_FIELDS.issuperset(fields) for _, _, fields in entries)
-    for own_id, where, fields in entries:
+    # Ends at the first entry with more than an image: almost always the first of all.
+    images_only = all(
+        IMAGE_FIELDS.issuperset(entry[2]) for entry in entries() if not isinstance(entry, Skipped)
+    )
+    splits: set[str] = set()
+    is_first = True
+    for entry in entries():
+        if isinstance(entry, Skipped):
+            yield entry
+            continue
+        if is_first:
+            _check_names(entry, locate)
+            is_first = False
+        own_id, where, fields = entry
+        if "split" in fields:
+            splits.add(str(fields["split"]))
         if source.split is None or str(fields.get("split")) == source.split:
-            found.add(
-                parse_entry(
-                    fields,
-                    record_id=own_id,
-                    where=where,
-                    locate=locate,
-                    images_only=images_only,
-                )
+            yield from parse_entry(
+                fields, record_id=own_id, where=where, locate=locate, images_only=images_only
             )
-    return found
+    yield Parts(check_split(source.split, splits, source.path))
 
 
 def _check_names(entry: Entry, locate: Callable[[str], ImageSource]) -> None:
@@ -123,7 +145,7 @@ DELIMITERS = ",\t;"
 MAX_CELL_CHARS = 1_000_000
 
 
-def read_csv(source: DataSourceConfig) -> RecordList:
+def read_csv(source: DataSourceConfig) -> Iterator[Record | Skipped | Parts]:
     """Read a table whose first line names the columns.
 
     `answers`, `images` and a caption that begins with `[` may be JSON lists; answers and images are
@@ -132,16 +154,15 @@ def read_csv(source: DataSourceConfig) -> RecordList:
     Raises:
         DataError: The file cannot be read, or its first line has no known or a misspelt column.
     """
-    path = Path(source.path)
-    skipped: list[Skipped] = []
-    entries: list[Entry] = []
+    return records_of_entries(source, lambda: _entries(Path(source.path)))
+
+
+def _entries(path: Path) -> Iterator[Entry | Skipped]:
     for number, fields in _rows(path):
-        where = f"{path}:{number}"
         if isinstance(fields, Skipped):
-            skipped.append(fields)
+            yield fields
         else:
-            entries.append((str(number), where, fields))
-    return records_of_entries(source, entries, skipped)
+            yield str(number), f"{path}:{number}", fields
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Skipped]]:

@@ -10,7 +10,7 @@ from triptych.data.images import image_suffixes
 from triptych.data.lines import read_lines
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import Skipped
-from triptych.data.source import DataSourceConfig, RecordList, check_split
+from triptych.data.source import DataSourceConfig, check_split
 
 
 def is_image_folder(folder: Path) -> bool:
@@ -20,7 +20,7 @@ def is_image_folder(folder: Path) -> bool:
     )
 
 
-def read_image_folder(source: DataSourceConfig) -> RecordList:
+def read_image_folder(source: DataSourceConfig) -> Iterator[Record]:
     """Read `root/class/**/image`, or `root/split/class/**/image` where `split` is set.
 
     The class folder's name is the label. Where no class folder holds an image, those in the root
@@ -36,27 +36,40 @@ def read_image_folder(source: DataSourceConfig) -> RecordList:
     if source.split is not None:
         check_split(source.split, (folder.name for folder in _folders(root)), source.path)
         root = root / source.split
-    found = RecordList()
+    is_empty = True
     for folder in _folders(root):
-        found.records += _images(root, folder.rglob("*"), folder.name)
-    if not found.records:
-        found.records += _images(root, root.iterdir(), None)
-    if not found.records:
+        for record in _images(root, _files_below(folder), folder.name):
+            is_empty = False
+            yield record
+    if is_empty:
+        files = sorted(path for path in root.iterdir() if path.is_file())
+        for record in _images(root, files, None):
+            is_empty = False
+            yield record
+    if is_empty:
         raise DataError(
             f"{root}: no image in it; expected {root}/<class>/<image>.jpg or "
             f"{root}/<image>.jpg, found "
             f"{', '.join(sorted(p.name for p in root.iterdir())[:8]) or 'nothing'}"
         )
-    return found
 
 
 def _images(root: Path, paths: Iterable[Path], label: str | None) -> Iterator[Record]:
     suffixes = image_suffixes()
-    for path in sorted(paths):
+    for path in paths:
         if path.suffix.lower() in suffixes and not path.name.startswith("."):
             name = path.relative_to(root).as_posix()
             image = ImageSource(str(path))
             yield Record(record_id=name, image=image, image_id=name, label=label)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Yield all files in a folder and those in it, sorted, one folder in memory at a time."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            yield from _files_below(path)
+        else:
+            yield path
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -70,17 +83,15 @@ def _has_image(folder: Path) -> bool:
     return any(path.suffix.lower() in suffixes for path in folder.iterdir())
 
 
-def read_text_file(source: DataSourceConfig) -> RecordList:
+def read_text_file(source: DataSourceConfig) -> Iterator[Record | Skipped]:
     """Read each line that is not blank as one text; its line number is its id.
 
     Raises:
         DataError: The file cannot be read.
     """
     check_split(source.split, (), source.path)
-    found = RecordList()
     for number, line in read_lines(Path(source.path)):
         if isinstance(line, Skipped):
-            found.skipped.append(line)
+            yield line
         else:
-            found.records.append(Record(record_id=str(number), text=line.strip()))
-    return found
+            yield Record(record_id=str(number), text=line.strip())

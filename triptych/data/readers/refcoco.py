@@ -14,6 +14,7 @@ from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, RecordList, check_split, choose_layout
 
+INSTANCES_FILE = "instances.json"
 PICKLE_SUFFIXES = frozenset({".p", ".pkl", ".pickle"})
 
 
@@ -113,7 +114,7 @@ def _records(
 
 def _load_instances(source: DataSourceConfig) -> tuple[dict[Any, str], dict[Any, Any]]:
     """Return image ids to file names, and annotation ids to boxes as written."""
-    beside = Path(source.path).with_name("instances.json")
+    beside = Path(source.path).with_name(INSTANCES_FILE)
     path = beside if source.annotations is None else Path(source.annotations)
     if not path.is_file():
         raise DataError(

@@ -114,11 +114,7 @@ def _annotations_path(source: DataSourceConfig, subtype: str) -> Path | None:
     if source.annotations is not None:
         return Path(source.annotations)
     path = Path(source.path)
-    names = (
-        path.name.replace("OpenEnded_", "").replace("questions", "annotations"),
-        path.name.replace("questions", "annotations"),
-    )
-    tried = [path.with_name(name) for name in dict.fromkeys(names) if name != path.name]
+    tried = annotation_paths(path)
     for candidate in tried:
         if candidate.is_file():
             return candidate
@@ -128,6 +124,15 @@ def _annotations_path(source: DataSourceConfig, subtype: str) -> Path | None:
         f"{path}: has no annotations file; tried: {', '.join(map(str, tried)) or 'no name'}. "
         "Set annotations to its path"
     )
+
+
+def annotation_paths(questions: Path) -> list[Path]:
+    """Return where the annotations of a questions file may lie, the official name first."""
+    names = (
+        questions.name.replace("OpenEnded_", "").replace("questions", "annotations"),
+        questions.name.replace("questions", "annotations"),
+    )
+    return [questions.with_name(n) for n in dict.fromkeys(names) if n != questions.name]
 
 
 def _layouts(subtype: str) -> list[Callable[[int], str]]:

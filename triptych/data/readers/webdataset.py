@@ -5,12 +5,13 @@ from __future__ import annotations
 import glob
 import itertools
 import json
+import os
 import re
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
 
 from triptych.core.errors import DataError
 from triptych.data.codes import CODES_EXTENSION
@@ -19,54 +20,72 @@ from triptych.data.images import image_suffixes
 from triptych.data.lines import cannot_read
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
-from triptych.data.source import DataSourceConfig, RecordList, check_split
+from triptych.data.source import DataSourceConfig, check_split
+from triptych.data.storage import glob_urls, is_url, open_file
 
 FIRST_EXTENSIONS = ("jpg", "jpeg", "png", "webp")  # what an image is, if a sample has several
 MAX_TEXT_BYTES = 16 * 2**20
 MAX_REST_BYTES = 2**20  # how far behind the end mark is looked
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+UNPACK = "samples in it cannot be read at random. Unpack it to a plain .tar"
+SUFFIX = ".tar"
 Members = dict[str, tarfile.TarInfo]  # extension to member
 
 
 def is_shards(path: str) -> bool:
-    """Return whether a path names tar shards: one, a pattern, or a folder that holds some."""
-    return path.endswith(".tar") or (Path(path).is_dir() and any(Path(path).glob("*.tar")))
+    """Return whether a path names tar shards: one, a pattern, or a folder that holds some.
+
+    Raises:
+        DataError: They are compressed.
+    """
+    if path.lower().endswith(COMPRESSED_SUFFIXES):
+        raise DataError(f"{path}: is compressed; {UNPACK}")
+    return path.endswith(SUFFIX) or (Path(path).is_dir() and any(Path(path).glob(f"*{SUFFIX}")))
 
 
-def expand_shards(path: str) -> list[Path]:
-    """Return the shards that a path names, sorted where they were found by looking.
+def expand_shards(path: str) -> list[str]:
+    """Return the shards that a path names; see `expand_paths`."""
+    return expand_paths(path, SUFFIX)
+
+
+def expand_paths(path: str, suffix: str) -> list[str]:
+    """Return the files that a path names, sorted where they were found by looking.
 
     Args:
-        path: A shard, a folder of shards, a brace pattern (`{000000..000012}`, `{train,val}`), a
-            glob pattern (`*`, `?`), or braces and glob together.
+        path: A file, a folder of files, a brace pattern (`{000000..000012}`, `{train,val}`), a
+            glob pattern (`*`, `?`), or braces and glob together; or URLs in the same way. URLs
+            that braces name are not looked for here.
+        suffix: Of the files in a folder.
 
     Raises:
         DataError: There are none, or some that the braces name are missing.
     """
     if Path(path).is_dir():
-        shards = sorted(Path(path).glob("*.tar"))
-        if not shards:
-            raise DataError(f"{path}: the folder holds no .tar shard")
-        return shards
-    shards, missing = [], []
+        found = sorted(map(str, Path(path).glob(f"*{suffix}")))
+        if not found:
+            raise DataError(f"{path}: the folder holds no {suffix} file")
+        return found
+    files: list[str] = []
+    missing = []
     for name in _expand_braces(path):
         if re.search(r"[*?]", name):
-            found = sorted(glob.glob(name))  # noqa: PTH207 - pathlib cannot glob absolute patterns
-            shards.extend(Path(item) for item in found)
+            found = glob_urls(name) if is_url(name) else sorted(glob.glob(name))  # noqa: PTH207
+            files.extend(found)
             missing.extend([] if found else [name])
-        elif Path(name).is_file():
-            shards.append(Path(name))
+        elif is_url(name) or Path(name).is_file():
+            files.append(name)
         else:
             missing.append(name)
     if missing:
         raise DataError(
-            f"{path}: {len(missing)} of {len(missing) + len(shards)} shards are missing; "
+            f"{path}: {len(missing)} of {len(missing) + len(files)} files are missing; "
             f"the first: {', '.join(missing[:3])}"
         )
-    return shards
+    return files
 
 
-def read_webdataset(source: DataSourceConfig) -> RecordList:
+def read_webdataset(source: DataSourceConfig) -> Iterator[Record | Skipped]:
     """Read one record for each sample, a group of members that are equal up to the first dot.
 
     A sample is an image (`.jpg`, `.png`, `.tif` or what else Pillow decodes) with a caption from
@@ -78,29 +97,28 @@ def read_webdataset(source: DataSourceConfig) -> RecordList:
         DataError: No shards, some missing, or one that is compressed or no tar file.
     """
     check_split(source.split, (), source.path)
-    found = RecordList()
     for shard in expand_shards(source.path):
-        found.add(_read_shard(shard))
-    return found
+        yield from _read_shard(shard)
 
 
-def _read_shard(shard: Path) -> Iterator[Record | Skipped]:
+def _read_shard(shard: str) -> Iterator[Record | Skipped]:
     samples: dict[str, Members] = {}
-    yield from _index(shard, samples)
-    images_only = not any(members.keys() & {"txt", "cls"} for members in samples.values())
     try:
-        with shard.open("rb") as file:
+        with open_file(shard) as file:
+            yield from _index(shard, file, samples)
+            images_only = not any(members.keys() & {"txt", "cls"} for members in samples.values())
             for key, members in samples.items():
                 yield from _sample(shard, key, members, file, images_only)
     except OSError as error:
-        raise cannot_read(shard, error) from error
+        raise cannot_read(Path(shard), error) from error
 
 
-def _index(shard: Path, samples: dict[str, Members]) -> Iterator[Skipped]:
+def _index(shard: str, file: BinaryIO, samples: dict[str, Members]) -> Iterator[Skipped]:
     """Fill `samples` from the headers of a shard; yield what cannot be used."""
-    size = shard.stat().st_size
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
     try:
-        with tarfile.open(shard, "r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
             for member in _members(tar):
                 where = f"{shard}::{member.name}"
                 key, extension = _split_name(member.name)
@@ -115,26 +133,25 @@ def _index(shard: Path, samples: dict[str, Members]) -> Iterator[Skipped]:
                     yield Skipped(SkipKind.BAD_RECORD, where, message)
                 else:
                     samples[key][extension] = member
-            yield from _end_problem(shard, tar.offset)
+            yield from _end_problem(shard, file, tar.offset)
     except tarfile.ReadError as error:
         if not samples:
-            raise _not_a_shard(shard, error) from error
-        yield Skipped(SkipKind.TRUNCATED, str(shard), f"the shard is cut short: {error}")
+            raise _not_a_shard(shard, file, error) from error
+        yield Skipped(SkipKind.TRUNCATED, shard, f"the shard is cut short: {error}")
 
 
-def _end_problem(shard: Path, offset: int) -> Iterator[Skipped]:
+def _end_problem(shard: str, file: BinaryIO, offset: int) -> Iterator[Skipped]:
     """Yield what is wrong where the headers end: `tarfile` stops at a damaged header in silence."""
-    with shard.open("rb") as file:
-        file.seek(offset)
-        rest = file.read(MAX_REST_BYTES)
+    file.seek(offset)
+    rest = file.read(MAX_REST_BYTES)
     if len(rest) < tarfile.BLOCKSIZE:
-        yield Skipped(SkipKind.TRUNCATED, str(shard), "the shard ends without its end mark")
+        yield Skipped(SkipKind.TRUNCATED, shard, "the shard ends without its end mark")
     elif any(rest[: tarfile.BLOCKSIZE]):
         message = f"no header at byte {offset}; the samples after it are lost"
-        yield Skipped(SkipKind.TRUNCATED, str(shard), message)
+        yield Skipped(SkipKind.TRUNCATED, shard, message)
     elif any(rest):
         message = f"samples after the end mark at byte {offset} are not read (joined tar files?)"
-        yield Skipped(SkipKind.BAD_RECORD, str(shard), message)
+        yield Skipped(SkipKind.BAD_RECORD, shard, message)
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -145,10 +162,10 @@ def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _sample(
-    shard: Path, key: str, members: Members, file: Any, images_only: bool
+    shard: str, key: str, members: Members, file: Any, images_only: bool
 ) -> Iterator[Record | Skipped]:
     where = f"{shard}::{key}"
-    record_id = f"{shard.stem}/{key}"
+    record_id = f"{PurePosixPath(shard).stem}/{key}"
     member = _image_member(members)
     if member is None:
         message = f"no image among its members ({', '.join(sorted(members)) or 'none'})"
@@ -186,10 +203,10 @@ def _image_member(members: Members) -> tarfile.TarInfo | None:
     return next((members[e] for e in (*FIRST_EXTENSIONS, *others) if e in members), None)
 
 
-def _source(shard: Path, member: tarfile.TarInfo | None) -> ImageSource | None:
+def _source(shard: str, member: tarfile.TarInfo | None) -> ImageSource | None:
     if member is None:
         return None
-    return ImageSource(str(shard), member.offset_data, member.size, member.name)
+    return ImageSource(shard, member.offset_data, member.size, member.name)
 
 
 def _json_member(file: Any, member: tarfile.TarInfo | None) -> dict[str, Any]:
@@ -252,12 +269,9 @@ def _alternatives(inner: str) -> list[str]:
     return [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
 
 
-def _not_a_shard(shard: Path, error: Exception) -> DataError:
-    with shard.open("rb") as file:
-        start = file.read(2)
+def _not_a_shard(shard: str, file: BinaryIO, error: Exception) -> DataError:
+    file.seek(0)
+    start = file.read(2)
     if start in COMPRESSED:
-        return DataError(
-            f"{shard}: is compressed ({COMPRESSED[start]}); samples in it cannot be read at "
-            "random. Unpack it to a plain .tar"
-        )
+        return DataError(f"{shard}: is compressed ({COMPRESSED[start]}); {UNPACK}")
     return DataError(f"{shard}: is not a tar file: {error}")

@@ -1,0 +1,228 @@
+"""Records in columns: Arrow files that are mapped into memory, and records as views into them.
+
+A row is made a Python object only where it is asked for, so that a process holds none of them,
+and processes on one machine share the pages of the file.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Generic, TypeVar, overload
+
+from triptych.data.records import ImageSource, Record
+from triptych.data.skips import SkipKind, Skipped
+
+ROWS = 65_536
+"""Rows of a batch in the file, but for the last: what a process holds while a file is written."""
+
+T = TypeVar("T")
+
+_REST = (
+    *("question", "answers", "question_type", "answer_type", "ocr_words", "object_words"),
+    *("phrase", "box", "statement", "premise", "hypothesis", "label", "video"),
+)
+"""Fields that share the column `rest`, as JSON: few kinds of data have them."""
+
+_TUPLES = frozenset({"answers", "ocr_words", "object_words", "box"})
+_SAME = "\0"  # in the column `image_id`: it is the image's own name
+
+
+@dataclass(frozen=True, slots=True)
+class Layout(Generic[T]):
+    """How a kind of row is laid out.
+
+    Attributes:
+        names: Of the columns.
+        numbers: Those that hold whole numbers; the others hold texts.
+        split: Turns a row into the values of its columns.
+        join: The other way round.
+    """
+
+    names: tuple[str, ...]
+    numbers: frozenset[str]
+    split: Callable[[T], tuple[Any, ...]]
+    join: Callable[[tuple[Any, ...]], T]
+
+
+def _split_record(record: Record) -> tuple[Any, ...]:
+    image = record.image
+    rest: dict[str, Any] = {}
+    for name in _REST:
+        value = getattr(record, name)
+        if value is not None and value != ():
+            rest[name] = value
+    if record.images:
+        rest["images"] = [_plain(source) for source in record.images]
+    if record.codes is not None:
+        rest["codes"] = _plain(record.codes)
+    own_name = None if image is None else str(image)
+    return (
+        record.record_id,
+        None if image is None else image.path,
+        None if image is None else image.offset,
+        None if image is None else image.size,
+        None if image is None else image.member,
+        _SAME if record.image_id is not None and record.image_id == own_name else record.image_id,
+        record.caption,
+        record.text,
+        json.dumps(rest) if rest else None,
+    )
+
+
+def _join_record(values: tuple[Any, ...]) -> Record:
+    record_id, path, offset, size, member, image_id, caption, text, rest = values
+    image = None if path is None else ImageSource(path, offset, size, member)
+    fields: dict[str, Any] = {}
+    if rest is not None:
+        fields = json.loads(rest)
+        for name in _TUPLES & fields.keys():
+            fields[name] = tuple(fields[name])
+        if "images" in fields:
+            fields["images"] = tuple(ImageSource(*source) for source in fields["images"])
+        if "codes" in fields:
+            fields["codes"] = ImageSource(*fields["codes"])
+    return Record(
+        record_id=record_id,
+        image=image,
+        image_id=str(image) if image_id == _SAME else image_id,
+        caption=caption,
+        text=text,
+        **fields,
+    )
+
+
+def _plain(source: ImageSource) -> list[Any]:
+    return [source.path, source.offset, source.size, source.member]
+
+
+def _split_skipped(entry: Skipped) -> tuple[Any, ...]:
+    return entry.kind.value, entry.where, entry.message, entry.record_id
+
+
+def _join_skipped(values: tuple[Any, ...]) -> Skipped:
+    return Skipped(SkipKind(values[0]), *values[1:])
+
+
+RECORDS: Layout[Record] = Layout(
+    ("record_id", "image", "offset", "size", "member", "image_id", "caption", "text", "rest"),
+    frozenset({"offset", "size"}),
+    _split_record,
+    _join_record,
+)
+SKIPPED: Layout[Skipped] = Layout(
+    ("kind", "where", "message", "record_id"),
+    frozenset(),
+    _split_skipped,
+    _join_skipped,
+)
+
+
+class ColumnWriter(Generic[T]):
+    """Writes rows to a file, a batch at a time.
+
+    Args:
+        path: The file; it is whole once `close` has returned.
+        layout: Of the rows.
+        about: Facts that the file carries beside them.
+    """
+
+    def __init__(self, path: Path, layout: Layout[T], about: dict[str, str] | None = None) -> None:
+        import pyarrow as pa  # here: small data does without it
+
+        self._arrow, self._layout = pa, layout
+        # Binary, not string: names of files may hold bytes that are not UTF-8.
+        types = [pa.int64() if name in layout.numbers else pa.binary() for name in layout.names]
+        self._schema = pa.schema(list(zip(layout.names, types, strict=True)), metadata=about or {})
+        self._sink = pa.OSFile(str(path), "wb")
+        self._file = pa.ipc.new_file(self._sink, self._schema)
+
+    def write(self, rows: Sequence[T]) -> None:
+        """Add some rows as one batch."""
+        if not rows:
+            return
+        columns = zip(*map(self._layout.split, rows), strict=True)
+        arrays = [
+            self._arrow.array(
+                values if field.name in self._layout.numbers else list(map(_encoded, values)),
+                type=field.type,
+            )
+            for values, field in zip(columns, self._schema, strict=True)
+        ]
+        self._file.write_batch(self._arrow.record_batch(arrays, schema=self._schema))
+
+    def close(self) -> None:
+        """End the file."""
+        self._file.close()
+        self._sink.close()
+
+
+def _encoded(value: str | None) -> bytes | None:
+    return None if value is None else value.encode("utf-8", "surrogatepass")
+
+
+class Columns(Sequence[T]):
+    """The rows of a file, which stays on disk.
+
+    Args:
+        path: The file.
+        layout: Of the rows.
+    """
+
+    def __init__(self, path: Path, layout: Layout[T]) -> None:
+        import pyarrow as pa
+
+        self.path, self._layout = path, layout
+        self._file = pa.ipc.open_file(pa.memory_map(str(path)))
+        self.about = {k.decode(): v.decode() for k, v in (self._file.schema.metadata or {}).items()}
+        sizes = (self._file.get_batch(i).num_rows for i in range(self._file.num_record_batches))
+        self._starts = [0, *accumulate(sizes)]
+        self._arrays: dict[int, list[Any]] = {}
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(index)
+        batch = bisect_right(self._starts, position) - 1
+        row = position - self._starts[batch]
+        return self._joined([array[row].as_py() for array in self._batch(batch)])
+
+    def __iter__(self) -> Iterator[T]:
+        for batch in range(len(self._starts) - 1):
+            # In pieces: the values of a whole batch would be a hundred megabytes.
+            table = self._file.get_batch(batch)
+            for start in range(0, table.num_rows, 1024):
+                columns = [array.to_pylist() for array in table.slice(start, 1024).columns]
+                yield from map(self._joined, zip(*columns, strict=True))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path, self._layout)
+
+    def values(self, index: int, name: str) -> Any:
+        """Return the value of one column of a row, numbers and encoded texts as they lie."""
+        batch = bisect_right(self._starts, index) - 1
+        column = self._layout.names.index(name)
+        return self._batch(batch)[column][index - self._starts[batch]].as_py()
+
+    def _batch(self, number: int) -> list[Any]:
+        if number not in self._arrays:
+            self._arrays[number] = self._file.get_batch(number).columns
+        return self._arrays[number]
+
+    def _joined(self, values: Sequence[Any]) -> T:
+        return self._layout.join(
+            tuple(v.decode("utf-8", "surrogatepass") if isinstance(v, bytes) else v for v in values)
+        )
