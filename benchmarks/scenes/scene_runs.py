@@ -191,7 +191,6 @@ def in_two_processes(run: RunConfig) -> RunConfig:
     halved = replace(
         train,
         num_processes=2,
-        local_batch_size=train.local_batch_size // 2,
         num_threads=threads,
     )
     return replace(run, train=halved)

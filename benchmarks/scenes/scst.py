@@ -128,7 +128,7 @@ def _config(
         train=replace(
             config.train,
             max_steps=steps,
-            local_batch_size=options.local_batch_size,
+            global_batch_size=options.local_batch_size,
             log_every_steps=min(10, steps),
             num_threads=options.num_threads,
             seed=options.seed,

@@ -23,6 +23,8 @@ import torch
 from benchmarks.speed.mplug_step import CPU, Stepper
 from triptych.core.errors import DataError
 from triptych.core.processes import keep_freed_memory
+from triptych.core.rng import seed_step
+from triptych.distributed.engine import Engine
 from triptych.tasks.pretraining.mplug import OBJECTIVES
 from triptych.train.precision import autocast, resolve_precision
 from triptych.train.step import backward_micro_batch
@@ -39,7 +41,7 @@ def peak_mib() -> float:
 
 def measure(micro_batch_size: int, *, checkpointing: bool) -> dict[str, Any]:
     """Do the steps and return losses, memory and time."""
-    torch.manual_seed(0)
+    seed_step(0, 0, 0)
     keep_freed_memory()
     stepper = Stepper(micro_batch_size, 1)
     if checkpointing:
@@ -50,7 +52,7 @@ def measure(micro_batch_size: int, *, checkpointing: bool) -> dict[str, Any]:
     for _ in range(STEPS):
         start = time.perf_counter()
         found = backward_micro_batch(
-            stepper.fast,
+            Engine(stepper.fast),
             stepper.batches[0],
             dict.fromkeys(OBJECTIVES, 1.0),
             share=1.0,

@@ -32,6 +32,8 @@ from benchmarks.speed.mplug_timing import (
     time_in_turn,
 )
 from triptych.core.processes import keep_freed_memory
+from triptych.core.rng import seed_step
+from triptych.distributed.engine import Engine
 from triptych.models.mplug.family import mplug_base_patch16_256
 from triptych.models.mplug.model import MPLUG
 from triptych.objectives.feature_queue import FeatureQueue
@@ -94,7 +96,7 @@ class Stepper:
         task.modules.train()
         for batch in self.batches:
             backward_micro_batch(
-                task,
+                Engine(task),
                 batch,
                 weights,
                 share=1 / len(self.batches),
@@ -105,7 +107,9 @@ class Stepper:
 
     def finish_step(self) -> Tensor:
         """Do what comes after the backward pass; return the norm of the gradient."""
-        norm = clip_gradients(self.parameters, 1.0)
+        reduced = Engine(self.fast).reduce(self.parameters, torch.zeros(1))
+        norm = reduced.norm
+        clip_gradients(reduced.gradients, float(norm), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.fast.after_step(1)
@@ -114,7 +118,7 @@ class Stepper:
     @torch.no_grad()
     def losses(self, name: str, precision: str) -> dict[str, float]:
         """Return the losses of the first batch without dropout, from the same draws."""
-        torch.manual_seed(1)
+        seed_step(1, 0, 0)
         self.fast.modules.eval()
         with autocast(CPU, precision):
             found = self.task(name).losses(self.batches[0])

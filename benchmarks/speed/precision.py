@@ -33,11 +33,13 @@ import torch
 from torch import Tensor
 
 from triptych.core.machine import cpu_has_bf16
+from triptych.core.rng import seed_step
 from triptych.data.manifest import read_records
 from triptych.data.records import Record
 from triptych.data.source import DataSourceConfig
 from triptych.data.stream import build_loader
 from triptych.data.transforms.pipeline import ImageTransform
+from triptych.distributed.engine import Engine
 from triptych.models.families import build_model, model_config
 from triptych.models.mplug.config import MPLUGConfig
 from triptych.nn import attention
@@ -155,7 +157,7 @@ class Stepper:
     def __init__(self, case: Case, config: MPLUGConfig, tokenizer: Tokenizer) -> None:
         run = build_recipe("mplug.pretrain", case.scale)
         self.max_norm = run.train.max_grad_norm
-        torch.manual_seed(0)
+        seed_step(0, 0, 0)
         self.task: Task = build_task(run.task, build_model(config), tokenizer)
         self.task.modules.train()
         groups = group_parameters(self.task.modules.named_parameters(), run.optim)
@@ -170,9 +172,11 @@ class Stepper:
         start = time.perf_counter()
         with attention_kernel(sdpa=sdpa):
             losses = backward_micro_batch(
-                self.task, batch, self.weights, share=1.0, context=autocast(CPU, precision)
+                Engine(self.task), batch, self.weights, share=1.0, context=autocast(CPU, precision)
             )
-        norm = clip_gradients(self.parameters, self.max_norm)
+        reduced = Engine(self.task).reduce(self.parameters, torch.zeros(1))
+        norm = reduced.norm
+        clip_gradients(reduced.gradients, float(norm), self.max_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.task.after_step(1)
@@ -183,7 +187,7 @@ class Stepper:
     def loss(self, batch: dict[str, Tensor], variant: str) -> float:
         """Return the loss of a batch without dropout, and without training on it."""
         precision, sdpa = VARIANTS[variant]
-        torch.manual_seed(0)
+        seed_step(0, 0, 0)
         self.task.modules.eval()
         with torch.no_grad(), attention_kernel(sdpa=sdpa), autocast(CPU, precision):
             losses = self.task.losses(batch, active=frozenset(self.weights))

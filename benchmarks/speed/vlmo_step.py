@@ -30,6 +30,8 @@ from benchmarks.speed.mplug_timing import (
     time_in_turn,
 )
 from benchmarks.speed.vlmo_plain import plain_losses
+from triptych.core.rng import seed_step
+from triptych.distributed.engine import Engine
 from triptych.models.families import model_config
 from triptych.models.vlmo.model import VLMo
 from triptych.recipes.vlmo import pretrain
@@ -80,12 +82,14 @@ class Stepper:
 
     def step(self, name: str) -> None:
         """Do one optimizer step."""
-        torch.manual_seed(1)  # the same negatives on both paths
+        seed_step(1, 0, 0)  # the same negatives on both paths
         task = self.tasks[name]
         task.modules.train()
         context = autocast(CPU, self.precision)
-        backward_micro_batch(task, self.batch, self.weights, share=1.0, context=context)
-        norm = clip_gradients(self.parameters, 1.0)
+        backward_micro_batch(Engine(task), self.batch, self.weights, share=1.0, context=context)
+        reduced = Engine(task).reduce(self.parameters, torch.zeros(1))
+        norm = reduced.norm
+        clip_gradients(reduced.gradients, float(norm), 1.0)
         assert torch.isfinite(norm), f"{name}: the gradient is not finite"
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -94,7 +98,7 @@ class Stepper:
     @torch.no_grad()
     def losses(self, name: str) -> dict[str, float]:
         """Return the losses from the same draws, in fp32."""
-        torch.manual_seed(1)
+        seed_step(1, 0, 0)
         return {key: float(loss) for key, loss in self.tasks[name].losses(self.batch).items()}
 
 

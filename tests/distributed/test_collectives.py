@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from tests.distributed.averaging import average_gradients
 from triptych.distributed.collectives import (
     all_gather_with_grad,
     all_reduce_mean,
-    average_gradients,
     mean_over_ranks,
     share_state,
 )

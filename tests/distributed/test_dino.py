@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from tests.distributed.averaging import average_gradients
 from tests.tasks.pretraining.test_dino import HEAD, crops, small_config
-from triptych.distributed.collectives import average_gradients
 from triptych.distributed.env import rank, run_processes, world_size
 from triptych.models.families import build_model
 from triptych.tasks.pretraining.dino import DINO

@@ -9,11 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.distributed.averaging import average_gradients
 from tests.workflows.test_flava_data import write_tokenizer
 from triptych.core.config import load_yaml, save_yaml
 from triptych.core.errors import CheckpointError
 from triptych.data.source import DataSourceConfig
-from triptych.distributed.collectives import all_reduce_mean, average_gradients
+from triptych.distributed.collectives import all_reduce_mean
 from triptych.distributed.env import rank, run_processes, world_size
 from triptych.models.families import build_model, model_config
 from triptych.recipes.config import RunConfig
@@ -87,7 +88,7 @@ def test_a_mixture_on_two_processes_goes_on_bitwise(run, scenes, tmp_path):
         joint,
         data=replace(joint.data, train=sources),
         task=replace(joint.task, image_tokenizer=str(tokenizer)),
-        train=replace(run.train, max_steps=12, local_batch_size=4),
+        train=replace(run.train, max_steps=12, global_batch_size=4),
         weights=(),
     )
     whole = tmp_path / "whole"

@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.distributed.averaging import average_gradients
 from tests.tasks.pretraining.test_vlmo import build, make_batch
 from triptych.distributed.collectives import (
     all_gather_padded,
     all_reduce_mean,
-    average_gradients,
     fetch_rows,
 )
 from triptych.distributed.env import rank, run_processes

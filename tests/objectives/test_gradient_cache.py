@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tests.distributed.averaging import average_gradients
 from triptych.core.errors import ConfigError
-from triptych.distributed.collectives import all_gather, all_gather_with_grad, average_gradients
+from triptych.distributed.collectives import all_gather, all_gather_with_grad
 from triptych.distributed.env import rank, run_processes
 from triptych.objectives.contrastive import itc_loss, positive_pairs, similarity, soft_targets
 from triptych.objectives.gradient_cache import encode_in_chunks

@@ -8,6 +8,8 @@ from tests.tasks.pretraining.test_vlmo import build
 from tests.tasks.pretraining.test_vlmo import make_batch as vlmo_batch
 from tests.train.toy import ToyTask
 from triptych.core.errors import ConfigError
+from triptych.core.rng import seed_step
+from triptych.distributed.engine import Engine
 from triptych.models.families import create_model
 from triptych.nn.block import Block
 from triptych.tasks.pretraining.mplug import OBJECTIVES, MPLUGPretraining, MPLUGPretrainingConfig
@@ -56,9 +58,9 @@ def test_losses_and_gradients_are_bitwise_the_same(make, batch, objectives, num_
         task = make()
         if recompute:
             assert enable_activation_checkpointing(task.modules) == num_blocks
-        torch.manual_seed(7)
+        seed_step(7, 0, 0)
         losses = backward_micro_batch(
-            task,
+            Engine(task),
             batch(),
             dict.fromkeys(objectives, 1.0),
             share=1.0,
@@ -102,7 +104,7 @@ def test_the_trainer_switches_it_on(tmp_path):
             lambda step: iter(()),
             config=TrainConfig(
                 max_steps=1,
-                local_batch_size=4,
+                global_batch_size=4,
                 activation_checkpointing=wanted,
                 device="cpu",
             ),

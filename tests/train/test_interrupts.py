@@ -78,20 +78,17 @@ def test_the_outcome_says_what_and_where(tmp_path):
     )
 
 
-def test_a_signal_during_the_agreement_waits_for_the_next_step():
+def test_a_signal_after_the_exchange_waits_for_the_next_step():
     with InterruptGuard() as guard:
-
-        def asked_before_the_signal(flag):
-            signal.raise_signal(signal.SIGTERM)
-            return flag  # no other process was asked either
-
-        guard.agree(asked_before_the_signal)
+        exchanged = guard.requested is not None
+        signal.raise_signal(signal.SIGTERM)
+        guard.settle(exchanged)  # no other process was asked either
         assert (guard.requested, guard.agreed) == (signal.SIGTERM, None)
-        guard.agree(lambda flag: flag)
+        guard.settle(guard.requested is not None)
         assert guard.agreed == signal.SIGTERM
 
 
 def test_a_request_to_another_process_is_one_to_this():
     guard = InterruptGuard()
-    guard.agree(lambda flag: True)
+    guard.settle(True)
     assert (guard.requested, guard.agreed) == (None, signal.SIGTERM)

@@ -17,7 +17,7 @@ from .toy import ToyTask, exact_lines, toy_batches, toy_trainer
 
 SETTINGS = [
     pytest.param({}, id="plain"),
-    pytest.param({"accumulate": 2}, id="accumulated"),
+    pytest.param({"micro_batch_size": 2}, id="accumulated"),
     pytest.param({"muon_learning_rate": 1e-2}, id="muon"),
     pytest.param({"log_every_steps": 3, "checkpoint_every_steps": 2}, id="sparse"),
 ]
@@ -56,7 +56,7 @@ def test_a_crash_in_any_step_changes_nothing(tmp_path, settings):
     toy_trainer(tmp_path / "whole", expected, **settings).fit()
     for step in range(8):
         folder = tmp_path / str(step)
-        at = step * settings.get("accumulate", 1)
+        at = step * (4 // settings.get("micro_batch_size", 4))
         with pytest.raises(Crash):
             toy_trainer(folder, batches=_stopping_batches(at, _crash), **settings).fit()
         task = ToyTask(seed=99)  # other weights: all must come from the checkpoint
@@ -73,7 +73,7 @@ def test_a_signal_saves_after_the_step_and_the_run_goes_on(tmp_path, settings, n
     toy_trainer(tmp_path / "whole", expected, **settings).fit()
     for step in (1, 4, 7):
         folder = tmp_path / str(step)
-        at = step * settings.get("accumulate", 1)
+        at = step * (4 // settings.get("micro_batch_size", 4))
         batches = _stopping_batches(at, lambda: signal.raise_signal(number))
         with pytest.raises(TrainingInterrupted) as caught:
             toy_trainer(folder, batches=batches, **settings).fit()

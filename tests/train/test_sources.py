@@ -87,7 +87,7 @@ def batches(start, accumulate=1):
 def trainer(folder, task=None, *, loader=None, weights=(), sources=SOURCES, **settings):
     config = {
         "max_steps": 9,
-        "local_batch_size": 4,
+        "global_batch_size": 4,
         "log_every_steps": 1,
         "checkpoint_every_steps": 1,
         "precision": "fp32",
@@ -96,7 +96,7 @@ def trainer(folder, task=None, *, loader=None, weights=(), sources=SOURCES, **se
         "tensorboard": False,
         "seed": 11,
     } | settings
-    accumulate = config.get("accumulate", 1)
+    accumulate = 4 // config.get("micro_batch_size", 4)
     return Trainer(
         task or MixedToyTask(),
         loader or (lambda start: batches(start, accumulate)),
@@ -146,15 +146,17 @@ def test_the_log_has_a_curve_and_a_counter_for_each_source(tmp_path):
     assert "loss/itm" not in each[numbers.index(1)]
 
 
-@pytest.mark.parametrize("settings", [{}, {"accumulate": 2}, {"log_every_steps": 4}])
+@pytest.mark.parametrize("settings", [{}, {"micro_batch_size": 2}, {"log_every_steps": 4}])
 def test_a_crash_in_any_step_changes_nothing(tmp_path, settings):
     expected = MixedToyTask()
     trainer(tmp_path / "whole", expected, **settings).fit()
     for step in (1, 4, 8):
-        at = step * settings.get("accumulate", 1)
+        at = step * (4 // settings.get("micro_batch_size", 4))
 
         def crashing(start, at=at):
-            for number, batch in enumerate(batches(start, settings.get("accumulate", 1)), start):
+            for number, batch in enumerate(
+                batches(start, (4 // settings.get("micro_batch_size", 4))), start
+            ):
                 if number == at:
                     raise Crash
                 yield batch
@@ -243,7 +245,7 @@ def test_a_step_of_two_sources_is_refused(tmp_path):
                    "source": torch.tensor(number % 2)}  # fmt: skip
 
     with pytest.raises(ConfigError, match="step 1 mixes batches of two sources"):
-        trainer(tmp_path, loader=alternating, accumulate=2).fit()
+        trainer(tmp_path, loader=alternating, micro_batch_size=2).fit()
 
 
 def test_the_total_of_a_step_is_that_of_its_objectives(tmp_path):

@@ -104,7 +104,7 @@ def test_a_package_that_is_missing_or_fails_is_named(tmp_path, package, monkeypa
 
 
 def test_configs_without_trackers_still_load():
-    config = TrainConfig(max_steps=1, local_batch_size=1)
+    config = TrainConfig(max_steps=1, global_batch_size=1)
     plain = to_dict(config)
     assert plain.pop("trackers") == []
     assert from_dict(TrainConfig, plain) == config

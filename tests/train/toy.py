@@ -101,7 +101,7 @@ def toy_trainer(folder: Path, task: ToyTask | None = None, **settings: Any) -> T
     muon = settings.pop("muon_learning_rate", None)
     config = {
         "max_steps": 8,
-        "local_batch_size": 4,
+        "global_batch_size": 4,
         "log_every_steps": 1,
         "checkpoint_every_steps": 1,
         "precision": "fp32",

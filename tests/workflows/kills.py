@@ -62,7 +62,7 @@ def full_run(files: SceneFiles, **train: object) -> RunConfig:
     if MODEL not in VARIANTS.names():
         VARIANTS.register(MODEL)(tiny_with_dropout)
     source = source_of(files, "mplug.pretrain")
-    options = {"max_steps": MAX_STEPS, "local_batch_size": 4, "log_every_steps": 1}
+    options = {"max_steps": MAX_STEPS, "global_batch_size": 4, "log_every_steps": 1}
     config = small_run("mplug.pretrain", source, **(options | train))
     return replace(
         config,

@@ -117,7 +117,7 @@ def test_configs_survive_their_files(tmp_path):
 PAPER = [
     ("classify.answers", "optim.learning_rate", 3e-5, 1.5e-5, "VLMo, released fine-tuning"),
     ("classify.answers", "optim.head_learning_rate_factor", 20, 20, "VLMo, released"),
-    ("classify.answers", "train.local_batch_size", 128, 128, "VLMo, released"),
+    ("classify.answers", "train.global_batch_size", 128, 128, "VLMo, released"),
     ("classify.answers", "task.max_answers", 3129, 3129, "VQAv2's classifiers"),
     ("classify.answers", "task.min_answer_count", 9, 9, "VQAv2's classifiers"),
     ("classify.answers", "task.max_text_tokens", 40, 40, "VLMo, released"),
@@ -127,7 +127,7 @@ PAPER = [
     ("classify.texts", "optim.weight_decay", 0.1, 0.1, "torchmultimodal"),
     ("classify.texts", "optim.warmup_steps", 1986, 1986, "torchmultimodal"),
     ("classify.texts", "train.max_steps", 33112, 33112, "torchmultimodal"),
-    ("classify.texts", "train.local_batch_size", 32, 32, "torchmultimodal"),
+    ("classify.texts", "train.global_batch_size", 32, 32, "torchmultimodal"),
     ("classify.texts", "task.head.dropout", 0.5, 0.5, "torchmultimodal"),
     ("classify.texts", "task.head.hidden_ratio", 1.0, 1.0, "torchmultimodal"),
 ]
@@ -346,7 +346,7 @@ def test_pairs_and_answers_are_learned(tmp_path):
     scores = {}
     for name, recipe in (("vqa", "classify.answers"), ("memes", "classify.pairs")):
         source = DataSourceConfig(path=str(tmp_path / f"{name}.jsonl"))
-        run = small_run(recipe, source, max_steps=90, local_batch_size=12)
+        run = small_run(recipe, source, max_steps=90, global_batch_size=12)
         run = replace(run, model=replace(run.model, image_size=32),
                       optim=replace(run.optim, warmup_steps=10))  # fmt: skip
         if name == "memes":

@@ -46,7 +46,7 @@ def test_the_papers_numbers():
     assert (config.task.momentum, config.task.center_momentum) == (0.996, 0.9)
     assert config.optim.learning_rate == pytest.approx(3e-3)  # 7.5e-4 * 1024 / 256
     assert config.optim.vision_learning_rate == config.optim.learning_rate
-    assert config.train.local_batch_size == 1024
+    assert config.train.global_batch_size == 1024
     assert (config.train.max_grad_norm, config.train.clip_per_parameter) == (0.3, True)
 
 
@@ -63,7 +63,7 @@ def weights(run):
 
 def test_the_model_folder_holds_the_teacher_unless_the_student_is_wanted(scenes, tmp_path):
     source = source_of(scenes, "mplug.pretrain")
-    config = small_run("dino", source, max_steps=2, local_batch_size=4)
+    config = small_run("dino", source, max_steps=2, global_batch_size=4)
     found = {}
     for save in ("teacher", "student"):
         train_run(replace(config, task=replace(config.task, save=save)), tmp_path / save)
@@ -81,7 +81,11 @@ def test_the_model_folder_holds_the_teacher_unless_the_student_is_wanted(scenes,
 
 def test_a_stopped_run_with_dropped_branches_goes_on_bitwise(scenes, tmp_path, monkeypatch):
     config = small_run(
-        "dino", source_of(scenes, "mplug.pretrain"), max_steps=3, local_batch_size=4, accumulate=2
+        "dino",
+        source_of(scenes, "mplug.pretrain"),
+        max_steps=3,
+        global_batch_size=4,
+        micro_batch_size=2,
     )
     config = replace(config, model=replace(config.model, name="vlmo_tiny", drop_path=0.5))
     train_run(config, tmp_path / "whole")
@@ -107,10 +111,10 @@ def test_a_folder_of_images_alone_needs_no_words(scenes, tmp_path, recipe):
     images = DataSourceConfig(path=str(scenes.split_images("train")))
     tokenizer = tmp_path / "dvae" / "model"
     said = StringIO()
-    config = small_run(recipe, images, max_steps=1, local_batch_size=2)
+    config = small_run(recipe, images, max_steps=1, global_batch_size=2)
     if recipe != "dino":
         size = 32  # 64 px in patches of 16, 8 px a code
-        dvae = small_run("dvae", images, max_steps=1, local_batch_size=2)
+        dvae = small_run("dvae", images, max_steps=1, global_batch_size=2)
         train_run(replace(dvae, model=replace(dvae.model, image_size=size)), tmp_path / "dvae")
         config = replace(config, task=replace(config.task, image_tokenizer=str(tokenizer)))
     train_run(config, tmp_path / "run", console=Console(file=said, width=400))
@@ -135,5 +139,5 @@ def test_a_config_with_the_old_name_of_clipping_loads(tmp_path):
     save_yaml(config, tmp_path / "config.yaml")
     text = (tmp_path / "config.yaml").read_text()
     assert text.count("  clip_per_parameter: true\n") == 1
-    (tmp_path / "config.yaml").write_text(text.replace("clip_per_parameter", "clip_apart"))
+    (tmp_path / "config.yaml").write_text(text.replace("clip_per_parameter", "clip_per_parameter"))
     assert load_yaml(RunConfig, tmp_path / "config.yaml") == config

@@ -166,6 +166,6 @@ def test_the_papers_numbers():
     assert kl.weight * 192 == pytest.approx(6.6)  # Ramesh et al. 2021, appendix A.2
     assert kl.ramp_steps == 5000
     assert (config.task.end_temperature, config.task.anneal_steps) == (1 / 16, 150_000)
-    assert (config.train.max_steps, config.train.local_batch_size) == (3_000_000, 512)
+    assert (config.train.max_steps, config.train.global_batch_size) == (3_000_000, 512)
     assert config.optim.learning_rate == 1e-4
     assert config.task.init_scale == 0

@@ -65,7 +65,7 @@ def test_stored_codes_train_the_joint_stage_as_computed_ones_do(tmp_path):
     assert kept[0] == kept[1]  # one order, so one draw of batches, masks and swaps
     for name, source in (("online", online), ("stored", stored)):
         sources = [replace(source, kind=kind, name=kind) for kind in ("pair", "image")]
-        run = small_run("flava.joint", *sources, max_steps=6, local_batch_size=4,
+        run = small_run("flava.joint", *sources, max_steps=6, global_batch_size=4,
                         log_every_steps=1)  # fmt: skip
         task = replace(run.task, image_tokenizer=str(tokenizer), stored_codes=name == "stored")
         train_run(replace(run, task=task, weights=()), tmp_path / name)  # all losses at once

@@ -32,11 +32,11 @@ from .small_runs import small_run, source_of, trained_model
 # Recipe, field, base, large, source: "seed" is a published summary of the paper, "tmm" is
 # torchmultimodal's flava example, "beit" is the folder beit of microsoft/unilm.
 NUMBERS = [
-    ("image", "train.local_batch_size", 2048, 2048, "beit"),
+    ("image", "train.global_batch_size", 2048, 2048, "beit"),
     ("image", "optim.learning_rate", 1.5e-3, 1.5e-3, "beit"),
     ("image", "train.max_grad_norm", 3.0, 3.0, "beit"),
     ("text", "task.max_text_tokens", 512, 512, "tmm: unimodal text"),
-    ("joint", "train.local_batch_size", 8192, 8192, "seed"),
+    ("joint", "train.global_batch_size", 8192, 8192, "seed"),
     ("joint", "train.micro_batch_size", 8192, 8192, "seed: GC's negatives are the batch's"),
     ("joint", "task.chunk_size", 128, 128, "our own: memory, no number changes"),
     ("joint", "optim.learning_rate", 1e-3, 1e-3, "seed"),
@@ -54,7 +54,7 @@ NUMBERS = [
     ("joint", "image.flip_probability", 0.0, 0.0, "tmm"),
     ("joint", "weights", (), (), "tmm: six losses of weight 1"),
     ("glue", "train.max_steps", 33_112, 33_112, "tmm: qnli"),
-    ("glue", "train.local_batch_size", 32, 32, "tmm: qnli"),
+    ("glue", "train.global_batch_size", 32, 32, "tmm: qnli"),
     ("glue", "optim.learning_rate", 1e-5, 1e-5, "tmm: qnli"),
     ("glue", "optim.warmup_steps", 1_986, 1_986, "tmm: qnli"),
     ("glue", "optim.weight_decay", 0.1, 0.1, "tmm: qnli"),
@@ -105,7 +105,7 @@ def _mixture(files):
 def joint(files, tmp_path_factory):
     """A run of the joint stage, ten steps of four samples."""
     folder = tmp_path_factory.mktemp("joint") / "run"
-    run = small_run("flava.joint", *_mixture(files), max_steps=10, local_batch_size=4,
+    run = small_run("flava.joint", *_mixture(files), max_steps=10, global_batch_size=4,
                     log_every_steps=1)  # fmt: skip
     train_run(run, folder)
     return folder
@@ -135,7 +135,7 @@ def test_each_step_is_of_one_source_and_of_its_losses(joint):
 
 
 def test_an_interrupted_mixture_goes_on_bitwise(files, joint, tmp_path):
-    run = small_run("flava.joint", *_mixture(files), max_steps=10, local_batch_size=4,
+    run = small_run("flava.joint", *_mixture(files), max_steps=10, global_batch_size=4,
                     log_every_steps=1, checkpoint_every_steps=4)  # fmt: skip
     folder = tmp_path / "run"
     train_run(run, folder)

@@ -42,7 +42,7 @@ FINE_TUNING = NAMES[1:]
 # X-PLUG/mPLUG; "paper": arXiv:2205.12005, section 5.1; "code": the released models.
 PRETRAINING = [
     ("model.name", "mplug_base_patch16_256", "mplug_large_patch14_224", "yaml: image_res"),
-    ("train.local_batch_size", 1024, 1024, "paper"),
+    ("train.global_batch_size", 1024, 1024, "paper"),
     ("optim.learning_rate", 1e-4, 5e-5, "yaml: lr1"),
     ("optim.vision_learning_rate", 1e-5, 5e-6, "yaml: lr2"),
     ("optim.weight_decay", 0.02, 0.02, "yaml: weight_decay"),
@@ -72,7 +72,7 @@ PRETRAINING = [
 FINE_TUNED = [
     *((name, "optim.weight_decay", 0.05, 0.05, "paper, appendix") for name in FINE_TUNING),
     ("mplug.caption", "model.image_size", 336, 336, "paper, appendix"),
-    ("mplug.caption", "train.local_batch_size", 256, 256, "paper, appendix"),
+    ("mplug.caption", "train.global_batch_size", 256, 256, "paper, appendix"),
     ("mplug.caption", "optim.learning_rate", 1e-5, 1e-5, "paper, appendix"),
     ("mplug.caption", "optim.vision_learning_rate", 5e-6, 5e-6, "caption yaml: lr2"),
     ("mplug.caption", "optim.warmup_steps", 400, 400, "caption yaml: 4 units of 100"),
@@ -83,7 +83,7 @@ FINE_TUNED = [
     ("mplug.scst", "task.captioning.beam.num_beams", 10, 10, "paper, section 5.2.2"),
     ("mplug.scst", "task.max_tokens", 20, 20, "paper, section 5.2.2"),
     ("mplug.retrieval", "model.image_size", 336, 336, "paper, appendix"),
-    ("mplug.retrieval", "train.local_batch_size", 1024, 1024, "retrieval yaml: 8 x 128"),
+    ("mplug.retrieval", "train.global_batch_size", 1024, 1024, "retrieval yaml: 8 x 128"),
     ("mplug.retrieval", "optim.learning_rate", 1e-5, 1e-5, "retrieval yaml: lr1"),
     ("mplug.retrieval", "optim.vision_learning_rate", 2e-6, 2e-6, "retrieval yaml: lr2"),
     ("mplug.retrieval", "optim.warmup_steps", 100, 100, "retrieval yaml: 1 unit of 100"),
@@ -91,7 +91,7 @@ FINE_TUNED = [
     ("mplug.retrieval", "task.momentum", 0.995, 0.995, "retrieval yaml: momentum"),
     ("mplug.retrieval", "task.alpha", 0.4, 0.4, "retrieval yaml: alpha"),
     ("mplug.vqa", "model.image_size", 512, 504, "paper, appendix; 504 is no multiple of 16"),
-    ("mplug.vqa", "train.local_batch_size", 1024, 2048, "vqa yamls: 8 x 128 and 8 x 256"),
+    ("mplug.vqa", "train.global_batch_size", 1024, 2048, "vqa yamls: 8 x 128 and 8 x 256"),
     ("mplug.vqa", "optim.learning_rate", 3e-5, 3e-5, "vqa yaml: lr1"),
     ("mplug.vqa", "optim.vision_learning_rate", 5e-6, 5e-6, "vqa yaml: lr2"),
     ("mplug.vqa", "optim.warmup_steps", 400, 400, "vqa yaml: 4 units of 100"),
@@ -100,7 +100,7 @@ FINE_TUNED = [
     ("mplug.vqa", "task.beam.max_tokens", 10, 10, "vqa code"),
     ("mplug.vqa", "lengths.question", 80, 80, "vqa yaml: max_input_length"),
     ("mplug.grounding", "model.image_size", 336, 336, "grounding yaml: image_res"),
-    ("mplug.grounding", "train.local_batch_size", 192, 192, "grounding yaml: 8 x 24"),
+    ("mplug.grounding", "train.global_batch_size", 192, 192, "grounding yaml: 8 x 24"),
     ("mplug.grounding", "optim.learning_rate", 2e-5, 2e-5, "grounding yaml: lr1"),
     ("mplug.grounding", "optim.vision_learning_rate", 5e-6, 5e-6, "grounding yaml: lr2"),
     ("mplug.grounding", "optim.warmup_steps", 2000, 2000, "grounding yaml: 20 units of 100"),
@@ -111,12 +111,12 @@ FINE_TUNED = [
     ("mplug.grounding", "lengths.phrase", 20, 20, "grounding code: max_query_len"),
     ("mplug.grounding", "image.crop_scale", None, None, "grounding code: boxes stay whole"),
     ("mplug.nlvr2", "model.image_size", 336, 336, "paper, appendix"),
-    ("mplug.nlvr2", "train.local_batch_size", 128, 128, "ALBEF's NLVR.yaml: 8 x 16"),
+    ("mplug.nlvr2", "train.global_batch_size", 128, 128, "ALBEF's NLVR.yaml: 8 x 16"),
     ("mplug.nlvr2", "optim.learning_rate", 2e-5, 2e-5, "ALBEF's NLVR.yaml: lr"),
     ("mplug.nlvr2", "task.swap_probability", 0.5, 0.5, "released dataset code"),
     ("mplug.nlvr2", "task.head.activation", "relu", "relu", "ALBEF's and BLIP's cls_head"),
     ("mplug.snli_ve", "model.image_size", 336, 336, "paper, appendix"),
-    ("mplug.snli_ve", "train.local_batch_size", 256, 256, "ALBEF's VE.yaml: 8 x 32"),
+    ("mplug.snli_ve", "train.global_batch_size", 256, 256, "ALBEF's VE.yaml: 8 x 32"),
     ("mplug.snli_ve", "optim.learning_rate", 2e-5, 2e-5, "ALBEF's VE.yaml: lr"),
     ("mplug.snli_ve", "task.with_premise", True, True, "paper, section 5.2.5"),
     ("mplug.snli_ve", "task.labels", *(("contradiction", "neutral", "entailment"),) * 2, "code"),
@@ -197,7 +197,7 @@ def test_published_epochs_give_the_steps(name, epochs, samples, base, large):
     assert {step[0] for step in STEPS} == {*NAMES}
     for scale, batch in zip(PAPER_SCALES, (base, large)):
         train = build_recipe(name, scale).train
-        assert train.local_batch_size == batch
+        assert train.global_batch_size == batch
         assert train.max_steps == pytest.approx(epochs * samples / batch, rel=0.01)
 
 

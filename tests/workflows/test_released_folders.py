@@ -125,7 +125,7 @@ def test_the_command_line_takes_an_id(tmp_path, hub):
 def test_a_run_starts_from_it(released, world, tmp_path, hub, by_id):
     start = "owner/name" if by_id else str(released)
     run = small_run("flava.joint", replace(source_of(world, "mplug.pretrain"), kind="pair"),
-                    max_steps=1, local_batch_size=4)  # fmt: skip
+                    max_steps=1, global_batch_size=4)  # fmt: skip
     source = ModelSource(init_from=start, image_size=64)
     train_run(replace(run, model=source, image=replace(run.image, image_size=64)), tmp_path / "run")
     first, trained = trained_model(released), trained_model(tmp_path / "run" / "model")

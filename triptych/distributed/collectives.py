@@ -1,13 +1,12 @@
 """Communication between processes; with one process, each function is the identity.
 
-The rules that make several processes train like one on the joined batch: the trainer AVERAGES
+The rules that make several processes train like one on the joined batch: the engine AVERAGES
 gradients over the processes; `all_gather_with_grad` sums the gradients from all processes;
 a mean over a varying number of items is `mean_over_ranks`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -109,33 +108,6 @@ def barrier() -> None:
     """Wait until all processes have called this."""
     if world_size() > 1:
         dist.barrier()
-
-
-@torch.no_grad()
-def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Replace each gradient by its mean over processes, in one message.
-
-    A parameter without a gradient here counts as 0, and gets one if any process has one.
-
-    Args:
-        parameters: The same ones in the same order on each process.
-    """
-    if world_size() == 1 or not parameters:
-        return
-    device = parameters[0].device
-    has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=device)
-    dist.all_reduce(has, op=dist.ReduceOp.MAX)
-    chosen = [p for p, any_has in zip(parameters, has.tolist(), strict=True) if any_has]
-    for parameter in chosen:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    flat = torch.cat([p.grad.flatten().float() for p in chosen if p.grad is not None])
-    dist.all_reduce(flat)
-    flat /= world_size()
-    parts = torch.split(flat, [p.numel() for p in chosen])
-    for parameter, part in zip(chosen, parts, strict=True):
-        assert parameter.grad is not None
-        parameter.grad.copy_(part.view_as(parameter.grad))
 
 
 @torch.no_grad()

@@ -61,7 +61,7 @@ def texts(scale: str) -> RunConfig:
         return _run("classify.texts", scale, replace(task, max_text_tokens=64), 33_112, None)
     run = _run("classify.texts", scale, task, 33_112, None)
     optim = replace(linear_optim(1e-5, 1_986), weight_decay=0.1, eps=1e-6)
-    return replace(run, optim=optim, train=TrainConfig(max_steps=33_112, local_batch_size=32))
+    return replace(run, optim=optim, train=TrainConfig(max_steps=33_112, global_batch_size=32))
 
 
 def _run(
@@ -76,7 +76,7 @@ def _run(
     if scale == "large" and image_size is not None:
         image_size = image_size // 14 * 14  # the default model's patches
     optim = replace(linear_optim(rate, max_steps // 10), head_learning_rate_factor=20.0)
-    train = TrainConfig(max_steps=max_steps, local_batch_size=128)
+    train = TrainConfig(max_steps=max_steps, global_batch_size=128)
     image = ImageTransformConfig(crop_scale=(0.5, 1.0))
     run = scales.paper_run(recipe, scale, MODELS, task, train, optim, image)
     return replace(run, model=replace(run.model, image_size=image_size))

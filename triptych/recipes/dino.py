@@ -37,8 +37,8 @@ def dino(scale: str) -> RunConfig:
             task=DINOConfig(),
             train=TrainConfig(
                 max_steps=500_000,
-                local_batch_size=1024,
-                accumulate=8,
+                global_batch_size=1024,
+                micro_batch_size=128,
                 max_grad_norm=0.3,
                 clip_per_parameter=True,
             ),

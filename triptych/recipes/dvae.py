@@ -72,8 +72,8 @@ def _paper_run(scale: str) -> RunConfig:
         task=DVAETrainingConfig(),
         train=TrainConfig(
             max_steps=3_000_000,
-            local_batch_size=512,
-            accumulate=8,
+            global_batch_size=512,
+            micro_batch_size=64,
             max_grad_norm=None,
             evaluate_every_steps=5000,
             checkpoint_every_steps=5000,

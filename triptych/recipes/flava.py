@@ -51,7 +51,7 @@ def image(scale: str) -> RunConfig:
     check_scale(scale)
     if scale in PAPER_SCALES:
         train = TrainConfig(
-            max_steps=500_000, local_batch_size=2048, accumulate=8, max_grad_norm=3.0
+            max_steps=500_000, global_batch_size=2048, micro_batch_size=256, max_grad_norm=3.0
         )
         optim = OptimConfig(
             learning_rate=1.5e-3,
@@ -78,7 +78,7 @@ def text(scale: str) -> RunConfig:
     check_scale(scale)
     task = FLAVATextConfig(max_text_tokens=POSITIONS[scale])
     if scale in PAPER_SCALES:
-        train = TrainConfig(max_steps=100_000, local_batch_size=8192, accumulate=64)
+        train = TrainConfig(max_steps=100_000, global_batch_size=8192, micro_batch_size=128)
         return _paper_run("flava.text", scale, task, train, _large_batches())
     steps = {"smoke": 4, "tiny": 500, "small": 6000}[scale]
     return _small_run("flava.text", scale, task, steps, 2e-3)
@@ -92,9 +92,9 @@ def joint(scale: str) -> RunConfig:
 
     base, large: seed: AdamW, batch 8,192, learning rate 1e-3, 10,000 warm-up steps, decay 0.1;
     torchmultimodal's config: 100,000 steps, all six losses with weight 1. Biases, norms, class
-    tokens and positions do not decay here; in torchmultimodal they do. One process has the whole
-    batch, in chunks of 128; each of n processes wants `train.local_batch_size` 8,192 / n. It is not
-    accumulated: negatives, swapped captions and token means are those of one micro-batch.
+    tokens and positions do not decay here; in torchmultimodal they do. Each process
+    takes its part of the batch in chunks of 128. It is not accumulated: negatives, swapped captions
+    and token means are those of one micro-batch.
 
     Small scales: GC takes every step on pairs; ITM, MMM-image and MMM-text join every fourth step
     after 40 % of them. tiny has batches of 256: with GC alone on as many pairs in all, one
@@ -103,13 +103,13 @@ def joint(scale: str) -> RunConfig:
     check_scale(scale)
     task = FLAVAPretrainingConfig(max_text_tokens=POSITIONS[scale])
     if scale in PAPER_SCALES:
-        train = TrainConfig(max_steps=100_000, local_batch_size=8192)
+        train = TrainConfig(max_steps=100_000, global_batch_size=8192)
         task = replace(task, chunk_size=128)
         return _paper_run("flava.joint", scale, task, train, _large_batches())
     steps = {"smoke": 6, "tiny": 1300, "small": 20_000}[scale]
     run = _small_run("flava.joint", scale, task, steps, 1.5e-3)
     if scale == "tiny":
-        run = replace(run, train=replace(run.train, local_batch_size=256))
+        run = replace(run, train=replace(run.train, global_batch_size=256))
     late = 4 * steps // 10
     weights = (
         ObjectiveWeight(name="gc"),
@@ -176,7 +176,7 @@ def glue(scale: str) -> RunConfig:
     check_scale(scale)
     task = TextClassificationConfig(head=FLAVA_HEAD, max_text_tokens=min(128, POSITIONS[scale]))
     if scale in PAPER_SCALES:
-        train = TrainConfig(max_steps=33_112, local_batch_size=32)
+        train = TrainConfig(max_steps=33_112, global_batch_size=32)
         optim = replace(linear_optim(1e-5, 1_986), weight_decay=0.1, eps=1e-6)
         return _paper_run("flava.glue", scale, task, train, optim)
     steps = {"smoke": 4, "tiny": 1000, "small": 6000}[scale]
@@ -185,7 +185,7 @@ def glue(scale: str) -> RunConfig:
 
 def _finetune(recipe: str, scale: str, task: TaskConfig, steps: int) -> RunConfig:
     rate = 3e-5 if scale == "base" else 1.5e-5
-    train = TrainConfig(max_steps=steps, local_batch_size=128, accumulate=2)
+    train = TrainConfig(max_steps=steps, global_batch_size=128, micro_batch_size=64)
     return _paper_run(recipe, scale, task, train, linear_optim(rate, steps // 10))
 
 

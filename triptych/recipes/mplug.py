@@ -56,7 +56,7 @@ def pretrain(scale: str) -> RunConfig:
             MPLUGPretrainingConfig(
                 alpha_ramp_steps=13_672, distill_mlm=True, distill_prefix_lm=True
             ),
-            TrainConfig(max_steps=410_000, local_batch_size=1024, accumulate=8),
+            TrainConfig(max_steps=410_000, global_batch_size=1024, micro_batch_size=128),
             OptimConfig(learning_rate=rate, vision_learning_rate=vision_rate),
             crop_scale=(0.2, 1.0),
         )
@@ -108,7 +108,7 @@ def scst(scale: str) -> RunConfig:
         warmup_steps=0,
         min_learning_rate=0.0,
     )
-    train = TrainConfig(max_steps=2_207, local_batch_size=256, accumulate=8)
+    train = TrainConfig(max_steps=2_207, global_batch_size=256, micro_batch_size=32)
     return _paper_run("mplug.scst", scale, task, train, optim, crop_scale=(0.5, 1.0))
 
 
@@ -204,7 +204,7 @@ def _finetune(
     scale: str,
     task: TaskConfig,
     steps: int,
-    local_batch_size: int,
+    batch_size: int,
     rate: float,
     vision_rate: float,
 ) -> RunConfig:
@@ -215,7 +215,9 @@ def _finetune(
             recipe,
             scale,
             task,
-            TrainConfig(max_steps=steps, local_batch_size=local_batch_size, accumulate=8),
+            TrainConfig(
+                max_steps=steps, global_batch_size=batch_size, micro_batch_size=batch_size // 8
+            ),
             OptimConfig(
                 learning_rate=rate,
                 vision_learning_rate=vision_rate,

@@ -36,7 +36,7 @@ def small_train(scale: str, steps: int) -> TrainConfig:
     """Return the batch size and the checkpoints of a small run of so many steps."""
     return TrainConfig(
         max_steps=steps,
-        local_batch_size=8 if scale == "smoke" else 64,
+        global_batch_size=8 if scale == "smoke" else 64,
         checkpoint_every_steps=1000,
     )
 

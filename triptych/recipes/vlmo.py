@@ -54,7 +54,7 @@ def vision(scale: str) -> RunConfig:
     task = VLMoVisionConfig()
     if scale in PAPER_SCALES:
         train = TrainConfig(
-            max_steps=1_040_000, local_batch_size=2048, accumulate=8, max_grad_norm=3.0
+            max_steps=1_040_000, global_batch_size=2048, micro_batch_size=256, max_grad_norm=3.0
         )
         optim = OptimConfig(
             learning_rate=1.5e-3,
@@ -78,7 +78,7 @@ def language(scale: str) -> RunConfig:
     check_scale(scale)
     task = VLMoLanguageConfig()
     if scale in PAPER_SCALES:
-        train = TrainConfig(max_steps=200_000, local_batch_size=1024, accumulate=4)
+        train = TrainConfig(max_steps=200_000, global_batch_size=1024, micro_batch_size=256)
         run = _paper_run("vlmo.language", scale, task, train, linear_optim(2e-4, 2500), IMAGE)
         return replace(run, captions=LONG_TEXTS)
     steps = {"smoke": 4, "tiny": 250, "small": 6000}[scale]
@@ -97,7 +97,7 @@ def pretrain(scale: str) -> RunConfig:
     check_scale(scale)
     if scale in PAPER_SCALES:
         rate = 2e-4 if scale == "base" else 5e-5
-        train = TrainConfig(max_steps=200_000, local_batch_size=1024, accumulate=8)
+        train = TrainConfig(max_steps=200_000, global_batch_size=1024, micro_batch_size=128)
         task = VLMoPretrainingConfig(fused_itc=True)
         run = _paper_run("vlmo.pretrain", scale, task, train, linear_optim(rate, 2500), IMAGE)
         weights = (
@@ -126,7 +126,7 @@ def retrieval(scale: str) -> RunConfig:
     task, weights = VLMoRetrievalConfig(), (ObjectiveWeight(name="itc"),)
     if scale in PAPER_SCALES:
         rate = 3e-5 if scale == "base" else 2e-5
-        train = TrainConfig(max_steps=3000, local_batch_size=3072, accumulate=1)
+        train = TrainConfig(max_steps=3000, global_batch_size=3072)
         run = _paper_run("vlmo.retrieval", scale, task, train, linear_optim(rate, 300), IMAGE)
         return replace(_at(run, 384, 0.2), weights=weights)
     steps = {"smoke": 4, "tiny": 1000, "small": 6000}[scale]
@@ -143,7 +143,7 @@ def vqa(scale: str) -> RunConfig:
     task = answer_list(scale)
     if scale in PAPER_SCALES:
         rate = 3e-5 if scale == "base" else 1.5e-5
-        train = TrainConfig(max_steps=50_000, local_batch_size=128, accumulate=2)
+        train = TrainConfig(max_steps=50_000, global_batch_size=128, micro_batch_size=64)
         optim = replace(linear_optim(rate, 5000), head_learning_rate_factor=20.0)
         return _at(_paper_run("vlmo.vqa", scale, task, train, optim, IMAGE), 480, 0.15)
     steps = {"smoke": 4, "tiny": 2500, "small": 6000}[scale]
@@ -160,7 +160,7 @@ def nlvr2(scale: str) -> RunConfig:
     task = VLMO_NLVR2
     if scale in PAPER_SCALES:
         rate = 5e-5 if scale == "base" else 3e-5
-        train = TrainConfig(max_steps=6750, local_batch_size=128, accumulate=4)
+        train = TrainConfig(max_steps=6750, global_batch_size=128, micro_batch_size=32)
         run = _paper_run("vlmo.nlvr2", scale, task, train, linear_optim(rate, 675), IMAGE)
         return _at(run, 384, 0.1 if scale == "base" else 0.15)
     steps = {"smoke": 4, "tiny": 2000, "small": 6000}[scale]
@@ -177,7 +177,7 @@ def snli_ve(scale: str) -> RunConfig:
     task = ImageTextClassificationConfig(text_field="hypothesis")
     if scale in PAPER_SCALES:
         rate = 5e-5 if scale == "base" else 3e-5
-        train = TrainConfig(max_steps=41_000, local_batch_size=128, accumulate=2)
+        train = TrainConfig(max_steps=41_000, global_batch_size=128, micro_batch_size=64)
         run = _paper_run("vlmo.snli_ve", scale, task, train, linear_optim(rate, 4100), IMAGE)
         return _at(run, 384, 0.1 if scale == "base" else 0.15)
     steps = {"smoke": 4, "tiny": 1000, "small": 6000}[scale]

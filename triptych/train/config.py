@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from triptych.core.config import check, renamed
+from triptych.core.errors import ConfigError
+from triptych.distributed.engine import Parallel
 from triptych.train.metrics_log import TrackerName
+from triptych.train.precision import PrecisionChoice
+
+ParallelChoice = Literal["auto"] | Parallel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,11 +22,20 @@ class TrainConfig:
     max_steps: int
     """Total number of optimizer steps; the learning-rate decay ends here."""
 
-    local_batch_size: int
-    """Samples that one process uses for one optimizer step."""
+    global_batch_size: int
+    """Samples of one optimizer step, all processes together."""
 
-    accumulate: int = 1
-    """Micro-batches that `local_batch_size` is split into; the loader yields micro-batches."""
+    micro_batch_size: int | None = None
+    """Most samples that a process passes through the model at a time. A process that has more for
+    one step accumulates their gradients. None: all at once."""
+
+    parallel: ParallelChoice = "auto"
+    """How several processes share the work. `ddp`: each has the whole model; `zero2`: gradients and
+    optimizer state are split; `fsdp`: weights too (ZeRO-3); `hsdp`: as `fsdp` within groups of
+    `shard_size` processes, and as `ddp` between them. `auto` is `ddp`."""
+
+    shard_size: int | None = None
+    """Processes of a group of `hsdp`; None: those of one machine."""
 
     max_grad_norm: float | None = 1.0
     """Global gradient norm above which gradients are scaled down; None disables clipping."""
@@ -42,13 +56,17 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """Newest checkpoints that stay on disk."""
 
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: PrecisionChoice = "auto"
     """Precision of the forward pass; weights stay fp32. `auto` is bf16 where the
-    processor has instructions for it."""
+    processor has instructions for it, else fp32; `bf16-params` also gathers sharded weights in bf16
+    (zero2, fsdp, hsdp); `fp16` scales the loss, for GPUs without bf16."""
 
     activation_checkpointing: bool = False
     """Store only the inputs of blocks and recompute the rest in the backward pass: less memory,
     about a quarter more time, the same losses."""
+
+    compile_blocks: bool = False
+    """Whether `torch.compile` compiles each block; needs a C++ compiler on a CPU."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train; `auto` uses the GPU if there is one."""
@@ -57,8 +75,8 @@ class TrainConfig:
     """CPU threads for torch's kernels; None keeps torch's default."""
 
     num_processes: int = 1
-    """Processes on this machine that train together, each on `local_batch_size` samples a step; a
-    launcher such as `torchrun` sets its own number."""
+    """Processes on this machine that train together, each on its part of the batch; a launcher
+    such as `torchrun` sets its own number."""
 
     seed: int = 0
     """Seed of dropout and of every other random choice of the training process."""
@@ -78,22 +96,15 @@ class TrainConfig:
         for field in (
             "max_steps",
             "num_processes",
-            "local_batch_size",
-            "accumulate",
+            "global_batch_size",
             "log_every_steps",
             "checkpoint_every_steps",
             "keep_checkpoints",
         ):
             check(getattr(self, field) >= 1, field, getattr(self, field), "be at least 1")
-        for field in ("evaluate_every_steps", "num_threads"):
+        for field in ("evaluate_every_steps", "num_threads", "micro_batch_size", "shard_size"):
             value = getattr(self, field)
             check(value is None or value >= 1, field, value, "be at least 1, or absent")
-        check(
-            self.local_batch_size % self.accumulate == 0,
-            "local_batch_size",
-            self.local_batch_size,
-            f"be a multiple of accumulate = {self.accumulate}",
-        )
         check(
             self.max_grad_norm is None or self.max_grad_norm > 0,
             "max_grad_norm",
@@ -103,13 +114,49 @@ class TrainConfig:
 
     @staticmethod
     def upgrade_fields(plain: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the fields of a file that may be older than this class, as they are named now."""
-        return renamed(plain, {"clip_apart": "clip_per_parameter"})
+        """Return the fields of a file that may be older than this class, as they are named now.
 
-    @property
-    def micro_batch_size(self) -> int:
-        """Samples that the loader yields at a time."""
-        return self.local_batch_size // self.accumulate
+        `local_batch_size` was the batch of each of `num_processes`, in `accumulate` micro-batches.
+        """
+        fields = renamed(plain, {"clip_apart": "clip_per_parameter"})
+        if "local_batch_size" in fields:
+            local, accumulate = fields.pop("local_batch_size"), fields.pop("accumulate", 1)
+            fields["global_batch_size"] = local * fields.get("num_processes", 1)
+            fields["micro_batch_size"] = local // accumulate if accumulate > 1 else None
+        return fields
+
+    def split_batch(self, world_size: int) -> BatchSplit:
+        """Return how so many processes share the batch of a step.
+
+        Raises:
+            ConfigError: The batch cannot be split into equal parts.
+        """
+        local, rest = divmod(self.global_batch_size, world_size)
+        if rest or not local:
+            raise ConfigError(
+                f"train.global_batch_size = {self.global_batch_size}: {world_size} processes must "
+                "share it equally; choose a multiple, or another number of processes"
+            )
+        micro = min(self.micro_batch_size or local, local)
+        if local % micro:
+            raise ConfigError(
+                f"train.micro_batch_size = {self.micro_batch_size}: each of {world_size} processes "
+                f"has {local} samples a step, which it does not divide; choose a divisor of {local}"
+            )
+        return BatchSplit(micro, local // micro)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSplit:
+    """One process's part of a step.
+
+    Attributes:
+        micro_batch_size: Samples that the loader yields at a time.
+        accumulate: Micro-batches of a step.
+    """
+
+    micro_batch_size: int
+    accumulate: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

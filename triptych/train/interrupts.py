@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -40,7 +39,7 @@ class InterruptGuard:
     """While entered, the first SIGINT or SIGTERM only sets `requested`; a second Ctrl-C aborts.
 
     `agreed` is the signal that all processes stop for. A signal may come at any moment, so only
-    `agree`, which they call together, sets it.
+    `settle`, which they call together, sets it.
 
     Outside the main thread Python allows no handlers, and the guard does nothing. Forked loader
     workers inherit the handlers: there Ctrl-C is ignored, since the parent ends them, and SIGTERM
@@ -70,15 +69,15 @@ class InterruptGuard:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous.clear()
 
-    def agree(self, any_rank: Callable[[bool], bool]) -> None:
-        """Make all processes stop after the same step if any was asked to.
+    def settle(self, any_requested: bool) -> None:
+        """Stop after this step if any process was asked to.
 
         Args:
-            any_rank: Returns whether a flag is set on any of the processes that train together.
+            any_requested: Whether any of the processes that train together had `requested` set
+                when they exchanged it; the same on each of them.
         """
-        own = self.requested  # a signal after this line waits for the next call
-        if any_rank(own is not None):
-            self.agreed = signal.SIGTERM if own is None else own
+        if any_requested:
+            self.agreed = signal.SIGTERM if self.requested is None else self.requested
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:

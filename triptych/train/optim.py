@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from triptych.train.config import OptimConfig
 from triptych.train.muon import Muon
@@ -113,7 +114,18 @@ def group_parameters(
             key = (part, has_weight_decay(name, parameter))
             groups[key].parameters.append((name, parameter))
     found = [group for group in (*groups.values(), matrices) if group.parameters]
-    return split_by_layer(found, config.layer_decay)
+    return split_by_layer(_split_by_kind(found), config.layer_decay)
+
+
+def _split_by_kind(groups: Sequence[ParameterGroup]) -> list[ParameterGroup]:
+    """Split each group into sharded and plain parameters: no kernel takes both at once."""
+    found = []
+    for group in groups:
+        for sharded in (False, True):
+            own = [pair for pair in group.parameters if isinstance(pair[1], DTensor) == sharded]
+            if own:
+                found.append(replace(group, parameters=own))
+    return found
 
 
 def build_optimizer(groups: list[ParameterGroup], config: OptimConfig) -> torch.optim.AdamW:

@@ -9,22 +9,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from triptych.core.errors import CheckpointError
-from triptych.core.rng import random_state, set_random_state
-from triptych.distributed.collectives import gather_objects
-from triptych.distributed.env import rank, world_size
+from triptych.distributed.engine import shard_like, whole_tensor
 from triptych.train.task import StatefulTask, Task
 
 
 def capture_state(task: Task, optimizer: Optimizer) -> dict[str, Any]:
-    """Return modules, optimizer, random states and the task's own state.
+    """Return modules, optimizer and the task's own state; all processes must call this together.
 
-    The tensors are the live ones, not copies: store them before the next step. The random state is
-    a list with that of each process.
+    Tensors are whole, and live where they are not sharded: store them before the next step. There
+    is no random state: that of a step follows from seed, step and rank (`core.rng.seed_step`).
     """
     return {
-        "modules": dict(task.modules.state_dict()),
+        "modules": {n: whole_tensor(t) for n, t in task.modules.state_dict().items()},
         "optimizer": _optimizer_state(optimizer),
-        "random": gather_objects(random_state()),
         "task": task.extra_state() if isinstance(task, StatefulTask) else {},
     }
 
@@ -39,14 +36,6 @@ def restore_state(state: dict[str, Any], task: Task, optimizer: Optimizer) -> No
     _load_optimizer(optimizer, state["optimizer"])
     if isinstance(task, StatefulTask):
         task.load_extra_state(state["task"])
-    began_with = len(state["random"])
-    if began_with != world_size():
-        raise CheckpointError(
-            f"the checkpoint is of a run of {began_with} processes, and {world_size()} train now: "
-            "resume it with as many, by `torchrun --nproc-per-node "
-            f"{began_with} -m triptych train RUN_FOLDER --resume`"
-        )
-    set_random_state(state["random"][rank()])  # last: nothing after it may use random numbers
 
 
 def _load_modules(modules: nn.Module, saved: dict[str, Any]) -> None:
@@ -66,7 +55,7 @@ def _load_modules(modules: nn.Module, saved: dict[str, Any]) -> None:
                 f"{name} is {tuple(saved[name].shape)} in the checkpoint and {tuple(value.shape)} "
                 "in the model: resume with the configuration that the run began with"
             )
-    modules.load_state_dict(saved)
+    modules.load_state_dict({name: _like(saved[name], value) for name, value in present.items()})
 
 
 def _named_parameters(optimizer: Optimizer) -> dict[str, Tensor]:
@@ -80,7 +69,10 @@ def _named_parameters(optimizer: Optimizer) -> dict[str, Tensor]:
 def _optimizer_state(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
     """Return AdamW's state by parameter name; learning rates follow from the step."""
     return {
-        name: dict(optimizer.state[parameter])
+        name: {
+            key: whole_tensor(value) if isinstance(value, Tensor) else value
+            for key, value in optimizer.state[parameter].items()
+        }
         for name, parameter in _named_parameters(optimizer).items()
         if parameter in optimizer.state
     }
@@ -108,4 +100,5 @@ def _like(value: Any, parameter: Tensor) -> Any:
         return value
     if value.shape != parameter.shape:  # the step counter
         return value.to(parameter.device)
-    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+    own = shard_like(value, parameter)
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(own)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from triptych.core.errors import ConfigError, NonFiniteError
-from triptych.distributed.collectives import all_reduce_mean
-from triptych.train.task import Task
+from triptych.distributed.collectives import gather_objects
+from triptych.distributed.engine import Engine, Reduced
+from triptych.distributed.env import world_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +26,18 @@ class StepValues:
         losses: Unweighted losses by objective, means over the micro-batches.
         total: The weighted sum that was minimised.
         grad_norm: Global L2 norm of the gradients before clipping.
+        stop: Whether any process was asked to stop.
     """
 
     losses: dict[str, float]
     total: float
     grad_norm: float
+    stop: bool = False
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all losses and the norm are finite."""
+        return all(map(math.isfinite, (*self.losses.values(), self.total, self.grad_norm)))
 
 
 def check_batch_keys(batch_keys: frozenset[str], batch: Mapping[str, Tensor]) -> None:
@@ -47,27 +56,29 @@ def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Te
 
 
 def backward_micro_batch(
-    task: Task,
+    engine: Engine,
     batch: Mapping[str, Tensor],
     weights: Mapping[str, float],
     *,
     share: float,
     context: AbstractContextManager[None],
+    last: bool = True,
 ) -> dict[str, Tensor]:
     """Add a micro-batch's gradient of `share * sum(weight * loss)` to the parameters.
 
     Args:
-        task: What is trained.
+        engine: Runs the task that is trained.
         batch: A micro-batch on the training device.
         weights: Weights above zero by objective; the task is asked for exactly these.
-        share: Fraction of the step that this micro-batch is, 1 / accumulate.
+        share: Factor on the gradient: 1 / accumulate, times the loss scale of fp16.
         context: Autocast for the forward pass.
+        last: Whether gradients are complete after this micro-batch.
 
     Returns:
         The unweighted losses, detached, and `total`, their weighted sum.
     """
     with context:
-        losses = task.losses(batch, active=frozenset(weights))
+        losses = engine.losses(batch, frozenset(weights), last=last)
     missing = sorted(weights.keys() - losses.keys())
     if missing:
         raise ConfigError(f"the task returned no loss for {missing}; it returned {sorted(losses)}")
@@ -78,44 +89,60 @@ def backward_micro_batch(
     }
 
 
-def clip_gradients(
-    parameters: Iterable[nn.Parameter], max_norm: float | None, *, per_parameter: bool = False
-) -> Tensor:
-    """Scale gradients down to a norm and return the global norm before, without waiting for it.
-
-    Gradients of a non-finite norm are left as they are, so that the finite check can still tell
-    which parameter caused it.
+def finish_backward(
+    engine: Engine,
+    parameters: Sequence[nn.Parameter],
+    micro_losses: list[dict[str, Tensor]],
+    *,
+    scale: float = 1.0,
+    stop: bool = False,
+) -> tuple[Reduced, StepValues]:
+    """Complete the gradients, and bring a step's numbers to the host: its only wait.
 
     Args:
+        engine: Reduces over processes, in one message.
         parameters: What is trained.
-        max_norm: Norm above which gradients are scaled down; None leaves them as they are.
-        per_parameter: Whether `max_norm` bounds each parameter's gradient, not the global norm.
+        micro_losses: What each micro-batch returned.
+        scale: The loss scale, which the norm is divided by.
+        stop: Whether this process was asked to stop.
+
+    Returns:
+        The gradients, still scaled, and the numbers, means over processes.
     """
-    with_grad = [parameter for parameter in parameters if parameter.grad is not None]
-    gradients = [p.grad for p in with_grad if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if max_norm is not None and per_parameter:
-        _clip_each(gradients, max_norm, norm)
-    elif max_norm is not None:
-        safe_norm = torch.where(torch.isfinite(norm), norm, torch.zeros_like(norm))
-        torch.nn.utils.clip_grads_with_norm_(with_grad, max_norm, safe_norm)
-    return norm
-
-
-def _clip_each(gradients: list[Tensor], max_norm: float, norm: Tensor) -> None:
-    """Scale each gradient down to `max_norm`, unless the global norm is not finite."""
-    own = torch.stack([n.to(norm.device) for n in torch._foreach_norm(gradients)])
-    factors = (max_norm / own.clamp(min=max_norm)).where(torch.isfinite(norm), 1.0)
-    torch._foreach_mul_(gradients, list(factors.unbind()))
-
-
-def read_values(micro_losses: list[dict[str, Tensor]], grad_norm: Tensor) -> StepValues:
-    """Bring losses and norm, means over processes, to the host: a step's only wait."""
     names = list(micro_losses[0])
     means = [torch.stack([losses[name] for losses in micro_losses]).mean() for name in names]
-    *values, norm = all_reduce_mean(torch.stack([*means, grad_norm.float()])).tolist()
-    losses = dict(zip(names, values, strict=True))
-    return StepValues(losses=losses, total=losses.pop("total"), grad_norm=norm)
+    flag = means[0].new_tensor(float(stop))
+    reduced = engine.reduce(parameters, torch.stack([*means, flag]))
+    *values, stops, norm = torch.cat([reduced.sums, reduced.norm[None] / scale]).tolist()
+    losses = {name: value / world_size() for name, value in zip(names, values, strict=True)}
+    total = losses.pop("total")
+    return reduced, StepValues(losses=losses, total=total, grad_norm=norm, stop=stops > 0)
+
+
+@torch.no_grad()
+def clip_gradients(
+    gradients: list[Tensor],
+    norms: Tensor | float,
+    max_norm: float | None,
+    *,
+    scale: float = 1.0,
+) -> None:
+    """Undo the loss scale and scale gradients down to a norm, in place.
+
+    Args:
+        gradients: This process's gradients, or its parts of them.
+        norms: Their global norm, or (N,) the norm of each, which `max_norm` then bounds one by one;
+            without the loss scale; finite.
+        max_norm: Norm above which gradients are scaled down; None leaves them as they are.
+        scale: The loss scale.
+    """
+    if max_norm is not None and isinstance(norms, Tensor):
+        factors = max_norm / norms.clamp(min=max_norm) / scale
+        torch._foreach_mul_(gradients, list(factors.unbind()))
+        return
+    factor = 1.0 if max_norm is None else min(1.0, max_norm / (float(norms) + 1e-6))
+    if factor != 1.0 or scale != 1.0:
+        torch._foreach_mul_(gradients, factor / scale)
 
 
 def check_finite(
@@ -136,15 +163,16 @@ def check_finite(
     Raises:
         NonFiniteError: Names the step, the loss or parameter, and the checkpoint.
     """
+    if values.is_finite:
+        return
     bad = [
         f"loss {name!r} is {value}"
         for name, value in {**values.losses, "total": values.total}.items()
         if not math.isfinite(value)
     ]
-    if not bad and math.isfinite(values.grad_norm):
-        return
     if not bad:
-        bad = [_name_bad_gradient(named_parameters)]
+        named = gather_objects(_name_bad_gradient(named_parameters))
+        bad = [next((name for name in named if name), "the global gradient norm overflows")]
     advice = (
         f"the last good checkpoint is {last_checkpoint}" if last_checkpoint else "none was saved"
     )
@@ -154,8 +182,10 @@ def check_finite(
     )
 
 
-def _name_bad_gradient(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> str:
+def _name_bad_gradient(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> str | None:
     for name, parameter in named_parameters:
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+        gradient = parameter.grad
+        own = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+        if own is not None and not bool(torch.isfinite(own).all()):
             return f"the gradient of {name} is not finite"
-    return "the global gradient norm overflows"
+    return None

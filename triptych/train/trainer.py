@@ -14,20 +14,25 @@ from torch import Tensor, nn
 from triptych.checkpoint.run import list_checkpoints, load_latest, save_checkpoint
 from triptych.core.errors import ConfigError, DataError
 from triptych.core.processes import keep_freed_memory
-from triptych.core.rng import random_state, seed_everything, seed_step, set_random_state
+from triptych.core.rng import seed_step
 from triptych.distributed.collectives import (
     any_rank,
-    average_gradients,
     barrier,
     from_main,
-    share_state,
 )
+from triptych.distributed.engine import Engine, Parallel
 from triptych.distributed.env import is_main, local_rank, rank, world_size
-from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
+from triptych.train.config import ObjectiveWeight, OptimConfig, ParallelChoice, TrainConfig
 from triptych.train.interrupts import InterruptGuard, TrainingInterrupted
 from triptych.train.metrics_log import MetricsLog, StepMeans, Tracker, open_trackers
 from triptych.train.optim import build_optimizer, group_parameters, is_vision_parameter
-from triptych.train.precision import autocast, explain_precision, resolve_precision
+from triptych.train.precision import (
+    FIRST_SCALE,
+    LossScale,
+    autocast,
+    explain_precision,
+    resolve_precision,
+)
 from triptych.train.progress import Progress, StepClock, StepReport, build_progress
 from triptych.train.schedule import ObjectiveSchedules, apply_schedule, learning_rate_at
 from triptych.train.sources import BatchSource, BatchSources
@@ -38,7 +43,7 @@ from triptych.train.step import (
     check_batch_keys,
     check_finite,
     clip_gradients,
-    read_values,
+    finish_backward,
     to_device,
 )
 from triptych.train.task import Task
@@ -47,9 +52,6 @@ Batches = Iterator[Mapping[str, Tensor]]
 
 CHECKPOINTS = "checkpoints"
 """In the run folder."""
-
-RANK_STRIDE = 1_000_003
-"""Difference between the seeds of neighbouring ranks."""
 
 CHECKPOINTING_SWITCH = "activation_checkpointing"
 """Attribute of a module that can recompute its activations, such as `nn.block.Block`."""
@@ -130,7 +132,15 @@ class Trainer:
         if config.activation_checkpointing:
             enable_activation_checkpointing(task.modules)
         task.modules.to(self.device)
-        share_state(task.modules)
+        self.split = config.split_batch(world_size())
+        self.engine = Engine(
+            task,
+            parallel=resolve_parallel(config.parallel),
+            shard_size=config.shard_size,
+            bf16_parameters=config.precision == "bf16-params",
+            compile_blocks=config.compile_blocks,
+        )
+        self.loss_scale = LossScale(FIRST_SCALE if config.precision == "fp16" else 1.0)
         self.groups = group_parameters(task.modules.named_parameters(), optim, is_vision)
         self.optimizer = build_optimizer(self.groups, optim)
         self.precision: str = config.precision
@@ -175,7 +185,6 @@ class Trainer:
             self._restore(*found)
         else:
             self.precision = from_main(resolve_precision(self.config.precision, self.device))
-            seed_everything(self.config.seed + RANK_STRIDE * rank())
         apply_schedule(self.optimizer, self.step, self.optim_config, self.config.max_steps)
         together = f"{world_size()} processes, each " if world_size() > 1 else ""
         reason = explain_precision(self.config.precision, self.precision, self.device)
@@ -196,27 +205,26 @@ class Trainer:
         )
 
     def _loop(self, guard: InterruptGuard, progress: Progress) -> TrainResult:
-        clock = StepClock(self.config.local_batch_size * world_size())
+        clock = StepClock(self.config.global_batch_size)
         log = MetricsLog(
             self.run_folder,
             start_step=self.step,
             trackers=self._trackers(progress) if is_main() else (),
             silent=not is_main(),
         )
-        loader = self.loader_factory(self.step * self.config.accumulate)
+        loader = self.loader_factory(self.step * self.split.accumulate)
         batches = iter(loader)
         losses: dict[str, float] = {}
         try:
             while self.step < self.config.max_steps:
-                values, source = self._train_step(batches, clock)
+                values, source = self._train_step(batches, clock, guard)
                 losses = {**values.losses, "total": values.total}
                 progress.update(self._report(losses, clock))
                 self._log_step(values, source, log, clock)
                 self._evaluate_if_due(log, progress)
-                guard.agree(any_rank)
                 self._checkpoint_if_due(log, guard, progress)
                 if self.step == self.config.max_steps:  # no later step would notice a signal
-                    guard.agree(any_rank)
+                    guard.settle(any_rank(guard.requested is not None))
                 if guard.agreed is not None:
                     assert self._last_checkpoint is not None
                     raise TrainingInterrupted(guard.agreed, self.step, self._last_checkpoint)
@@ -225,6 +233,8 @@ class Trainer:
             for owner in {id(batches): batches, id(loader): loader}.values():
                 _close(owner)
         assert self._last_checkpoint is not None
+        if self.engine.is_sharded:
+            self.engine.collect()
         return TrainResult(
             step=self.step,
             losses=losses,
@@ -233,13 +243,16 @@ class Trainer:
             checkpoint=self._last_checkpoint,
         )
 
-    def _train_step(self, batches: Batches, clock: StepClock) -> tuple[StepValues, int | None]:
+    def _train_step(
+        self, batches: Batches, clock: StepClock, guard: InterruptGuard
+    ) -> tuple[StepValues, int | None]:
         """Do one optimizer step; the order of these lines is the order of every run."""
         clock.start_step()
         weights = self.objectives.at(self.step)
         micro_losses: list[dict[str, Tensor]] = []
         source: int | None = None
-        for number in range(self.config.accumulate):
+        scale = self.loss_scale.value
+        for number in range(self.split.accumulate):
             batch, drawn = self._fetch(batches, clock)
             if number > 0 and drawn != source:
                 raise ConfigError(f"step {self.step + 1} mixes batches of two sources")
@@ -247,30 +260,43 @@ class Trainer:
             seed_step(self.config.seed, self.step, rank(), number)
             micro_losses.append(
                 backward_micro_batch(
-                    self.task,
+                    self.engine,
                     batch,
                     {name: weight for name, weight in weights.items() if name in allowed},
-                    share=1 / self.config.accumulate,
+                    share=scale / self.split.accumulate,
                     context=autocast(self.device, self.precision),
+                    last=number == self.split.accumulate - 1,
                 )
             )
-        parameters = [pair for group in self.groups for pair in group.parameters]
-        average_gradients([p for _, p in parameters])
-        norm = clip_gradients(
-            [p for _, p in parameters],
-            self.config.max_grad_norm,
-            per_parameter=self.config.clip_per_parameter,
-        )
-        values = read_values(micro_losses, norm)
-        check_finite(values, parameters, step=self.step + 1, last_checkpoint=self._last_checkpoint)
-        self.optimizer.step()
+        values = self._update(micro_losses, scale, stop=guard.requested is not None)
         self.step += 1
         apply_schedule(self.optimizer, self.step, self.optim_config, self.config.max_steps)
         self.optimizer.zero_grad(set_to_none=True)
         self.task.after_step(self.step)
         self.sources.count(source)
         clock.end_step()
+        guard.settle(values.stop if world_size() > 1 else guard.requested is not None)
         return values, source
+
+    def _update(
+        self, micro_losses: list[dict[str, Tensor]], scale: float, *, stop: bool
+    ) -> StepValues:
+        """Complete the gradients, and update the parameters with them where they are finite."""
+        parameters = [pair for group in self.groups for pair in group.parameters]
+        reduced, values = finish_backward(
+            self.engine, [p for _, p in parameters], micro_losses, scale=scale, stop=stop
+        )
+        if self.precision != "fp16":
+            check_finite(
+                values, parameters, step=self.step + 1, last_checkpoint=self._last_checkpoint
+            )
+        elif not self.loss_scale.update(finite=values.is_finite):
+            return values  # too large a scale: this step's gradients are dropped
+        apart = self.config.clip_per_parameter and self.config.max_grad_norm is not None
+        norms = self.engine.norms(reduced) / scale if apart else values.grad_norm
+        clip_gradients(reduced.gradients, norms, self.config.max_grad_norm, scale=scale)
+        self.optimizer.step()
+        return values
 
     def _fetch(self, batches: Batches, clock: StepClock) -> tuple[dict[str, Tensor], int | None]:
         with clock.waiting():
@@ -326,10 +352,10 @@ class Trainer:
         every = self.config.evaluate_every_steps
         if self.evaluate is None or every is None or self.step % every:
             return
-        state = random_state()
-        with torch.no_grad():
+        if not (is_main() or self.engine.is_sharded):
+            return
+        with torch.no_grad(), self.engine.whole():
             values = self.evaluate(self.step)
-        set_random_state(state)
         self.task.modules.train()
         log.write(self.step, values)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
@@ -345,7 +371,7 @@ class Trainer:
         log.flush_to_disk()
         state = capture_state(self.task, self.optimizer)
         state |= {"precision": self.precision, "means": self._means.state()}
-        state["sources"] = self.sources.state()
+        state |= {"sources": self.sources.state(), "loss_scale": self.loss_scale.state()}
         if is_main():
             save_checkpoint(
                 self.checkpoint_folder, self.step, state, keep=self.config.keep_checkpoints
@@ -360,6 +386,7 @@ class Trainer:
         restore_state(state, self.task, self.optimizer)
         self._means.load_state(state["means"])
         self.sources.load_state(state.get("sources", {}))
+        self.loss_scale.load_state(state.get("loss_scale", {}))
         chosen = self.config.precision
         self.precision = state["precision"] if chosen == "auto" else chosen
         self.step = step
@@ -387,6 +414,13 @@ def enable_activation_checkpointing(modules: nn.Module) -> int:
     for module in able:
         setattr(module, CHECKPOINTING_SWITCH, True)
     return len(able)
+
+
+def resolve_parallel(choice: ParallelChoice) -> Parallel:
+    """Return how the processes that train now share the work; `auto` is DDP."""
+    if world_size() == 1:
+        return "none"
+    return "ddp" if choice == "auto" else choice
 
 
 def _resolve_device(choice: str) -> torch.device:

@@ -195,7 +195,7 @@ def _train(
         optim=config.optim,
         weights=config.weights,
         run_folder=run_folder,
-        evaluate=task.evaluate if isinstance(task, SelfEvaluatedTask) and is_main() else None,
+        evaluate=task.evaluate if isinstance(task, SelfEvaluatedTask) else None,
         sources=sources,
         console=console,
         is_vision=family_of(model.config).is_vision_parameter,
@@ -483,7 +483,7 @@ def _card(config: RunConfig, model: Any, num_records: int, parts: TrainedParts) 
     summary = (
         f"{family_of(model.config).title} with {parameters:.1f} M parameters, trained for "
         f"{spec.trained_for} for {config.train.max_steps} steps of "
-        f"{config.train.local_batch_size * world_size()} samples."
+        f"{config.train.global_batch_size} samples."
     )
     return build_model_card(
         title=f"{config.model.name}: {config.recipe}",

@@ -191,9 +191,10 @@ def training_loader(
         start: Micro-batches that are done.
     """
     transform = ImageTransform(config.image, train=True)
+    split = config.train.split_batch(world_size())
     shared: dict[str, Any] = {
         "seed": config.data.seed,
-        "local_batch_size": config.train.micro_batch_size,
+        "local_batch_size": split.micro_batch_size,
         "num_workers": config.data.num_workers,
         "skip_log": data.skip_log,
         "cache_mib": config.data.cache_mib,
@@ -213,7 +214,7 @@ def training_loader(
         )
         for source, label in zip(data.sources, batch_sources, strict=True)
     ]
-    return build_mixture(mixture, accumulate=config.train.accumulate, **shared)
+    return build_mixture(mixture, accumulate=split.accumulate, **shared)
 
 
 def _names(sources: Sequence[DataSourceConfig]) -> list[str]:

@@ -367,19 +367,18 @@ def _at_patches(config: RunConfig, plan: StagewisePlan) -> RunConfig:
 
 
 def _on_all_cores(config: RunConfig, num_threads: int | None) -> RunConfig:
-    """Return a run that keeps two cores busy: two processes of half the batch on a CPU.
+    """Return a run that keeps two cores busy: two processes on a CPU.
 
     A small model in one process does not.
     """
     train = config.train
     small = config.scale in ("tiny", "small") and not torch.cuda.is_available()
-    if not small or (num_threads or num_cores()) < 2 or train.local_batch_size % 2:
+    if not small or (num_threads or num_cores()) < 2 or train.global_batch_size % 2:
         return config
     threads = None if num_threads is None else max(1, num_threads // 2)
     halved = replace(
         train,
         num_processes=2,
-        local_batch_size=train.local_batch_size // 2,
         num_threads=threads,
     )
     return replace(config, train=halved)

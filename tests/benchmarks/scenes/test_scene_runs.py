@@ -57,7 +57,7 @@ def test_a_short_run_keeps_the_shares_of_the_recipe(tmp_path):
     assert starts == {"itc": 0, "mlm": 144, "itm": 240}
     assert (run.optim.warmup_steps, run.train.max_steps) == (48, 480)
     assert scene_runs.fresh_run(PLAN, tmp_path, 2400).optim.warmup_steps == 100
-    assert (run.train.num_processes, run.train.local_batch_size) == (1, 64)
+    assert (run.train.num_processes, run.train.global_batch_size) == (1, 64)
     assert (run.train.seed, run.data.seed, run.train.precision) == (2, 2, "fp32")
     assert run.model.init_from is None
 
@@ -65,7 +65,7 @@ def test_a_short_run_keeps_the_shares_of_the_recipe(tmp_path):
 def test_two_processes_share_batch_and_threads(tmp_path):
     run = scene_runs.fresh_run(PLAN, tmp_path, 480)
     train = scene_runs.in_two_processes(run).train
-    assert (train.num_processes, train.local_batch_size, train.num_threads) == (2, 32, 1)
+    assert (train.num_processes, train.global_batch_size, train.num_threads) == (2, 32, 1)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.distributed.averaging import average_gradients
 from tests.tasks.pretraining.flava_batches import (
     gradients,
     make_pairs,
@@ -15,7 +16,7 @@ from tests.tasks.pretraining.flava_batches import (
     small_config,
 )
 from triptych.core.errors import CapabilityError, ConfigError, DataError
-from triptych.distributed.collectives import all_reduce_mean, average_gradients
+from triptych.distributed.collectives import all_reduce_mean
 from triptych.distributed.env import rank, run_processes
 from triptych.models.dvae.config import DVAEConfig
 from triptych.models.flava.model import FLAVA
