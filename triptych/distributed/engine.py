@@ -136,7 +136,7 @@ class Engine:
             self._call = nn.parallel.DistributedDataParallel(
                 self.root,
                 find_unused_parameters=True,
-                broadcast_buffers=False,
+                forward_sync_buffers=False,
                 init_sync=False,
                 gradient_as_bucket_view=True,
             )
