@@ -17,13 +17,18 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from tests.tasks.finetuning.tiny import images, tiny_config, tiny_model, tiny_tokenizer
+from tests.tasks.pretraining.test_dino import HEAD, small_config
 from tests.tasks.pretraining.test_vlmo import VARIANTS, make_batch
 from triptych.distributed.collectives import all_reduce_mean
 from triptych.distributed.env import rank, run_processes, world_size
 from triptych.models.families import build_model, model_config
 from triptych.nn import packing
 from triptych.objectives import IGNORE_INDEX
+from triptych.tasks.finetuning.captioning import Captioning, CaptioningConfig
+from triptych.tasks.finetuning.nlvr2 import NLVR2, NLVR2Config
 from triptych.tasks.pretraining import mplug, vlmo
+from triptych.tasks.pretraining.dino import DINO
 from triptych.tasks.pretraining.flava import (
     BATCH_KINDS,
     FLAVAPretraining,
@@ -78,7 +83,10 @@ def train(task, batches):
     trained = [p for p in root.parameters() if p.requires_grad]
     found, size = [], ROWS // world_size()
     for step, (batch, active) in enumerate(batches, start=1):
-        own = {key: value[rank() * size :][:size] for key, value in batch.items()}
+        own = {
+            key: value.narrow(1 if key.endswith("crops") else 0, rank() * size, size)
+            for key, value in batch.items()
+        }
         losses = root(own, active)
         torch.stack(list(losses.values())).sum().backward()
         for parameter in whole:
@@ -115,15 +123,8 @@ def batch_of(length=9):
 
 
 def mplug_run(fusion, memory, pre_norm):
-    config = model_config("mplug_tiny", vocab_size=40, image_size=32)
-    config = replace(
-        config,
-        text=replace(config.text, dropout=0.0, attention_dropout=0.0, pre_norm=pre_norm),
-        vision=replace(config.vision, attention_dropout=0.0, depth=1),
-        fusion=fusion,
-        decoder_memory=memory,
-        **{"text_depth": 1, "fusion_depth": 3, "connected_layers": (1,), "decoder_depth": 1},
-    )
+    config = tiny_config(40, memory=memory, pre_norm=pre_norm)
+    config = replace(config, fusion=fusion, vision=replace(config.vision, image_size=32))
     options = MPLUGPretrainingConfig(
         queue_size=12, momentum=0.9, alpha=0.4, distill_mlm=True, distill_prefix_lm=True
     )
@@ -154,15 +155,45 @@ def flava_run(chunk_size):
     return train(task, steps)
 
 
+def dino_run():
+    """Small crops go through the blocks that read the large ones."""
+    task = DINO(build_model(small_config("vlmo_tiny")), HEAD)
+    generator = torch.Generator().manual_seed(0)
+    batch = {
+        "large_crops": torch.randn(2, ROWS, 3, 64, 64, generator=generator),
+        "small_crops": torch.randn(2, ROWS, 3, 32, 32, generator=generator),
+    }
+    return train(task, [(batch, task.objective_names)] * 2)
+
+
+def caption_run():
+    """The decoder's memory is projected at once and kept."""
+    tokenizer = tiny_tokenizer()
+    task = Captioning(tiny_model(tokenizer), CaptioningConfig(), tokenizer)
+    batch = {"image": images(ROWS), "target_token_ids": batch_of()["target_token_ids"]}
+    batch["target_mask"] = batch_of()["target_mask"]
+    return train(task, [(batch, task.objective_names)])
+
+
+def pairs_run():
+    """The fusion network lends its blocks to second branches."""
+    task = NLVR2(tiny_model(tiny_tokenizer()), NLVR2Config(merge="linear"))
+    batch = {"image": images(2 * ROWS).unflatten(0, (ROWS, 2)), "label": torch.arange(ROWS) % 2}
+    batch |= {key: value for key, value in batch_of().items() if key in task.batch_keys - {"image"}}
+    return train(task, [(batch, task.objective_names)])
+
+
 CASES = {
     "mplug skip_connected": (mplug_run, "skip_connected", "fused", False),
     "mplug co_attention": (mplug_run, "co_attention", "image", True),
     "mplug asymmetric": (mplug_run, "asymmetric_co_attention", "fused", True),
     "mplug connected": (mplug_run, "connected_attention", "image", False),
-    "mplug none": (mplug_run, "none", "fused", False),
     "vlmo fused_itc": (vlmo_run, "fused_itc"),
     "flava": (flava_run, None),
     "flava in chunks": (flava_run, 2),
+    "dino": (dino_run,),
+    "captioning": (caption_run,),
+    "nlvr2": (pairs_run,),
 }
 
 

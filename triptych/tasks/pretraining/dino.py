@@ -110,10 +110,11 @@ class DINOHead(nn.Module):
 class SmallCropEncoder:
     """Runs a model on smaller images: the same parameters, position tables resized.
 
-    A second model of the smaller size holds the first one's parameters. Only its position tables
-    are its own: they are resized in each call, so gradients reach the first model's, as in the
-    released code. Building it draws nothing from the random state, so a run that goes on builds it
-    again and stays the same.
+    A second model of the smaller size has the first one's modules, but for those whose tables or
+    buffers depend on the size and those around them. Their parameters are taken from the first
+    model in each call, the tables resized, so gradients reach the first model's, as in the released
+    code, and parameters may be replaced or sharded meanwhile. Building it draws nothing from the
+    random state, so a run that goes on builds it again and stays the same.
 
     Args:
         model: Of any family with an image encoder.
@@ -129,43 +130,55 @@ class SmallCropEncoder:
             must = f"be a multiple of patch {patch}"
             raise ConfigError(f"crops.small_size = {image_size}: must {must}")
         self._model, self._family, self._image_size = model, family_of(model.config), image_size
-        state, config = self._resized()
+        own = dict(model.named_parameters(remove_duplicate=False))
+        state, config = self._family.resize(own, model.config, image_size)
         with torch.random.fork_rng(devices=[]):
             twin: Any = self._family.build(config)
-        own = dict(model.named_parameters(remove_duplicate=False))
-        self._tables: dict[str, nn.Module] = {}
-        for name in own:
-            owner, leaf = _owner(twin, name)
-            if state[name] is own[name]:
-                owner._parameters[leaf] = own[name]
-            else:
-                del owner._parameters[leaf]
-                self._tables[name] = owner
-        self._twin = twin.to(next(model.parameters()).device)  # buffers, such as position numbers
-        self._pairs = [(m, twin.get_submodule(name)) for name, m in model.named_modules()]
+        sized = {name for name in own if state[name] is not own[name]}
+        sized |= _other_buffers(model, twin)
+        self._own = _share_modules(model, twin, sized)
+        for _, mine in self._own:
+            mine._parameters.clear()
+        self._twin = twin.to(next(model.parameters()).device)  # buffers, such as positions
 
     def __call__(self, image: Tensor) -> Tensor:
         """Return the (B, D) pooled states of (B, 3, s, s) images."""
-        state, _ = self._resized()
-        for name, owner in self._tables.items():
-            setattr(owner, name.rpartition(".")[2], state[name])
-        for module, mine in self._pairs:
-            _copy_switches(module, mine)
+        parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        state, _ = self._family.resize(parameters, self._model.config, self._image_size)
+        for path, mine in self._own:
+            source = self._model.get_submodule(path)
+            _copy_switches(source, mine)
+            for leaf in source._parameters:
+                mine.__dict__[leaf] = state.get(f"{path}.{leaf}".lstrip("."))
         return self._twin.encode_image(image).pooled  # type: ignore[no-any-return]
 
-    def _resized(self) -> tuple[dict[str, Tensor], Any]:
-        parameters = dict(self._model.named_parameters(remove_duplicate=False))
-        return self._family.resize(parameters, self._model.config, self._image_size)
+
+def _other_buffers(model: nn.Module, twin: nn.Module) -> set[str]:
+    """Return the names of the buffers that a model of another size has otherwise."""
+    mine = dict(twin.named_buffers())
+    return {name for name, buffer in model.named_buffers() if buffer.shape != mine[name].shape}
 
 
-def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """Return the module that holds a parameter, and its name there."""
-    path, _, leaf = name.rpartition(".")
-    return model.get_submodule(path), leaf
+def _share_modules(
+    model: nn.Module, twin: nn.Module, sized: set[str], path: str = ""
+) -> list[tuple[str, nn.Module]]:
+    """Put the model's modules into its twin where nothing in them depends on the size.
+
+    Returns:
+        The modules that the twin keeps, with their paths.
+    """
+    kept = [(path, twin)]
+    for name, child in model.named_children():
+        inner = f"{path}.{name}".lstrip(".")
+        if any(entry.startswith(f"{inner}.") for entry in sized):
+            kept += _share_modules(child, twin.get_submodule(name), sized, inner)
+        else:
+            twin._modules[name] = child
+    return kept
 
 
 def _copy_switches(source: nn.Module, target: nn.Module) -> None:
-    """Give a module another one's mode, rates of dropping, and ways to keep activations."""
+    """Give a module another one's mode and rates of dropping."""
     target.__dict__.update({k: v for k, v in vars(source).items() if isinstance(v, bool | float)})
 
 
@@ -212,9 +225,7 @@ class DINO:
         head = DINOHead(model.feature_dims.image, config)
         side = image_side(model)
         teacher = MomentumEncoder(nn.ModuleDict({"model": side, "head": head}), config.momentum)
-        own = dict(model.named_parameters(remove_duplicate=False))
-        self._followed = [own[name] for name, _ in side.named_parameters()]
-        self._followed += head.parameters()
+        self._followed = [name for name, _ in side.named_parameters()]
         state = nn.Module()
         state.register_buffer("center", torch.zeros(config.out_dim))
         self.modules = nn.ModuleDict(
@@ -299,7 +310,9 @@ class DINO:
         teacher = cast(MomentumEncoder, self.modules["teacher"])
         done = max(0, step - 1)  # the first step takes the schedule's first value
         teacher.momentum = teacher_momentum(done, self.config.max_steps, self.config.momentum)
-        teacher.follow(self._followed)
+        own = dict(self.model.named_parameters(remove_duplicate=False))
+        head = self.modules["dino_head"].parameters()
+        teacher.follow([*(own[name] for name in self._followed), *head])
         if self._output_means is not None:  # micro-batches are equally large
             mean = self._output_means / self._num_outputs
             self.center.copy_(moved_center(self.center, mean[None], self.config.center_momentum))
