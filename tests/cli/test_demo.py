@@ -109,7 +109,7 @@ def test_a_stop_between_trainings_says_how_to_go_on(tmp_path, monkeypatch, capsy
     monkeypatch.setattr("triptych.workflows.demo._train_tokenizer", stopped)
     assert main(["demo", "--out", str(tmp_path / "a b"), "--scale", "smoke"]) == 130
     command = f"triptych demo --scale smoke --seed 0 --out '{tmp_path / 'a b'}'"
-    assert f"triptych: go on with `{command}`" in capsys.readouterr().err
+    assert f"triptych: continue with `{command}`" in capsys.readouterr().err
 
 
 @pytest.mark.slow

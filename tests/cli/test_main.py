@@ -92,7 +92,7 @@ def test_a_stopped_run_gives_the_signals_code(capsys, verb_that):
     assert main(["models"]) == 143
     err = capsys.readouterr().err
     assert "stopped after step 7; saved runs/x/checkpoints/step_7" in err
-    assert "go on with `triptych train runs/x --resume`" in err
+    assert "continue with `triptych train runs/x --resume`" in err
 
 
 def test_ctrl_c_gives_130(capsys, verb_that):
@@ -159,7 +159,7 @@ def test_an_interrupted_stage_goes_on_with_all_stages(verb_that, capsys, tmp_pat
     checkpoint = tmp_path / "all" / "vision" / "checkpoints" / "step_3"
     verb_that(lambda _: _raise(TrainingInterrupted(signal.SIGINT, 3, checkpoint)))
     assert main(["models"]) == 130
-    assert f"go on with `triptych train {tmp_path / 'all'} --resume`" in capsys.readouterr().err
+    assert f"continue with `triptych train {tmp_path / 'all'} --resume`" in capsys.readouterr().err
 
 
 def test_the_package_runs_as_a_module():
@@ -176,4 +176,4 @@ def test_an_interrupted_part_of_a_demo_goes_on_with_the_demo(verb_that, capsys, 
     verb_that(lambda _: _raise(TrainingInterrupted(signal.SIGINT, 3, checkpoint)))
     assert main(["models"]) == 130
     command = f"triptych demo --scale tiny --seed 0 --out {tmp_path}"
-    assert f"go on with `{command}`" in capsys.readouterr().err
+    assert f"continue with `{command}`" in capsys.readouterr().err

@@ -186,13 +186,13 @@ def test_a_wrong_field_names_the_nearest(capsys, trained, flag, suggestion):
         ("mplug.vqa --scale tinny", "tiny"),
         ("mplug.vqa --train.max-steps ten", "--train.max-steps"),
         ("mplug.vqa --train.max-steps 0", "max_steps = 0: must be at least 1"),
-        ("mplug.vqa --split val", "--split says how --data is read: give --data"),
+        ("mplug.vqa --split val", "--split says how to read --data: give --data"),
         ("absent.yaml", "cannot read config absent.yaml"),
         ("wrong.yaml", "unknown field 'trian'; did you mean 'train'?"),
         ("saved.yaml --scale tiny", "--scale belongs to a recipe"),
         ("saved.yaml --config saved.yaml", "two configs"),
         ("mplug.pretrain --config saved.yaml", "a config of mplug.vqa, not of mplug.pretrain"),
-        ("folder", "go on with a run in it by `triptych train folder --resume`"),
+        ("folder", "continue a run in it with `triptych train folder --resume`"),
         ("--resume", "name the run folder"),
         ("folder --resume --train.max-steps 9", "--train.max-steps cannot be changed"),
         ("folder --resume --data a.jsonl", "--data cannot be changed"),
@@ -251,7 +251,7 @@ def test_a_stop_between_stages_says_how_to_go_on(tmp_path, monkeypatch, capsys, 
     monkeypatch.setattr("triptych.workflows.stagewise.train_stagewise", stopped)
     arguments = ["vlmo.stagewise", "--data", "a.jsonl", "--out", str(tmp_path / "all")]
     assert main(["train", *arguments]) == 130
-    hint = f"go on with `triptych train {tmp_path / 'all'} --resume`"
+    hint = f"continue with `triptych train {tmp_path / 'all'} --resume`"
     assert (hint in capsys.readouterr().err) == planned
 
 
@@ -271,12 +271,12 @@ def test_all_stages_may_go_on_with_more_bad_samples(trained, tmp_path, monkeypat
         (["run", "--resume", "--data.max-bad-share", "much"], "must be a number from 0 to 1"),
         (["run", "--resume", "--data.max-bad-share"], "must be a number from 0 to 1"),
         (["run", "--resume", "--data.max-bad-share", "2"], "must be from 0 to 1"),
-        (["my.jsonl"], "train on data in it by `triptych train RECIPE --data my.jsonl`"),
-        (["photos"], "or train on data in it by `triptych train RECIPE --data photos`"),
+        (["my.jsonl"], "train on data in it with `triptych train RECIPE --data my.jsonl`"),
+        (["photos"], "or train on data in it with `triptych train RECIPE --data photos`"),
         (["vlmo.stagewise", "--resume"], "triptych train RUN_FOLDER --resume"),
-        (["vlmo.stagewise", "--texts", "a.txt"], "--texts goes with --data"),
-        (["flava.stagewise", "--images", "a"], "--images goes with --data"),
-        (["flava.stagewise", "--split", "val"], "an option for reading --data goes with --data"),
+        (["vlmo.stagewise", "--texts", "a.txt"], "--texts needs --data"),
+        (["flava.stagewise", "--images", "a"], "--images needs --data"),
+        (["flava.stagewise", "--split", "val"], "an option for reading --data needs --data"),
         (["flava.stagewise", "--data", "a", "--data", "b"], "--data is given more than once"),
         (["flava.joint", "--data", "a", "--data=b"], "--data is given more than once"),
     ],

@@ -129,7 +129,10 @@ def test_match(capsys, folders, images):
         (["caption", "{captioning}"], "name at least one image"),
         (["caption", "{captioning}", "{image}", "--num-beams", "0"], "num_beams = 0: must"),
         (["caption", "{captioning}", "{image}", "--top-p", "2"], "top_p = 2.0: must"),
-        (["caption", "{captioning}", "a", "--top-k", "2", "--num-beams", "2"], "search or draw"),
+        (
+            ["caption", "{captioning}", "a", "--top-k", "2", "--num-beams", "2"],
+            "beam search or sampling",
+        ),
         (["answer", "{vqa}", "{image}", "a?", "--choices", " "], "choice is empty"),
         (["match", "{retrieval}", "{image}"], "name at least one text"),
         (["match", "{retrieval}", "{image}", ""], "text is empty"),

@@ -181,7 +181,7 @@ def test_another_demo_in_the_folder_is_an_error(demo, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_demo(tmp_path, "smoke", console=Console(file=io.StringIO()))
     command = f"triptych demo --scale smoke --seed 0 --out {tmp_path}"
-    with pytest.raises(ConfigError, match=f"holds another demo: go on with it by `{command}`"):
+    with pytest.raises(ConfigError, match=f"holds another demo: continue it with `{command}`"):
         run_demo(tmp_path, "smoke", seed=1)
 
 

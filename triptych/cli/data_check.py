@@ -26,9 +26,9 @@ from triptych.data.source import DataSourceConfig
 if TYPE_CHECKING:
     from triptych.data.check import CheckReport
 
-HELP = """Read a dataset and open every image: counts, sizes, lengths, duplicates, what is bad.
+HELP = """Open every image of a dataset; report counts, sizes, lengths, duplicates and bad entries.
 
-Exits with 1 where more is bad than training allows.
+Exits with 1 if more entries are bad than training allows.
 
 Examples:
   triptych data check my.jsonl
@@ -44,10 +44,11 @@ class CheckOptions:
         manifest: A manifest (.jsonl, .csv), an annotation file of a public dataset, a folder of
             class folders or of .tar shards, or a shard pattern.
         source: How it is read.
-        max_bad_share: Largest allowed share of bad samples, 0 to 1 (training: data.max_bad_share).
+        max_bad_share: Largest allowed share of bad samples, 0 to 1 (in training:
+            data.max_bad_share).
         result: Where the report goes.
-        skipped: Also list all that is bad, as JSON Lines, in this file.
-        num_threads: Images decoded at the same time.
+        skipped: Also list every bad entry in this file, as JSON Lines.
+        num_threads: Images decoded in parallel.
     """
 
     manifest: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MANIFEST")]]

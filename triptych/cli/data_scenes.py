@@ -17,7 +17,7 @@ from triptych.scenes.layout import FORMATS, SceneFiles
 HELP = """Write images of coloured shapes with captions, questions, phrases and boxes.
 
 The files have the formats of COCO, VQAv2, RefCOCO, NLVR2, SNLI-VE, MSRVTT and WebDataset.
-Clips are written where PyAV is installed, one for every hundred images unless --num-clips is given.
+If PyAV is installed, clips are written too: one per hundred images, or --num-clips.
 
 Examples:
   triptych data scenes scenes --num-images 2000
@@ -34,17 +34,17 @@ class ScenesOptions:
     Attributes:
         out: A new or empty folder.
         num_images: Images of the training split.
-        num_val: Images of the validation split; a tenth of num_images, 8 to 500, if absent.
-        num_test: Images of the test split; as num_val if absent.
-        num_compositional: Images of the compositional split, with colour-shape pairs that
-            training never shows; as num_val if absent.
-        num_clips: Clips of the training split; needs `pip install triptych[video]`. Absent for a
-            hundredth of num_images where that is installed, and none where it is not.
-        formats: Which formats to write beside the images.
-        captions_per_image: Captions of each image.
-        questions_per_image: Questions on each image.
-        phrases_per_image: Referring phrases of each image, at most.
-        num_workers: Processes that paint.
+        num_val: Images of the validation split; if absent, a tenth of num_images, 8 to 500.
+        num_test: Images of the test split; if absent, as many as num_val.
+        num_compositional: Images of the compositional split, whose colour-shape pairs never occur
+            in training; if absent, as many as num_val.
+        num_clips: Clips of the training split; needs `pip install triptych[video]`. If absent, a
+            hundredth of num_images if that is installed, otherwise none.
+        formats: Annotation formats to write.
+        captions_per_image: Captions per image.
+        questions_per_image: Questions per image.
+        phrases_per_image: Largest number of referring phrases per image.
+        num_workers: Processes that render images.
         world: What the images show.
     """
 

@@ -14,10 +14,10 @@ from triptych.cli.parsing import SourceGroup, SourceOptions, parse, shows_progre
 if TYPE_CHECKING:
     from triptych.workflows.tokenize_images import TokenizedImages
 
-HELP = """Write WebDataset shards of images with the codes that an image tokenizer gives them.
+HELP = """Write WebDataset shards of images with their codes from an image tokenizer.
 
-Masked image modelling then reads its targets instead of computing them at each step. The codes are
-those of whole images, so training must neither crop nor mirror.
+Masked image modelling then reads its targets instead of computing them at each step. The codes
+are those of whole images, so training must neither crop nor mirror them.
 
 Examples:
   triptych train dvae --data my.jsonl --out runs/dvae
@@ -28,7 +28,7 @@ Examples:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizeOptions:
-    """What to tokenize, and by what.
+    """What to tokenize, and with which tokenizer.
 
     Attributes:
         manifest: A manifest (.jsonl, .csv), an annotation file of a public dataset, a folder of
@@ -37,9 +37,9 @@ class TokenizeOptions:
             transformers' layout, or DALL-E's `encoder.pkl`.
         out: A new or empty folder for the shards.
         source: How the manifest is read.
-        image_size: Side in pixels of what the tokenizer sees: 8 times the patches on a side of the
-            encoder that will be trained (112 for 224 px in patches of 16); its own if absent.
-        samples_per_shard: Images in a shard.
+        image_size: Side in pixels of the tokenizer's input: 8 times the patches per side of the
+            encoder to train (112 for 224 px in patches of 16); if absent, the tokenizer's own.
+        samples_per_shard: Images per shard.
         max_bad_share: Largest allowed share of bad images, 0 to 1.
     """
 

@@ -47,13 +47,13 @@ from triptych.workflows.demo import (
     scene_objects,
 )
 
-HELP = """Write scenes, train on them, measure on unseen ones, and show it in a report.
+HELP = """Write scenes, train on them, evaluate on unseen ones, and write a report.
 
 Examples:
   triptych demo                                   under 15 minutes on two cores
-  triptych demo --scale smoke --out runs/smoke    seconds: is everything installed?
+  triptych demo --scale smoke --out runs/smoke    seconds; checks the installation
 
-The same command goes on with a demo that was interrupted.
+The same command continues an interrupted demo.
 """
 
 TARGETS = {
@@ -79,11 +79,11 @@ class DemoOptions:
     """What to run.
 
     Attributes:
-        out: Folder for data, runs and the report; new, empty, or of an interrupted demo.
-        scale: smoke (seconds, learns nothing), tiny (under 15 minutes on two cores), small (twice
-            the images and steps, and the time).
+        out: Folder for data, runs and the report: new, empty, or of an interrupted demo.
+        scale: smoke (seconds, trains a few steps only), tiny (under 15 minutes on two cores), small
+            (twice the images, steps and time).
         seed: Seed of scenes and training.
-        num_threads: CPU threads; absent for torch's own choice.
+        num_threads: CPU threads; if absent, torch chooses.
     """
 
     out: Path = Path("runs/demo")
@@ -100,7 +100,7 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:  # between two runs; within one, the trainer says how to go on
         command = resume_command(options.out)
         if command is not None:
-            print(f"triptych: go on with `{command}`", file=sys.stderr)
+            print(f"triptych: continue with `{command}`", file=sys.stderr)
         raise
     return 0
 
@@ -112,7 +112,7 @@ def demo(
 
     Args:
         out: Folder for data, runs, `results.json` and `report.html`; new, empty, or of an
-            interrupted demo with the same arguments, which goes on.
+            interrupted demo with the same arguments, which continues.
         scale: smoke, tiny or small.
         seed: Seed of scenes and training.
         num_threads: CPU threads; None for torch's own choice.

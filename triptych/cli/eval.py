@@ -32,7 +32,7 @@ _OWN_WORDS = re.compile(
 )
 """What the protocols of one kind of metric differ in."""
 
-HELP = """Score a model folder on held-out data; every number comes with its 95 % interval.
+HELP = """Evaluate a model on held-out data; every score comes with its 95 % interval.
 
 Examples:
   triptych eval runs/mine/model --task retrieval --data test.jsonl
@@ -47,22 +47,24 @@ class EvalOptions:
 
     Attributes:
         folder: A model folder, such as RUN_FOLDER/model; or released weights: a folder of
-            transformers, or the id of one on the hub.
-        task: What to score: caption, retrieval, vqa, grounding, nlvr2 (statements about two
+            transformers, or its hub id.
+        task: What to evaluate: caption, retrieval, vqa, grounding, nlvr2 (statements about two
             images), snli_ve (entailment), classification (a fine-tuned classifier) or zero_shot
-            (classes by their names).
-        data: Datasets; each is scored on its own.
+            (classification by class names).
+        data: Datasets; each is scored separately.
         source: How they are read.
-        limit: Only the first so many records of each.
+        limit: Use only this many records of each, from the start.
         rerank_top_k: Retrieval: candidates of each query that ITM re-ranks; 0 disables it.
-        itm_score: Retrieval: whether ITM alone ranks these, or ITM plus the similarity.
-        captions_per_image: Retrieval: only the first so many captions of each image; all if
-            absent. 5 is usual for COCO and Flickr30k.
-        folds: Retrieval: parts of equally many images that are searched apart; 5 is COCO's "1K".
-        templates: Zero-shot: a text file of sentences about a class, one a line; {} is its name.
-        label_pattern: Zero-shot: a regular expression whose first group in a label is the class.
-        local_batch_size: Samples at a time.
-        max_bad_share: Share of samples that may be unreadable.
+        itm_score: Retrieval: whether the re-ranked candidates are ordered by ITM alone, or by ITM
+            plus the similarity.
+        captions_per_image: Retrieval: use only this many captions of each image, from the start;
+            all if absent. 5 is usual for COCO and Flickr30k.
+        folds: Retrieval: parts of equally many images that are searched separately; 5 is COCO's
+            "1K".
+        templates: Zero-shot: a text file with one sentence per line; {} stands for the class name.
+        label_pattern: Zero-shot: a regular expression whose first group is the class in a label.
+        local_batch_size: Samples per batch.
+        max_bad_share: Largest allowed share of unreadable samples.
         result: Where the numbers go.
     """
 

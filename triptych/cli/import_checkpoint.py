@@ -16,10 +16,10 @@ from triptych.core.files import write_json
 if TYPE_CHECKING:
     from triptych.models.conversion import ImportReport
 
-HELP = """Turn a released checkpoint into a model folder, and report what became of every tensor.
+HELP = """Convert a released checkpoint to a model folder, and report what happened to every tensor.
 
-SOURCE is a .pth, .pt, .bin, .ckpt or .safetensors file, or a folder of transformers. No code of the
-file is ever run: a file that needs it is refused.
+SOURCE is a .pth, .pt, .bin, .ckpt or .safetensors file, or a folder of transformers. No code in
+the file is ever run: a file that needs it is refused.
 
 Examples:
   triptych import mplug mplug_base.pth models/mplug_base \\
@@ -37,20 +37,21 @@ class ImportOptions:
     """What to import.
 
     Attributes:
-        family: Whose released layout: mplug, vlmo or flava.
+        family: The family whose released layout the file has: mplug, vlmo or flava.
         source: The checkpoint.
         out: The new model folder.
         variant: The model's sizes: a name that `triptych models` lists, or a .yaml or .json file
             with the fields of a model config.
-        tokenizer: Its vocab.txt, tokenizer.json or a folder with one; a folder's own if absent.
+        tokenizer: Its vocab.txt or tokenizer.json, or a folder with one; if absent, the one in
+            SOURCE.
         image_size: Side of the input in pixels, to which position tables are resized; the file's
             own if absent.
-        trained_for: What it was trained for, such as captioning or vqa; inferred from its names if
-            absent.
+        trained_for: What it was trained for, such as captioning or vqa; if absent, inferred from
+            its tensor names.
         answers: The answers of a VQA classifier in the order of its scores, which the file does not
-            hold: one a line, or a JSON list; without them the classifier is skipped.
+            hold: one per line, or a JSON list; without them the classifier is skipped.
         allow: Faults to report instead of refusing: tensors that are missing, reshaped (of another
-            shape) or unexpected (not understood).
+            shape) or unexpected (unknown).
         json: Print the whole report as JSON instead of a table.
         report: Also write the whole report, as JSON, to this file.
     """
@@ -134,7 +135,7 @@ def _some(names: Sequence[str]) -> str:
     return "\n".join(names[:SHOWN]) + more
 
 
-EXPORT_HELP = """Write a model folder in the layout of its family's released code, bit by bit.
+EXPORT_HELP = """Write a model folder in the layout of its family's released code, bit for bit.
 
 OUT is a .pth, .pt, .bin or .safetensors file; for FLAVA also a folder that transformers loads.
 

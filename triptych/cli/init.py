@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from triptych.data.records import Record
     from triptych.recipes.config import RunConfig
 
-HELP = """Look at your data and write a config that trains on it, every field explained.
+HELP = """Look at your data and write a config that trains on it, with every field explained.
 
 Examples:
   triptych init my.jsonl
@@ -33,8 +33,8 @@ class InitOptions:
         manifest: Your data: .jsonl, .csv, an annotation file of a public dataset, or a folder.
         source: How it is read.
         out: The config file.
-        recipe: What to train; chosen by the fields of the data if absent.
-        scale: How large: smoke (seconds), tiny (minutes), small (an hour), base, large (paper).
+        recipe: What to train; if absent, chosen by the fields of the data.
+        scale: Size: smoke (seconds), tiny (minutes), small (an hour), base, large (paper).
         init_from: A model folder to start from, for fine-tuning.
     """
 

@@ -19,7 +19,7 @@ USER_ERROR = 2
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """One thing the command can do.
+    """A subcommand.
 
     Attributes:
         module: Where its `run` is, or "module:function".
@@ -33,36 +33,40 @@ class Verb:
 
 
 VERBS = {
-    "demo": Verb("demo", "", "train and measure a model on built-in scenes"),
+    "demo": Verb("demo", "", "train and evaluate a model on built-in scenes"),
     "init": Verb("init", "MANIFEST", "write a documented config for your data"),
-    "data check": Verb("data_check", "MANIFEST", "report what a dataset holds, and what is bad"),
+    "data check": Verb("data_check", "MANIFEST", "report what a dataset contains and what is bad"),
     "data scenes": Verb("data_scenes", "OUT --num-images N", "write the built-in scenes"),
     "data tokenize-images": Verb(
         "data_tokenize_images",
         "MANIFEST --tokenizer FOLDER --out SHARDS",
-        "store the codes of images beside them",
+        "write shards of images with their codes",
     ),
     "train": Verb("train", "RECIPE|CONFIG|RUN_FOLDER", "pre-train, fine-tune, or resume a run"),
-    "eval": Verb("eval", "MODEL_FOLDER --task T --data PATH", "score a model on held-out data"),
-    "probe": Verb("probe", "MODEL_FOLDER --train A --validation B --test C", "probe its features"),
+    "eval": Verb("eval", "MODEL_FOLDER --task T --data PATH", "evaluate a model on held-out data"),
+    "probe": Verb(
+        "probe",
+        "MODEL_FOLDER --train A --validation B --test C",
+        "probe its features",
+    ),
     "caption": Verb("use", "MODEL_FOLDER IMAGE...", "describe images"),
     "answer": Verb("use", "MODEL_FOLDER IMAGE QUESTION", "answer a question about an image"),
-    "ground": Verb("use", "MODEL_FOLDER IMAGE PHRASE", "find what a phrase refers to"),
-    "classify": Verb("use", "MODEL_FOLDER IMAGE --labels a,b,c", "choose among classes"),
+    "ground": Verb("use", "MODEL_FOLDER IMAGE PHRASE", "find the object that a phrase names"),
+    "classify": Verb("use", "MODEL_FOLDER IMAGE --labels a,b,c", "choose among class names"),
     "match": Verb("use", "MODEL_FOLDER IMAGE TEXT...", "score how well texts fit an image"),
-    "judge": Verb("use", "MODEL_FOLDER IMAGE1 IMAGE2 STATEMENT...", "compare two images"),
+    "judge": Verb("use", "MODEL_FOLDER IMAGE1 IMAGE2 STATEMENT...", "judge if texts are true"),
     "entail": Verb(
-        "use", "MODEL_FOLDER IMAGE HYPOTHESIS...", "predict whether an image entails texts"
+        "use", "MODEL_FOLDER IMAGE HYPOTHESIS...", "predict whether an image entails a text"
     ),
     "import": Verb(
         "import_checkpoint",
         "FAMILY SOURCE OUT --variant V",
-        "make a model folder of released weights",
+        "convert released weights to a model folder",
     ),
     "export": Verb(
         "import_checkpoint:run_export",
         "FAMILY MODEL_FOLDER OUT",
-        "write a model for the released code",
+        "write a model in the released layout",
     ),
     "models": Verb("models", "", "list the model sizes that can be trained"),
     "completion": Verb("completion", "bash|zsh|fish", "print a shell completion script"),
@@ -101,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TrainingInterrupted as stop:
         print(f"triptych: {stop}", file=sys.stderr)
         command = _resume_command(stop.checkpoint.parent.parent)
-        print(f"triptych: go on with `{command}`", file=sys.stderr)
+        print(f"triptych: continue with `{command}`", file=sys.stderr)
         return stop.exit_code
     except KeyboardInterrupt:
         print("triptych: interrupted", file=sys.stderr)
@@ -114,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _resume_command(run_folder: Path) -> str:
-    """Return the command that goes on with a run, or with all that a run is a stage of."""
+    """Return the command that continues a run, or the stages that it is one of."""
     from triptych.workflows.demo import resume_command
     from triptych.workflows.stagewise import is_stagewise
 

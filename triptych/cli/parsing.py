@@ -30,12 +30,12 @@ ImageArgument = tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="IMAGE
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineOptions:
-    """How a model computes.
+    """How the model computes.
 
     Attributes:
-        device: Where; `auto` takes the GPU when there is one.
-        precision: Of the forward pass; `auto` is bf16 where the processor computes it.
-        json: Print JSON, one object a line.
+        device: Device; `auto` takes the GPU if there is one.
+        precision: Precision of the forward pass; `auto` is bf16 if the processor supports it.
+        json: Print JSON, one object per line.
     """
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -57,10 +57,10 @@ class SourceOptions:
     """How a dataset is read.
 
     Attributes:
-        reader: The format; `auto` decides by extension and content.
-        image_root: Folder that relative image paths start from; the manifest's own if absent.
-        split: The part to read where a file holds several.
-        annotations: VQAv2's annotations or RefCOCO's instances, if not beside the file.
+        reader: The format; `auto` recognises it by extension and content.
+        image_root: Folder that relative image paths start from; if absent, the manifest's own.
+        split: The part to read if a file has several.
+        annotations: VQAv2's annotations or RefCOCO's instances, if not next to the file.
     """
 
     reader: str = "auto"

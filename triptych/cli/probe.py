@@ -16,10 +16,11 @@ from triptych.cli.parsing import (
     parse,
 )
 
-HELP = """Fit logistic regression on the frozen features of a model's image encoder, and score it.
+HELP = """Fit and evaluate logistic regression on the frozen features of a model's image encoder.
 
 Data are class folders, or manifests with `image` and `label`. The strength of the penalty is chosen
-on the validation data; the classifier is then fitted on both and scored on the test data.
+on the validation data; the classifier is then fitted on training and validation data together, and
+scored on the test data.
 
 Examples:
   triptych probe runs/mine/model --train classes/train --validation classes/val \\
@@ -33,16 +34,15 @@ class ProbeOptions:
     """What to probe, on what.
 
     Attributes:
-        folder: A model folder; or released weights: a folder of transformers, or the id of one on
-            the hub.
-        train: Labelled images that the classifier is fitted on.
-        validation: Labelled images that choose the penalty.
-        test: Labelled images that it is scored on.
+        folder: A model folder; or released weights: a folder of transformers, or its hub id.
+        train: Labelled images to fit the classifier on.
+        validation: Labelled images to choose the penalty on.
+        test: Labelled images to score it on.
         source: How all three are read.
-        label_pattern: A regular expression whose first group in a label is the class; the whole
-            label if absent.
-        local_batch_size: Images at a time.
-        max_bad_share: Share of images that may be unreadable.
+        label_pattern: A regular expression whose first group is the class in a label; if absent,
+            the whole label is.
+        local_batch_size: Images per batch.
+        max_bad_share: Largest allowed share of unreadable images.
         result: Where the numbers go.
     """
 

@@ -1,4 +1,4 @@
-"""`triptych train`: pre-train, fine-tune, and go on with an interrupted run."""
+"""`triptych train`: pre-train, fine-tune, and resume an interrupted run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Examples:
   triptych train run.yaml --train.max-steps 500 --optim.learning-rate 3e-4
   triptych train runs/mine --resume
 
-Every field of the configuration is a flag; `triptych train RECIPE --help` shows its defaults.
+Every field of the config is a flag; `triptych train RECIPE --help` shows the defaults.
 """
 
 STAGEWISE = ("vlmo.stagewise", "flava.stagewise")
@@ -42,16 +42,16 @@ Scale = Literal["smoke", "tiny", "small", "base", "large"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlainOptions:
-    """What is asked for apart from fields of the configuration.
+    """The options that are not fields of the configuration.
 
     Attributes:
         target: A recipe, a config file (.yaml), or with --resume a run folder.
-        scale: Size of a recipe: smoke (seconds), tiny (minutes; what a recipe has without this
-            flag), small (for a GPU), base, large (the paper's).
-        config: A config file to start from, in place of a recipe's own values.
-        out: The new run folder; runs/RECIPE-SCALE, or runs/ and the config file's name, if absent.
-        resume: Go on from the last checkpoint of the run folder.
-        sources: Training data, in place of data.train; absent for the built-in scenes, which are
+        scale: Size of a recipe: smoke (seconds), tiny (minutes; the default), small (for a GPU),
+            base, large (the paper's).
+        config: A config file to start from, instead of a recipe's own values.
+        out: The new run folder; if absent, runs/RECIPE-SCALE, or runs/ and the config file's name.
+        resume: Continue from the last checkpoint of the run folder.
+        sources: Training data, replaces data.train; if absent, the built-in scenes, which are
             written first.
         source: How that data is read.
         init_from: A model folder to start from; short for model.init-from.
@@ -179,7 +179,7 @@ def _base_config(plain: PlainOptions) -> RunConfig:
         _check_same_recipe(plain, config, file)
     if plain.source.flags() and not plain.sources:
         flag = plain.source.flags().split()[0]
-        raise ConfigError(f"{flag} says how --data is read: give --data, or set data.train")
+        raise ConfigError(f"{flag} says how to read --data: give --data, or set data.train")
     if plain.sources:
         sources = tuple(plain.source.source(path) for path in plain.sources)
         config = replace(config, data=replace(config.data, train=sources))
@@ -218,12 +218,12 @@ def _recipe_name(target: str | None) -> str:
         )
     if target not in RECIPES and Path(target).is_dir():
         raise ConfigError(
-            f"{target} is a folder: go on with a run in it by `triptych train {target} --resume`, "
-            f"or train on data in it by `triptych train RECIPE --data {target}`"
+            f"{target} is a folder: continue a run in it with `triptych train {target} --resume`, "
+            f"or train on data in it with `triptych train RECIPE --data {target}`"
         )
     if target not in RECIPES and Path(target).is_file():
         raise ConfigError(
-            f"{target} is a file, and no config that ends in .yaml: train on data in it by "
+            f"{target} is a file, but not a config that ends in .yaml: train on data in it with "
             f"`triptych train RECIPE --data {target}` (recipes: {known})"
         )
     if target not in RECIPES:
@@ -240,7 +240,7 @@ def _default_folder(plain: PlainOptions, config: RunConfig) -> Path:
 
 
 def _resume(plain: PlainOptions, rest: Sequence[str]) -> int:
-    """Go on with a run; its config is fixed, but for how much of the data may be bad."""
+    """Resume a run; its config is fixed, except for how much of the data may be bad."""
     share, rest = _bad_share(rest)
     flags: dict[str, object] = {"scale": plain.scale, "config": plain.config, "out": plain.out}
     flags |= {"data": plain.sources or None, "init-from": plain.init_from}
@@ -251,8 +251,8 @@ def _resume(plain: PlainOptions, rest: Sequence[str]) -> int:
         raise ConfigError("name the run folder: triptych train RUN_FOLDER --resume")
     if given:
         raise ConfigError(
-            f"{given[0]} cannot be changed when a run goes on: --resume takes the config of "
-            f"{plain.target}; begin a new run to change it"
+            f"{given[0]} cannot be changed when a run is resumed: --resume takes the config of "
+            f"{plain.target}; start a new run to change it"
         )
     from triptych.workflows.run import allow_bad_share, resume_run
     from triptych.workflows.stagewise import is_stagewise

@@ -16,18 +16,18 @@ from triptych.core.errors import ConfigError
 ABOUT = {
     "vlmo": """Pre-train VLMo in its three stages: images, then texts, then pairs.
 
-The stages alone are the recipes dvae (which makes the targets of the first), vlmo.vision,
+For single stages use the recipes dvae (which makes the targets of the first), vlmo.vision,
 vlmo.language and vlmo.pretrain.""",
     "flava": """Pre-train FLAVA in its stages: images, texts, then both with pairs in one run.
 
-The stages alone are the recipes dvae (which makes the targets of the first), flava.image (or dino,
+For single stages use the recipes dvae (which makes the targets of the first), flava.image (or dino,
 see --image-objective), flava.text and flava.joint.""",
 }
 
 HELP = """{about}
 
-Without --data, on the built-in scenes, which are written first. Each stage is a run folder of its
-own; an interrupted one goes on with `triptych train FOLDER --resume`.
+Without --data, the stages train on the built-in scenes, which are written first. Each stage has its
+own run folder; after an interruption, continue with `triptych train FOLDER --resume`.
 
 Examples:
   triptych train {recipe} --scale tiny
@@ -40,20 +40,21 @@ class StagewiseOptions:
     """What to train on.
 
     Attributes:
-        scale: smoke (seconds, learns nothing), tiny (about 20 minutes on two cores), small (hours,
-            or one GPU), base, large (the paper's).
-        out: The new folder; runs/FAMILY.stagewise-SCALE if absent.
-        sources: Images with captions; absent for the built-in scenes.
+        scale: smoke (seconds, a few steps only), tiny (about 20 minutes on two cores), small
+            (hours, or one GPU), base, large (the paper's).
+        out: The new folder; if absent, runs/FAMILY.stagewise-SCALE.
+        sources: Images with captions; if absent, the built-in scenes.
         source: How that data is read.
-        texts: Texts for the stage on texts alone, such as one a line; absent for the captions.
-        images: Images alone, such as a folder, for the stages on images (dVAE, vision,
-            FLAVA's joint stage too); absent for those of the pairs.
-        image_objective: How FLAVA's image encoder learns from images: mim masks patches, dino
-            compares crops.
-        image_tokenizer: A model folder with a dVAE; absent to train one first.
-        text_tokenizer: A tokenizer.json, vocab.txt or folder; absent to train one on the texts.
+        texts: Texts for the text stage, such as one per line; if absent, the captions.
+        images: Images for the image stages (dVAE, vision, FLAVA's joint stage too), such as a
+            folder; if absent, those of the pairs.
+        image_objective: How FLAVA's image encoder learns from images: mim predicts masked patches,
+            dino compares crops.
+        image_tokenizer: A model folder with a dVAE; if absent, one is trained first.
+        text_tokenizer: A tokenizer.json, vocab.txt or folder; if absent, one is trained on the
+            texts.
         seed: Seed of scenes, order, masks and dropout.
-        num_threads: CPU threads; absent for all cores.
+        num_threads: CPU threads; if absent, all cores.
     """
 
     scale: Literal["smoke", "tiny", "small", "base", "large"] = "tiny"
@@ -111,7 +112,7 @@ def run(recipe: str, arguments: Sequence[str]) -> int:
         return report(train_stagewise(plan, out).elapsed_s, out)
     except KeyboardInterrupt:  # between two stages; within one, the trainer says how to go on
         if is_stagewise(out):
-            print(f"triptych: go on with `triptych train {out} --resume`", file=sys.stderr)
+            print(f"triptych: continue with `triptych train {out} --resume`", file=sys.stderr)
         raise
 
 
@@ -125,7 +126,7 @@ def _refuse_data_options(options: StagewiseOptions) -> None:
     for name, is_given in given.items():
         if is_given:
             raise ConfigError(
-                f"{name} goes with --data: without pairs of your own, the stages train on the "
+                f"{name} needs --data: without your own pairs, the stages train on the "
                 "built-in scenes"
             )
 

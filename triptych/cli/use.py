@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 BOX_COLOR = (255, 0, 80)
 
 Answer = tuple[dict[str, Any], str]
-"""What --json prints, and what is printed without it."""
+"""What is printed with --json, and what without."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,11 +35,11 @@ class CaptionOptions:
         folder: A model folder, such as RUN_FOLDER/model.
         images: Image files.
         prompt: Words that every caption begins with.
-        num_beams: Width of the beam search; the model folder's own if absent.
-        top_p: Draw the words from the likeliest ones that have this probability together.
-        top_k: Draw the words from the k likeliest ones.
-        temperature: Draw the words; below 1 prefers likely ones.
-        seed: Of the draws; other seeds give other captions.
+        num_beams: Width of the beam search; if absent, the model folder's.
+        top_p: Sample from the likeliest words whose probabilities add up to this.
+        top_k: Sample from the k likeliest words.
+        temperature: Sample; values below 1 favour likely words.
+        seed: Seed of the samples; another seed gives other captions.
         engine: How the model computes.
     """
 
@@ -62,9 +62,9 @@ class AnswerOptions:
         folder: A model folder that was fine-tuned with mplug.vqa.
         image: An image file.
         question: The question, in quotes.
-        choices: Answers to choose from; any words if absent.
-        ocr_words: Words that were read in the image, in quotes.
-        object_words: Names of what the image holds, in quotes.
+        choices: Answers to choose from; if absent, the model generates freely.
+        ocr_words: Words that OCR read in the image, in quotes.
+        object_words: Names of the objects in the image, in quotes.
         engine: How the model computes.
     """
 
@@ -85,7 +85,7 @@ class GroundOptions:
         folder: A model folder that was fine-tuned with mplug.grounding.
         image: An image file.
         phrase: What to look for, in quotes.
-        draw: Also write the image with the box drawn on it to this file.
+        draw: Also write the image with the box drawn to this file.
         engine: How the model computes.
     """
 
@@ -103,9 +103,9 @@ class ClassifyOptions:
     Attributes:
         folder: A model folder that was pre-trained, or fine-tuned for retrieval.
         images: Image files.
-        labels: Names of the classes, with commas between them.
-        templates: A text file of sentences about a class, one a line; {} is its name. Eighty
-            built-in ones if absent.
+        labels: Class names, separated by commas.
+        templates: A text file with one sentence per line; {} stands for the class name. If absent,
+            eighty built-in ones.
         top: Print only the likeliest classes of each image; 0 prints all.
         engine: How the model computes.
     """
@@ -164,7 +164,7 @@ class EntailOptions:
         folder: A model folder that was fine-tuned with mplug.snli_ve.
         image: An image file.
         hypotheses: Hypotheses, each in quotes.
-        premise: What is known of the image in words, for a model that reads it.
+        premise: What is known about the image in words, for a model that reads it.
         engine: How the model computes.
     """
 
@@ -197,7 +197,7 @@ def _sampling(options: CaptionOptions) -> SamplingConfig | None:
     if not chosen:
         return None
     if options.num_beams is not None:
-        raise ConfigError(f"num_beams goes without {', '.join(chosen)}: search or draw")
+        raise ConfigError(f"num_beams excludes {', '.join(chosen)}: use beam search or sampling")
     from triptych.generation.sampling import SamplingConfig
 
     return SamplingConfig(max_tokens=30, **chosen)
@@ -328,7 +328,7 @@ USES = (
         "caption",
         CaptionOptions,
         _caption,
-        """Say what images show, one line an image.
+        """Describe images, one line per image.
 
 Examples:
   triptych caption runs/mine/model image.jpg
@@ -352,7 +352,7 @@ Examples:
         "ground",
         GroundOptions,
         _ground,
-        """Find what a phrase refers to: prints the box as x0 y0 x1 y1 in pixels of the image.
+        """Find the object that a phrase names; prints its box as x0 y0 x1 y1 in image pixels.
 
 Examples:
   triptych ground runs/grounding/model image.jpg "the red bus"
@@ -363,7 +363,7 @@ Examples:
         "classify",
         ClassifyOptions,
         _classify,
-        """Print how likely each class is for each image, from the names of the classes alone.
+        """Print the probability of each class for each image, from the class names alone.
 
 Examples:
   triptych classify runs/mine/model image.jpg --labels "red circle,blue star,green cross"
@@ -375,7 +375,7 @@ Examples:
         "match",
         MatchOptions,
         _match,
-        """Print for each text the probability, 0 to 1, that it describes the image.
+        """Print for each text the probability that it describes the image.
 
 Example:
   triptych match runs/mine/model image.jpg "a red bus" "two dogs on a beach"
@@ -386,7 +386,7 @@ Example:
         "judge",
         JudgeOptions,
         _judge,
-        """Print for each statement the probability, 0 to 1, that it is true of two images.
+        """Print for each statement the probability that it is true of the two images.
 
 Example:
   triptych judge runs/nlvr2/model left.jpg right.jpg "both pictures have a dog"
@@ -397,7 +397,7 @@ Example:
         "entail",
         EntailOptions,
         _entail,
-        """Print for each hypothesis what the image says: entailment, neutral or contradiction.
+        """Classify each hypothesis about the image: entailment, neutral or contradiction.
 
 Example:
   triptych entail runs/snli_ve/model image.jpg "a dog is outside" "nobody is here"

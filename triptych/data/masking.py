@@ -130,15 +130,15 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockMaskingConfig:
-    """How many patches are masked, and in blocks of what form.
+    """How many patches are masked, and in blocks of what shape.
 
     The defaults are BEiT's and FLAVA's, which are given there for 14 x 14 patches.
 
     Attributes:
-        hidden_share: Largest share of patches that is masked (75 of 196; a mean of 74.5 is).
-        min_block_share: Least area of a block, as a share of all patches (16 of 196).
-        min_aspect: Least height / width of a block; the greatest is its inverse (0.3).
-        num_tries: Blocks that are drawn before the mask stays as it is (10).
+        hidden_share: Largest share of patches that is masked (75 of 196; the mean is 74.5).
+        min_block_share: Smallest area of a block, as a share of all patches (16 of 196).
+        min_aspect: Smallest height / width of a block; the largest is its inverse (0.3).
+        num_tries: Attempts to place a block before masking stops (10).
     """
 
     hidden_share: float = 75 / 196

@@ -41,12 +41,12 @@ class MixtureSource:
     """One source of a mixture.
 
     Attributes:
-        name: What counters and curves call it; no two sources share one.
+        name: Its name in counters and curves, unique among the sources.
         records: The dataset.
         collator: Makes its batches.
         transform: Prepares its images.
-        ratio: How often it is drawn, over the sum of all ratios.
-        local_batch_size: Samples of its batches in this process; None is the mixture's.
+        ratio: How often it is drawn, relative to the sum of all ratios.
+        local_batch_size: Samples per batch in this process; None takes the mixture's.
     """
 
     name: str

@@ -41,22 +41,22 @@ class DataSourceConfig:
         path: The manifest or annotation file; a folder of class folders, of tar shards or of
             parquet tables; or a pattern such as `shards/{000000..000012}.tar` or `shards/*.tar`.
             Shards and tables may be URLs: `s3://`, `https://`, `hf://`.
-        reader: The format; `auto` decides by extension and content.
-        image_root: Folder that relative image and clip paths start from; None is the folder of
-            the annotation file.
-        split: The part to read where the file holds several (Karpathy, RefCOCO, MSRVTT, a `split`
+        reader: The format; `auto` recognises it by extension and content.
+        image_root: Folder that image and clip paths are relative to; None is the folder of the
+            annotation file.
+        split: The part to read if the file has several (Karpathy, RefCOCO, MSRVTT, a `split`
             column); None reads all parts.
-        annotations: A second file that some formats have: VQAv2's annotations, RefCOCO's
-            instances. None looks for it beside the first under its official name.
-        kind: What its batches are, where a task takes several kinds: "pair", "image" or "text" in
-            pre-training. None goes by the first record.
-        ratio: How often a step draws it, over the sum of all sources' ratios. None for all joins
-            the sources to one dataset; where one has a ratio, or the task takes several kinds,
-            None is 1.
-        name: What curves and counters call it where sources are drawn; None is the file's name.
-        index: Whether its records are kept in columns on disk, in the cache folder
-            (`$TRIPTYCH_CACHE` or `~/.cache/triptych`), and not in memory: "auto" from 65,536
-            records on, "always", or "never".
+        annotations: A second file that some formats have: VQAv2's annotations, RefCOCO's instances.
+            None looks for it next to the first, under its official name.
+        kind: Kind of its batches, for tasks that take several: "pair", "image" or "text" in
+            pre-training. None infers it from the first record.
+        ratio: How often a step draws it, relative to the sum of all ratios. If all are None, the
+            sources are joined into one dataset; if another source has a ratio, or the task takes
+            several kinds, None is 1.
+        name: Its name in curves and counters when sources are drawn; None is the file's name.
+        index: Whether records are stored as columns on disk, in the cache folder (`$TRIPTYCH_CACHE`
+            or `~/.cache/triptych`), instead of in memory: "auto" for 65,536 records or more,
+            "always", or "never".
     """
 
     path: str

@@ -24,23 +24,23 @@ class ModelSource:
 
     Attributes:
         name: A registered variant (see `triptych models`); its weights are randomly initialised.
-        image_size: Side of the input in pixels; None keeps the variant's or the folder's own. A
+        image_size: Side of the input in pixels; None keeps that of the variant or folder. A
             folder's position table is resized bilinearly.
-        drop_path: Drop path rate, the probability that training skips a residual branch (VLMo);
-            None keeps the variant's or the folder's own.
-        fusion: Network that fuses image and text in a new mPLUG model (paper, figure 4);
-            None keeps the variant's own, "skip_connected". With "none" there is no ITM.
-        connected_layers: Which layers of a new skip-connected network, from 0, are
-            connected-attention; None keeps the variant's own. `strided_layers` in
-            `models/mplug/config.py` gives those of a stride.
-        connected_image_residual: Whether a connected layer of such a network adds its image output
-            to its image input (released code); None keeps the variant's own.
-        init_from: A model folder to start from, a folder of transformers, or the hub id of either;
-            its sizes and its tokenizer then count, and `name` is not read.
-        init_vision_from: Published weights that the image encoder of a new model starts from:
-            for mPLUG a CLIP of OpenAI's (.pt) or of transformers' (folder).
-        init_text_from: Published weights that the text side of a new model starts from: for
-            mPLUG a folder with BERT. Its vocabulary is then the tokenizer.
+        drop_path: Drop path rate, the probability of skipping a residual branch in training (VLMo);
+            None keeps that of the variant or folder.
+        fusion: Fusion network of a new mPLUG model (paper, figure 4); None keeps the variant's,
+            "skip_connected". "none" has no ITM.
+        connected_layers: Connected-attention layers of a new skip-connected network, counted from
+            0; None keeps the variant's. `strided_layers` in `models/mplug/config.py` gives those of
+            a stride.
+        connected_image_residual: Whether such a layer adds its image output to its image input
+            (released code); None keeps the variant's setting.
+        init_from: A model folder to start from, a folder of transformers, or the hub id of either.
+            Its sizes and its tokenizer are used, and `name` is ignored.
+        init_vision_from: Published weights for the image encoder of a new model: for mPLUG a CLIP
+            from OpenAI (.pt) or transformers (folder).
+        init_text_from: Published weights for the text side of a new model: for mPLUG a folder with
+            BERT, whose vocabulary becomes the tokenizer.
     """
 
     name: str = "mplug_tiny"
@@ -67,9 +67,9 @@ class TokenizerConfig:
 
     Attributes:
         path: A `tokenizer.json`, a BERT `vocab.txt`, or a folder with one; None trains a WordPiece
-            on the texts of the training data.
-        vocab_size: Largest vocabulary of a trained tokenizer, special tokens included.
-        num_unused: Free tokens of a trained tokenizer; grounding takes its coordinates from them.
+            tokenizer on the texts of the training data.
+        vocab_size: Largest vocabulary of a trained tokenizer, including special tokens.
+        num_unused: Unused tokens of a trained tokenizer, which grounding takes for its coordinates.
     """
 
     path: str | None = None
@@ -82,9 +82,9 @@ class DataConfig:
     """What to train on.
 
     Attributes:
-        train: Sources, joined in this order; or drawn by their ratios, see `DataSourceConfig`.
+        train: Data sources, joined in this order or drawn by their ratios, see `DataSourceConfig`.
         max_bad_share: Largest allowed share of unreadable samples; above it the run stops.
-        num_workers: Processes that prepare batches; 0 prepares them between steps.
+        num_workers: Worker processes that prepare batches; 0 prepares them in the main process.
         cache_mib: Memory for decoded images in each of these processes, in MiB.
         seed: Seed of order, crops, masks and prefixes.
     """
@@ -107,7 +107,7 @@ class RunConfig:
     """Everything that decides what a run computes.
 
     Attributes:
-        recipe: Name of the recipe that this began from.
+        recipe: Name of the recipe it came from.
         scale: Its scale: smoke, tiny, small, base or large.
         model: Where the model comes from.
         tokenizer: Where the tokenizer comes from.
@@ -116,10 +116,10 @@ class RunConfig:
         crops: The crops of each image, for self-distillation.
         captions: How captions are prepared.
         lengths: Longest texts of the fine-tuning tasks.
-        task: What is trained.
-        train: How long, how large, how often saved.
-        optim: AdamW and its schedule.
-        weights: Weights of the objectives over the steps; empty for 1 each.
+        task: The task and its settings.
+        train: Length, batch size, checkpoints.
+        optim: Optimizer and learning-rate schedule.
+        weights: Weights of the objectives over the steps; if empty, each is 1.
     """
 
     recipe: str

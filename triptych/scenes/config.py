@@ -56,27 +56,28 @@ class QuestionMix:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SceneConfig:
-    """The built-in world. All defaults are chosen here, for images of 64 px.
+    """The built-in scenes. The defaults are our own, for images of 64 px.
 
     Attributes:
-        seed: Seed of everything; the same seed gives the same scenes, words and pixels.
+        seed: Seed of all random choices; the same seed gives the same scenes, words and pixels.
         image_size: Side of the square image, in pixels.
-        object_count_weights: Weight of 1, 2, 3 ... objects in an image. Few images hold one
-            object, because their captions are often equal.
+        object_count_weights: Relative frequency of 1, 2, 3 ... objects per image. Images with one
+            object are rare, because their captions are often equal.
         colors: Names from `PALETTE`.
         shapes: Names from `SHAPES`.
-        materials: Whether an object is plain or striped, and words say so; else all are plain.
-        small_diameter: Range of the diameter of small objects, as a share of the side.
-        large_diameter: Range of the diameter of large objects, as a share of the side.
-        min_center_distance: Least horizontal distance of two centres, as a share of the side, so
-            that left and right are always visible.
-        gap: Least free space between the boxes of two objects, as a share of the side.
-        repeat_probability: Chance that an object takes the colour or the shape of an earlier one;
-            makes counts above one common.
-        num_held_out_pairs: Colour-shape pairs that only the compositional split shows.
-        color_jitter: Largest change of a colour channel from the palette, of 255.
-        noise: Standard deviation of the pixel noise, of 255.
-        plain_background: Whether every background is one even grey.
+        materials: Whether objects are plain or striped and captions say so; otherwise all are
+            plain.
+        small_diameter: Range of the diameter of small objects, relative to the image side.
+        large_diameter: Range of the diameter of large objects, relative to the image side.
+        min_center_distance: Smallest horizontal distance between two centres, relative to the image
+            side, so that left and right are always visible.
+        gap: Smallest space between the boxes of two objects, relative to the image side.
+        repeat_probability: Probability that an object takes the colour or the shape of an earlier
+            one, so that counts above one are common.
+        num_held_out_pairs: Colour-shape pairs that appear only in the compositional split.
+        color_jitter: Largest change of a colour channel from the palette, out of 255.
+        noise: Standard deviation of the pixel noise, out of 255.
+        plain_background: Whether every background is the same uniform grey.
         question_mix: How often each type of question is asked.
     """
 

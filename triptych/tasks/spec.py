@@ -48,12 +48,12 @@ C = TypeVar("C", bound=TaskConfig)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextLengths:
-    """Longest texts of the fine-tuning tasks, in tokens, [CLS] and [SEP] counted.
+    """Longest texts of the fine-tuning tasks, in tokens, including [CLS] and [SEP].
 
     Attributes:
-        question: Of a question (released: 25).
-        answer: Of an answer (released: 10 words).
-        phrase: Of a phrase to ground (released: 20).
+        question: Longest question (released: 25).
+        answer: Longest answer (released: 10 words).
+        phrase: Longest phrase to ground (released: 20).
     """
 
     question: int = 25

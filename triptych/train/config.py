@@ -41,7 +41,7 @@ class TrainConfig:
     """Global gradient norm above which gradients are scaled down; None disables clipping."""
 
     clip_per_parameter: bool = False
-    """Whether `max_grad_norm` bounds the gradient norm of each parameter separately instead of the
+    """Whether `max_grad_norm` limits the gradient norm of each parameter separately instead of the
     global norm, as in DINO's released code."""
 
     log_every_steps: int = 10
@@ -54,12 +54,12 @@ class TrainConfig:
     """Steps between checkpoints; one is also written at the end and on Ctrl-C or SIGTERM."""
 
     keep_checkpoints: int = 2
-    """Newest checkpoints that stay on disk."""
+    """Number of newest checkpoints to keep."""
 
     precision: PrecisionChoice = "auto"
-    """Precision of the forward pass; weights stay fp32. `auto` is bf16 where the
-    processor has instructions for it, else fp32; `bf16-params` also gathers sharded weights in bf16
-    (zero2, fsdp, hsdp); `fp16` scales the loss, for GPUs without bf16."""
+    """Precision of the forward pass; weights stay fp32. `auto` is bf16 if the processor has
+    instructions for it, else fp32; `bf16-params` also gathers sharded weights in bf16 (zero2, fsdp,
+    hsdp); `fp16` scales the loss, for GPUs without bf16."""
 
     activation_checkpointing: bool = False
     """Store only the inputs of blocks and recompute the rest in the backward pass: less memory,
@@ -85,11 +85,11 @@ class TrainConfig:
     """How to show progress; `auto` is a live display on a terminal and plain lines elsewhere."""
 
     tensorboard: bool = True
-    """Whether to write TensorBoard event files to `tensorboard/` in the run folder, where
-    TensorBoard is installed."""
+    """Whether to write TensorBoard event files to `tensorboard/` in the run folder, if TensorBoard
+    is installed."""
 
     trackers: tuple[TrackerName, ...] = ()
-    """Services that also get the curves, each a package to install: wandb (Weights & Biases),
+    """Services that also receive the curves, each an extra package: wandb (Weights & Biases),
     trackio."""
 
     def __post_init__(self) -> None:
@@ -167,34 +167,33 @@ class OptimConfig:
     """Peak learning rate of everything but the vision encoder."""
 
     vision_learning_rate: float = 1e-5
-    """Peak learning rate of the vision encoder, which usually starts from trained weights."""
+    """Peak learning rate of the vision encoder, which usually starts from pre-trained weights."""
 
     head_learning_rate_factor: float = 1.0
     """Peak learning rate of a randomly initialised classifier, as a multiple of `learning_rate`
     (VLMo's VQA: 20)."""
 
     layer_decay: float = 1.0
-    """Learning rate of a block as a multiple of that of the block above it; 1 gives all blocks the
-    same."""
+    """Learning rate of a block relative to the block above it; 1 gives all blocks the same."""
 
     weight_decay: float = 0.02
     """Decoupled weight decay; norms, biases, position embeddings and temperature have none."""
 
     muon_learning_rate: float | None = None
-    """Peak learning rate of Muon, which then trains the matrices inside blocks in place of AdamW;
+    """Peak learning rate of Muon, which then trains the matrices inside blocks instead of AdamW;
     None trains everything with AdamW, as the papers do."""
 
     muon_momentum: float = 0.95
     """Decay rate of Muon's momentum (Jordan et al. 2024)."""
 
     betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of AdamW's first and second moment; torch's defaults, as the released code."""
+    """Decay rates of AdamW's first and second moment; torch's defaults, as in the released code."""
 
     eps: float = 1e-8
-    """Term that keeps AdamW's division finite."""
+    """Small term that keeps AdamW's division finite."""
 
     warmup_steps: int = 1000
-    """Steps of the linear rise from `warmup_learning_rate` to the peak."""
+    """Steps of linear warm-up from `warmup_learning_rate` to the peak."""
 
     warmup_learning_rate: float = 1e-6
     """Learning rate of the first step, for every group."""
@@ -242,19 +241,19 @@ class ObjectiveWeight:
     """Objective, such as "itc"."""
 
     weight: float = 1.0
-    """Factor on the loss once the ramp is over."""
+    """Factor on the loss after the ramp."""
 
     start_step: int = 0
     """First step with a weight above zero."""
 
     ramp_steps: int = 0
-    """Steps of the linear rise; the first of them has `weight / ramp_steps`."""
+    """Steps of the linear ramp; the first of them has `weight / ramp_steps`."""
 
     end_step: int | None = None
-    """First step without the objective again; None keeps it to the end."""
+    """First step at which the objective is off again; None keeps it to the end."""
 
     every_steps: int = 1
-    """Period: the objective is computed at `start_step` and each `every_steps` after it."""
+    """Period: the objective is computed at `start_step` and every `every_steps` after it."""
 
     def __post_init__(self) -> None:
         for field in ("weight", "start_step", "ramp_steps"):

@@ -161,7 +161,7 @@ def run_demo(
     """Write scenes, pre-train, fine-tune for questions and phrases, and evaluate.
 
     In the folder of an interrupted demo, go on where it was: what is finished is kept, and what is
-    half trained goes on from its last checkpoint.
+    half trained continues from its last checkpoint.
 
     Args:
         folder: Receives `demo.json`, `data/`, `tokenizer/` and one run folder a stage; must be new,
@@ -188,7 +188,7 @@ def run_demo(
 
 
 def resume_command(folder: Path) -> str | None:
-    """Return the command that goes on with the demo in a folder; None where there is none."""
+    """Return the command that continues the demo in a folder; None if there is none."""
     if not (folder / DEMO_FILE).is_file():
         return None
     return demo_command(**_read_state(folder)["settings"], out=folder)
@@ -214,13 +214,13 @@ def _check_folder(folder: Path, settings: dict[str, Any]) -> None:
         )
     if _read_state(folder)["settings"] != settings:
         raise ConfigError(
-            f"{folder} holds another demo: go on with it by `{resume_command(folder)}`, choose "
+            f"{folder} holds another demo: continue it with `{resume_command(folder)}`, choose "
             f"another folder with --out, or delete {folder}"
         )
 
 
 def _begin(folder: Path, settings: dict[str, Any]) -> dict[str, float]:
-    """Note the settings, or return the seconds of each stage of the demo that goes on."""
+    """Note the settings, or return the seconds of each stage of the interrupted demo."""
     if (folder / DEMO_FILE).is_file():
         times_s: dict[str, float] = _read_state(folder)["times_s"]
         return times_s

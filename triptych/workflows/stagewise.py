@@ -275,7 +275,7 @@ def train_stagewise(
     """
     if is_stagewise(folder):
         raise ConfigError(
-            f"{folder} holds the stages of an earlier run: go on with "
+            f"{folder} holds the stages of an earlier run: continue with "
             f"`triptych train {folder} --resume`, or choose another folder with --out"
         )
     trained = (*plan.pairs, *plan.texts, *plan.images)

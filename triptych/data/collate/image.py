@@ -155,14 +155,14 @@ class MultiCropConfig:
     """How many crops, and how large. The defaults are DINO's for ViT-B/16.
 
     Attributes:
-        num_large: Crops that the teacher sees too, at the model's image size.
-        large_scale: Least and largest share of the area that they keep.
-        num_small: Crops that the student alone sees.
-        small_scale: Least and largest share of the area that they keep.
+        num_large: Crops at the model's image size, which the teacher sees too.
+        large_scale: Smallest and largest share of the image area that they keep.
+        num_small: Crops that only the student sees.
+        small_scale: Smallest and largest share of the image area that they keep.
         small_size: Side of a small crop in pixels; a multiple of the patch size.
-        flip_probability: Share of crops that are mirrored.
-        num_color_ops: RandAugment ops of colour and sharpness on each crop. They stand for DINO's
-            colour jitter, grey, blur and solarisation.
+        flip_probability: Probability of mirroring a crop.
+        num_color_ops: RandAugment colour and sharpness operations per crop, in place of DINO's
+            colour jitter, greyscale, blur and solarisation.
         color_magnitude: Their strength, 0 to 10.
     """
 

@@ -23,14 +23,15 @@ class PretrainingTextConfig:
     """How captions are prepared for pre-training.
 
     Attributes:
-        max_text_tokens: Longest caption, [CLS] and [SEP] counted (released pre-training: 40).
-        max_words: Words of a caption that are kept (released `pre_caption`: 30); None leaves
-            captions as they are but for case and white space (FLAVA).
+        max_text_tokens: Longest caption, including [CLS] and [SEP] (released pre-training: 40).
+        max_words: Words kept of each caption (released `pre_caption`: 30); None changes only case
+            and white space (FLAVA).
         mlm_probability: Share of tokens to predict (BERT: 0.15).
-        whole_word: Whether the pieces of a word are masked together (BERT and mPLUG: no).
-        empty_prefix_probability: Share of batches whose prefixes are all empty, so that the
+        whole_word: Whether all tokens of a word are masked together (BERT and mPLUG: no).
+        empty_prefix_probability: Share of batches in which all prefixes are empty, so that the
             decoder generates whole captions and the encoder reads one token; the first sample of a
-            batch decides. Other batches split each caption uniformly (the paper: all do).
+            batch decides. Other batches split each caption at a uniform position (the paper: all
+            do).
     """
 
     max_text_tokens: int = 40

@@ -179,16 +179,16 @@ class ImageTransformConfig:
     Evaluation resizes to the square and normalises; the other fields are training's.
 
     Attributes:
-        image_size: Side of the square input in pixels; the aspect is not kept.
-        crop_scale: Least and largest share of the area that a random crop keeps (mPLUG's
+        image_size: Side of the square input in pixels; the aspect ratio is not kept.
+        crop_scale: Smallest and largest share of the image area that a random crop keeps (mPLUG's
             pre-training: 0.2 to 1, its fine-tuning: 0.5 to 1); None resizes the whole image.
-        crop_ratio: Least and largest width / height of a crop, before it becomes square.
-        flip_probability: Share of images that are mirrored, where the text names no side.
-        randaugment_num_ops: Ops drawn for each image; 0 is no RandAugment (mPLUG: 2).
+        crop_ratio: Smallest and largest width / height of a crop, before it becomes square.
+        flip_probability: Probability of mirroring an image whose text does not say left or right.
+        randaugment_num_ops: Operations drawn for each image; 0 disables RandAugment (mPLUG: 2).
         randaugment_magnitude: Strength, 0 to 10 (mPLUG: 7).
-        randaugment_geometric: Whether shear, shift and rotation are among the ops.
-        mean: Mean of each channel, for values in [0, 1] (CLIP's, as mPLUG).
-        std: Standard deviation of each channel, for values in [0, 1] (CLIP's, as mPLUG).
+        randaugment_geometric: Whether shear, shift and rotation are among the operations.
+        mean: Mean of each channel, for values in [0, 1] (CLIP's, as in mPLUG).
+        std: Standard deviation of each channel, for values in [0, 1] (CLIP's, as in mPLUG).
     """
 
     image_size: int = 256

@@ -25,11 +25,11 @@ class HeadConfig:
     """A classifier on a pooled state.
 
     Attributes:
-        hidden_ratio: Width of the hidden layer over that of the state (VLMo: 2, FLAVA: 1); 0 is a
+        hidden_ratio: Width of the hidden layer relative to the state (VLMo: 2, FLAVA: 1); 0 is a
             linear head.
-        norm: Whether a LayerNorm stands before the activation (VLMo: yes, FLAVA: no).
-        activation: Between the layers (VLMo: gelu, FLAVA: relu).
-        dropout: Share of hidden units that training drops (VLMo: 0, FLAVA: 0.5).
+        norm: Whether a LayerNorm precedes the activation (VLMo: yes, FLAVA: no).
+        activation: Activation between the layers (VLMo: gelu, FLAVA: relu).
+        dropout: Dropout probability of hidden units (VLMo: 0, FLAVA: 0.5).
     """
 
     hidden_ratio: float = 2.0

@@ -44,10 +44,10 @@ class CaptioningConfig(TaskConfig):
 
     Attributes:
         beam: The search (released: 5 beams, 8 to 25 tokens; paper: 10 beams, at most 20).
-        memory: What the decoder reads: "fused" is the fusion of the image with an empty text
-            (paper), "image" the image states alone, so that text encoder and fusion network are
-            not used (released code), "model" what the model's own config says.
-        prompt: Words that stand before each caption and are not learned, such as "a picture of"
+        memory: What the decoder reads: "fused", the image fused with an empty text (paper);
+            "image", the image states alone, so that text encoder and fusion network are unused
+            (released code); "model", what the model's config says.
+        prompt: Words that precede each caption and are not trained on, such as "a picture of"
             (released: none); captions are returned without them.
         prompt_to: Who reads the prompt: the "decoder", as the beginning of its text (released
             zero-shot code), or the "encoder", as the text that is fused with the image (paper,

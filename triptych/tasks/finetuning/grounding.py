@@ -43,17 +43,18 @@ class GroundingConfig(TaskConfig):
     """Settings of grounding.
 
     Attributes:
-        num_bins: Coordinate tokens; coordinate x in [0, 1] is bin floor(x · (num_bins - 1))
-            (released: 337 bins at 336 px).
-        smoothing_bins: Standard deviation, in bins, of the bell around the true bin that the
-            decoder learns; 0 learns the true bin alone, as the paper does.
+        num_bins: Number of coordinate tokens; coordinate x in [0, 1] is bin floor(x · (num_bins -
+            1)) (released: 337 bins at 336 px).
+        smoothing_bins: Standard deviation, in bins, of the Gaussian around the true bin that is the
+            decoder's target; 0 uses the true bin alone, as in the paper.
         length_and_overlap_weighting: Whether a token's loss is multiplied by the predicted bin's
             distance in [0, 5] and by (1 - GIoU), as in the released code.
-        smooth_coordinates: Whether training begins with coordinate tokens whose vectors change
-            smoothly from bin to bin. Pre-training has pushed all unused tokens to one point, which
-            is slow to undo; the paper starts from there.
+        smooth_coordinates: Whether the initial embeddings of coordinate tokens change smoothly from
+            bin to bin. Pre-training pushes all unused tokens to one point, which is slow to undo;
+            the paper starts from there.
         start_unused: Which [unused...] token starts the decoder (released: 339).
-        first_bin_unused: Which [unused...] token is bin 0; the bins follow (released: 340).
+        first_bin_unused: Which [unused...] token is bin 0; the other bins follow it (released:
+            340).
     """
 
     num_bins: int = 337

@@ -49,10 +49,11 @@ class ImageTextClassificationConfig(TaskConfig):
 
     Attributes:
         labels: The classes, in the order of the scores; empty takes those of the training data.
-        text_field: What is read beside the image: "hypothesis" for SNLI-VE, "text" for memes.
-        with_premise: Whether a record's premise in words stands before that text, as `[CLS]
-            premise [SEP] text [SEP]` (mPLUG and OFA on SNLI-VE: yes; its image alone: no).
-        max_text_tokens: Longest text, [CLS] and every [SEP] counted.
+        text_field: Field of the text that is read with the image: "hypothesis" for SNLI-VE, "text"
+            for memes.
+        with_premise: Whether a record's premise precedes that text, as `[CLS] premise [SEP] text
+            [SEP]` (mPLUG and OFA on SNLI-VE: yes; with the image alone: no).
+        max_text_tokens: Longest text, including [CLS] and every [SEP].
         head: The classifier.
     """
 
@@ -73,10 +74,10 @@ class AnswerClassificationConfig(TaskConfig):
 
     Attributes:
         answers: The list, in the order of the scores; empty takes it from the training data.
-        min_answer_count: Questions that an answer must be the most frequent of to be on the list
-            (9 gives the 3,129 answers of VQAv2).
-        max_answers: Most answers on the list.
-        max_text_tokens: Longest question, [CLS] and [SEP] counted (VLMo: 40).
+        min_answer_count: An answer is listed if it is the most frequent one of at least so many
+            questions (9 gives the 3,129 answers of VQAv2).
+        max_answers: Largest number of answers on the list.
+        max_text_tokens: Longest question, including [CLS] and [SEP] (VLMo: 40).
         head: The classifier (VLMo: dense 2D, LayerNorm, GELU, dense).
     """
 

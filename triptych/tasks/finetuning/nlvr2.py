@@ -41,15 +41,15 @@ class NLVR2Config(TaskConfig):
     """Settings of judging statements about two images.
 
     Attributes:
-        merge: How mPLUG joins what the text reads in the two images: "mean", or "linear", a layer
-            that begins as the mean; None is "mean". The paper says "merged"; BLIP has the mean in
-            its lower six layers and a linear layer in the upper six. Must be None for VLMo, which
-            classifies the states of both pairs side by side.
-        max_text_tokens: Longest statement, [CLS] and [SEP] counted.
-        swap_probability: Share of training samples whose images are swapped, and the words left
-            and right with them (mPLUG's released dataset code: half; VLMo's: none).
+        merge: How mPLUG merges what the text reads from the two images: "mean", or "linear", a
+            layer initialised as the mean; None is "mean". The paper says "merged"; BLIP has the
+            mean in its lower six layers and a linear layer in the upper six. Must be None for VLMo,
+            which classifies the concatenated states of both pairs.
+        max_text_tokens: Longest statement, including [CLS] and [SEP].
+        swap_probability: Share of training samples whose images are swapped, and the words left and
+            right with them (mPLUG's released dataset code: half; VLMo's: none).
         head: The classifier on the fused text [CLS] (mPLUG: an MLP; ALBEF, BLIP: 768-768-2, ReLU),
-            or on both states together (VLMo: as wide as both, LayerNorm, GELU).
+            or on the states of both pairs (VLMo: as wide as both, LayerNorm, GELU).
     """
 
     OLD_KINDS: ClassVar[tuple[str, ...]] = ("vlmo_nlvr2",)

@@ -35,10 +35,10 @@ class RetrievalConfig(TaskConfig):
     """Settings of mPLUG's retrieval: ITC and ITM.
 
     Attributes:
-        temperature: Start value of τ.
-        queue_size: Pairs in the feature queue (65,536 in the released code); 0 disables it.
-        momentum: Share of the momentum encoder kept each step (0.995); 0 disables it.
-        alpha: Weight of the momentum encoders' distribution in ITC targets (0.4).
+        temperature: Initial value of τ.
+        queue_size: Pairs in the feature queue (released code: 65,536); 0 disables it.
+        momentum: Decay of the momentum encoders' running average (0.995); 0 disables them.
+        alpha: Weight of the momentum encoders' distribution in the ITC targets (0.4).
         alpha_ramp_steps: Steps over which alpha grows from 0 (released: the first epoch).
     """
 
@@ -62,10 +62,10 @@ class RetrievalConfig(TaskConfig):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VLMoRetrievalConfig(TaskConfig):
-    """Settings of VLMo's retrieval: ITC, as the released code does; with a weight for it, ITM.
+    """Settings of VLMo's retrieval: ITC as in the released code, and ITM if it has a weight.
 
     Attributes:
-        temperature: Start value of τ.
+        temperature: Initial value of τ.
         min_temperature: Lower clamp of τ.
         max_temperature: Upper clamp of τ.
     """

@@ -51,15 +51,15 @@ class SCSTConfig(TaskConfig):
     """Settings of self-critical training.
 
     Attributes:
-        captioning: What is trained; its search is the one that the model folder keeps.
-        num_samples: Captions drawn for each image (released: the 5 of its beam).
-        baseline: What a caption's reward is compared with: "mean" of the image's other samples,
-            or "greedy", the reward of the greedy text (Rennie et al.). (The released mean
-            counts the sample itself, which only scales the gradient by 1 - 1 / num_samples.)
-        min_tokens: Tokens before a drawn caption may end.
-        max_tokens: Longest drawn caption, [SEP] included (paper: 20).
-        reward_end: Whether the end counts as a word in the reward. Without it a caption that
-            breaks off ("a man with a") loses nothing, and SCST learns to break off.
+        captioning: What is trained; the model folder keeps its search settings.
+        num_samples: Captions sampled for each image (released: the 5 of its beam).
+        baseline: What a caption's reward is compared with: "mean", of the image's other samples, or
+            "greedy", the reward of the greedy caption (Rennie et al.). (The released mean includes
+            the sample itself, which only scales the gradient by 1 - 1 / num_samples.)
+        min_tokens: Tokens before a sampled caption may end.
+        max_tokens: Longest sampled caption, including [SEP] (paper: 20).
+        reward_end: Whether the end counts as a word in the reward. Without it a truncated caption
+            ("a man with a") loses nothing, and SCST learns to truncate.
     """
 
     captioning: CaptioningConfig = field(default_factory=CaptioningConfig)

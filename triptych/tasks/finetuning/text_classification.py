@@ -43,9 +43,9 @@ class TextClassificationConfig(TaskConfig):
 
     Attributes:
         labels: The classes, in the order of the scores; empty takes those of the training data.
-        target: "class", or "number" for a value such as STS-B's similarity. Training data whose
-            labels are floats make it "number".
-        max_text_tokens: Longest text or pair of texts, [CLS] and both [SEP] counted.
+        target: "class", or "number" for a value such as STS-B's similarity. If the training labels
+            are floats it becomes "number".
+        max_text_tokens: Longest text or pair of texts, including [CLS] and every [SEP].
         head: The classifier (FLAVA: dense D, ReLU, dropout 0.5, dense).
     """
 

@@ -41,13 +41,13 @@ class VQAConfig(TaskConfig):
 
     Attributes:
         beam: The search (released: 5 beams, 1 to 10 tokens).
-        append_words: Whether the words that OCR read in an image and the names of its objects,
-            where a record has them, follow its question (paper and released code: yes).
-        answer_list: Answers to choose from; empty lets the decoder generate freely (paper).
-        list_search: How one of the list is chosen: "rank" scores every answer (ALBEF, BLIP),
-            "beam" searches with `beam.num_beams` beams in the tree of the answers.
-        rank_top_k: Answers that "rank" scores whole, those with the likeliest first tokens
-            (released video question answering: 128); at least the list's length is exact.
+        append_words: Whether OCR words and object names, if a record has them, follow its question
+            (paper and released code: yes).
+        answer_list: Answers to choose from; if empty, the decoder generates freely (paper).
+        list_search: How an answer of the list is chosen: "rank" scores every answer (ALBEF, BLIP),
+            "beam" searches the trie of the answers with `beam.num_beams` beams.
+        rank_top_k: Answers that "rank" scores in full, those with the likeliest first tokens
+            (released video question answering: 128); exact if at least the length of the list.
     """
 
     beam: BeamConfig = field(

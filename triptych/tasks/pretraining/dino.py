@@ -34,16 +34,17 @@ class DINOConfig(TaskConfig):
     Attributes:
         out_dim: Classes K of the head (65,536).
         hidden_dim: Width of its two hidden layers (2,048).
-        bottleneck_dim: Width before the last layer, where states have length 1 (256).
-        student_temperature: Of the student's softmax (0.1).
-        teacher_temperature: Of the teacher's softmax (0.07); lower is sharper.
-        start_teacher_temperature: Where the teacher's temperature begins (0.04).
+        bottleneck_dim: Width before the last layer, where states are normalised to length 1 (256).
+        student_temperature: Temperature of the student's softmax (0.1).
+        teacher_temperature: Temperature of the teacher's softmax (0.07); lower is sharper.
+        start_teacher_temperature: Initial temperature of the teacher (0.04).
         teacher_warmup_steps: Steps over which it rises (the paper: 50 of 400 epochs).
-        momentum: Share of the teacher that the first step keeps (0.996); it rises to 1.
-        center_momentum: Share of the center that a step keeps (0.9).
-        freeze_last_layer_steps: Steps before the last layer learns (the paper: 1 to 3 epochs).
-        max_steps: Steps over which the momentum rises; those of the run.
-        init_std: Deviation of the head's random weights (0.02).
+        momentum: Initial momentum of the teacher (0.996); it rises to 1.
+        center_momentum: Momentum of the center's running mean (0.9).
+        freeze_last_layer_steps: Steps during which the last layer is frozen (the paper: 1 to 3
+            epochs).
+        max_steps: Steps over which the momentum rises: the length of the run.
+        init_std: Standard deviation of the head's random weights (0.02).
         save: Whose image encoder the model folder gets: the teacher's, which the paper evaluates,
             or the student's.
     """

@@ -52,12 +52,12 @@ class DVAETrainingConfig(TaskConfig):
     """Settings of the relaxed codes.
 
     Attributes:
-        start_temperature: Gumbel-softmax temperature τ of the first step (paper: 1).
+        start_temperature: Initial Gumbel-softmax temperature τ (paper: 1).
         end_temperature: τ at the end of the half cosine (paper: 1/16, low enough that the relaxed
             loss is that of one-hot codes).
         anneal_steps: Steps from the first to the last temperature (paper: 150,000).
-        init_scale: Deviation of the logits at the start, where the last layer is set from the
-            first images so that all codes are in use; 0 leaves it drawn, as the paper does.
+        init_scale: Standard deviation of the initial logits: the last layer is set from the first
+            images so that all codes are in use; 0 keeps its random weights, as in the paper.
     """
 
     start_temperature: float = 1.0

@@ -63,19 +63,20 @@ class FLAVAPretrainingConfig(TaskConfig):
     """Settings of FLAVA's pre-training objectives.
 
     Attributes:
-        contrastive: "global" sends the contrastive gradient to every process (paper, 3.2);
-            "local" takes the embeddings of other processes as constants.
+        contrastive: "global" sends the contrastive gradient to every process (paper, 3.2); "local"
+            treats the embeddings of other processes as constants.
         max_logit_scale: Upper clamp of log(1/τ) (4.6052: τ is at least 0.01); the lower one is 0.
-        image_tokenizer: A model folder with a dVAE, or released weights of FLAVA's or DALL-E's:
-            its codes are what masked patches are. Empty keeps the model's own codebook.
-        stored_codes: Whether codes are read from the data, which `triptych data tokenize-images`
-            made, instead of computed at each step. Images are then neither cropped nor mirrored.
-        swap_probability: Share of pairs whose caption is swapped for ITM (0.1 in torchmultimodal;
+        image_tokenizer: A model folder with a dVAE, or FLAVA's or DALL-E's released weights; its
+            codes are the targets of masked patches. Empty keeps the model's own codebook.
+        stored_codes: Whether codes are read from the data, as `triptych data tokenize-images` wrote
+            them, instead of computed at each step. Images are then neither cropped nor mirrored.
+        swap_probability: Probability of swapping a pair's caption for ITM (0.1 in torchmultimodal;
             the paper does not say).
-        max_text_tokens: Longest of the texts alone, [CLS] and [SEP] counted (released: 512).
-        chunk_size: Rows of a batch (pairs, images or texts) whose activations are kept at a time.
-            The rest is computed again in the backward pass: a contrastive batch of any size on one
-            device, the same losses and gradients. None keeps the whole batch.
+        max_text_tokens: Longest text of the text-only batches, including [CLS] and [SEP] (released:
+            512).
+        chunk_size: Rows of a batch (pairs, images or texts) whose activations are stored at a time;
+            the rest is recomputed in the backward pass. This fits a contrastive batch of any size
+            on one device, with the same losses and gradients. None keeps the whole batch.
     """
 
     contrastive: ContrastiveScope = "global"

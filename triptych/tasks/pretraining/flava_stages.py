@@ -32,10 +32,10 @@ class FLAVAImageConfig(TaskConfig):
     """Settings of masked image modelling.
 
     Attributes:
-        image_tokenizer: A model folder with a dVAE, or released weights of FLAVA's or DALL-E's:
-            its codes are what masked patches are. Empty keeps the model's own codebook.
-        stored_codes: Whether codes are read from the data, which `triptych data tokenize-images`
-            made, instead of computed at each step. Images are then neither cropped nor mirrored.
+        image_tokenizer: A model folder with a dVAE, or FLAVA's or DALL-E's released weights; its
+            codes are the targets of masked patches. Empty keeps the model's own codebook.
+        stored_codes: Whether codes are read from the data, as `triptych data tokenize-images` wrote
+            them, instead of computed at each step. Images are then neither cropped nor mirrored.
     """
 
     KIND: ClassVar[str] = "flava_image"
@@ -49,7 +49,7 @@ class FLAVATextConfig(TaskConfig):
     """Settings of masked language modelling.
 
     Attributes:
-        max_text_tokens: Longest text, [CLS] and [SEP] counted (released: 512).
+        max_text_tokens: Longest text, including [CLS] and [SEP] (released: 512).
     """
 
     KIND: ClassVar[str] = "flava_text"

@@ -35,14 +35,14 @@ class MPLUGPretrainingConfig(TaskConfig):
     """Settings of mPLUG's pre-training objectives.
 
     Attributes:
-        temperature: Start value of τ (0.07 in the released code); τ is learned.
+        temperature: Initial value of τ (0.07 in the released code); τ is learned.
         min_temperature: Lower clamp of τ (0.001 in the released code).
         max_temperature: Upper clamp of τ (0.5 in the released code).
-        queue_size: Pairs in the feature queue (paper: 65,536); 0 leaves it out. Any size works.
-        momentum: Share of the momentum encoder kept each step (paper: 0.995); 0 means that there
-            are no momentum encoders: targets are the labels, and a queue then holds the
-            embeddings of earlier steps as they were.
-        alpha: Weight of the momentum encoders' distribution in ITC targets (0.4 in the released
+        queue_size: Pairs in the feature queue (paper: 65,536); 0 disables it. Any size works.
+        momentum: Decay of the momentum encoders' running average (paper: 0.995); 0 disables them:
+            the labels are then the targets, and a queue holds the model's own embeddings of earlier
+            steps.
+        alpha: Weight of the momentum encoders' distribution in the ITC targets (0.4 in the released
             configs). Needs momentum.
         alpha_ramp_steps: Steps over which alpha grows from 0 (released: the first epoch).
         distill_mlm: Whether MLM also learns from the momentum model, with weight alpha.

@@ -35,13 +35,13 @@ class VLMoPretrainingConfig(TaskConfig):
     """Settings of the objectives on pairs.
 
     Attributes:
-        temperature: Start value of τ (0.07 in the released code); log(1/τ) is learned.
+        temperature: Initial value of τ (0.07 in the released code); log(1/τ) is learned.
         min_temperature: Lower clamp of τ (0.01 in CLIP; the released code has none).
         max_temperature: Upper clamp of τ.
-        fused_itc: Whether ITC is also computed on the vision-language experts' embeddings, with a
-            temperature of its own, and the mean of both is the loss (released code: yes, paper:
-            no). Needs a model with `fused_contrast`.
-        negatives: Where ITM's hard negatives come from: "global" draws from the batches of all
+        fused_itc: Whether ITC is also computed on embeddings of the vision-language experts, with
+            its own temperature; the loss is the mean of both (released code: yes, paper: no). Needs
+            a model with `fused_contrast`.
+        negatives: Where ITM's hard negatives come from: "global" samples from the batches of all
             processes, "local" from this process's.
     """
 

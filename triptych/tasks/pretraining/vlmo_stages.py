@@ -85,7 +85,7 @@ class VLMoVisionConfig(TaskConfig):
     """Settings of the first stage, masked image modelling.
 
     Attributes:
-        image_tokenizer: A model folder with a dVAE, which names the patches.
+        image_tokenizer: A model folder with a dVAE, whose codes are the targets of masked patches.
     """
 
     KIND: ClassVar[str] = "vlmo_vision"
