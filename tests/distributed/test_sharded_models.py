@@ -12,21 +12,21 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 
 from tests.tasks.finetuning.tiny import images, tiny_config, tiny_model, tiny_tokenizer
 from tests.tasks.pretraining.test_dino import HEAD, small_config
 from tests.tasks.pretraining.test_vlmo import VARIANTS, make_batch
+from triptych.core.errors import ConfigError
+from triptych.distributed import engine
 from triptych.distributed.collectives import all_reduce_mean
+from triptych.distributed.engine import Engine, whole_tensor
 from triptych.distributed.env import rank, run_processes, world_size
 from triptych.models.families import build_model, model_config
 from triptych.nn import packing
 from triptych.objectives import IGNORE_INDEX
 from triptych.tasks.finetuning.captioning import Captioning, CaptioningConfig
 from triptych.tasks.finetuning.nlvr2 import NLVR2, NLVR2Config
+from triptych.tasks.finetuning.scst import SCST, SCSTConfig
 from triptych.tasks.pretraining import mplug, vlmo
 from triptych.tasks.pretraining.dino import DINO
 from triptych.tasks.pretraining.flava import (
@@ -40,35 +40,6 @@ from triptych.tasks.pretraining.vlmo import VLMoPretraining
 ROWS = 8
 
 
-class Root(nn.Module):
-    """What is sharded as a whole: its forward is the losses of a task."""
-
-    def __init__(self, task):
-        super().__init__()
-        self.held = task.modules
-        self._task = task
-
-    def forward(self, batch, active):
-        return self._task.losses(batch, active=active)
-
-
-def shard(root):
-    """Shard units and root; return the scalars, which stay whole."""
-    scalars = {p for p in root.parameters() if p.ndim == 0}
-    mesh = init_device_mesh("cpu", (world_size(),))
-    for module in list(root.modules()):
-        if hasattr(type(module), "shard_entries"):
-            fully_shard(module, mesh=mesh)
-            for name in module.shard_entries:
-                register_fsdp_forward_method(module, name)
-    fully_shard(root, mesh=mesh, ignored_params=scalars, reshard_after_forward=False)
-    return [p for p in scalars if p.requires_grad]
-
-
-def full(tensor):
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def train(task, batches):
     """Return the losses of some steps and the weights after them.
 
@@ -77,21 +48,17 @@ def train(task, batches):
         batches: One a step, of all processes together, with its objectives.
     """
     task.modules.train()
-    root, whole = Root(task), []
-    if world_size() > 1:
-        whole = shard(root)
-    trained = [p for p in root.parameters() if p.requires_grad]
+    shared = Engine(task, parallel="fsdp")
+    trained = [p for p in task.modules.parameters() if p.requires_grad]
     found, size = [], ROWS // world_size()
     for step, (batch, active) in enumerate(batches, start=1):
         own = {
             key: value.narrow(1 if key.endswith("crops") else 0, rank() * size, size)
             for key, value in batch.items()
         }
-        losses = root(own, active)
+        losses = shared.losses(own, active)
         torch.stack(list(losses.values())).sum().backward()
-        for parameter in whole:
-            if parameter.grad is not None:
-                parameter.grad = all_reduce_mean(parameter.grad)
+        shared.reduce(trained, torch.zeros(1))
         with torch.no_grad():
             for parameter in trained:
                 if parameter.grad is not None:
@@ -99,8 +66,8 @@ def train(task, batches):
                 parameter.grad = None
         task.after_step(step)
         found.append({name: float(all_reduce_mean(loss)) for name, loss in losses.items()})
-    state = {**dict(root.held.named_parameters()), **dict(root.held.named_buffers())}
-    return found, {name: full(tensor.detach()).numpy() for name, tensor in state.items()}
+    state = {**dict(task.modules.named_parameters()), **dict(task.modules.named_buffers())}
+    return found, {name: whole_tensor(value.detach()).numpy() for name, value in state.items()}
 
 
 def neighbours(sim, positives):
@@ -232,3 +199,11 @@ def test_two_processes_equal_the_joined_batch(sharded, alone, name):
     assert weights.keys() == expected_weights.keys()
     for key, weight in weights.items():
         assert abs(weight - expected_weights[key]).max() < 1e-5, key
+
+
+def test_a_task_whose_processes_draw_texts_is_not_sharded(monkeypatch):
+    monkeypatch.setattr(engine, "world_size", lambda: 2)
+    tokenizer = tiny_tokenizer()
+    task = SCST(tiny_model(tokenizer), SCSTConfig(), tokenizer, reward=None)
+    with pytest.raises(ConfigError, match=r"'fsdp': SCST draws captions.*; choose ddp"):
+        Engine(task, parallel="fsdp")

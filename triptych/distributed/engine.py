@@ -38,6 +38,9 @@ class Trainable(Protocol):
 
     Attributes:
         modules: Everything that is trained, on the training device.
+
+    A task that cannot share its parameters, since its processes enter units in different orders,
+    says why in the attribute `not_sharded`.
     """
 
     @property
@@ -119,6 +122,9 @@ class Engine:
                 f"train.parallel = 'none': {world_size()} processes train; choose ddp, zero2, fsdp "
                 "or hsdp, or start one process"
             )
+        obstacle = getattr(task, "not_sharded", None)
+        if self.is_sharded and obstacle:
+            raise ConfigError(f"train.parallel = {parallel!r}: {obstacle}; choose ddp")
         if bf16_parameters and not self.is_sharded:
             raise ConfigError(
                 "train.precision = 'bf16-params' needs sharded weights: several processes, with "

@@ -150,6 +150,7 @@ class SCST:
 
     batch_keys = frozenset({"image", "image_key", "index"})
     objective_names = frozenset({"scst"})
+    not_sharded = "SCST draws captions, which take other numbers of steps in each process"
 
     def __init__(
         self, model: MPLUG, config: SCSTConfig, tokenizer: Tokenizer, reward: CiderReward
