@@ -34,7 +34,7 @@ from benchmarks.speed.mplug_timing import (
 from triptych.core.processes import keep_freed_memory
 from triptych.core.rng import seed_step
 from triptych.distributed.engine import Engine
-from triptych.models.mplug.family import mplug_base_patch16_256
+from triptych.models.mplug.family import MPLUG_FAMILY, mplug_base_patch16_256
 from triptych.models.mplug.model import MPLUG
 from triptych.objectives.feature_queue import FeatureQueue
 from triptych.recipes.mplug import pretrain
@@ -81,7 +81,9 @@ class Stepper:
             make_batch(micro_batch_size, self.model.image_size, generator)
             for _ in range(accumulate)
         ]
-        groups = group_parameters(self.fast.modules.named_parameters(), run.optim)
+        groups = group_parameters(
+            self.fast.modules.named_parameters(), run.optim, MPLUG_FAMILY.is_vision_parameter
+        )
         self.parameters = [p for group in groups for _, p in group.parameters]
         self.optimizer = build_optimizer(groups, run.optim)
         apply_schedule(self.optimizer, 0, run.optim, run.train.max_steps)

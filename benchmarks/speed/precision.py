@@ -42,6 +42,7 @@ from triptych.data.transforms.pipeline import ImageTransform
 from triptych.distributed.engine import Engine
 from triptych.models.families import build_model, model_config
 from triptych.models.mplug.config import MPLUGConfig
+from triptych.models.mplug.family import MPLUG_FAMILY
 from triptych.nn import attention
 from triptych.recipes.registry import build_recipe
 from triptych.scenes.write import write_scenes
@@ -160,7 +161,9 @@ class Stepper:
         seed_step(0, 0, 0)
         self.task: Task = build_task(run.task, build_model(config), tokenizer)
         self.task.modules.train()
-        groups = group_parameters(self.task.modules.named_parameters(), run.optim)
+        groups = group_parameters(
+            self.task.modules.named_parameters(), run.optim, MPLUG_FAMILY.is_vision_parameter
+        )
         self.parameters = [p for group in groups for _, p in group.parameters]
         self.optimizer = build_optimizer(groups, run.optim)
         apply_schedule(self.optimizer, 0, run.optim, run.train.max_steps)

@@ -33,6 +33,7 @@ from benchmarks.speed.vlmo_plain import plain_losses
 from triptych.core.rng import seed_step
 from triptych.distributed.engine import Engine
 from triptych.models.families import model_config
+from triptych.models.vlmo.family import VLMO_FAMILY
 from triptych.models.vlmo.model import VLMo
 from triptych.recipes.vlmo import pretrain
 from triptych.tasks.pretraining.vlmo import OBJECTIVES, VLMoPretraining, VLMoPretrainingConfig
@@ -71,7 +72,9 @@ class Stepper:
         plain.__dict__ = fast.__dict__
         self.tasks = {"fast": fast, "plain": plain}
         self.batch = make_batch(batch_size, model.image_size, torch.Generator().manual_seed(0))
-        groups = group_parameters(fast.modules.named_parameters(), run.optim)
+        groups = group_parameters(
+            fast.modules.named_parameters(), run.optim, VLMO_FAMILY.is_vision_parameter
+        )
         self.parameters = [p for group in groups for _, p in group.parameters]
         self.optimizer = build_optimizer(groups, run.optim)
         apply_schedule(self.optimizer, 0, run.optim, run.train.max_steps)

@@ -110,6 +110,7 @@ def test_the_trainer_switches_it_on(tmp_path):
             ),
             optim=OptimConfig(),
             run_folder=tmp_path / str(wanted),
+            is_vision=lambda name: False,
         )
         blocks = [module for module in task.model.modules() if isinstance(module, Block)]
         assert len(blocks) == 11

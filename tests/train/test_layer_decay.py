@@ -8,6 +8,7 @@ from torch import nn
 
 from triptych.core.errors import ConfigError
 from triptych.models.families import model_config
+from triptych.models.vlmo.family import VLMO_FAMILY
 from triptych.models.vlmo.model import VLMo
 from triptych.tasks.pretraining.vlmo import VLMoPretraining, VLMoPretrainingConfig
 from triptych.train.config import OptimConfig
@@ -33,9 +34,9 @@ def test_groups_keep_every_parameter_and_take_their_factors():
     with torch.device("meta"):
         model = nn.ModuleDict({"model": VLMo(model_config("vlmo_tiny"))})
     named = dict(model.named_parameters())
-    plain = group_parameters(named.items(), OptimConfig())
+    plain = group_parameters(named.items(), OptimConfig(), VLMO_FAMILY.is_vision_parameter)
     config = OptimConfig(learning_rate=1e-3, layer_decay=0.9)
-    groups = group_parameters(named.items(), config)
+    groups = group_parameters(named.items(), config, VLMO_FAMILY.is_vision_parameter)
     rates = {name: group.peak_lr for group in groups for name, _ in group.parameters}
     assert rates.keys() == named.keys()
     assert sum(len(group.parameters) for group in groups) == len(named)

@@ -12,6 +12,8 @@ from triptych.train.config import OptimConfig
 from triptych.train.muon import orthogonalise
 from triptych.train.optim import build_optimizer, group_parameters, is_block_matrix
 
+from .toy import is_vision
+
 
 def _network():
     torch.manual_seed(0)
@@ -34,7 +36,7 @@ def _optimizer(network, **options):
         weight_decay=0.1,
         **options,
     )
-    return build_optimizer(group_parameters(network.named_parameters(), config), config)
+    return build_optimizer(group_parameters(network.named_parameters(), config, is_vision), config)
 
 
 def _give_gradients(network, step):

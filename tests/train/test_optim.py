@@ -16,12 +16,12 @@ from triptych.train.optim import (
     has_weight_decay,
 )
 
-from .toy import ToyTask
+from .toy import ToyTask, is_vision
 
 
 def test_each_trainable_parameter_is_in_exactly_one_group():
     task = ToyTask()
-    groups = group_parameters(task.modules.named_parameters(), OptimConfig())
+    groups = group_parameters(task.modules.named_parameters(), OptimConfig(), is_vision)
     names = {group.name: sorted(name for name, _ in group.parameters) for group in groups}
     assert names == {
         "vision_decay": ["model.visual_encoder.weight"],
@@ -67,7 +67,7 @@ def test_a_classifier_takes_its_own_rate():
         ("header", nn.Parameter(torch.zeros(2))),
     ]
     config = OptimConfig(learning_rate=3e-5, head_learning_rate_factor=20)
-    groups = {group.name: group for group in group_parameters(named, config)}
+    groups = {group.name: group for group in group_parameters(named, config, is_vision)}
     assert {name: [n for n, _ in group.parameters] for name, group in groups.items()} == {
         "head_decay": ["head.0.weight"],
         "rest_no_decay": ["header"],
@@ -80,7 +80,7 @@ def test_a_tied_tensor_is_optimised_once():
     first, second = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
     second.weight = first.weight
     modules = nn.ModuleDict({"first": first, "second": second})
-    groups = group_parameters(modules.named_parameters(), OptimConfig())
+    groups = group_parameters(modules.named_parameters(), OptimConfig(), is_vision)
     assert [name for group in groups for name, _ in group.parameters] == ["first.weight"]
 
 
@@ -90,7 +90,7 @@ def test_first_step_is_decoupled_adamw():
     bias = nn.Parameter(torch.tensor([2.0]))
     config = OptimConfig(learning_rate=0.1, weight_decay=0.5, eps=1e-12)
     optimizer = build_optimizer(
-        group_parameters([("head.weight", weight), ("head.bias", bias)], config), config
+        group_parameters([("head.weight", weight), ("head.bias", bias)], config, is_vision), config
     )
     weight.grad, bias.grad = torch.tensor([[3.0, -7.0]]), torch.tensor([0.2])
     optimizer.step()
@@ -117,7 +117,9 @@ def group_table(groups: list[ParameterGroup]) -> Table:
 def test_the_table_counts_parameters():
     console = Console(file=StringIO(), width=120)
     console.print(
-        group_table(group_parameters([("w", nn.Parameter(torch.zeros(40, 50)))], OptimConfig()))
+        group_table(
+            group_parameters([("w", nn.Parameter(torch.zeros(40, 50)))], OptimConfig(), is_vision)
+        )
     )
     text = console.file.getvalue()
     assert "rest_decay" in text

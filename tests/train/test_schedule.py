@@ -14,7 +14,7 @@ from triptych.train.schedule import (
     weight_at,
 )
 
-from .toy import ToyTask
+from .toy import ToyTask, is_vision
 
 CONFIG = OptimConfig(
     learning_rate=1e-3,
@@ -48,7 +48,7 @@ def test_without_warm_up_the_first_step_has_the_peak():
 
 
 def test_each_group_goes_to_its_own_peak_and_to_the_common_ends():
-    groups = group_parameters(ToyTask().modules.named_parameters(), CONFIG)
+    groups = group_parameters(ToyTask().modules.named_parameters(), CONFIG, is_vision)
     optimizer = build_optimizer(groups, CONFIG)
     rates = []
     for step in (0, 9, 109):

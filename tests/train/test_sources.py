@@ -17,7 +17,7 @@ from triptych.train.sources import BatchSource
 from triptych.train.trainer import Trainer
 
 from .test_resume import Crash
-from .toy import CLASSES, FEATURES, ToyTask, exact_lines
+from .toy import CLASSES, FEATURES, ToyTask, exact_lines, is_vision
 
 SEED, RATIOS = 4, (2.0, 1.0, 1.0)
 SOURCES = (
@@ -104,6 +104,7 @@ def trainer(folder, task=None, *, loader=None, weights=(), sources=SOURCES, **se
         optim=OptimConfig(learning_rate=1e-2, vision_learning_rate=1e-3, warmup_steps=2),
         weights=weights,
         run_folder=folder,
+        is_vision=is_vision,
         sources=sources,
     )
 

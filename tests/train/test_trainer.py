@@ -13,7 +13,7 @@ from triptych.train import trainer as trainer_module
 from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
 from triptych.train.trainer import Trainer
 
-from .toy import ToyTask, exact_lines, toy_batches, toy_trainer
+from .toy import ToyTask, exact_lines, is_vision, toy_batches, toy_trainer
 
 
 class _RecordingTask(ToyTask):
@@ -131,6 +131,7 @@ def test_accumulation_equals_the_joined_batch(tmp_path):
             optim=OptimConfig(learning_rate=1e-2, vision_learning_rate=1e-2, eps=1e-3),
             weights=[ObjectiveWeight(name="itm")],
             run_folder=folder,
+            is_vision=is_vision,
         ).fit()
         return task.modules.state_dict()
 

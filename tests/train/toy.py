@@ -83,6 +83,11 @@ class ToyTask:
         return Predictions(index=list(range(len(batch["image"]))))
 
 
+def is_vision(name: str) -> bool:
+    """Return whether a parameter of the toy task belongs to its vision encoder."""
+    return name.startswith("model.visual_encoder.")
+
+
 def toy_batches(start: int, size: int = 4) -> Iterator[dict[str, Tensor]]:
     """Yield micro-batch `start`, `start + 1`, ...; each depends on its number alone."""
     while True:
@@ -122,6 +127,7 @@ def toy_trainer(folder: Path, task: ToyTask | None = None, **settings: Any) -> T
             ObjectiveWeight(name="itc", start_step=2, ramp_steps=2, every_steps=2),
         ),
         run_folder=folder,
+        is_vision=is_vision,
         evaluate=evaluate,
     )
 

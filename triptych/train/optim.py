@@ -52,11 +52,6 @@ def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim == 2 and _NOT_HIDDEN.search(name) is None
 
 
-def is_vision_parameter(name: str) -> bool:
-    """Return whether a parameter belongs to the vision encoder, by the name of its module."""
-    return name.startswith("model.visual_encoder.")
-
-
 def is_head_parameter(name: str) -> bool:
     """Return whether a parameter belongs to a task's classifier, by the name of its module."""
     return name.startswith("head.")
@@ -73,7 +68,7 @@ def has_weight_decay(name: str, parameter: nn.Parameter) -> bool:
 def group_parameters(
     named_parameters: Iterable[tuple[str, nn.Parameter]],
     config: OptimConfig,
-    is_vision: Callable[[str], bool] = is_vision_parameter,
+    is_vision: Callable[[str], bool],
 ) -> list[ParameterGroup]:
     """Put each trainable parameter in exactly one group; groups without parameters are excluded.
 

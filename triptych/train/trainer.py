@@ -25,7 +25,7 @@ from triptych.distributed.env import is_main, local_rank, rank, world_size
 from triptych.train.config import ObjectiveWeight, OptimConfig, ParallelChoice, TrainConfig
 from triptych.train.interrupts import InterruptGuard, TrainingInterrupted
 from triptych.train.metrics_log import MetricsLog, StepMeans, Tracker, open_trackers
-from triptych.train.optim import build_optimizer, group_parameters, is_vision_parameter
+from triptych.train.optim import build_optimizer, group_parameters
 from triptych.train.precision import (
     FIRST_SCALE,
     LossScale,
@@ -112,8 +112,8 @@ class Trainer:
         optim: OptimConfig,
         weights: Sequence[ObjectiveWeight] = (),
         run_folder: Path,
+        is_vision: Callable[[str], bool],
         evaluate: Callable[[int], Mapping[str, float]] | None = None,
-        is_vision: Callable[[str], bool] = is_vision_parameter,
         sources: Sequence[BatchSource] = (),
         console: Console | None = None,
     ) -> None:

@@ -10,6 +10,7 @@ from triptych.core.errors import CapabilityError, ConfigError
 from triptych.models.dvae.config import DVAEConfig
 from triptych.models.dvae.model import DVAE
 from triptych.models.vlmo.config import VLMoConfig
+from triptych.models.vlmo.family import VLMO_FAMILY
 from triptych.models.vlmo.model import VLMo
 from triptych.objectives import IGNORE_INDEX
 from triptych.tasks.pretraining.vlmo import VLMoPretraining, VLMoPretrainingConfig
@@ -80,7 +81,8 @@ def text_batch(size=4, length=8):
 def after_steps(task, batch, steps=3):
     """Return the state before and after some steps of AdamW with weight decay."""
     optim = OptimConfig(learning_rate=1e-2, weight_decay=0.1)
-    optimizer = build_optimizer(group_parameters(task.modules.named_parameters(), optim), optim)
+    named, is_vision = task.modules.named_parameters(), VLMO_FAMILY.is_vision_parameter
+    optimizer = build_optimizer(group_parameters(named, optim, is_vision), optim)
     before = {k: t.clone() for k, t in task.modules.state_dict().items()}
     task.modules.train()
     for _ in range(steps):

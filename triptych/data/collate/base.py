@@ -176,6 +176,12 @@ def needed_text(text: str | None, field: str, record: Record, cache: TextCache) 
     return encoded
 
 
+def text_batch(tokenizer: Tokenizer, ids: Sequence[IdArray]) -> dict[str, Tensor]:
+    """Return texts padded to the longest: `token_ids`, `text_mask` (B, L)."""
+    token_ids, text_mask = tokenizer.pad(ids)
+    return {"token_ids": token_ids, "text_mask": text_mask}
+
+
 def stable_key(text: str) -> int:
     """Return a hash in [0, 2^63) that is the same in every process and on every machine."""
     digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()

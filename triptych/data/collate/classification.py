@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from triptych.core.errors import DataError
-from triptych.data.collate.base import IdArray, SampleProblem, TextCache, int_tensor, needed_text
+from triptych.data.collate.base import (
+    IdArray,
+    SampleProblem,
+    TextCache,
+    int_tensor,
+    needed_text,
+    text_batch,
+)
 from triptych.data.masking import IGNORE_INDEX
 from triptych.data.records import Record
 from triptych.data.skips import SkipKind
@@ -164,9 +171,8 @@ class ImageTextClassCollator:
         Returns:
             `token_ids`, `text_mask` (B, L); `label` (B,) int64, IGNORE_INDEX for none.
         """
-        token_ids, text_mask = self.tokenizer.pad([s.ids for s in samples])
         label = int_tensor(s.label for s in samples)
-        return {"token_ids": token_ids, "text_mask": text_mask, "label": label}
+        return text_batch(self.tokenizer, [s.ids for s in samples]) | {"label": label}
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,12 +239,11 @@ class AnswerClassCollator:
         Returns:
             `token_ids`, `text_mask` (B, L); `answer_scores` (B, A) float32 in [0, 1].
         """
-        token_ids, text_mask = self.tokenizer.pad([s.ids for s in samples])
         scores = torch.zeros(len(samples), len(self._numbers))
         for row, sample in zip(scores, samples, strict=True):
             for number, score in sample.scores.items():
                 row[number] = score
-        return {"token_ids": token_ids, "text_mask": text_mask, "answer_scores": scores}
+        return text_batch(self.tokenizer, [s.ids for s in samples]) | {"answer_scores": scores}
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,8 +305,7 @@ class TextClassCollator:
             `token_ids`, `text_mask` (B, L); `label` (B,) int64, IGNORE_INDEX for none, or `value`
             (B,) float32.
         """
-        token_ids, text_mask = self.tokenizer.pad([s.ids for s in samples])
-        batch = {"token_ids": token_ids, "text_mask": text_mask}
+        batch = text_batch(self.tokenizer, [s.ids for s in samples])
         if self._numbers is None:
             batch["value"] = torch.tensor([s.value for s in samples], dtype=torch.float32)
         else:

@@ -19,6 +19,7 @@ from triptych.data.collate.base import (
     image_key,
     int_tensor,
     needed_text,
+    text_batch,
 )
 from triptych.data.masking import IGNORE_INDEX
 from triptych.data.records import Record
@@ -139,10 +140,7 @@ class RetrievalCollator:
         Returns:
             `token_ids`, `text_mask` (B, L); `image_key`, `caption_key` (B,) int64.
         """
-        token_ids, text_mask = self.tokenizer.pad([s.ids for s in samples])
-        return {
-            "token_ids": token_ids,
-            "text_mask": text_mask,
+        return text_batch(self.tokenizer, [s.ids for s in samples]) | {
             "image_key": int_tensor(s.image_key for s in samples),
             "caption_key": int_tensor(s.caption_key for s in samples),
         }
@@ -178,8 +176,7 @@ class CaptionCollator:
 
     def batch(self, samples: Sequence[IdArray]) -> dict[str, Tensor]:
         """Join samples: `token_ids`, `text_mask` (B, L)."""
-        token_ids, text_mask = self.tokenizer.pad(samples)
-        return {"token_ids": token_ids, "text_mask": text_mask}
+        return text_batch(self.tokenizer, samples)
 
 
 MAX_OCR_WORDS = 30
@@ -265,8 +262,7 @@ class VQACollator:
             over the A distinct answers of all samples, `answer_token_ids`, `answer_mask` (A, La),
             `answer_weight` (A,) float32, and `answer_row` (A,) int64, the sample each belongs to.
         """
-        token_ids, text_mask = self.tokenizer.pad([s.question_ids for s in samples])
-        batch = {"token_ids": token_ids, "text_mask": text_mask}
+        batch = text_batch(self.tokenizer, [s.question_ids for s in samples])
         answers = [ids for s in samples for ids in s.answer_ids]
         if answers:
             batch["answer_token_ids"], batch["answer_mask"] = self.tokenizer.pad(answers)
@@ -368,9 +364,9 @@ class GroundingCollator:
             `token_ids`, `text_mask` (B, L); `image_size_px` (B, 2) int64, width and height of the
             originals; unless a record has no box also `box_cxcywh` (B, 4) float32 in [0, 1].
         """
-        token_ids, text_mask = self.tokenizer.pad([s.ids for s in samples])
-        sizes = int_tensor(side for s in samples for side in (s.width, s.height)).view(-1, 2)
-        batch = {"token_ids": token_ids, "text_mask": text_mask, "image_size_px": sizes}
+        batch = text_batch(self.tokenizer, [s.ids for s in samples])
+        sizes = int_tensor(side for s in samples for side in (s.width, s.height))
+        batch["image_size_px"] = sizes.view(-1, 2)
         boxes = [s.box for s in samples if s.box is not None]
         if len(boxes) == len(samples):
             batch["box_cxcywh"] = torch.tensor(boxes, dtype=torch.float32).view(-1, 4)
@@ -443,6 +439,5 @@ class StatementCollator:
         Returns:
             `token_ids`, `text_mask` (B, L); `label` (B,) int64, IGNORE_INDEX for none.
         """
-        token_ids, text_mask = self.tokenizer.pad([s.ids for s in samples])
         label = int_tensor(s.label for s in samples)
-        return {"token_ids": token_ids, "text_mask": text_mask, "label": label}
+        return text_batch(self.tokenizer, [s.ids for s in samples]) | {"label": label}
