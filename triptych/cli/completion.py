@@ -42,7 +42,7 @@ def choices() -> tuple[list[str], dict[str, list[str]]]:
         if " " in name:
             verb, rest = name.split()
             second.setdefault(verb, []).append(rest)
-    second["train"] = sorted(RECIPES)
+    second["train"] = second["estimate"] = sorted(RECIPES)
     second["import"] = second["export"] = sorted(CONVERTERS)
     second["completion"] = list(SHELLS)
     return first, second

@@ -43,6 +43,7 @@ VERBS = {
         "write shards of images with their codes",
     ),
     "train": Verb("train", "RECIPE|CONFIG|RUN_FOLDER", "pre-train, fine-tune, or resume a run"),
+    "estimate": Verb("estimate", "RECIPE --gpus N", "estimate memory and hours on many GPUs"),
     "eval": Verb("eval", "MODEL_FOLDER --task T --data PATH", "evaluate a model on held-out data"),
     "probe": Verb(
         "probe",

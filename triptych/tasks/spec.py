@@ -19,6 +19,7 @@ from triptych.evaluation.metrics import Metric
 from triptych.models.families import FAMILIES, family_of
 from triptych.text import Tokenizer
 from triptych.train.task import Task
+from triptych.train.work import StepWork
 
 ABILITIES = {
     "decode": "generate text",
@@ -212,6 +213,8 @@ class TaskSpec(Generic[C]):
         start_hint: What a new config must still be given, for `triptych init`.
         summary: What the model card says of the model beside what it says of all.
         usage: Python lines of the model card; None for those of most.
+        work: From settings, the model's config and the tokens of a text to what one step computes;
+            None where it is not counted, and then only the state's memory can be estimated.
     """
 
     config: type[C]
@@ -237,6 +240,7 @@ class TaskSpec(Generic[C]):
     start_hint: str | None = None
     summary: Callable[[Any], str] | None = None
     usage: str | None = None
+    work: Callable[[C, Any, int], StepWork] | None = None
 
     def uses(self) -> tuple[str, ...]:
         """Return the methods and evaluations that the task teaches."""

@@ -30,6 +30,7 @@ from triptych.objectives.global_contrastive import (
 from triptych.objectives.gradient_cache import Encode, encode_in_chunks
 from triptych.tasks.pretraining import image_tokenizer as image_tokenizers
 from triptych.tasks.pretraining.padding import cut_padding, true_positions
+from triptych.tasks.pretraining.work import flava_work
 from triptych.tasks.spec import (
     CollatorInputs,
     TaskConfig,
@@ -487,4 +488,11 @@ SPEC = TaskSpec(
     pretrains=True,
     check_data=check_codes,
     notes=codebook_notes,
+    work=lambda config, sizes, tokens: flava_work(
+        sizes,
+        tokens,
+        matched_share=1 - config.swap_probability,
+        codes=not config.stored_codes,
+        chunk_size=config.chunk_size,
+    ),
 )

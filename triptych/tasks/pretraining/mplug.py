@@ -25,6 +25,7 @@ from triptych.objectives.feature_queue import FeatureQueue
 from triptych.objectives.matching import itm_loss, sample_hard_negatives
 from triptych.objectives.mlm import distillation_loss, shift_targets, token_loss
 from triptych.objectives.momentum import MomentumEncoder
+from triptych.tasks.pretraining.work import mplug_work
 from triptych.tasks.spec import TaskConfig, TaskRecipe, TaskSpec, TrainedModels
 
 OBJECTIVES = frozenset({"itc", "itm", "mlm", "prefix_lm"})
@@ -484,4 +485,11 @@ SPEC = TaskSpec(
     also_scored=("caption", "retrieval", "zero_shot"),
     pretrains=True,
     optional_objectives=frozenset({"itm"}),
+    work=lambda config, sizes, tokens: mplug_work(
+        sizes,
+        tokens,
+        queue_size=config.queue_size,
+        teacher=config.momentum > 0,
+        taught=config.distill_mlm or config.distill_prefix_lm,
+    ),
 )

@@ -25,6 +25,7 @@ from triptych.objectives.global_contrastive import PairKeys, global_contrastive_
 from triptych.objectives.matching import itm_loss, sample_hard_negatives
 from triptych.objectives.mlm import token_loss
 from triptych.tasks.pretraining.padding import cut_padding, true_positions
+from triptych.tasks.pretraining.work import vlmo_work
 from triptych.tasks.spec import TaskConfig, TaskRecipe, TaskSpec, TrainedModels
 
 OBJECTIVES = frozenset({"itc", "itm", "mlm"})
@@ -365,4 +366,7 @@ SPEC = TaskSpec(
     serves=("match", "embed", "classify"),
     also_scored=("retrieval", "zero_shot"),
     pretrains=True,
+    work=lambda config, sizes, tokens: vlmo_work(
+        sizes, tokens, fused_itc=config.fused_itc, remote=config.negatives == "global"
+    ),
 )
