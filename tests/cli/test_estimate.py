@@ -92,7 +92,7 @@ def test_a_run_that_fits_nowhere_says_so(capsys):
     ("arguments", "message"),
     [
         (["dino"], "dino does not say what one of its steps computes"),
-        (["mplug.pretrain", "--gpus", "3"], "must be a multiple of 3 GPUs"),
+        (["mplug.pretrain", "--gpus", "3"], "3 processes must share it equally"),
         (["mplug.pretrain", "--hardware", "h101"], "unknown hardware 'h101'; did you mean 'h100'"),
         (["mplug.pretrain", "--pairs", "0"], "--pairs 0.0: must be above 0"),
         (["mplug.pretrian"], "there is no recipe 'mplug.pretrian'"),

@@ -14,6 +14,7 @@ from triptych.cli.parsing import parse
 from triptych.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from triptych.distributed.engine import Parallel
     from triptych.recipes.config import RunConfig
     from triptych.train.estimate import Hardware
     from triptych.workflows.estimate import Estimate, RunCount
@@ -108,13 +109,21 @@ def _rows(
         setting = run_setting(config, gpus)
         if options.untiled:
             setting = dataclasses.replace(setting, tile=None)
-        kinds = ("ddp", "zero2", "fsdp", "hsdp") if gpus > 1 else ("none",)
-        for kind in kinds:
-            if kind == "hsdp" and (gpus <= hardware.gpus_per_node or gpus % 8):
-                continue  # one group is FSDP
-            asked = with_parallel(setting, kind)  # type: ignore[arg-type]
+        for kind in _kinds(config, gpus, hardware):
+            asked = with_parallel(setting, kind)
             rows.append(fit(count, asked, hardware, utilisation=options.utilisation))
     return rows
+
+
+def _kinds(config: RunConfig, gpus: int, hardware: Hardware) -> tuple[Parallel, ...]:
+    """Return the config's own way to share the work, or all that differ on so many GPUs."""
+    if gpus == 1:
+        return ("none",)
+    if config.train.parallel != "auto":
+        return (config.train.parallel,)
+    group = config.train.shard_size or hardware.gpus_per_node
+    is_fsdp = gpus <= group or gpus % group  # a single group, or no whole ones
+    return ("ddp", "zero2", "fsdp") if is_fsdp else ("ddp", "zero2", "fsdp", "hsdp")
 
 
 def _plain(row: Estimate, config: RunConfig, options: EstimateOptions) -> dict[str, Any]:

@@ -10,16 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from torch import nn
 
 from triptych.core.config import check
 from triptych.core.errors import ConfigError, nearest
+from triptych.distributed.engine import Parallel
+from triptych.train.precision import Precision
 from triptych.train.work import Recompute, StepWork
-
-ParallelKind = Literal["none", "ddp", "zero2", "fsdp", "hsdp"]
-PrecisionKind = Literal["fp32", "bf16", "bf16-params", "fp16"]
 
 USABLE_SHARE = 0.9
 """Share of a GPU's memory that a run may plan with: the rest is CUDA's context, NCCL's buffers and
@@ -53,7 +51,7 @@ class Hardware:
     gpus_per_node: int = 8
     source: str = "given"
 
-    def peak(self, precision: PrecisionKind) -> float:
+    def peak(self, precision: Precision) -> float:
         """Return the operations a second of a precision."""
         return self.peak_flops_fp32 if precision == "fp32" else self.peak_flops
 
@@ -236,9 +234,9 @@ class ScaleSetting:
     world_size: int
     global_batch_size: int
     micro_batch_size: int | None = None
-    parallel: ParallelKind = "ddp"
+    parallel: Parallel = "ddp"
     shard_size: int | None = None
-    precision: PrecisionKind = "bf16"
+    precision: Precision = "bf16"
     recompute: Recompute = "none"
     tile: int | None = 4096
 
@@ -564,7 +562,7 @@ def choose_parallel(
     setting: ScaleSetting,
     memory_bytes: float,
     work: StepWork | None = None,
-) -> ParallelKind:
+) -> Parallel:
     """Return what `train.parallel: auto` takes: the first of DDP, ZeRO-2 and FSDP that fits.
 
     A single process takes none. Where nothing fits, FSDP is the one that lacks least. Without
@@ -585,7 +583,7 @@ def choose_parallel(
     return "fsdp"
 
 
-def with_parallel(setting: ScaleSetting, kind: ParallelKind) -> ScaleSetting:
+def with_parallel(setting: ScaleSetting, kind: Parallel) -> ScaleSetting:
     """Return a setting under another kind; where nothing is sharded, bf16-params becomes bf16."""
     whole = kind in ("none", "ddp") and setting.precision == "bf16-params"
     precision = "bf16" if whole else setting.precision

@@ -74,19 +74,19 @@ def count_run(config: RunConfig) -> RunCount:
 
 
 def run_setting(config: RunConfig, gpus: int) -> ScaleSetting:
-    """Return how a config spreads its run over so many GPUs, under FSDP until another is asked for.
+    """Return how a config spreads its run over so many GPUs, under FSDP for the time being.
 
     Raises:
         ConfigError: They cannot share its batch.
     """
     train = config.train
-    size, micro = train.local_batch_size * train.num_processes, train.micro_batch_size
-    local = size // gpus
+    split = train.split_batch(gpus)
     return ScaleSetting(
         world_size=gpus,
-        global_batch_size=size,
-        micro_batch_size=micro if 0 < micro < local else None,
-        parallel="fsdp",
+        global_batch_size=train.global_batch_size,
+        micro_batch_size=split.micro_batch_size,
+        parallel="fsdp" if gpus > 1 else "none",
+        shard_size=train.shard_size,
         precision="bf16" if train.precision == "auto" else train.precision,
     )
 
