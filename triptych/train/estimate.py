@@ -363,7 +363,7 @@ def estimate_memory(
         optimizer=(8 * counts.trained - 4 * counts.matrices) / shards,
         teacher=4 * frozen / shards,
         queue=state.buffer_bytes,
-        copies=_copies(state, setting),
+        copies=_copies(state, setting, work),
     )
     if work is None:
         return found
@@ -377,16 +377,44 @@ def estimate_memory(
     )
 
 
-def _copies(state: StateCount, setting: ScaleSetting) -> float:
-    """Return the bytes of casts, and of parameters and gradients that are whole for a while."""
+def _copies(state: StateCount, setting: ScaleSetting, work: StepWork | None) -> float:
+    """Return the bytes of casts, and of parameters and gradients that are whole for a while.
+
+    Whole gradients wait for the last micro-batch; and those of a block that is entered several
+    times, or once a chunk, for the backward pass of the first entry.
+    """
     counts = state.all()
     casts = setting.copied * counts.trained  # kept by autograd for the backward pass
     if setting.parallel in ("none", "ddp"):
         return casts
     wide, two = setting.gathered, 2 * state.largest_unit()
-    gradients = (wide + 4) * (state.root.trained + two)  # as computed, and in fp32 to be reduced
+    waiting = 0.0
+    if setting.accumulate > 1:
+        waiting = 4.0 * counts.trained
+    elif work is not None:
+        entered = _entries(work, setting).items()
+        waiting = wide * sum(
+            min(1.0, times - 1) * _held(state, blocks).trained for blocks, times in entered
+        )
+    reduced = (wide + 4) * (state.root.trained + two)  # as computed, and in fp32 to be reduced
     whole = counts.parameters if setting.parallel == "zero2" else state.root.parameters + two
-    return casts + wide * whole + gradients
+    return casts + wide * whole + waiting + reduced
+
+
+def _entries(work: StepWork, setting: ScaleSetting) -> dict[str, float]:
+    """Return how often the blocks of each trained stack are entered by one micro-batch."""
+    chunks = 1 if work.chunk_size is None else math.ceil(setting.micro / work.chunk_size)
+    found: dict[str, float] = {}
+    for step in work.passes:
+        if step.trained and step.blocks:
+            found[step.blocks] = found.get(step.blocks, 0.0) + chunks * step.entries
+    return found
+
+
+def _held(state: StateCount, blocks: str) -> UnitCount:
+    """Return the parameters of the blocks whose names begin so."""
+    own = (unit for name, unit in state.units.items() if name.startswith(f"{blocks}."))
+    return sum(own, start=UnitCount())
 
 
 def contrast_memory(setting: ScaleSetting, work: StepWork) -> float:
@@ -452,13 +480,12 @@ def estimate_network(
     gradients = parameters = seconds = 0.0
     if shards > 1:
         inside = hardware.node_link if shards <= hardware.gpus_per_node else hardware.link
-        gradients = times * trained * (shards - 1) / shards
+        gradients = trained * (shards - 1) / shards
         parameters = times * _gathered_bytes(state, setting, work) * (shards - 1) / shards
         seconds = (gradients + parameters) / inside
     copies = world // shards
     if copies > 1:  # an all-reduce of each shard over the copies; DDP's only one
-        rounds = times if shards > 1 else 1
-        reduced = rounds * 2 * trained / shards * (copies - 1) / copies
+        reduced = 2 * trained / shards * (copies - 1) / copies
         gradients += reduced
         seconds += reduced / everywhere
     contrast = 0.0
@@ -481,21 +508,16 @@ def _gathered_bytes(state: StateCount, setting: ScaleSetting, work: StepWork) ->
     """Return the bytes of parameters that one micro-batch gathers.
 
     Fully sharded blocks are gathered each time that they are entered, and once more for the
-    backward pass of each; ZeRO-2 keeps them from the first entry to the first backward pass. The
-    rest is gathered once. A gradient cache does all of it for each chunk.
+    backward pass of each entry; ZeRO-2 keeps them from the first entry to the first backward pass.
+    What has no backward pass, and what lies outside blocks, is gathered once.
     """
-    rounds = 1 if work.chunk_size is None else math.ceil(setting.micro / work.chunk_size)
+    ways = 1 if setting.parallel == "zero2" else 2
     gathered = float(state.root.parameters)
+    for blocks, times in _entries(work, setting).items():
+        gathered += ways * times * _held(state, blocks).parameters
     for step in work.passes:
-        if not step.blocks:
-            continue
-        held = sum(
-            unit.parameters
-            for name, unit in state.units.items()
-            if name.startswith(f"{step.blocks}.")
-        )
-        ways = 2 if step.trained and setting.parallel != "zero2" else 1
-        gathered += rounds * ways * step.entries * held
+        if step.blocks and not step.trained:
+            gathered += step.entries * _held(state, step.blocks).parameters
     return setting.gathered * gathered
 
 

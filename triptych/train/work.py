@@ -273,11 +273,11 @@ class StepWork:
     def computed_flops(self, recompute: Recompute) -> float:
         """Return the operations with those that are done again in the backward pass.
 
-        Selective recomputation repeats no matrix product; full recomputation, and a gradient cache,
-        repeat the forward pass once.
+        Selective recomputation repeats no matrix product; full recomputation repeats the forward
+        pass once, a gradient cache does so too, and both together do it twice.
         """
-        again = recompute == "full" or self.chunk_size is not None
-        return self.model_flops() + (self.forward_flops(trained=True) if again else 0.0)
+        again = (recompute == "full") + (self.chunk_size is not None)
+        return self.model_flops() + again * self.forward_flops(trained=True)
 
     def kept(self) -> Cost:
         """Return what is kept of one sample."""
