@@ -119,8 +119,9 @@ def url_facts(url: str) -> tuple[int, str]:
         RemoteError: The URL failed on every try.
     """
     system, name = _file_system(url)
+    system.invalidate_cache()
     try:
-        info = _persistently(url, lambda: dict(system.info(name, refresh=True)))
+        info = _persistently(url, lambda: dict(system.info(name)))
     except FileNotFoundError:
         return -1, ""
     marks = (str(info[key]) for key in VERSION_MARKS if info.get(key) is not None)
@@ -243,9 +244,11 @@ def _persistently(url: str, request: Callable[[], R]) -> R:
     for number in range(1, NUM_TRIES + 1):
         try:
             return request()
-        except (FileNotFoundError, DataError):
+        except DataError:
             raise
         except Exception as error:  # each protocol has its own
+            if isinstance(error, FileNotFoundError) and _is_absent(error):
+                raise
             what = f"{type(error).__name__}: {error}"
             if number == NUM_TRIES or not _may_pass(error):
                 raise RemoteError(
@@ -256,6 +259,13 @@ def _persistently(url: str, request: Callable[[], R]) -> R:
             time.sleep(pause * (0.5 + _chance.random() / 2))  # or all workers ask at once again
             pause = min(2 * pause, LONGEST_PAUSE_S)
     raise AssertionError("the last try returns or raises")
+
+
+def _is_absent(error: FileNotFoundError) -> bool:
+    """Return whether the server said so; fsspec reports any failed look over HTTP in this way."""
+    cause = error.__cause__
+    is_said = cause is None or isinstance(cause, FileNotFoundError)
+    return is_said or getattr(cause, "status", None) in (404, 410)
 
 
 def _may_pass(error: Exception) -> bool:

@@ -25,6 +25,7 @@ from triptych.data.lines import UTF16_BOMS, cannot_read, load_json, parse_json_l
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, Parts, check_split
+from triptych.data.storage import is_url
 
 Entry = tuple[str, str, dict[str, Any]]  # id, where, fields
 
@@ -137,8 +138,8 @@ def _check_names(entry: Entry, locate: Callable[[str], ImageSource]) -> None:
 
 
 def locator(root: Path) -> Callable[[str], ImageSource]:
-    """Return what turns a written path into a source: relative paths start from `root`."""
-    return lambda name: ImageSource(str(root / name))
+    """Return what turns a written path or URL into a source: relative paths start from `root`."""
+    return lambda name: ImageSource(name if is_url(name) else str(root / name))
 
 
 DELIMITERS = ",\t;"

@@ -1,7 +1,8 @@
 """Parquet tables: columns named as a manifest's fields, and images as bytes or paths.
 
-An image column holds paths, bytes, or `{bytes, path}` as the datasets library writes them. Images
-are read by row group: tables with small ones (100 rows) shuffle fastest, or `shuffle_window`.
+An image column holds paths (from the table's own folder), bytes, or `{bytes, path}` as the datasets
+library writes them. Images are read by row group: what is not small (100 rows) is better shuffled
+within a `shuffle_window`.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def _read_table(
 ) -> Iterator[Record | Skipped]:
     table = open_table(path)
     columns = _columns(path, table.schema_arrow)
-    locate = locator(source.root)
+    locate = locator(Path(source.image_root or Path(path).parent))
     row = 0
     for group in range(table.num_row_groups):
         in_group = 0
