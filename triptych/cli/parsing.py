@@ -19,7 +19,7 @@ from triptych.data.source import DataSourceConfig
 if TYPE_CHECKING:
     from triptych.serving.engine import Engine
 
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".tar")
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".tar", ".parquet")
 """How a path of a dataset may end."""
 
 O = TypeVar("O")  # noqa: E741 - options
@@ -61,12 +61,15 @@ class SourceOptions:
         image_root: Folder that relative image paths start from; if absent, the manifest's own.
         split: The part to read if a file has several.
         annotations: VQAv2's annotations or RefCOCO's instances, if not next to the file.
+        index: Whether records are kept in columns on disk, in the cache folder: auto, which does
+            so for large data, always, or never.
     """
 
     reader: str = "auto"
     image_root: str | None = None
     split: str | None = None
     annotations: str | None = None
+    index: Literal["auto", "always", "never"] = "auto"
 
     def source(self, path: str) -> DataSourceConfig:
         """Return the dataset at `path`, read with these options."""
@@ -76,6 +79,7 @@ class SourceOptions:
             image_root=self.image_root,
             split=self.split,
             annotations=self.annotations,
+            index=self.index,
         )
 
     def flags(self) -> str:
@@ -85,6 +89,7 @@ class SourceOptions:
             "image-root": self.image_root,
             "split": self.split,
             "annotations": self.annotations,
+            "index": None if self.index == "auto" else self.index,
         }
         return "".join(f" --{name} {shlex.quote(v)}" for name, v in values.items() if v is not None)
 

@@ -26,6 +26,7 @@ from triptych.data.records import Record
 from triptych.data.skips import SkipLog
 from triptych.data.stream import BatchLoader, check_source
 from triptych.data.transforms.pipeline import ImageTransform
+from triptych.data.windows import windows_of
 
 SOURCE = "source"
 """Key of a batch: () int64, the number of the source that it was drawn from."""
@@ -195,6 +196,7 @@ def build_mixture(
     prefetch: int = 2,
     rank: int = 0,
     world_size: int = 1,
+    shuffle_window: int | None = None,
 ) -> BatchLoader:
     """Return an endless iterable of training batches, each of one source.
 
@@ -210,6 +212,7 @@ def build_mixture(
         prefetch: Batches that each worker prepares ahead.
         rank: Number of this process among those that train together.
         world_size: How many processes train together.
+        shuffle_window: Shards whose samples are mixed with one another, in each source of shards.
 
     Raises:
         ConfigError: A number is out of range, there is no source, or two have one name.
@@ -225,7 +228,9 @@ def build_mixture(
         own_seed = seed + SEED_STRIDE * number
         check(size >= 1, "local_batch_size", size, "be at least 1")
         check_source(source.records, source.collator, source.transform)
-        orders.append(SampleOrder(len(source.records), size, own_seed, True, rank, world_size))
+        windows = windows_of(source.records, shuffle_window)
+        number_of = len(source.records)
+        orders.append(SampleOrder(number_of, size, own_seed, True, rank, world_size, windows))
         builders.append(
             BatchBuilder(
                 source.records,

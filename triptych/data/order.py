@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from triptych.core.rng import sample_generator
 from triptych.data.cache import cache_folder, log, one_at_a_time
+from triptych.data.windows import ShardWindows
 
 PERMUTATION_STREAM = 255
 MAPPED_FROM = 2**20
@@ -38,6 +39,7 @@ class SampleOrder:
         train: Whether to permute and go on for ever.
         rank: Number of this process.
         world_size: Number of processes; each sees its own part of every global batch.
+        windows: What permutes an epoch in place of a permutation of all samples.
     """
 
     num_samples: int
@@ -46,6 +48,7 @@ class SampleOrder:
     train: bool
     rank: int = 0
     world_size: int = 1
+    windows: ShardWindows | None = None
     _permutations: dict[int, NDArray[np.integer[Any]]] = field(default_factory=dict)
 
     @property
@@ -68,6 +71,8 @@ class SampleOrder:
     def _at(self, position: int) -> tuple[int, int]:
         epoch, offset = divmod(position, self.num_samples)
         epoch %= MAX_EPOCH
+        if self.windows is not None:
+            return epoch, self.windows.index(self.seed, epoch, offset)
         permutation = self._permutations.get(epoch)
         if permutation is None:
             if len(self._permutations) > 1:  # the last one and this are enough

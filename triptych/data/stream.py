@@ -30,6 +30,7 @@ from triptych.data.order import SampleOrder
 from triptych.data.records import Record
 from triptych.data.skips import SkipLog
 from triptych.data.transforms.pipeline import ImageTransform
+from triptych.data.windows import windows_of
 
 Batch = dict[str, Tensor]
 
@@ -49,6 +50,7 @@ def build_loader(
     prefetch: int = 2,
     rank: int = 0,
     world_size: int = 1,
+    shuffle_window: int | None = None,
 ) -> BatchLoader:
     """Return an iterable of batches.
 
@@ -71,6 +73,8 @@ def build_loader(
         prefetch: Batches that each worker prepares ahead.
         rank: Number of this process among those that train together.
         world_size: How many processes train together.
+        shuffle_window: In training, shards whose samples are mixed with one another; None mixes
+            all samples, as does data that is in no shards.
 
     Raises:
         ConfigError: A number is out of range, or the transform moves boxes that are needed.
@@ -79,8 +83,9 @@ def build_loader(
     check(local_batch_size >= 1, "local_batch_size", local_batch_size, "be at least 1")
     check(cache_mib >= 0, "cache_mib", cache_mib, "be at least 0")
     check_source(records, collator, transform)
+    windows = windows_of(records, shuffle_window if train else None)
     return BatchLoader(
-        order=SampleOrder(len(records), local_batch_size, seed, train, rank, world_size),
+        order=SampleOrder(len(records), local_batch_size, seed, train, rank, world_size, windows),
         builder=BatchBuilder(records, collator, transform, seed, train, cache_mib),
         num_workers=num_workers,
         skip_log=skip_log,

@@ -87,6 +87,9 @@ class DataConfig:
         num_workers: Worker processes that prepare batches; 0 prepares them in the main process.
         cache_mib: Memory for decoded images in each of these processes, in MiB.
         seed: Seed of order, crops, masks and prefixes.
+        shuffle_window: Shards (or row groups of parquet tables) whose samples are mixed with one
+            another, where reading any sample at any time is dear, as over a network; None mixes
+            all samples. Sources that are in no shards are mixed whole.
     """
 
     train: tuple[DataSourceConfig, ...] = ()
@@ -94,12 +97,15 @@ class DataConfig:
     num_workers: int = 0
     cache_mib: int = 512
     seed: int = 0
+    shuffle_window: int | None = None
 
     def __post_init__(self) -> None:
         """Reject shares and counts out of range."""
         check(0 <= self.max_bad_share <= 1, "max_bad_share", self.max_bad_share, "be from 0 to 1")
         check(self.num_workers >= 0, "num_workers", self.num_workers, "be at least 0")
         check(self.cache_mib >= 0, "cache_mib", self.cache_mib, "be at least 0")
+        is_window = self.shuffle_window is None or self.shuffle_window >= 1
+        check(is_window, "shuffle_window", self.shuffle_window, "be at least 1, or absent")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

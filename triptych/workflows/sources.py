@@ -20,6 +20,7 @@ from triptych.data.skips import SkipLog, Skipped
 from triptych.data.source import DataSourceConfig, parts_note
 from triptych.data.stream import BatchLoader, build_loader
 from triptych.data.transforms.pipeline import ImageTransform
+from triptych.data.windows import check_windows
 from triptych.distributed.env import is_main, rank, world_size
 from triptych.recipes.config import RunConfig
 from triptych.tasks.registry import has_field, missing_fields, needs_of
@@ -201,7 +202,9 @@ def training_loader(
         "start_step": start,
         "rank": rank(),
         "world_size": world_size(),
+        "shuffle_window": config.data.shuffle_window,
     }
+    check_windows([source.records for source in data.sources], config.data.shuffle_window)
     if not batch_sources:
         return build_loader(data.records, collator_of(None), transform, train=True, **shared)
     mixture = [
