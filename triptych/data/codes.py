@@ -17,6 +17,7 @@ from triptych.core.errors import DataError
 from triptych.core.files import write_json
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import ImageProblem, SkipKind
+from triptych.data.storage import RemoteError
 
 CodeArray = NDArray[np.int64]
 
@@ -166,9 +167,12 @@ def read_codes(source: ImageSource, num_codes: int | None = None) -> CodeArray:
 
     Raises:
         ImageProblem: They are missing, damaged, or of another number.
+        RemoteError: A URL failed on every try.
     """
     try:
         found = np.load(io.BytesIO(source.read()), allow_pickle=False)
+    except RemoteError:
+        raise
     except (ValueError, EOFError, OSError) as error:
         raise ImageProblem(SkipKind.NOT_AN_IMAGE, f"{source}: no stored codes: {error}") from error
     if found.ndim != 1 or found.dtype.kind != "u" or num_codes not in (None, len(found)):
