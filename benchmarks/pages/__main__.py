@@ -1,4 +1,5 @@
-"""Write docs/results.md, docs/efficiency.md with its figures, and the table of README.
+"""Write docs/results.md, docs/efficiency.md with its figures, and the tables of README and
+docs/scale.md.
 
 Reads `benchmarks/results`, and measures nothing.
 
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.pages import efficiency_page, results_page
+from benchmarks.pages import efficiency_page, results_page, scale_page
 from benchmarks.pages.gather import RESULTS, ROOT
 
 PAGES: dict[str, Callable[[Path, str], str]] = {
@@ -23,6 +24,7 @@ PAGES: dict[str, Callable[[Path, str], str]] = {
         for name in efficiency_page.DRAWINGS
     },
     "README.md": results_page.readme,
+    "docs/scale.md": scale_page.scale_page,
 }
 """By path: what returns the new text, given the folder of results and the old text."""
 

@@ -12,8 +12,6 @@ from triptych.models.families import create_model
 from triptych.tasks.pretraining.mplug import MPLUGPretraining, MPLUGPretrainingConfig
 from triptych.train.config import OptimConfig
 from triptych.train.estimate import (
-    HARDWARE,
-    Hardware,
     ScaleSetting,
     StateCount,
     UnitCount,
@@ -23,9 +21,9 @@ from triptych.train.estimate import (
     estimate_memory,
     estimate_network,
     estimate_time,
-    find_hardware,
     with_parallel,
 )
+from triptych.train.hardware import HARDWARE, Hardware, find_hardware
 from triptych.train.optim import build_optimizer, group_parameters, is_block_matrix
 from triptych.train.work import ContrastWork, Cost, StackPass, StepWork
 

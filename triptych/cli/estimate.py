@@ -16,7 +16,7 @@ from triptych.core.errors import ConfigError
 if TYPE_CHECKING:
     from triptych.distributed.engine import Parallel
     from triptych.recipes.config import RunConfig
-    from triptych.train.estimate import Hardware
+    from triptych.train.hardware import Hardware
     from triptych.workflows.estimate import Estimate, RunCount
 
 HELP = """Estimate memory, network traffic and hours of a run on many GPUs, before it starts.
@@ -88,7 +88,7 @@ def _read(arguments: Sequence[str]) -> tuple[EstimateOptions, list[str]]:
 
 
 def _hardware(options: EstimateOptions) -> Hardware:
-    from triptych.train.estimate import find_hardware
+    from triptych.train.hardware import find_hardware
 
     found = find_hardware(options.hardware)
     if options.memory_gb is not None:

@@ -16,7 +16,6 @@ from triptych.tasks.registry import TASKS, build_task, check_model, task_spec
 from triptych.text import Tokenizer
 from triptych.train.estimate import (
     USABLE_SHARE,
-    Hardware,
     MemoryEstimate,
     NetworkEstimate,
     ScaleSetting,
@@ -27,6 +26,7 @@ from triptych.train.estimate import (
     estimate_network,
     estimate_time,
 )
+from triptych.train.hardware import Hardware
 from triptych.train.optim import is_block_matrix
 from triptych.train.work import Recompute, StepWork
 from triptych.workflows.new_model import choose_fusion

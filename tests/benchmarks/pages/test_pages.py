@@ -14,14 +14,14 @@ from triptych.core.errors import DataError
 def root(tmp_path):
     """A folder with the pages that have text of their own."""
     (tmp_path / "docs").mkdir()
-    for name in ("README.md", "docs/efficiency.md"):
+    for name in ("README.md", "docs/efficiency.md", "docs/scale.md"):
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
 
 def test_the_committed_pages_hold_the_committed_results(root):
     main(["--root", str(root)])
-    assert {"README.md", "docs/results.md", "docs/efficiency.md"} < PAGES.keys()
+    assert {"README.md", "docs/results.md", "docs/efficiency.md", "docs/scale.md"} < PAGES.keys()
     for name in PAGES:
         assert (root / name).read_bytes() == (ROOT / name).read_bytes(), name
 
