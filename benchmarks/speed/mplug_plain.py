@@ -17,7 +17,6 @@ from torch import Tensor
 from benchmarks.speed.plain import without_shortcuts
 from triptych.core.outputs import FusedFeatures, ImageFeatures, TextFeatures
 from triptych.models.mplug.model import MPLUG
-from triptych.objectives.contrastive import similarity
 from triptych.objectives.matching import itm_loss
 from triptych.objectives.mlm import distillation_loss, shift_targets, token_loss
 from triptych.objectives.momentum import MomentumEncoder
@@ -31,7 +30,7 @@ def plain_losses(
 ) -> dict[str, Tensor]:
     """Return what `task.losses` returns, without any of its savings.
 
-    The draws of hard negatives are the same from the same state of torch's generator.
+    The draws of hard negatives are the same after the same `core.rng.seed_step`.
 
     Args:
         task: The task with its model, teacher and queue.
@@ -62,11 +61,10 @@ class _Plain:
         if active & {"itc", "itm"}:
             image = self.model.embed_image(self.image)
             text = self.model.embed_text(self.caption)
-            sims = similarity(image, text, self.task.temperature)
             if "itc" in active:
-                found["itc"] = self.task.itc(self.batch, image, text, sims, self.teacher)
+                found["itc"] = self.task.itc(self.batch, image, text, self.teacher)
             if "itm" in active:
-                found["itm"] = self.itm(sims)
+                found["itm"] = self.itm(image, text)
         if "mlm" in active:
             found["mlm"] = self.words(self.mlm_logits, self.batch["mlm_labels"], "mlm")
         if "prefix_lm" in active:
@@ -74,18 +72,19 @@ class _Plain:
             found["prefix_lm"] = self.words(self.prefix_logits, labels, "prefix_lm")
         return found
 
-    def itm(self, sims: Tensor) -> Tensor:
+    def itm(self, image: Tensor, text: Tensor) -> Tensor:
         """Fuse the pairs, then the negatives of both kinds."""
-        negative_text, negative_image, labels = self.task.hard_negatives(self.batch, sims)
+        negatives = self.task.hard_negatives(self.batch, image, text)
+        negative_text, negative_image = negatives.texts.position, negatives.images.position
         positives = self.model.fuse(self.image, self.caption)
         images = torch.cat([self.image.tokens[negative_image], self.image.tokens])
         texts = TextFeatures(
             torch.cat([self.caption.tokens, self.caption.tokens[negative_text]]),
             torch.cat([self.caption.mask, self.caption.mask[negative_text]]),
         )
-        negatives = self.model.fuse(ImageFeatures(images), texts)
-        logits = [self.model.match_logits(fused) for fused in (positives, negatives)]
-        return itm_loss(torch.cat(logits), labels)
+        wrong = self.model.fuse(ImageFeatures(images), texts)
+        logits = [self.model.match_logits(fused) for fused in (positives, wrong)]
+        return itm_loss(torch.cat(logits), negatives.labels.T.flatten())
 
     def mlm_logits(self, model: MPLUG, image: ImageFeatures) -> Tensor:
         """Score every position of the masked captions: (B, L, V)."""

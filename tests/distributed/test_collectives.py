@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from tests.distributed.averaging import average_gradients
 from triptych.distributed.collectives import (
+    RowExchange,
     all_gather_with_grad,
     all_reduce_mean,
     mean_over_ranks,
@@ -68,13 +70,52 @@ def test_gathered_contrastive_loss_equals_the_joined_batch(split, whole_loss):
             torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), atol=1e-6, rtol=0)
 
 
-def test_processes_may_give_different_numbers_of_rows_to_a_whole_loss():
-    loss, gradients = run_processes(_loss_and_gradients, 2, (5, 3), True)
-    expected_loss, expected = _loss_and_gradients((ROWS,), True)
-    assert loss == pytest.approx(expected_loss, abs=1e-6)
-    torch.testing.assert_close(
-        torch.tensor(gradients[1]), torch.tensor(expected[1]), atol=1e-6, rtol=0
+def _wanted():
+    return torch.tensor([[6, 0, 6, 2, 7], [1, 5, 1, 0, 0]])  # of 8 rows, 4 of each process
+
+
+def _exchange():
+    """Return fetched values, the gradient of each process's rows, and how many rows were sent."""
+    sent = []
+    original = dist.all_to_all_single
+
+    def counted(output, given, *counts):
+        sent.append(len(given))
+        return original(output, given, *counts)
+
+    dist.all_to_all_single = counted
+    rows = torch.arange(8.0).view(4, 2, 1).add(100 * rank()).requires_grad_()
+    exchange = RowExchange(_wanted(), 4, rows.device)
+    found = exchange.extend(rows)[exchange.position]
+    (found[:, :, 0] * torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])[:, None]).sum().backward()
+    flags = torch.tensor([[True], [False], [rank() == 1], [False]])
+    exchanged_flags = exchange.extend(flags)[exchange.position]
+    dist.all_to_all_single = original
+    result = [None, None]
+    own = (found[:, 0, 0].tolist(), rows.grad[:, 0, 0].tolist(), sent, exchanged_flags.tolist())
+    dist.all_gather_object(result, own)
+    return result
+
+
+def test_wanted_rows_move_once_and_their_gradients_come_back():
+    (first, first_gradient, sent, flags), (other, other_gradient, other_sent, _) = run_processes(
+        _exchange, 2
     )
+    assert first == [104.0, 0.0, 104.0, 4.0, 106.0]
+    assert other == [2.0, 102.0, 2.0, 0.0, 0.0]
+    # row 0: wanted by the first with weight 2, by the second with 8 + 16; and so on
+    assert first_gradient == [2 + 24.0, 1 + 4.0, 8.0, 0.0]
+    assert other_gradient == [0.0, 2.0, 1 + 4.0, 16.0]
+    # rows 0 and 1 go to the second, 6 and 7 to the first, though 6 and 0 are wanted twice; then
+    # their gradients, which go the other way; then the flags
+    assert (sent, other_sent) == ([2, 2, 2], [2, 2, 2])
+    assert flags == [[True], [True], [True], [False], [False]]
+
+
+def test_one_process_has_all_rows():
+    rows = torch.arange(6.0).view(3, 2)
+    exchange = RowExchange(torch.tensor([[2, 0, 2]]), 3, rows.device)
+    assert exchange.extend(rows)[exchange.position].tolist() == [[4, 5], [0, 1], [4, 5]]
 
 
 def _unequal_mean():

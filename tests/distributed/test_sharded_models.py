@@ -17,6 +17,7 @@ from tests.tasks.finetuning.tiny import images, tiny_config, tiny_model, tiny_to
 from tests.tasks.pretraining.test_dino import HEAD, small_config
 from tests.tasks.pretraining.test_vlmo import VARIANTS, make_batch
 from triptych.core.errors import ConfigError
+from triptych.core.rng import seed_step
 from triptych.distributed import engine
 from triptych.distributed.collectives import all_reduce_mean
 from triptych.distributed.engine import Engine, whole_tensor
@@ -27,7 +28,6 @@ from triptych.objectives import IGNORE_INDEX
 from triptych.tasks.finetuning.captioning import Captioning, CaptioningConfig
 from triptych.tasks.finetuning.nlvr2 import NLVR2, NLVR2Config
 from triptych.tasks.finetuning.scst import SCST, SCSTConfig
-from triptych.tasks.pretraining import mplug, vlmo
 from triptych.tasks.pretraining.dino import DINO
 from triptych.tasks.pretraining.flava import (
     BATCH_KINDS,
@@ -56,6 +56,7 @@ def train(task, batches):
             key: value.narrow(1 if key.endswith("crops") else 0, rank() * size, size)
             for key, value in batch.items()
         }
+        seed_step(0, step, rank())  # negatives are drawn by the rows of the joined batch
         losses = shared.losses(own, active)
         torch.stack(list(losses.values())).sum().backward()
         shared.reduce(trained, torch.zeros(1))
@@ -70,15 +71,6 @@ def train(task, batches):
     return found, {name: whole_tensor(value.detach()).numpy() for name, value in state.items()}
 
 
-def neighbours(sim, positives):
-    """Take the row beside, the same one in every half of a batch."""
-    return torch.arange(len(sim)) ^ 1, ~positives.all(dim=1)
-
-
-def hardest(sim, positives):
-    return sim.masked_fill(positives, -torch.inf).argmax(dim=1), ~positives.all(dim=1)
-
-
 def batch_of(length=9):
     """A batch for all families; the second half's texts are shorter."""
     batch = make_batch(ROWS, length=length)
@@ -89,19 +81,24 @@ def batch_of(length=9):
     return batch | {"target_token_ids": ids, "target_mask": mask}
 
 
-def mplug_run(fusion, memory, pre_norm):
+def mplug_run(fusion, memory, pre_norm, chunk_size=None):
     config = tiny_config(40, memory=memory, pre_norm=pre_norm)
     config = replace(config, fusion=fusion, vision=replace(config.vision, image_size=32))
     options = MPLUGPretrainingConfig(
-        queue_size=12, momentum=0.9, alpha=0.4, distill_mlm=True, distill_prefix_lm=True
+        queue_size=12,
+        momentum=0.9,
+        alpha=0.4,
+        distill_mlm=True,
+        distill_prefix_lm=True,
+        chunk_size=chunk_size,
     )
     task = MPLUGPretraining(build_model(config), options)
     return train(task, [(batch_of(), task.objective_names)] * 2)
 
 
-def vlmo_run(name):
+def vlmo_run(name, chunk_size=None):
     model, config = VARIANTS[name]
-    task = VLMoPretraining(build_model(model), config)
+    task = VLMoPretraining(build_model(model), replace(config, chunk_size=chunk_size))
     return train(task, [(batch_of(), task.objective_names)] * 2)
 
 
@@ -156,6 +153,8 @@ CASES = {
     "mplug asymmetric": (mplug_run, "asymmetric_co_attention", "fused", True),
     "mplug connected": (mplug_run, "connected_attention", "image", False),
     "vlmo fused_itc": (vlmo_run, "fused_itc"),
+    "vlmo in chunks": (vlmo_run, "relative", 3),
+    "mplug in chunks": (mplug_run, "skip_connected", "image", False, 3),
     "flava": (flava_run, None),
     "flava in chunks": (flava_run, 2),
     "dino": (dino_run,),
@@ -171,8 +170,6 @@ def run_all():
     with (
         warnings.catch_warnings(),
         mock.patch.object(packing, "PACKED_FROM", 0),
-        mock.patch.object(mplug, "sample_hard_negatives", neighbours),
-        mock.patch.object(vlmo, "sample_hard_negatives", hardest),
     ):
         warnings.simplefilter("error")
         for name, (run, *options) in CASES.items():

@@ -9,18 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.distributed.averaging import average_gradients
 from tests.workflows.test_flava_data import write_tokenizer
 from triptych.core.config import load_yaml, save_yaml
 from triptych.data.source import DataSourceConfig
-from triptych.distributed.collectives import all_reduce_mean
-from triptych.distributed.env import rank, run_processes, world_size
-from triptych.models.families import build_model, model_config
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import write_scenes
-from triptych.tasks.pretraining.mplug import MPLUGPretraining, MPLUGPretrainingConfig
+from triptych.tasks.pretraining.mplug import MPLUGPretrainingConfig
 from triptych.train.metrics_log import WALL_CLOCK_KEYS
 from triptych.workflows.run import resume_run, train_run
 
@@ -106,68 +102,6 @@ def test_another_number_of_processes_goes_on(run, tmp_path):
     text = (folder / "config.yaml").read_text().replace("num_processes: 2", "num_processes: 1")
     (folder / "config.yaml").write_text(text.replace("max_steps: 2", "max_steps: 3"))
     assert resume_run(folder).step == 3
-
-
-ROWS = 8
-
-
-def _batch():
-    generator = torch.Generator().manual_seed(3)
-    lengths = torch.tensor([5, 7, 3, 8, 4, 8, 6, 2])
-    ids = torch.randint(5, 64, (ROWS, 8), generator=generator)
-    mask = torch.arange(8) < lengths[:, None]
-    labels = torch.full((ROWS, 8), -100)
-    labels[:, 1] = ids[:, 1]
-    labels[:3, 0] = 7  # rows differ in how many words they hide
-    return {
-        "image": torch.randn(ROWS, 3, 64, 64, generator=generator),
-        "token_ids": ids,
-        "text_mask": mask,
-        "mlm_token_ids": ids.masked_fill(labels >= 0, 4),
-        "mlm_labels": labels.masked_fill(~mask, -100),
-        "prefix_token_ids": ids[:, :3],
-        "prefix_mask": mask[:, :3],
-        "target_token_ids": ids,
-        "target_mask": mask,
-        "image_key": torch.arange(ROWS),
-        "caption_key": torch.tensor([0, 1, 2, 3, 4, 5, 6, 0]),  # two rows share a caption
-    }
-
-
-def _losses_and_gradients(config):
-    torch.manual_seed(0)
-    task = MPLUGPretraining(build_model(model_config("mplug_tiny", vocab_size=64)), config)
-    share = ROWS // world_size()
-    own = {k: v[rank() * share : (rank() + 1) * share] for k, v in _batch().items()}
-    losses = task.losses(own, active=frozenset({"itc", "mlm", "prefix_lm"}))
-    torch.stack(list(losses.values())).sum().backward()
-    named = [(n, p) for n, p in task.modules.named_parameters() if p.requires_grad]
-    average_gradients([p for _, p in named])
-    task.after_step(1)
-    queue = task.modules["queue"].text if "queue" in task.modules else torch.zeros(1)
-    return (
-        {name: all_reduce_mean(loss).item() for name, loss in losses.items()},
-        {n: p.grad.clone().numpy() for n, p in named if p.grad is not None},
-        queue.clone().numpy(),
-    )
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.5])
-def test_two_processes_equal_one_with_the_joined_batch(momentum):
-    config = MPLUGPretrainingConfig(
-        queue_size=8 if momentum else 0,
-        momentum=momentum,
-        alpha=0.4 if momentum else 0.0,
-        distill_mlm=momentum > 0,
-        distill_prefix_lm=momentum > 0,
-    )
-    losses, gradients, queue = run_processes(_losses_and_gradients, 2, config)
-    expected, expected_gradients, expected_queue = _losses_and_gradients(config)
-    assert losses == pytest.approx(expected, abs=1e-5)
-    assert gradients.keys() == expected_gradients.keys()
-    for name, gradient in gradients.items():
-        assert abs(gradient - expected_gradients[name]).max() < 1e-5, name
-    assert abs(queue - expected_queue).max() < 1e-6
 
 
 def test_a_run_of_torchrun_goes_on_without_it(run, tmp_path):

@@ -1,68 +1,89 @@
 """VLMo's third stage on several gloo processes against one process with the joined batch."""
 
-from unittest import mock
-
 import pytest
 import torch
 import torch.distributed as dist
 
 from tests.distributed.averaging import average_gradients
 from tests.tasks.pretraining.test_vlmo import build, make_batch
-from triptych.distributed.collectives import (
-    all_gather_padded,
-    all_reduce_mean,
-    fetch_rows,
-)
-from triptych.distributed.env import rank, run_processes
+from triptych.core.rng import seed_step
+from triptych.distributed.collectives import all_reduce_mean
+from triptych.distributed.env import rank, run_processes, world_size
+from triptych.tasks.finetuning.retrieval import Retrieval, VLMoRetrievalConfig
 from triptych.tasks.pretraining import vlmo
 
 ROWS = 8
 
+GATHER = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+SCATTER = GATHER.replace("all_gather", "reduce_scatter").replace("into_", "")
+"""Names that torch 2.13 changes."""
 
-def _hardest(sim, positives):
-    """Take the most similar candidate: no draw, so the same with any number of processes."""
-    return sim.masked_fill(positives, -torch.inf).argmax(dim=1), ~positives.all(dim=1)
+
+ALL = frozenset({"itc", "itm", "mlm"})
+CASES = {
+    "fused ITC": ("fused_itc", {}, frozenset({"itc"})),
+    "relative": ("relative", {}, ALL),
+    "absolute": ("absolute", {}, ALL),
+    "chunks": ("relative", {"chunk_size": 3}, ALL),
+    "retrieval": ("retrieval", {}, ALL),
+    "retrieval chunks": ("retrieval", {"chunk_size": 1}, ALL),
+}
+WHOLE = {"chunks": "relative", "retrieval chunks": "retrieval"}
+"""What a case in chunks must equal."""
 
 
-def _losses_and_gradients(split, name, active):
-    """Return losses and gradients of one step, averaged over processes, of these rows each."""
-    task, batch = build(name), make_batch(ROWS, length=9)
+def _losses_and_gradients(name, settings, active):
+    """Return losses and gradients of one step on this process's rows, averaged over processes."""
+    if name == "retrieval":
+        task = Retrieval(build().model, VLMoRetrievalConfig(**settings))
+    else:
+        task = build(name, **settings)
+    batch = make_batch(ROWS, length=9)
     batch["caption_key"][3] = batch["caption_key"][6]  # a caption of two images, far apart
-    bounds = [0, *torch.tensor(split).cumsum(0).tolist()]
-    own = slice(bounds[rank()], bounds[rank() + 1])
-    with mock.patch.object(vlmo, "sample_hard_negatives", _hardest):
-        losses = task.losses({key: value[own] for key, value in batch.items()}, active=active)
+    share = ROWS // world_size()
+    own = slice(rank() * share, (rank() + 1) * share)
+    seed_step(0, 2, rank())
+    losses = task.losses({key: value[own] for key, value in batch.items()}, active=active)
     torch.stack(list(losses.values())).sum().backward()
     parameters = dict(task.modules.named_parameters())
     average_gradients(list(parameters.values()))
     means = {key: float(all_reduce_mean(loss)) for key, loss in losses.items()}
-    return means, {key: p.grad.tolist() for key, p in parameters.items() if p.grad is not None}
+    return means, {key: p.grad.numpy() for key, p in parameters.items() if p.grad is not None}
 
 
-@pytest.mark.parametrize(
-    ("split", "name", "active"),
-    [
-        ((4, 4), "fused_itc", {"itc"}),
-        ((2, 2, 2, 2), "relative", {"itc"}),
-        ((4, 4), "relative", {"itc", "itm", "mlm"}),
-        ((5, 1, 2), "absolute", {"itc", "itm", "mlm"}),
-    ],
-)
-def test_processes_equal_the_joined_batch(split, name, active):
-    expected, expected_gradients = _losses_and_gradients((ROWS,), name, frozenset(active))
-    found, gradients = run_processes(
-        _losses_and_gradients, len(split), split, name, frozenset(active)
-    )
-    assert found == pytest.approx(expected, rel=1e-5)
-    assert gradients.keys() == expected_gradients.keys()
-    for key, gradient in gradients.items():
-        torch.testing.assert_close(
-            torch.tensor(gradient),
-            torch.tensor(expected_gradients[key]),
-            atol=1e-5,
-            rtol=1e-3,
-            msg=key,
-        )
+def _all_cases(names=tuple(CASES)):
+    return {name: _losses_and_gradients(*CASES[name]) for name in names}
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return _all_cases()
+
+
+def _compare(found, expected):
+    for name, (losses, gradients) in found.items():
+        expected_losses, expected_gradients = expected[WHOLE.get(name, name)]
+        assert losses == pytest.approx(expected_losses, rel=1e-5), name
+        assert gradients.keys() == expected_gradients.keys()
+        for key, gradient in gradients.items():
+            torch.testing.assert_close(
+                torch.from_numpy(gradient),
+                torch.from_numpy(expected_gradients[key]),
+                atol=1e-5,
+                rtol=1e-3,
+                msg=f"{name}: {key}",
+            )
+
+
+def test_chunks_equal_the_whole_batch(alone):
+    assert list(alone["chunks"][0]) == ["itc", "itm", "mlm"]
+    assert list(alone["retrieval chunks"][0]) == ["itc", "itm"]
+    _compare(alone, alone)
+
+
+def test_processes_equal_the_joined_batch(alone):
+    _compare(run_processes(_all_cases, 2), alone)
+    _compare(run_processes(_all_cases, 4, ("fused ITC", "absolute")), alone)
 
 
 def _local_negatives():
@@ -95,8 +116,8 @@ def _itm_traffic():
     sent, images = [], []
     draws = iter([torch.tensor([(4 * rank() + i + 1) % ROWS for i in range(4)]), DRAWN[rank()]])
 
-    def drawn(sim, positives):
-        return torch.as_tensor(next(draws)), ~positives.all(dim=1)
+    def drawn(queries, *_):
+        return torch.as_tensor(next(draws)), torch.ones(len(queries), dtype=torch.bool)
 
     def spied(name, place):
         original = getattr(dist, name)
@@ -110,8 +131,8 @@ def _itm_traffic():
 
         return call
 
-    places = {"all_to_all_single": 1, "all_gather": 1, "all_gather_into_tensor": 1}
-    places |= {"all_reduce": 0, "broadcast": 0, "all_to_all": 1, "reduce_scatter_tensor": 1}
+    places = {"all_to_all_single": 1, "all_gather": 1, GATHER: 1}
+    places |= {"all_reduce": 0, "broadcast": 0, "all_to_all": 1, SCATTER: 1}
     originals = {name: getattr(dist, name) for name in places}
     for name, place in places.items():
         setattr(dist, name, spied(name, place))
@@ -142,41 +163,8 @@ def test_matching_moves_the_chosen_images_alone():
     pixels = make_batch(1)["image"].numel()
     assert all(right for _, right in found)
     calls = [call for sent, _ in found for call in sent]
-    assert {name for name, _, _ in calls} >= {"all_to_all_single", "all_gather"}
+    assert {name for name, _, _ in calls} >= {"all_to_all_single", GATHER}
     images = [rows for _, rows, width in calls if width >= pixels]
     assert [width for _, rows, width in calls if width >= pixels] == [pixels, pixels]
     assert {name for name, _, width in calls if width >= pixels} == {"all_to_all_single"}
     assert images == [2, 2]  # the first sends 0 and 2, the second 5 and 6, each once
-
-
-def _fetch():
-    sent = []
-    exchange = dist.all_to_all_single
-
-    def counted(output, given, *counts):
-        sent.append(len(given))
-        return exchange(output, given, *counts)
-
-    dist.all_to_all_single = counted
-    rows = torch.arange(10.0).view(5, 2, 1) + 100 * rank()
-    rows = rows[: 5 - 2 * rank()]  # 5 rows of process 0, 3 of process 1
-    wanted = [torch.tensor([6, 0, 6, 2, 7]), torch.empty(0, dtype=torch.int64)][rank()]
-    found = fetch_rows(rows, wanted)
-    ids = all_gather_padded(torch.full((1, 2 + rank()), 1 + rank()))
-    dist.all_to_all_single = exchange
-    totals = torch.tensor(sent)
-    dist.all_reduce(totals)
-    return found.tolist(), ids.tolist(), totals.tolist()
-
-
-def test_only_wanted_rows_move_and_each_once():
-    found, ids, sent = run_processes(_fetch, 2)
-    values = [[102.0, 103.0], [0.0, 1.0], [102.0, 103.0], [4.0, 5.0], [104.0, 105.0]]
-    assert [[v[0] for v in row] for row in found] == values
-    assert ids == [[1, 1, 0], [2, 2, 2]]
-    assert sent == [4]  # rows 0, 2, 6 and 7, though 6 was wanted twice
-
-
-def test_one_process_fetches_from_itself():
-    rows = torch.arange(6.0).view(3, 2)
-    assert fetch_rows(rows, torch.tensor([2, 0, 2])).tolist() == [[4, 5], [0, 1], [4, 5]]

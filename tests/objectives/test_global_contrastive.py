@@ -123,13 +123,13 @@ def test_gradients_agree_with_finite_differences():
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
-OWN = (slice(0, 3), slice(3, 5))
+OWN = (slice(0, 3), slice(3, 6))
 """Rows of each of two processes."""
 
 
 def local_gradients():
     """Return every process's gradient of the local loss, of the embeddings it made."""
-    image, text = (t[OWN[rank()]].clone().requires_grad_() for t in _embeddings())
+    image, text = (t[OWN[rank()]].clone().requires_grad_() for t in _embeddings(6))
     loss = global_contrastive_loss(image, text, torch.tensor(1.0), scope="local")
     found = torch.autograd.grad(loss, [image, text])
     return [all_gather(gradient).tolist() for gradient in found]
@@ -137,16 +137,16 @@ def local_gradients():
 
 def test_local_takes_the_embeddings_of_other_processes_alone_as_constants():
     found = run_processes(local_gradients, 2)
-    image, text = _embeddings()
+    image, text = _embeddings(6)
     expected = [torch.zeros_like(image), torch.zeros_like(text)]
     for own in OWN:
         mine = [t[own].clone().requires_grad_() for t in (image, text)]
-        joined = [t.clone().index_put((torch.arange(5)[own],), m)
+        joined = [t.clone().index_put((torch.arange(6)[own],), m)
                   for t, m in zip((image, text), mine, strict=True)]  # fmt: skip
         logits = math.e * joined[0] @ joined[1].T
         rows = -torch.log_softmax(logits, 1).diagonal()[own]
         columns = -torch.log_softmax(logits, 0).diagonal()[own]
-        loss = 2 * (rows + columns).sum() / 2 / 5  # averaged over two processes, a mean of 5 pairs
+        loss = 2 * (rows + columns).sum() / 2 / 6  # averaged over two processes, a mean of 6 pairs
         for total, gradient in zip(expected, torch.autograd.grad(loss, mine), strict=True):
             total[own] = gradient
     for one, other in zip(found, expected, strict=True):

@@ -7,12 +7,11 @@ a mean over a varying number of items is `mean_over_ranks`.
 
 from __future__ import annotations
 
-from itertools import pairwise
+import math
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from triptych.distributed.env import rank, world_size
@@ -22,14 +21,15 @@ def all_gather(tensor: Tensor) -> Tensor:
     """Join a tensor's rows over all processes, in the order of ranks, without gradient.
 
     Args:
-        tensor: (B, ...), the same on each process except for B.
+        tensor: (B, ...), of the same shape on each process: the trainer gives each one equally many
+            rows. Nothing is exchanged to check it, so no process waits for its device.
 
     Returns:
-        (sum of B, ...).
+        (processes * B, ...).
     """
     if world_size() == 1:
         return tensor.detach()
-    return _gathered(tensor.detach())[0]
+    return _joined(tensor.detach())
 
 
 def all_gather_with_grad(tensor: Tensor) -> Tensor:
@@ -39,10 +39,10 @@ def all_gather_with_grad(tensor: Tensor) -> Tensor:
     processes' losses, whether each computes the whole loss or that of its own rows.
 
     Args:
-        tensor: (B, ...), the same on each process except for B.
+        tensor: (B, ...), of the same shape on each process.
 
     Returns:
-        (sum of B, ...).
+        (processes * B, ...).
     """
     if world_size() == 1:
         return tensor
@@ -62,6 +62,14 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 def all_reduce_mean(tensor: Tensor) -> Tensor:
     """Return the mean over processes, without gradient."""
     return all_reduce_sum(tensor) / world_size() if world_size() > 1 else tensor.detach()
+
+
+def max_over_ranks(value: Tensor) -> Tensor:
+    """Return the largest value of any process, without gradient."""
+    largest = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest
 
 
 def mean_over_ranks(total: Tensor, count: Tensor) -> Tensor:
@@ -118,86 +126,94 @@ def share_state(module: nn.Module) -> None:
             dist.broadcast(tensor, src=0)
 
 
-def first_rows(tensor: Tensor) -> Tensor:
-    """Return the index of each process's first row among all rows, then the number of rows.
+class RowExchange:
+    """Which rows of other processes this one needs, and which it gives; each is sent once.
+
+    The plan is made on the host from everybody's wishes: one gather and one wait for the device,
+    since an exchange must know its sizes. It then serves several tensors.
 
     Args:
-        tensor: (B, ...); B may differ from process to process.
+        wanted: (processes, M) int64 on the CPU, what each process wants: positions among the rows
+            of all processes, in the order of ranks.
+        size: Rows B that each process has.
+        device: Where the rows are.
 
-    Returns:
-        (processes + 1,) int64.
+    Attributes:
+        position: (M,) int64, each row that this process wants among [own rows; fetched ones].
     """
-    lengths = all_gather(torch.tensor([len(tensor)], device=tensor.device))
-    return F.pad(lengths.cumsum(0), (1, 0))
+
+    def __init__(self, wanted: Tensor, size: int, device: torch.device) -> None:
+        total, me = world_size() * size, rank()
+        receiver = torch.arange(world_size()).repeat_interleave(wanted.shape[1])
+        keys = torch.unique(receiver * total + wanted.flatten())  # sorted by receiver, then owner
+        receiver, row = keys // total, keys % total
+        owner = row // size
+        given = (owner == me) & (receiver != me)
+        fetched = row[(receiver == me) & (owner != me)]
+        mine = wanted[me]
+        local = mine - me * size
+        is_own = (local >= 0) & (local < size)
+        position = torch.where(is_own, local, size + torch.searchsorted(fetched, mine))
+        self.position = position.to(device)
+        self._given = (row[given] - me * size).to(device)
+        self._gives = torch.bincount(receiver[given], minlength=world_size()).tolist()
+        self._takes = torch.bincount(fetched // size, minlength=world_size()).tolist()
+
+    def fetch(self, tensor: Tensor) -> Tensor:
+        """Return the fetched rows (R, ...) of a tensor (B, ...); gradients return to their owners.
+
+        Every process must call this at the same time, even one that needs no rows. Shapes may
+        differ in B alone, which is the one of the plan.
+        """
+        if world_size() == 1:
+            return tensor[:0]
+        found: Tensor = _Exchange.apply(tensor, self._given, self._gives, self._takes)  # type: ignore[no-untyped-call]
+        return found
+
+    def extend(self, tensor: Tensor) -> Tensor:
+        """Return [own rows; fetched rows], (B + R, ...): what `position` points into."""
+        return tensor if world_size() == 1 else torch.cat([tensor, self.fetch(tensor)])
 
 
-def all_gather_padded(tensor: Tensor) -> Tensor:
-    """Join the rows of all processes, padded with zeros to the longest row of any.
-
-    Args:
-        tensor: (B, L); B and L may differ from process to process.
-
-    Returns:
-        (sum of B, longest L), without gradient.
-    """
-    lengths = all_gather(torch.tensor([tensor.shape[1]], device=tensor.device))
-    return all_gather(F.pad(tensor, (0, int(lengths.max()) - tensor.shape[1])))
-
-
-def fetch_rows(tensor: Tensor, index: Tensor) -> Tensor:
-    """Return rows that lie on any process; only requested rows are sent, each once.
-
-    Every process must call this at the same time, even one that needs no rows.
-
-    Args:
-        tensor: (B, ...), this process's rows; without gradient.
-        index: (M,) int64, positions among the rows of all processes, in the order of ranks.
-
-    Returns:
-        (M, ...).
-    """
-    first = first_rows(tensor)
-    distinct, position = torch.unique(index, return_inverse=True)  # sorted, so by owner
-    if world_size() == 1:
-        return tensor.detach().index_select(0, index)
-    wanted = _split_by(all_gather(distinct), first_rows(distinct))
-    own = slice(int(first[rank()]), int(first[rank() + 1]))
-    asked = [w[(w >= own.start) & (w < own.stop)] - own.start for w in wanted]
-    given = tensor.detach().index_select(0, torch.cat(asked)).flatten(1)
-    owner = torch.bucketize(distinct, first[1:], right=True)
-    counts = torch.bincount(owner, minlength=world_size()).tolist()
-    fetched = given.new_empty(len(distinct), given.shape[1])
-    dist.all_to_all_single(fetched, given, counts, [len(rows) for rows in asked])
-    return fetched.unflatten(1, tensor.shape[1:]).index_select(0, position)  # type: ignore[no-any-return, no-untyped-call]
-
-
-def _gathered(tensor: Tensor) -> tuple[Tensor, list[int]]:
-    """Return the joined rows and each process's number of rows; rows are padded for transport."""
-    size = torch.tensor([len(tensor)], device=tensor.device)
-    sizes = [torch.zeros_like(size) for _ in range(world_size())]
-    dist.all_gather(sizes, size)
-    lengths = [int(s) for s in sizes]
-    longest = max(lengths)
-    padded = tensor.new_zeros((longest, *tensor.shape[1:]))
-    padded[: len(tensor)] = tensor
-    parts = [torch.empty_like(padded) for _ in lengths]
-    dist.all_gather(parts, padded)
-    return torch.cat([part[:n] for part, n in zip(parts, lengths, strict=True)]), lengths
-
-
-def _split_by(rows: Tensor, first: Tensor) -> list[Tensor]:
-    return [rows[a:b] for a, b in pairwise(first.tolist())]
+def _joined(tensor: Tensor) -> Tensor:
+    joined = tensor.new_empty(world_size() * len(tensor), *tensor.shape[1:])
+    gather = getattr(dist, "all_gather_single", None)  # the name from torch 2.13 on
+    (gather or dist.all_gather_into_tensor)(joined, tensor.contiguous())
+    return joined
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:  # type: ignore[override]
-        joined, lengths = _gathered(tensor.contiguous())
-        ctx.own = slice(sum(lengths[: rank()]), sum(lengths[: rank() + 1]))
-        return joined
+        return _joined(tensor)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        total = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total)
-        return total[ctx.own]
+        own = grad.new_empty(len(grad) // world_size(), *grad.shape[1:])
+        scatter = getattr(dist, "reduce_scatter_single", None)  # the name from torch 2.13 on
+        (scatter or dist.reduce_scatter_tensor)(own, grad.contiguous())
+        return own
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, tensor: Tensor, given: Tensor, gives: list[int], takes: list[int]
+    ) -> Tensor:
+        ctx.save_for_backward(given)
+        ctx.gives, ctx.takes, ctx.shape = gives, takes, tensor.shape
+        return _exchanged(tensor.index_select(0, given), gives, takes)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        (given,) = ctx.saved_tensors
+        returned = _exchanged(grad, ctx.takes, ctx.gives)
+        return grad.new_zeros(ctx.shape).index_add_(0, given, returned), None, None, None
+
+
+def _exchanged(rows: Tensor, gives: list[int], takes: list[int]) -> Tensor:
+    """Send `gives[r]` of these rows to each process r, in order, and return what came."""
+    flat = rows.reshape(len(rows), math.prod(rows.shape[1:]))
+    found = flat.new_empty(sum(takes), flat.shape[1])
+    dist.all_to_all_single(found, flat, takes, gives)
+    return found.view(sum(takes), *rows.shape[1:])

@@ -36,7 +36,10 @@ def positive_pairs(row_keys: Tensor, column_keys: Tensor) -> Tensor:
     Returns:
         (B, G) bool, True where any kind of key is equal.
     """
-    return (row_keys[:, None] == column_keys[None]).any(dim=-1)
+    found = row_keys[:, :1] == column_keys[:, 0]
+    for kind in range(1, row_keys.shape[1]):
+        found |= row_keys[:, kind, None] == column_keys[:, kind]
+    return found
 
 
 def soft_targets(positives: Tensor, teacher_sim: Tensor | None, alpha: float) -> Tensor:
@@ -70,6 +73,13 @@ def itc_loss(sim_i2t: Tensor, sim_t2i: Tensor, targets_i2t: Tensor, targets_t2i:
     Returns:
         Scalar float32, at least 0; ln G for equal similarities.
     """
-    i2t = -(torch.log_softmax(sim_i2t.float(), dim=1) * targets_i2t).sum(dim=1).mean()
-    t2i = -(torch.log_softmax(sim_t2i.float(), dim=1) * targets_t2i).sum(dim=1).mean()
+    i2t, t2i = (
+        cross_entropy_rows(sim, targets).mean()
+        for sim, targets in ((sim_i2t, targets_i2t), (sim_t2i, targets_t2i))
+    )
     return (i2t + t2i) / 2
+
+
+def cross_entropy_rows(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return (B,) cross-entropies of (B, G) logits to distributions (B, G), in float32."""
+    return -(torch.log_softmax(logits.float(), dim=1) * targets).sum(dim=1)

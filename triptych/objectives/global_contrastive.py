@@ -10,8 +10,12 @@ from torch import Tensor
 
 from triptych.distributed.collectives import all_gather, all_gather_with_grad, mean_over_ranks
 from triptych.distributed.env import rank
+from triptych.objectives.tiled import contrastive_rows
 
 ContrastiveScope = Literal["global", "local"]
+
+NO_KEY = torch.iinfo(torch.int64).min
+"""Of a column whose key tells nothing; no image and no text has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +62,14 @@ def global_contrastive_loss(
         Scalar float32; 0 with a gradient of 0 when no pair of any process is matched. Averaged
         over processes it is the loss of the joined batch, and with "global" so is its gradient.
     """
+    all_images, all_texts = _columns(image, scope), _columns(text, scope)
     if matched is None:
         matched = torch.ones(len(image), dtype=torch.bool, device=image.device)
-    all_images, all_texts = _columns(image, scope), _columns(text, scope)
-    targets_i2t, targets_t2i = _targets(matched, keys)
-    with torch.autocast(image.device.type, enabled=False):
-        scale = logit_scale.float().exp()
-        i2t = scale * image[matched].float() @ all_texts.float().T  # (matched rows, G)
-        t2i = scale * text[matched].float() @ all_images.float().T
-    per_row = (_cross_entropy(i2t, targets_i2t) + _cross_entropy(t2i, targets_t2i)) / 2
+    rows, of_texts, of_images = _keys(matched, keys, len(all_images))
+    temperature = torch.exp(-logit_scale.float())
+    i2t = contrastive_rows(image, (all_texts,), temperature, rows, (of_texts,))
+    t2i = contrastive_rows(text, (all_images,), temperature, rows, (of_images,))
+    per_row = torch.where(matched, (i2t + t2i) / 2, 0.0)
     return mean_over_ranks(per_row.sum(), matched.sum())
 
 
@@ -74,30 +77,33 @@ def _columns(embedding: Tensor, scope: ContrastiveScope) -> Tensor:
     """Return the embeddings of all processes (G, E)."""
     if scope == "global":
         return all_gather_with_grad(embedding)
-    joined, first = all_gather(embedding), _first_row(embedding)
+    joined, first = all_gather(embedding), rank() * len(embedding)
     return torch.cat([joined[:first], embedding, joined[first + len(embedding) :]])
 
 
-def _first_row(tensor: Tensor) -> int:
-    """Return the position of this process's first row among the rows of all."""
-    lengths = all_gather(torch.tensor([len(tensor)], device=tensor.device))
-    return int(lengths[: rank()].sum())
+def _keys(
+    matched: Tensor, keys: PairKeys | None, num_columns: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the keys that tell positives, of rows and of columns.
 
+    A row's own column is a positive; with identities so is a column whose text (image) is equal,
+    and one that is a pair and whose image (text) is.
 
-def _targets(matched: Tensor, keys: PairKeys | None) -> tuple[Tensor, Tensor]:
-    """Return the distributions over texts and over images of each matched row, (rows, G)."""
-    own = _first_row(matched) + torch.arange(len(matched), device=matched.device)[matched]
-    columns = torch.arange(len(all_gather(matched)), device=matched.device)
-    same = own[:, None] == columns
+    Returns:
+        (B, F) of rows, and (G, F) of columns: of texts, then of images.
+    """
+    number = torch.arange(num_columns, device=matched.device)
+    own = number[rank() * len(matched) :][: len(matched)]
     if keys is None:
-        return same.float(), same.float()
-    is_pair = all_gather(matched)
-    same_image = keys.image[matched][:, None] == all_gather(keys.image)
-    same_text = keys.caption[matched][:, None] == all_gather(keys.caption)
-    i2t = same | same_text | (same_image & is_pair)
-    t2i = same | same_image | (same_text & is_pair)
-    return tuple(p.float() / p.sum(dim=1, keepdim=True) for p in (i2t, t2i))  # type: ignore[return-value]
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    return -(torch.log_softmax(logits, dim=1) * targets).sum(dim=1)
+        return own[:, None], number[:, None], number[:, None]
+    rows = torch.stack([own, keys.image, keys.caption], dim=1)
+    gathered = all_gather(torch.cat([rows, matched[:, None]], dim=1))
+    _, images, texts, is_pair = gathered.unbind(dim=1)
+    paired_images, paired_texts = (
+        torch.where(is_pair.bool(), kind, NO_KEY) for kind in (images, texts)
+    )
+    return (
+        rows,
+        torch.stack([number, paired_images, texts], dim=1),
+        torch.stack([number, images, paired_texts], dim=1),
+    )

@@ -51,6 +51,19 @@ def encode_in_chunks(
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
+def run_in_chunks(run: Encode, *tensors: Tensor, chunk_size: int | None) -> tuple[Tensor, ...]:
+    """Do what `encode_in_chunks` does, or run the whole batch at once without a chunk size.
+
+    Returns:
+        A tuple, also where `run` returns one tensor.
+    """
+    if chunk_size is None:
+        found = run(*tensors)
+    else:
+        found = encode_in_chunks(run, *tensors, chunk_size=chunk_size)
+    return (found,) if isinstance(found, Tensor) else found
+
+
 def _encode(encode: Encode, *rows: Tensor) -> Tensor | tuple[Tensor, ...]:
     if not torch.is_grad_enabled():
         return encode(*rows)

@@ -6,28 +6,75 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from triptych.core.rng import shared_generator
 from triptych.distributed.collectives import mean_over_ranks
+from triptych.distributed.env import rank, world_size
+from triptych.objectives.contrastive import positive_pairs, similarity
+from triptych.objectives.tiled import TILE
 
 
 @torch.no_grad()
-def sample_hard_negatives(sim: Tensor, positives: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw one negative a row, with probability softmax(sim) over what is no positive.
+def sample_hard_negatives(
+    queries: Tensor,
+    candidates: Tensor,
+    temperature: Tensor,
+    query_keys: Tensor,
+    candidate_keys: Tensor,
+    *,
+    tile: int = TILE,
+) -> tuple[Tensor, Tensor]:
+    """Draw one negative a row, with probability softmax(q · cᵀ / τ) over what is no positive.
 
-    One batched draw. Large logits cannot make it fail, since the softmax runs over the negatives
-    alone.
+    Row i of the joined batch takes the i-th number of a generator that all processes share, and
+    the first candidate at which the cumulated probability exceeds it. So the draws do not depend
+    on how the batch is spread over processes. Candidates come in tiles, twice: memory is that of
+    (B, tile) numbers. Large logits cannot make the draw fail, since the softmax runs over the
+    negatives alone.
 
     Args:
-        sim: (B, G) similarities over the temperature.
-        positives: (B, G) bool, True = the same image or the same caption: never drawn.
+        queries: (B, E) of this process's rows; B is the same on each process.
+        candidates: (G, E).
+        temperature: Scalar τ.
+        query_keys: (B, F) int64; see `positive_pairs`.
+        candidate_keys: (G, F) int64.
+        tile: Candidates whose logits exist at a time.
 
     Returns:
-        (B,) int64 column of the negative, and (B,) bool, False for a row that has none (its
-        column means nothing).
+        (B,) int64 position of the negative, and (B,) bool, False for a row that has none (its
+        position means nothing).
     """
-    has_negative = ~positives.all(dim=1)
-    logits = sim.float().masked_fill(positives, -torch.inf)
-    logits = logits.masked_fill(~has_negative[:, None], 0.0)
-    return torch.multinomial(torch.softmax(logits, dim=1), 1)[:, 0], has_negative
+    starts = range(0, len(candidates), tile)
+
+    def logits(start: int) -> Tensor:
+        some = slice(start, start + tile)
+        found = similarity(queries, candidates[some], temperature)
+        return found.masked_fill_(positive_pairs(query_keys, candidate_keys[some]), -torch.inf)
+
+    total = torch.full((len(queries),), -torch.inf, device=queries.device)
+    for start in starts:
+        total = torch.logaddexp(total, torch.logsumexp(logits(start), dim=1))
+    has_negative = total > -torch.inf
+    total = total.masked_fill(~has_negative, 0.0)
+    number = _own_numbers(len(queries), queries.device)
+    passed = torch.zeros_like(total)  # cumulated probability before the tile
+    chosen = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
+    for start in starts:
+        shares = torch.exp(logits(start) - total[:, None])
+        cumulated = passed[:, None] + shares.cumsum(dim=1)
+        here = (passed <= number) & (shares > 0).any(dim=1)
+        last = shares.shape[1] - 1 - (shares > 0).flip(1).int().argmax(dim=1)
+        first = (cumulated > number[:, None]).int().argmax(dim=1)
+        # where rounding keeps the whole sum below the number, the last candidate is taken
+        found = torch.where(cumulated[:, -1] > number, first, last)
+        chosen = torch.where(here, start + found, chosen)
+        passed = cumulated[:, -1]
+    return chosen, has_negative
+
+
+def _own_numbers(num_rows: int, device: torch.device) -> Tensor:
+    """Return this process's part (B,) of uniform numbers for all rows of the joined batch."""
+    numbers = torch.rand(num_rows * world_size(), generator=shared_generator(device), device=device)
+    return numbers[rank() * num_rows :][:num_rows]
 
 
 def itm_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from triptych.core.machine import cpu_has_bf16
 from triptych.distributed.collectives import all_gather
@@ -107,6 +108,7 @@ def _shared(matrices: Tensor) -> Tensor:
     """Orthogonalise (M, R, C), each process its part."""
     if world_size() == 1:
         return orthogonalise(matrices)
-    bounds = [len(matrices) * i // world_size() for i in range(world_size() + 1)]
-    own = matrices[bounds[rank()] : bounds[rank() + 1]]
-    return all_gather(orthogonalise(own) if len(own) else own.to(torch.bfloat16))
+    share = -(-len(matrices) // world_size())
+    own = matrices[rank() * share : (rank() + 1) * share]
+    done = orthogonalise(own) if len(own) else own.to(torch.bfloat16)
+    return all_gather(F.pad(done, (0, 0, 0, 0, 0, share - len(own))))[: len(matrices)]

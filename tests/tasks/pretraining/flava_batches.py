@@ -48,7 +48,7 @@ def make_task(model=None, **settings):
 def make_pairs(size=6, seed=1, itm_labels=(1, 0, 1, 1, 0, 1)):
     """Return pairs with ragged texts, some of them mismatched."""
     generator = torch.Generator().manual_seed(seed)
-    lengths = torch.tensor([LENGTH, 4, 6, 3, 7, 5])[:size]
+    lengths = torch.tensor([LENGTH, 4, 6, 3, 7, 5, 2, 8])[:size]
     mask = torch.arange(LENGTH) < lengths[:, None]
     ids = torch.randint(5, WORDS, (size, LENGTH), generator=generator).masked_fill(~mask, 0)
     chosen = (torch.rand(size, LENGTH, generator=generator) < 0.4) & mask

@@ -321,7 +321,7 @@ def test_impossible_settings_name_the_field(field, value):
         FLAVAPretrainingConfig(**{field: value})
 
 
-SPLITS = {1: (6,), 2: (4, 2), 4: (2, 1, 2, 1)}
+SPLITS = {1: (8,), 2: (4, 4), 4: (2, 2, 2, 2)}
 CASES = {
     "pair": ("pair", {}),
     "text": ("text", {}),
@@ -339,13 +339,17 @@ WHOLE = {"chunks": "pair", "text chunks": "text", "empty chunks": "empty"}
 def _loss_and_gradients(kind, settings, split):
     """Do one step's backward pass on this process's rows, as the trainer does it."""
     task = make_task(**settings)
-    batch = of_kind(make_pairs(), "text" if kind == "text" else "pair")
+    pairs = make_pairs(8, itm_labels=(1, 0, 1, 1, 0, 1, 1, 0))
+    batch = of_kind(pairs, "text" if kind == "text" else "pair")
     if kind == "empty":  # the last rows, all that the second of two processes has, train nothing
-        batch["itm_labels"] = torch.tensor([1, 0, 1, 1, 0, 0])
+        batch["itm_labels"] = torch.tensor([1, 0, 1, 1, 0, 0, 0, 0])
         batch["mlm_labels"][4:] = -100
         batch["hidden_patches"][4:] = False
     if kind == "pair":
-        batch |= {"image_key": torch.arange(6), "caption_key": torch.tensor([0, 3, 2, 3, 4, 5])}
+        batch |= {
+            "image_key": torch.arange(8),
+            "caption_key": torch.tensor([0, 3, 2, 3, 4, 5, 6, 1]),
+        }
     bounds = [0, *torch.tensor(split).cumsum(0).tolist()]
     own = slice(bounds[rank()], bounds[rank() + 1])
     losses = task.losses({name: tensor[own] for name, tensor in batch.items()})

@@ -8,6 +8,7 @@ from tests.models.test_families import shrunken
 from triptych.core.errors import ConfigError
 from triptych.models.families import create_model
 from triptych.models.mplug.model import MPLUG
+from triptych.objectives.contrastive import positive_pairs, similarity
 from triptych.tasks.pretraining import mplug
 from triptych.tasks.pretraining.mplug import OBJECTIVES, MPLUGPretraining, MPLUGPretrainingConfig
 
@@ -76,8 +77,9 @@ def batch():
 def likeliest_negative(monkeypatch):
     """Replace the random draw by the likeliest negative."""
 
-    def draw(sim, positives):
-        logits = sim.detach().masked_fill(positives, -torch.inf)
+    def draw(queries, candidates, temperature, query_keys, candidate_keys):
+        positives = positive_pairs(query_keys, candidate_keys)
+        logits = similarity(queries, candidates, temperature).masked_fill(positives, -torch.inf)
         return logits.argmax(dim=1), ~positives.all(dim=1)
 
     monkeypatch.setattr(mplug, "sample_hard_negatives", draw)
@@ -314,8 +316,8 @@ def test_no_draw_ever_pairs_an_image_with_its_own_caption(batch, monkeypatch):
     task, drawn = make_task(), []
     real = mplug.sample_hard_negatives
 
-    def spy(sim, positives):
-        columns, has_negative = real(sim, positives)
+    def spy(*arguments):
+        columns, has_negative = real(*arguments)
         drawn.append(columns.tolist())
         return columns, has_negative
 

@@ -10,6 +10,7 @@ from benchmarks.speed.mplug_plain import plain_losses
 from benchmarks.speed.plain import takes_shortcuts
 from tests.models.test_families import shrunken
 from tests.tasks.pretraining.test_mplug import make_batch
+from triptych.core.rng import seed_step
 from triptych.models.mplug.model import MPLUG
 from triptych.nn.init import init_weights
 from triptych.tasks.pretraining.mplug import OBJECTIVES, MPLUGPretraining, MPLUGPretrainingConfig
@@ -58,7 +59,7 @@ def make_task(*, distill, name="mplug_base_patch16_256", momentum=0.9, **changes
 
 def run(task, losses_of, batch, active):
     """Return losses and gradients from the same draws."""
-    torch.manual_seed(4)
+    seed_step(4, 0, 0)
     losses = losses_of(batch, active=active)
     trained = {n: p for n, p in task.modules.named_parameters() if p.requires_grad}
     grads = torch.autograd.grad(sum(losses.values()), trained.values(), allow_unused=True)

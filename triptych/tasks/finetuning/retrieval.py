@@ -40,6 +40,7 @@ class RetrievalConfig(TaskConfig):
         momentum: Decay of the momentum encoders' running average (0.995); 0 disables them.
         alpha: Weight of the momentum encoders' distribution in the ITC targets (0.4).
         alpha_ramp_steps: Steps over which alpha grows from 0 (released: the first epoch).
+        chunk_size: Pairs whose activations are kept at a time; see `MPLUGPretrainingConfig`.
     """
 
     temperature: float = 0.07
@@ -47,6 +48,7 @@ class RetrievalConfig(TaskConfig):
     momentum: float = 0.995
     alpha: float = 0.4
     alpha_ramp_steps: int = 0
+    chunk_size: int | None = None
 
     def pretraining(self, model: MPLUG) -> MPLUGPretraining:
         """Return the pre-training task whose contrastive and matching parts are trained."""
@@ -56,6 +58,7 @@ class RetrievalConfig(TaskConfig):
             momentum=self.momentum,
             alpha=self.alpha,
             alpha_ramp_steps=self.alpha_ramp_steps,
+            chunk_size=self.chunk_size,
         )
         return MPLUGPretraining(model, config)
 
@@ -68,6 +71,7 @@ class VLMoRetrievalConfig(TaskConfig):
         temperature: Initial value of τ.
         min_temperature: Lower clamp of τ.
         max_temperature: Upper clamp of τ.
+        chunk_size: Pairs whose activations are kept at a time; see `VLMoPretrainingConfig`.
     """
 
     KIND: ClassVar[str] = "vlmo_retrieval"
@@ -75,6 +79,7 @@ class VLMoRetrievalConfig(TaskConfig):
     temperature: float = 0.07
     min_temperature: float = 0.01
     max_temperature: float = 1.0
+    chunk_size: int | None = None
 
     def pretraining(self, model: VLMo) -> VLMoPretraining:
         """Return the pre-training task whose contrastive and matching parts are trained."""
@@ -82,6 +87,7 @@ class VLMoRetrievalConfig(TaskConfig):
             temperature=self.temperature,
             min_temperature=self.min_temperature,
             max_temperature=self.max_temperature,
+            chunk_size=self.chunk_size,
         )
         pretraining = VLMoPretraining(model, config)
         model.mlm_head.requires_grad_(False)

@@ -27,7 +27,8 @@ from triptych.objectives.global_contrastive import (
     PairKeys,
     global_contrastive_loss,
 )
-from triptych.objectives.gradient_cache import Encode, encode_in_chunks
+from triptych.objectives.gradient_cache import Encode, run_in_chunks
+from triptych.objectives.mlm import token_sum
 from triptych.tasks.pretraining import image_tokenizer as image_tokenizers
 from triptych.tasks.pretraining.padding import cut_padding, true_positions
 from triptych.tasks.pretraining.work import flava_work
@@ -201,7 +202,7 @@ class FLAVAPretraining:
             positions, valid = true_positions(F.pad(labels != IGNORE_INDEX, (1, 0)))
             states = model.visual_encoder.read(image, hidden, positions)[valid]
             logits = model.mim_head(model.visual_encoder.final_norm(states))
-            return _sum_loss(logits, labels[labels != IGNORE_INDEX])
+            return token_sum(logits, labels[labels != IGNORE_INDEX])[None]
 
         (sums,) = self._in_chunks(run, batch["image"], _hidden(batch), labels)
         return mean_over_ranks(sums.sum(), (labels != IGNORE_INDEX).sum())
@@ -214,16 +215,14 @@ class FLAVAPretraining:
             positions, valid = true_positions(labels != IGNORE_INDEX)
             states = model.text_encoder.read(ids, mask, positions)[valid]
             logits = model.mlm_head(model.text_encoder.final_norm(states))
-            return _sum_loss(logits, labels[labels != IGNORE_INDEX])
+            return token_sum(logits, labels[labels != IGNORE_INDEX])[None]
 
         (sums,) = self._in_chunks(run, batch["mlm_token_ids"], batch["text_mask"], labels)
         return mean_over_ranks(sums.sum(), (labels != IGNORE_INDEX).sum())
 
     def _in_chunks(self, run: Encode, *rows: Tensor) -> tuple[Tensor, ...]:
         """Return what `run` makes of the batch, `chunk_size` rows at a time if that is set."""
-        size = self.config.chunk_size
-        found = run(*rows) if size is None else encode_in_chunks(run, *rows, chunk_size=size)
-        return (found,) if isinstance(found, Tensor) else found
+        return run_in_chunks(run, *rows, chunk_size=self.config.chunk_size)
 
     def _pair_losses(
         self, batch: Mapping[str, Tensor], active: frozenset[str]
@@ -323,9 +322,9 @@ class FLAVAPretraining:
         has_target, is_text = labels != IGNORE_INDEX, positions > image.shape[1]
         in_image, in_text = has_target & ~is_text, has_target & is_text
         return (
-            _sum_loss(model.itm_head(states[:, 0]), rows.itm_labels),
-            _sum_loss(model.mmm_image_head(states[in_image]), labels[in_image]),
-            _sum_loss(model.mmm_text_head(states[in_text]), labels[in_text]),
+            token_sum(model.itm_head(states[:, 0]), rows.itm_labels)[None],
+            token_sum(model.mmm_image_head(states[in_image]), labels[in_image])[None],
+            token_sum(model.mmm_text_head(states[in_text]), labels[in_text])[None],
         )
 
     def _gc(
@@ -374,11 +373,6 @@ class _Pairs(NamedTuple):
     codes: Tensor
     words: Tensor
     itm_labels: Tensor
-
-
-def _sum_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the sum of the cross-entropies of (n, V) logits, (1,); 0 with its graph for none."""
-    return F.cross_entropy(logits.float(), labels, reduction="sum")[None]
 
 
 def kind_of_batch(batch: Mapping[str, Tensor]) -> Kind:

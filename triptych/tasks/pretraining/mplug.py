@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from triptych.core.config import check
-from triptych.core.outputs import FusedFeatures, ImageFeatures, Predictions, TextFeatures
+from triptych.core.outputs import Predictions, TextFeatures
 from triptych.data.collate import PretrainingCollator
-from triptych.distributed.collectives import all_gather, all_gather_with_grad
+from triptych.distributed.collectives import (
+    RowExchange,
+    all_gather,
+    all_gather_with_grad,
+    max_over_ranks,
+    mean_over_ranks,
+)
+from triptych.distributed.env import world_size
 from triptych.models.mplug.model import MPLUG
 from triptych.objectives import IGNORE_INDEX
-from triptych.objectives.contrastive import (
-    itc_loss,
-    positive_pairs,
-    similarity,
-    soft_targets,
-)
 from triptych.objectives.feature_queue import FeatureQueue
-from triptych.objectives.matching import itm_loss, sample_hard_negatives
-from triptych.objectives.mlm import distillation_loss, shift_targets, token_loss
+from triptych.objectives.gradient_cache import run_in_chunks
+from triptych.objectives.matching import sample_hard_negatives
 from triptych.objectives.momentum import MomentumEncoder
+from triptych.objectives.tiled import Teacher, contrastive_rows
+from triptych.tasks.pretraining.mplug_passes import (
+    STATES,
+    encode_pairs,
+    encode_texts,
+    fused_sums,
+    stacked_texts,
+    sum_counts,
+    taught_states,
+    text_names,
+    text_width,
+    word_targets,
+)
 from triptych.tasks.pretraining.work import mplug_work
 from triptych.tasks.spec import TaskConfig, TaskRecipe, TaskSpec, TrainedModels
 
@@ -48,6 +62,9 @@ class MPLUGPretrainingConfig(TaskConfig):
         alpha_ramp_steps: Steps over which alpha grows from 0 (released: the first epoch).
         distill_mlm: Whether MLM also learns from the momentum model, with weight alpha.
         distill_prefix_lm: Whether PrefixLM also learns from the momentum model, with weight alpha.
+        chunk_size: Pairs whose activations are kept at a time. The rest is computed again in the
+            backward pass: a contrastive batch of any size on one device, the same losses and
+            gradients. None keeps the whole batch.
     """
 
     temperature: float = 0.07
@@ -59,6 +76,7 @@ class MPLUGPretrainingConfig(TaskConfig):
     alpha_ramp_steps: int = 0
     distill_mlm: bool = False
     distill_prefix_lm: bool = False
+    chunk_size: int | None = None
 
     def __post_init__(self) -> None:
         """Reject settings that contradict each other."""
@@ -71,6 +89,8 @@ class MPLUGPretrainingConfig(TaskConfig):
             self.temperature,
             f"be in [{self.min_temperature}, {self.max_temperature}]",
         )
+        chunk = self.chunk_size
+        check(chunk is None or chunk >= 1, "chunk_size", chunk, "be at least 1, or absent")
         for name in ("distill_mlm", "distill_prefix_lm"):
             check(
                 self.momentum > 0 or not getattr(self, name), name, True, "be off with momentum 0"
@@ -157,20 +177,30 @@ class MPLUGPretraining:
         Returns:
             Scalars by name, in the order itc, itm, mlm, prefix_lm.
         """
-        image = self.model.encode_image(batch["image"])
-        texts = _encode_texts(self.model, batch, active)
+        names = text_names(active)
+        width = text_width(batch, names)
+        if "itm" in active and world_size() > 1:  # texts move, so all need one width
+            width = int(max_over_ranks(torch.tensor(width, device=batch["image"].device)))
+        ids, mask = stacked_texts(batch, names, width)
         with torch.no_grad():
             teacher = self._teacher_pass(batch, active)
+        embed = bool(active & {"itc", "itm"})
+
+        def encode(*rows: Tensor) -> tuple[Tensor, ...]:
+            return encode_pairs(self.model, *rows, embed=embed)
+
+        image, tokens, *embeddings = run_in_chunks(
+            encode, batch["image"], ids, mask, chunk_size=self.config.chunk_size
+        )
         losses: dict[str, Tensor] = {}
-        sims = None
-        if active & {"itc", "itm"}:
-            image_embedding = self.model.embed_image(image)
-            text_embedding = self.model.embed_text(texts["caption"])
-            sims = similarity(image_embedding, text_embedding, self.temperature)
-            if "itc" in active:
-                losses["itc"] = self.itc(batch, image_embedding, text_embedding, sims, teacher)
+        negatives = None
+        if "itc" in active:
+            losses["itc"] = self.itc(batch, embeddings[0], embeddings[1], teacher)
+        if "itm" in active:
+            negatives = self.hard_negatives(batch, embeddings[0], embeddings[1])
+        rows = {"image": image, "tokens": tokens, "mask": mask}
         if active & {"itm", "mlm", "prefix_lm"}:
-            losses |= self._fused_losses(batch, image, texts, sims, active, teacher)
+            losses |= self._fused_losses(batch, rows, active, teacher, negatives)
         return losses
 
     def after_step(self, step: int) -> None:
@@ -210,7 +240,6 @@ class MPLUGPretraining:
         batch: Mapping[str, Tensor],
         image_embedding: Tensor,
         text_embedding: Tensor,
-        sims: Tensor,
         teacher: TeacherPass | None,
     ) -> Tensor:
         """Contrast images and texts of the batch with each other, all processes and the queue.
@@ -219,138 +248,117 @@ class MPLUGPretraining:
             batch: Gives the keys that tell positives.
             image_embedding: (B, E).
             text_embedding: (B, E).
-            sims: (B, B) similarities of the student over the temperature.
             teacher: What the momentum model says, if there is one.
         """
-        keys = torch.stack([batch["image_key"], batch["caption_key"]], dim=1)  # (B, 2)
-        all_keys = all_gather(keys)  # (G, 2): the rows of all processes
+        own = (image_embedding, text_embedding)
+        keys = _pair_keys(batch)  # (B, 2)
+        column_keys = [all_gather(keys)]  # (G, 2): the rows of all processes
         if teacher is None:
-            columns = all_gather_with_grad(image_embedding), all_gather_with_grad(text_embedding)
+            taught: list[Teacher | None] = [None, None]
+            columns = [[all_gather_with_grad(side)] for side in own]
         else:
-            columns = all_gather(teacher.image_embedding), all_gather(teacher.text_embedding)
-        image_m, text_m = columns[0].detach(), columns[1].detach()
+            sides = (teacher.image_embedding, teacher.text_embedding)
+            taught = [Teacher(side, self.alpha()) for side in sides]
+            columns = [[all_gather(side)] for side in sides]
         if self.model.training:
-            self._pending.append((image_m, text_m, all_keys))
-        if teacher is None and len(all_keys) == len(keys):
-            sim_i2t, sim_t2i = sims, sims.T
-        elif teacher is None:
-            sim_i2t = similarity(image_embedding, columns[1], self.temperature)
-            sim_t2i = similarity(text_embedding, columns[0], self.temperature)
-        else:
-            sim_i2t = similarity(image_embedding, text_m, self.temperature)
-            sim_t2i = similarity(text_embedding, image_m, self.temperature)
-        queued = None
+            self._pending.append((columns[0][0].detach(), columns[1][0].detach(), column_keys[0]))
         if "queue" in self.modules:
-            queued = cast(FeatureQueue, self.modules["queue"]).features()
-            more_i2t = similarity(image_embedding, queued[1], self.temperature)
-            more_t2i = similarity(text_embedding, queued[0], self.temperature)
-            sim_i2t = torch.cat([sim_i2t, more_i2t], dim=1)
-            sim_t2i = torch.cat([sim_t2i, more_t2i], dim=1)
-            all_keys = torch.cat([all_keys, queued[2]])
-        positives = positive_pairs(keys, all_keys)
-        if teacher is None:
-            targets = soft_targets(positives, None, 0.0)
-            return itc_loss(sim_i2t, sim_t2i, targets, targets)
-        tau, targets_of_side = self.temperature.detach(), []
-        for query, columns_m, number in (
-            (teacher.image_embedding, text_m, 1),
-            (teacher.text_embedding, image_m, 0),
-        ):
-            sim_m = similarity(query, columns_m, tau)
-            if queued is not None:
-                sim_m = torch.cat([sim_m, similarity(query, queued[number], tau)], dim=1)
-            targets_of_side.append(soft_targets(positives, sim_m, self.alpha()))
-        return itc_loss(sim_i2t, sim_t2i, *targets_of_side)
+            *queued, queued_keys = cast(FeatureQueue, self.modules["queue"]).features()
+            columns = [[*part, old] for part, old in zip(columns, queued, strict=True)]
+            column_keys.append(queued_keys)
+        per_row = [
+            contrastive_rows(
+                own[side],
+                columns[1 - side],
+                self.temperature,
+                keys,
+                column_keys,
+                teacher=taught[side],
+            )
+            for side in (0, 1)
+        ]
+        return (per_row[0].mean() + per_row[1].mean()) / 2
+
+    @torch.no_grad()
+    def hard_negatives(
+        self, batch: Mapping[str, Tensor], image_embedding: Tensor, text_embedding: Tensor
+    ) -> HardNegatives:
+        """Draw a text for each image and an image for each text, of those of all processes.
+
+        A candidate's chance is the softmax of the student's similarities.
+
+        Args:
+            batch: Gives the keys that tell positives.
+            image_embedding: (B, E).
+            text_embedding: (B, E).
+        """
+        own, tau = _pair_keys(batch), self.temperature
+        images, texts, keys = (all_gather(t) for t in (image_embedding, text_embedding, own))
+        text, has_text = sample_hard_negatives(image_embedding, texts, tau, own, keys)
+        image, has_image = sample_hard_negatives(text_embedding, images, tau, own, keys)
+        labels = torch.zeros(len(own), 3, dtype=torch.int64, device=own.device)
+        labels[:, 0] = 1
+        labels[:, 1].masked_fill_(~has_image, IGNORE_INDEX)
+        labels[:, 2].masked_fill_(~has_text, IGNORE_INDEX)
+        wanted = all_gather(torch.stack([text, image])[None]).cpu()  # (processes, 2, B)
+        return HardNegatives(
+            RowExchange(wanted[:, 0], len(own), own.device),
+            RowExchange(wanted[:, 1], len(own), own.device),
+            labels,
+        )
 
     def _fused_losses(
         self,
         batch: Mapping[str, Tensor],
-        image: ImageFeatures,
-        texts: dict[str, TextFeatures],
-        sims: Tensor | None,
+        rows: dict[str, Tensor],
         active: frozenset[str],
         teacher: TeacherPass | None,
+        negatives: HardNegatives | None,
     ) -> dict[str, Tensor]:
-        """Fuse all rows at once and read each objective's own."""
-        rows = _word_rows(batch, texts, active)
-        itm_labels = None
-        if "itm" in active:
-            assert sims is not None
-            rows["itm"], itm_labels = self._itm_rows(batch, texts["caption"], sims)
-        fused = _fuse(self.model, image, rows)
-        losses: dict[str, Tensor] = {}
-        if itm_labels is not None:
-            losses["itm"] = itm_loss(self.model.match_logits(fused["itm"]), itm_labels)
-        if "mlm" in active:
-            states = fused["mlm"].text_tokens
-            losses["mlm"] = self._mlm(batch["mlm_labels"], states, teacher)
-        if "prefix_lm" in active:
-            losses["prefix_lm"] = self._prefix_lm(batch, image, fused["prefix_lm"], teacher)
-        return losses
+        """Fuse all rows, at once or in chunks, and average each objective's sums.
 
-    def _itm_rows(
-        self, batch: Mapping[str, Tensor], caption: TextFeatures, sims: Tensor
-    ) -> tuple[_Rows, Tensor]:
-        """Return [pairs; text with negative image; image with negative text] and their labels."""
-        negative_text, negative_image, labels = self.hard_negatives(batch, sims)
-        own = torch.arange(len(negative_text), device=labels.device)
-        texts = caption.select(torch.cat([own, own, negative_text]))
-        only_cls = torch.zeros_like(texts.mask)
-        only_cls[:, 0] = True
-        return _Rows(texts, torch.cat([own, negative_image, own]), only_cls), labels
-
-    def hard_negatives(
-        self, batch: Mapping[str, Tensor], sims: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw a text for each image and an image for each text from the student's similarities.
-
-        Returns:
-            Negative text of each image (B,), negative image of each text (B,), and the ITM labels
-            (3·B,) of [pairs; text with negative image; image with negative text].
+        Args:
+            batch: Gives the words to predict.
+            rows: See `fused_sums`; the others are added here.
+            active: Objectives.
+            teacher: What the momentum model says.
+            negatives: For ITM.
         """
-        keys = torch.stack([batch["image_key"], batch["caption_key"]], dim=1)
-        positives = positive_pairs(keys, keys)
-        negative_text, has_text = sample_hard_negatives(sims, positives)
-        negative_image, has_image = sample_hard_negatives(sims.T, positives)
-        labels = torch.cat(
-            [torch.ones_like(negative_text), torch.zeros_like(negative_text).repeat(2)]
-        )
-        none = torch.cat([torch.zeros_like(has_text), ~has_image, ~has_text])
-        return negative_text, negative_image, labels.masked_fill(none, IGNORE_INDEX)
+        names, states = text_names(active), {} if teacher is None else teacher.states
+        rows |= states | word_targets(batch, active)
+        images = wrong_image = None
+        if negatives is not None:
+            rows |= negatives.texts_for(rows["tokens"][:, 0], rows["mask"][:, 0])
+            images, wrong_image = negatives.images.extend(rows["image"]), negatives.images.position
+            if self.config.chunk_size is not None:  # a chunk takes its own copies
+                rows["wrong_image"] = images.index_select(0, wrong_image)
+                images = wrong_image = None
 
-    def _mlm(self, labels: Tensor, states: Tensor, teacher: TeacherPass | None) -> Tensor:
-        """Score masked positions only; the vocabulary is the costly axis."""
-        masked = labels != IGNORE_INDEX
-        states = states[:, : labels.shape[1]]  # the text pass pads to its longest text
-        logits = self.model.word_logits(states[masked])  # (masked tokens, V)
-        loss = token_loss(logits, labels[masked])
-        if teacher is None or teacher.mlm_states is None:
-            return loss
-        teacher_logits = teacher.model.word_logits(teacher.mlm_states[masked])
-        alpha = self.alpha()
-        distilled = distillation_loss(logits, teacher_logits.detach(), labels[masked])
-        return (1 - alpha) * loss + alpha * distilled
+        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+            sums = fused_sums(
+                self.model,
+                names,
+                dict(zip(rows, tensors, strict=True)),
+                active,
+                teacher=None if teacher is None else teacher.model,
+                images=images,
+                wrong_image=wrong_image,
+            )
+            return tuple(sums.values())
 
-    def _prefix_lm(
-        self,
-        batch: Mapping[str, Tensor],
-        image: ImageFeatures,
-        fused: FusedFeatures,
-        teacher: TeacherPass | None,
-    ) -> Tensor:
-        """Say the rest of the caption, given the image and the prefix."""
-        inputs, labels = shift_targets(batch["target_token_ids"], batch["target_mask"])
-        read = labels != IGNORE_INDEX
-        memory = self.model.memory_states(image, fused)
-        states = self.model.decoder.read_once(inputs, read, *memory)
-        logits = self.model.decoder.word_logits(states[read])  # (target tokens, V)
-        loss = token_loss(logits, labels[read])
-        if teacher is None or teacher.prefix_states is None:
-            return loss
-        teacher_logits = teacher.model.decoder.word_logits(teacher.prefix_states[read])
+        found = run_in_chunks(run, *rows.values(), chunk_size=self.config.chunk_size)
+        means = {
+            name: mean_over_ranks(total.sum(), count)
+            for (name, count), total in zip(sum_counts(rows, active), found, strict=True)
+        }
         alpha = self.alpha()
-        distilled = distillation_loss(logits, teacher_logits.detach(), labels[read])
-        return (1 - alpha) * loss + alpha * distilled
+        return {
+            name: (1 - alpha) * mean + alpha * means[f"{name}_distilled"]
+            if f"{name}_distilled" in means
+            else mean
+            for name, mean in means.items()
+            if name in active
+        }
 
     def _teacher_pass(
         self, batch: Mapping[str, Tensor], active: frozenset[str]
@@ -364,113 +372,77 @@ class MPLUGPretraining:
         if "teacher" not in self.modules or not ("itc" in active or taught):
             return None
         model = cast(MPLUG, cast(MomentumEncoder, self.modules["teacher"]).module)
-        texts = _encode_texts(model, batch, taught | {"itc"})
-        text_embedding = model.embed_text(texts["caption"])
-        if not taught:
-            return TeacherPass(model, model.embed_pixels(batch["image"]), text_embedding)
-        image = model.encode_image(batch["image"])
-        fused = _fuse(model, image, _word_rows(batch, texts, taught))
-        mlm_states = prefix_states = None
-        if "mlm" in taught:
-            mlm_states = fused["mlm"].text_tokens[:, : batch["mlm_labels"].shape[1]]
-        if "prefix_lm" in taught:
-            inputs, labels = shift_targets(batch["target_token_ids"], batch["target_mask"])
-            memory = model.memory_states(image, fused["prefix_lm"])
-            prefix_states = model.decoder.read_once(inputs, labels != IGNORE_INDEX, *memory)
-        return TeacherPass(
-            model, model.embed_image(image), text_embedding, mlm_states, prefix_states
+        names = text_names(taught | {"itc"})
+        ids, mask = stacked_texts(batch, names, text_width(batch, names))
+        targets = word_targets(batch, taught)
+
+        def run(image: Tensor, ids: Tensor, mask: Tensor, *words: Tensor) -> tuple[Tensor, ...]:
+            if not taught:
+                caption = TextFeatures(encode_texts(model, ids, mask)[:, 0], mask[:, 0])
+                return model.embed_pixels(image), model.embed_text(caption)
+            states, tokens, *embeddings = encode_pairs(model, image, ids, mask, embed=True)
+            rows = {"image": states, "tokens": tokens, "mask": mask}
+            rows |= dict(zip(targets, words, strict=True))
+            return *embeddings, *taught_states(model, names, rows, taught).values()
+
+        image, text, *states = run_in_chunks(
+            run, batch["image"], ids, mask, *targets.values(), chunk_size=self.config.chunk_size
         )
+        keys = [STATES[name] for name in STATES if name in taught]
+        return TeacherPass(model, image, text, dict(zip(keys, states, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
 class TeacherPass:
-    """What the momentum model says about a batch."""
+    """What the momentum model says about a batch.
+
+    Attributes:
+        model: The momentum model.
+        image_embedding: (B, E).
+        text_embedding: (B, E).
+        states: What its heads read; see `taught_states`.
+    """
 
     model: MPLUG
     image_embedding: Tensor
     text_embedding: Tensor
-    mlm_states: Tensor | None = None
-    prefix_states: Tensor | None = None
+    states: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
-    """Rows of the fusion pass that one objective reads.
+class HardNegatives:
+    """A wrong text for each image and a wrong image for each text, wherever they are.
 
     Attributes:
-        texts: M texts.
-        image_index: (M,) int64, the image of each.
-        read: (M, L) bool, True = the objective reads this text state.
+        texts: Says which.
+        images: Says which.
+        labels: (B, 3) int64 of the pair, the text with a wrong image, the image with a wrong text.
     """
 
-    texts: TextFeatures
-    image_index: Tensor
-    read: Tensor
+    texts: RowExchange
+    images: RowExchange
+    labels: Tensor
+
+    def texts_for(self, tokens: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Return what `fused_sums` reads of the wrong texts.
+
+        Args:
+            tokens: (B, L, D) states of this process's captions; L is the same on all processes.
+            mask: (B, L) bool.
+        """
+        wrong_tokens, wrong_mask = (
+            self.texts.extend(t).index_select(0, self.texts.position) for t in (tokens, mask)
+        )
+        return {
+            "wrong_tokens": wrong_tokens,
+            "wrong_mask": wrong_mask,
+            "itm_labels": self.labels,
+        }
 
 
-_TEXT_KEYS = {
-    "caption": ("token_ids", "text_mask"),
-    "mlm": ("mlm_token_ids", "text_mask"),
-    "prefix_lm": ("prefix_token_ids", "prefix_mask"),
-}
-
-
-def _encode_texts(
-    model: MPLUG, batch: Mapping[str, Tensor], active: frozenset[str]
-) -> dict[str, TextFeatures]:
-    """Encode captions, masked captions and prefixes, as objectives need them, in one pass."""
-    names = ["caption"] if active & {"itc", "itm"} else []
-    names += [name for name in ("mlm", "prefix_lm") if name in active]
-    if not names:
-        return {}
-    pairs = [tuple(batch[key] for key in _TEXT_KEYS[name]) for name in names]
-    width = max(ids.shape[1] for ids, _ in pairs)
-    ids, mask = (
-        torch.cat([_widen(part, width) for part in parts]) for parts in zip(*pairs, strict=True)
-    )
-    encoded = model.encode_text(ids, mask)
-    tokens = encoded.tokens.chunk(len(names))
-    return {
-        name: TextFeatures(part, part_mask)
-        for name, part, part_mask in zip(names, tokens, mask.chunk(len(names)), strict=True)
-    }
-
-
-def _word_rows(
-    batch: Mapping[str, Tensor], texts: Mapping[str, TextFeatures], active: frozenset[str]
-) -> dict[str, _Rows]:
-    """Return the rows of MLM, which reads masked positions, and of PrefixLM, which reads all."""
-    rows, own = {}, torch.arange(len(batch["image"]), device=batch["image"].device)
-    if "mlm" in active:
-        masked = _widen(batch["mlm_labels"] != IGNORE_INDEX, texts["mlm"].mask.shape[1])
-        rows["mlm"] = _Rows(texts["mlm"], own, masked)
-    if "prefix_lm" in active:
-        rows["prefix_lm"] = _Rows(texts["prefix_lm"], own, texts["prefix_lm"].mask)
-    return rows
-
-
-def _fuse(
-    model: MPLUG, image: ImageFeatures, rows: Mapping[str, _Rows]
-) -> dict[str, FusedFeatures]:
-    """Run the fusion network once for all objectives; the texts of all are equally wide."""
-    parts = rows.values()
-    texts = TextFeatures(
-        torch.cat([part.texts.tokens for part in parts]),
-        torch.cat([part.texts.mask for part in parts]),
-    )
-    image_index = torch.cat([part.image_index for part in parts])
-    read = torch.cat([part.read for part in parts])
-    fused = model.fuse(image, texts, image_index=image_index, read=read)
-    found, start = {}, 0
-    for name, part in rows.items():
-        end = start + len(part.image_index)
-        found[name], start = fused.rows(slice(start, end)), end
-    return found
-
-
-def _widen(x: Tensor, width: int) -> Tensor:
-    """Pad (B, L) with zeros on the right."""
-    return nn.functional.pad(x, (0, width - x.shape[1]))
+def _pair_keys(batch: Mapping[str, Tensor]) -> Tensor:
+    """Return (B, 2) keys of image and caption."""
+    return torch.stack([batch["image_key"], batch["caption_key"]], dim=1)
 
 
 SPEC = TaskSpec(

@@ -6,16 +6,40 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from triptych.distributed.collectives import max_over_ranks
+from triptych.objectives import IGNORE_INDEX
+
+TEXT_KEYS = frozenset({"token_ids", "mlm_token_ids", "mlm_labels", "text_mask"})
+"""What is as wide as the batch's longest text."""
 
 
-def cut_padding(batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return a batch whose texts end with the longest of them; padding costs time."""
+def cut_padding(batch: Mapping[str, Tensor], *, together: bool = False) -> Mapping[str, Tensor]:
+    """Return a batch whose texts end with the longest of them; padding costs time.
+
+    Args:
+        batch: `text_mask` (B, L) bool, and others of `TEXT_KEYS`.
+        together: Whether to end with the longest text of all processes, so that all have the same
+            width. All must then call this at the same time.
+    """
     mask = batch.get("text_mask")
-    if mask is None or bool(mask[:, -1].any()):
+    if mask is None:
         return batch
-    longest = max(1, int(mask.any(dim=0).nonzero().max()) + 1) if bool(mask.any()) else 1
-    names = {"token_ids", "mlm_token_ids", "mlm_labels", "text_mask"}
-    return {name: t[:, :longest] if name in names else t for name, t in batch.items()}
+    length = (mask.any(dim=0) * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax()
+    width = max(1, int(max_over_ranks(length) if together else length))
+    return {
+        name: _of_width(tensor, width, IGNORE_INDEX if name == "mlm_labels" else 0)
+        if name in TEXT_KEYS
+        else tensor
+        for name, tensor in batch.items()
+    }
+
+
+def _of_width(tensor: Tensor, width: int, value: int) -> Tensor:
+    """Cut (B, L) to a width, or pad it on the right."""
+    missing = width - tensor.shape[1]
+    return F.pad(tensor, (0, missing), value=value) if missing > 0 else tensor[:, :width]
 
 
 def true_positions(mask: Tensor) -> tuple[Tensor, Tensor]:

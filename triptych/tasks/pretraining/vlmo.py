@@ -15,15 +15,15 @@ from torch.nn import functional as F
 from triptych.core.config import check
 from triptych.core.outputs import Predictions
 from triptych.data.collate import PretrainingCollator
-from triptych.distributed.collectives import all_gather, all_gather_padded, fetch_rows, first_rows
-from triptych.distributed.env import rank
+from triptych.distributed.collectives import RowExchange, all_gather, mean_over_ranks
+from triptych.distributed.env import world_size
 from triptych.models.vlmo.model import VLMo
 from triptych.models.vlmo.trunk import TokenSequence
 from triptych.objectives import IGNORE_INDEX
-from triptych.objectives.contrastive import positive_pairs, similarity
 from triptych.objectives.global_contrastive import PairKeys, global_contrastive_loss
-from triptych.objectives.matching import itm_loss, sample_hard_negatives
-from triptych.objectives.mlm import token_loss
+from triptych.objectives.gradient_cache import run_in_chunks
+from triptych.objectives.matching import sample_hard_negatives
+from triptych.objectives.mlm import token_sum
 from triptych.tasks.pretraining.padding import cut_padding, true_positions
 from triptych.tasks.pretraining.work import vlmo_work
 from triptych.tasks.spec import TaskConfig, TaskRecipe, TaskSpec, TrainedModels
@@ -44,6 +44,9 @@ class VLMoPretrainingConfig(TaskConfig):
             a model with `fused_contrast`.
         negatives: Where ITM's hard negatives come from: "global" samples from the batches of all
             processes, "local" from this process's.
+        chunk_size: Pairs whose activations are kept at a time. The rest is computed again in the
+            backward pass: a contrastive batch of any size on one device, the same losses and
+            gradients. None keeps the whole batch.
     """
 
     KIND: ClassVar[str] = "vlmo_pretraining"
@@ -53,9 +56,12 @@ class VLMoPretrainingConfig(TaskConfig):
     max_temperature: float = 1.0
     fused_itc: bool = False
     negatives: Literal["global", "local"] = "global"
+    chunk_size: int | None = None
 
     def __post_init__(self) -> None:
-        """Reject a temperature outside its bounds."""
+        """Reject values out of range."""
+        chunk = self.chunk_size
+        check(chunk is None or chunk >= 1, "chunk_size", chunk, "be at least 1, or absent")
         check(
             0 < self.min_temperature <= self.temperature <= self.max_temperature,
             "temperature",
@@ -171,21 +177,21 @@ class VLMoPretraining:
         Returns:
             Scalars by name, in the order itc, itm, mlm.
         """
-        batch = cut_padding(batch)
-        image = self.model.image_inputs(batch["image"])
-        scores = self._position_scores(batch)
+        is_global = self.config.negatives == "global"
+        batch = cut_padding(batch, together=is_global and "itm" in active)
+        scores = self.model.trunk.position_scores(batch["text_mask"].shape[1])  # of all passes
+        rows = self._rows(batch, with_text=bool(active & {"itc", "itm"}))
         losses: dict[str, Tensor] = {}
-        text = negatives = None
+        negatives = None
         if active & {"itc", "itm"}:
-            text = self.model.text_inputs(batch["token_ids"])
             with nullcontext() if "itc" in active else torch.no_grad():
-                embedded = self.embed(image, text, batch["text_mask"], scores=scores)
+                embedded = self._embed_rows(rows, scores)
             if "itc" in active:
                 losses["itc"] = self.itc(batch, embedded)
             if "itm" in active:
                 negatives = self.hard_negatives(batch, embedded)
         if active & {"itm", "mlm"}:
-            losses |= self._fused_losses(batch, image, text, negatives, active, scores)
+            losses |= self._fused_losses(batch, rows, negatives, active, scores)
         return losses
 
     def after_step(self, step: int) -> None:
@@ -263,79 +269,157 @@ class VLMoPretraining:
 
         A candidate's chance is the softmax of its similarity, through the own experts. Of texts all
         ids are known everywhere; of images only the chosen ones are fetched.
+
+        Args:
+            batch: Its texts are equally wide on all processes; see `cut_padding`.
+            embedded: Embeddings of the batch.
         """
         own = torch.stack([batch["image_key"], batch["caption_key"]], dim=1)  # (B, 2)
         image, text, keys = embedded.image[0], embedded.text[0], own
         ids, mask = batch["token_ids"], batch["text_mask"]
-        first = 0
         is_global = self.config.negatives == "global"
         if is_global:
-            image, text, keys = all_gather(image), all_gather(text), all_gather(keys)
-            ids, mask = all_gather_padded(ids), all_gather_padded(mask)
-            first = int(first_rows(own)[rank()])
-        positives = positive_pairs(own, keys)
+            image, text, keys, ids, mask = (all_gather(t) for t in (image, text, keys, ids, mask))
         temperature = torch.exp(-embedded.logit_scale[0])
-        sim_i2t = similarity(embedded.image[0], text, temperature)
-        sim_t2i = similarity(embedded.text[0], image, temperature)
-        wrong_text, has_text = sample_hard_negatives(sim_i2t, positives)
-        wrong_image, has_image = sample_hard_negatives(sim_t2i, positives)
-
-        size = len(own)
-        image_index = wrong_image - first
-        remote = (image_index < 0) | (image_index >= size)
-        image_index = torch.where(remote, size + remote.cumsum(0) - 1, image_index)
+        wrong_text, has_text = sample_hard_negatives(
+            embedded.image[0], text, temperature, own, keys
+        )
+        wrong_image, has_image = sample_hard_negatives(
+            embedded.text[0], image, temperature, own, keys
+        )
         images = batch["image"][:0]
         if is_global:
-            images = fetch_rows(batch["image"], wrong_image[remote])
+            wanted = all_gather(wrong_image).view(world_size(), -1).cpu()
+            exchange = RowExchange(wanted, len(own), own.device)
+            images, wrong_image = exchange.fetch(batch["image"]), exchange.position
         return HardNegatives(
-            images, image_index, has_image, ids[wrong_text], mask[wrong_text], has_text
+            images, wrong_image, has_image, ids[wrong_text], mask[wrong_text], has_text
         )
 
-    def _position_scores(self, batch: Mapping[str, Tensor]) -> Tensor | None:
-        """Return the scores of all passes of a step: those of the longest text that may come."""
-        width = torch.tensor([batch["text_mask"].shape[1]])
-        if self.config.negatives == "global":
-            width = all_gather(width.to(batch["text_mask"].device))
-        return self.model.trunk.position_scores(int(width.max()))
+    def _rows(self, batch: Mapping[str, Tensor], *, with_text: bool) -> dict[str, Tensor]:
+        """Return what both passes read of images and captions.
+
+        Returns:
+            `mask` (B, L); `image` and, if wanted, `text`: (B, N, D) and (B, L, D) inputs of the
+            trunk, or, where chunks make their own, pixels and token ids.
+        """
+        rows = {"image": batch["image"], "mask": batch["text_mask"]}
+        if with_text:
+            rows["text"] = batch["token_ids"]
+        if self.config.chunk_size is None:
+            rows["image"] = self.model.image_inputs(rows["image"])
+            if with_text:
+                rows["text"] = self.model.text_inputs(rows["text"])
+        return rows
+
+    def _inputs(self, image: Tensor, text: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the trunk's inputs of some rows."""
+        if self.config.chunk_size is None:
+            return image, text
+        inputs = self.model.image_inputs(image)
+        return inputs, None if text is None else self.model.text_inputs(text)
+
+    def _embed_rows(self, rows: Mapping[str, Tensor], scores: Tensor | None) -> Embedded:
+        """Run the dual encoder, at once or in chunks."""
+
+        def run(image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+            image, words = self._inputs(image, text)
+            assert words is not None
+            embedded = self.embed(image, words, mask, scores=scores)
+            return *embedded.image, *embedded.text
+
+        given = (rows["image"], rows["text"], rows["mask"])
+        found = run_in_chunks(run, *given, chunk_size=self.config.chunk_size)
+        branches = len(found) // 2
+        return Embedded(found[:branches], found[branches:], self.logit_scales)
 
     def _fused_losses(
         self,
         batch: Mapping[str, Tensor],
-        image: Tensor,
-        text: Tensor | None,
+        rows: dict[str, Tensor],
         negatives: HardNegatives | None,
         active: frozenset[str],
         scores: Tensor | None,
     ) -> dict[str, Tensor]:
-        """Fuse all rows at once and read each objective's own tokens."""
-        size, mask = len(image), batch["text_mask"]
+        """Fuse all rows, at once or in chunks, and average each objective's sums.
+
+        Args:
+            batch: Gives the words to predict.
+            rows: See `_rows`; the others are added here.
+            negatives: For ITM.
+            active: Objectives.
+            scores: Of the relative positions.
+        """
+        labels, candidates = {}, rows["image"]
+        if negatives is not None:
+            more = negatives.images
+            if self.config.chunk_size is None:
+                more = self.model.image_inputs(more)
+            candidates = torch.cat([candidates, more])
+            labels["itm"] = itm_labels(negatives).view(3, -1).T
+            rows |= {"wrong_image": negatives.image_index, "wrong_ids": negatives.token_ids}
+            rows |= {"wrong_mask": negatives.text_mask, "itm_labels": labels["itm"]}
+        if "mlm" in active:
+            labels["mlm"] = batch["mlm_labels"]
+            rows |= {"mlm_token_ids": batch["mlm_token_ids"], "mlm_labels": labels["mlm"]}
+
+        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+            return self._fused_sums(dict(zip(rows, tensors, strict=True)), candidates, scores)
+
+        sums = run_in_chunks(run, *rows.values(), chunk_size=self.config.chunk_size)
+        return {
+            name: mean_over_ranks(total.sum(), (labels[name] != IGNORE_INDEX).sum())
+            for name, total in zip(labels, sums, strict=True)
+        }
+
+    def _fused_sums(
+        self, rows: Mapping[str, Tensor], candidates: Tensor, scores: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """Fuse all rows of some pairs at once and read each objective's own tokens.
+
+        Args:
+            rows: (b, ...) each, as `_fused_losses` makes them.
+            candidates: What `wrong_image` points into; without chunks `image` are its first.
+            scores: Of the relative positions.
+
+        Returns:
+            The sums of the cross-entropies of ITM and MLM, (1,) each, those that `rows` allow.
+        """
+        image, text = self._inputs(rows["image"], rows.get("text"))
+        mask, size = rows["mask"], len(image)
         own = torch.arange(size, device=image.device)
         texts, masks, index, reads = [], [], [], []
         valid = None
-        if negatives is not None:
+        if "wrong_image" in rows:
             assert text is not None
-            wrong = self.model.text_inputs(negatives.token_ids)
-            texts, masks = [text, text, wrong], [mask, mask, negatives.text_mask]
-            index = [own, negatives.image_index, own]
-            image = torch.cat([image, self.model.image_inputs(negatives.images)])
+            wrong_image = rows["wrong_image"]
+            if self.config.chunk_size is None:
+                image = candidates
+            else:
+                pixels = candidates.index_select(0, wrong_image)
+                image = torch.cat([image, self.model.image_inputs(pixels)])
+                wrong_image = own + size
+            wrong = self.model.text_inputs(rows["wrong_ids"])
+            texts, masks = [text, text, wrong], [mask, mask, rows["wrong_mask"]]
+            index = [own, wrong_image, own]
             reads.append((slice(0, 3 * size), own.new_zeros(3 * size, 1)))
-        if "mlm" in active:
-            positions, valid = true_positions(batch["mlm_labels"] != IGNORE_INDEX)
+        if "mlm_labels" in rows:
+            positions, valid = true_positions(rows["mlm_labels"] != IGNORE_INDEX)
             reads.append((slice(len(index) * size, (len(index) + 1) * size), positions))
-            texts.append(self.model.text_inputs(batch["mlm_token_ids"]))
+            texts.append(self.model.text_inputs(rows["mlm_token_ids"]))
             masks.append(mask)
             index.append(own)
-        rows = TokenSequence(image, *_cat_padded(texts, masks), torch.cat(index))
-        states = self.model.trunk.read(rows, reads, scores)
-        losses: dict[str, Tensor] = {}
-        if negatives is not None:
+        sequence = TokenSequence(image, *_cat_padded(texts, masks), torch.cat(index))
+        states = self.model.trunk.read(sequence, reads, scores)
+        sums = []
+        if "wrong_image" in rows:
             logits = self.model.itm_head(self.model.pool(states[0][:, 0]))
-            losses["itm"] = itm_loss(logits, itm_labels(negatives))
+            sums.append(token_sum(logits, rows["itm_labels"].T.flatten())[None])
         if valid is not None:
-            labels = batch["mlm_labels"]
+            labels = rows["mlm_labels"]
             logits = self.model.word_logits(states[-1][valid])
-            losses["mlm"] = token_loss(logits, labels[labels != IGNORE_INDEX])
-        return losses
+            sums.append(token_sum(logits, labels[labels != IGNORE_INDEX])[None])
+        return tuple(sums)
 
 
 def itm_labels(negatives: HardNegatives) -> Tensor:
