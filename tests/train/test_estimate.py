@@ -263,6 +263,11 @@ def test_auto_shards_only_what_does_not_fit():
     assert choose_parallel(many, setting("none", 1), 1.0) == "none"
 
 
+def test_bf16_parameters_are_sharded_whatever_fits():
+    wanted = setting("fsdp", precision="bf16-params")
+    assert choose_parallel(STATE, wanted, 1e12) == "zero2"
+
+
 def test_without_sharding_bf16_parameters_are_autocast():
     sharded = setting("fsdp", precision="bf16-params")
     assert with_parallel(sharded, "ddp").precision == "bf16"

@@ -32,7 +32,8 @@ class TrainConfig:
     parallel: ParallelChoice = "auto"
     """How several processes share the work. `ddp`: each has the whole model; `zero2`: gradients and
     optimizer state are split; `fsdp`: weights too (ZeRO-3); `hsdp`: as `fsdp` within groups of
-    `shard_size` processes, and as `ddp` between them. `auto` is `ddp`."""
+    `shard_size` processes, and as `ddp` between them. `auto` is `ddp`; on GPUs, the first of
+    `ddp`, `zero2` and `fsdp` whose estimated memory fits (docs/scale.md)."""
 
     shard_size: int | None = None
     """Processes of a group of `hsdp`; None: those of one machine."""

@@ -508,8 +508,8 @@ def choose_parallel(
 ) -> Parallel:
     """Return what `train.parallel: auto` takes: the first of DDP, ZeRO-2 and FSDP that fits.
 
-    A single process takes none. Where nothing fits, FSDP is the one that lacks least. Without
-    sharding, bf16-params counts as bf16.
+    A single process takes none. Where nothing fits, FSDP is the one that lacks least. Under
+    bf16-params something must be sharded, so that ZeRO-2 is the first.
 
     Args:
         state: Parameters and buffers.
@@ -519,10 +519,11 @@ def choose_parallel(
     """
     if setting.world_size == 1:
         return "none"
-    for kind in ("ddp", "zero2"):
-        asked = with_parallel(setting, kind)  # type: ignore[arg-type]
-        if estimate_memory(state, asked, work).total <= USABLE_SHARE * memory_bytes:
-            return kind  # type: ignore[return-value]
+    kinds: tuple[Parallel, ...] = ("ddp", "zero2")
+    for kind in kinds[setting.precision == "bf16-params" :]:
+        needed = estimate_memory(state, with_parallel(setting, kind), work).total
+        if needed <= USABLE_SHARE * memory_bytes:
+            return kind
     return "fsdp"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +17,18 @@ from triptych.core.errors import ConfigError, DataError
 from triptych.core.processes import keep_freed_memory
 from triptych.core.rng import seed_step
 from triptych.distributed.collectives import (
+    all_gather,
     any_rank,
     barrier,
     from_main,
 )
 from triptych.distributed.engine import Engine, Parallel
 from triptych.distributed.env import is_main, local_rank, rank, world_size
-from triptych.train.config import ObjectiveWeight, OptimConfig, ParallelChoice, TrainConfig
+from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
+from triptych.train.estimate import ScaleSetting, choose_parallel, count_state
 from triptych.train.interrupts import InterruptGuard, TrainingInterrupted
 from triptych.train.metrics_log import MetricsLog, StepMeans, Tracker, open_trackers
-from triptych.train.optim import build_optimizer, group_parameters
+from triptych.train.optim import build_optimizer, group_parameters, is_block_matrix
 from triptych.train.precision import (
     FIRST_SCALE,
     LossScale,
@@ -47,6 +50,7 @@ from triptych.train.step import (
     to_device,
 )
 from triptych.train.task import Task
+from triptych.train.work import StepWork
 
 Batches = Iterator[Mapping[str, Tensor]]
 
@@ -98,6 +102,7 @@ class Trainer:
         sources: The sources that the number `source` of a batch refers to, in order; empty where
             batches have none. A step uses one source, and the objectives that its kind allows.
         console: Where to print progress; standard output if absent.
+        work: What a step of the task computes, for `parallel` "auto"; None if nobody counted it.
 
     Raises:
         ConfigError: An objective that the task lacks, or a step without any objective.
@@ -116,6 +121,7 @@ class Trainer:
         evaluate: Callable[[int], Mapping[str, float]] | None = None,
         sources: Sequence[BatchSource] = (),
         console: Console | None = None,
+        work: StepWork | None = None,
     ) -> None:
         self.task, self.config, self.optim_config = task, config, optim
         self.loader_factory, self.evaluate = loader_factory, evaluate
@@ -135,7 +141,7 @@ class Trainer:
         self.split = config.split_batch(world_size())
         self.engine = Engine(
             task,
-            parallel=resolve_parallel(config.parallel),
+            parallel=resolve_parallel(config, optim, task, self.device, work),
             shard_size=config.shard_size,
             bf16_parameters=config.precision == "bf16-params",
             compile_blocks=config.compile_blocks,
@@ -416,11 +422,49 @@ def enable_activation_checkpointing(modules: nn.Module) -> int:
     return len(able)
 
 
-def resolve_parallel(choice: ParallelChoice) -> Parallel:
-    """Return how the processes that train now share the work; `auto` is DDP."""
+def resolve_parallel(
+    config: TrainConfig,
+    optim: OptimConfig,
+    task: Task,
+    device: torch.device,
+    work: StepWork | None = None,
+) -> Parallel:
+    """Return how the processes that train now share the work.
+
+    `auto` is DDP; on GPUs, ZeRO-2 or FSDP where the estimate exceeds the memory of the smallest.
+
+    Args:
+        config: Of the run.
+        optim: Its optimizer, of which AdamW has more state than Muon.
+        task: What is trained.
+        device: Where.
+        work: What a step of the task computes; None compares the state alone.
+    """
     if world_size() == 1:
         return "none"
-    return "ddp" if choice == "auto" else choice
+    if config.parallel != "auto":
+        return config.parallel
+    if getattr(task, "not_sharded", None):
+        return "ddp"
+    own = torch.tensor([memory_bytes(device)], dtype=torch.float64, device=device)
+    setting = ScaleSetting(
+        world_size=world_size(),
+        global_batch_size=config.global_batch_size,
+        micro_batch_size=config.split_batch(world_size()).micro_batch_size,
+        parallel="fsdp",
+        precision=resolve_precision(config.precision, device),
+        recompute="full" if config.activation_checkpointing else "none",
+    )
+    muon = optim.muon_learning_rate is not None
+    state = count_state(task.modules, is_block_matrix) if muon else count_state(task.modules)
+    return choose_parallel(state, setting, float(all_gather(own).min()), work)
+
+
+def memory_bytes(device: torch.device) -> float:
+    """Return the memory of a GPU; of a CPU, whose memory all processes share, infinity."""
+    if device.type != "cuda":
+        return math.inf
+    return float(torch.cuda.get_device_properties(device).total_memory)
 
 
 def _resolve_device(choice: str) -> torch.device:

@@ -199,6 +199,9 @@ def _train(
         sources=sources,
         console=console,
         is_vision=family_of(model.config).is_vision_parameter,
+        work=None
+        if spec.work is None
+        else spec.work(config.task, model.config, config.captions.max_text_tokens),
     )
     if is_main():
         save_yaml(with_processes(config), run_folder / CONFIG_FILE)
