@@ -15,6 +15,13 @@ VALUE = MetricValue(
 )
 
 
+class Loaded:
+    """A loaded model, as the command line sees it."""
+
+    def described(self):
+        return "cpu in fp32; fp32 for a reason"
+
+
 @pytest.fixture
 def asked(monkeypatch):
     """Stand in for the evaluation; return the list of what was asked for."""
@@ -23,6 +30,7 @@ def asked(monkeypatch):
     def evaluate_model(folder, task, source, **options):
         options.pop("progress")
         options.pop("on_skipped")("1 of 2 samples skipped")
+        options.pop("on_loaded")(Loaded())
         calls.append((str(folder), task, source, options))
         return [VALUE]
 
@@ -43,6 +51,7 @@ def test_what_was_left_out_is_told_apart_from_the_table(capsys, asked):
     assert main(["eval", "m", "--task", "vqa", "--data", "a.jsonl"]) == 0
     shown = capsys.readouterr()
     assert "1 of 2 samples skipped" in shown.err and "skipped" not in shown.out
+    assert "evaluating on cpu in fp32; fp32 for a reason" in shown.err
 
 
 def test_options_reach_the_evaluator(asked, tmp_path):

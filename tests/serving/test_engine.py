@@ -152,9 +152,16 @@ def test_one_image_goes_with_many_texts(engines, images):
     np.testing.assert_allclose(scores, single, atol=1e-5)
 
 
+def test_the_width_of_no_embeddings_is_the_models_own(engines, monkeypatch):
+    engine = engines["retrieval"]
+    monkeypatch.setattr(engine.model, "config", None)  # other families name the width otherwise
+    assert engine.embed_images([]).shape == engine.embed_texts([]).shape == (0, 8)
+
+
 def test_empty_lists_give_empty_results(engines):
     assert engines["captioning"].caption([]) == []
     assert engines["retrieval"].embed_images([]).shape == (0, 8)
+    assert engines["retrieval"].embed_texts([]).shape == (0, 8)
     assert engines["retrieval"].match([], []) == []
 
 

@@ -1,5 +1,6 @@
 """What a model can be asked: by what it was trained for, and by what its family can do."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from triptych.models.families import model_config
 from triptych.models.flava.config import FLAVAConfig
 from triptych.recipes.registry import RECIPES, build_recipe
 from triptych.serving.loading import check_trained
-from triptych.tasks.registry import TASKS, recipe_that_teaches, trained_for_words
+from triptych.tasks.pretraining import flava
+from triptych.tasks.registry import TASKS, models_to_take, recipe_that_teaches, trained_for_words
 
 FOLDER = Path("runs/mine/model")
 
@@ -71,6 +73,20 @@ def test_what_was_trained_is_not_refused():
         "answer": ["answer_classification", "vqa"],
         "match": ["pretraining", "retrieval"],
     }
+
+
+def test_models_that_can_are_those_of_the_registered_recipes(monkeypatch):
+    def message():
+        with pytest.raises(CapabilityError) as error:
+            check_trained("caption", Model("vlmo_tiny"), ["pretraining"], FOLDER)
+        return str(error.value)
+
+    assert message().endswith("take a model of mPLUG, which `triptych train mplug.pretrain` makes")
+    joint = replace(flava.SPEC, serves=("caption",))
+    monkeypatch.setattr("triptych.tasks.registry.TASKS", {"joint": joint})
+    advice = "take a model of FLAVA, which `triptych train flava.joint` makes"
+    assert models_to_take("caption") == advice
+    assert models_to_take("judge") == "no known family of models can"
 
 
 @pytest.mark.parametrize("asked", ["caption", "ground"])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from triptych.checkpoint.run import load_latest
 from triptych.core.errors import CheckpointError
 from triptych.train import trainer
 from triptych.train.interrupts import TrainingInterrupted
@@ -135,6 +136,22 @@ def test_the_precision_of_an_auto_run_is_not_measured_again(tmp_path, monkeypatc
     resumed = toy_trainer(tmp_path, max_steps=4, precision="auto")
     resumed.fit(resume=True)
     assert resumed.precision == "bf16"
+
+
+def test_a_run_keeps_why_it_took_its_precision(tmp_path, monkeypatch):
+    module = "triptych.train.precision"
+    monkeypatch.setattr(f"{module}.has_bf16", lambda _: False)
+    toy_trainer(tmp_path, max_steps=2, precision="auto").fit()
+    reason = "auto: this cpu has no bf16 instructions"
+    assert load_latest(tmp_path / "checkpoints")[1]["precision_reason"] == reason
+    monkeypatch.setattr(f"{module}.has_bf16", lambda _: True)  # another machine goes on
+    resumed = toy_trainer(tmp_path, max_steps=3, precision="auto")
+    resumed.fit(resume=True)
+    assert (resumed.precision, resumed.precision_reason) == ("fp32", reason)
+    assert load_latest(tmp_path / "checkpoints")[1]["precision_reason"] == reason
+    chosen = toy_trainer(tmp_path, max_steps=4, precision="fp32")
+    chosen.fit(resume=True)
+    assert chosen.precision_reason == "as the config asks"
 
 
 def test_state_beside_the_modules_is_restored(tmp_path):

@@ -13,6 +13,7 @@ from triptych.core.errors import CapabilityError, ConfigError, DataError
 from triptych.data.source import DataSourceConfig
 from triptych.models.mplug.model import MPLUG
 from triptych.text import Tokenizer
+from triptych.train.precision import explain_precision
 from triptych.workflows.evaluate import EvalSettings, evaluate_model
 
 from .small_runs import trained_model
@@ -313,7 +314,11 @@ def lines(image_paths):
 
 
 def test_a_limit_takes_the_first_records(tmp_path, folder, lines):
-    some = evaluate_model(folder, "retrieval", manifest(tmp_path / "d.jsonl", lines), limit=5)
+    few, loaded = manifest(tmp_path / "d.jsonl", lines), []
+    some = evaluate_model(folder, "retrieval", few, limit=5, on_loaded=loaded.append)
+    assert [model.precision_reason for model in loaded] == [
+        explain_precision("auto", "fp32", loaded[0].device)
+    ]
     same = evaluate_model(folder, "retrieval", manifest(tmp_path / "e.jsonl", lines[:5]))
     assert some == same
     assert {result.num_items for result in some} == {5}

@@ -159,7 +159,9 @@ def colors(tmp_path_factory):
 def test_a_probe_tells_colours_apart_as_the_plain_loop_does(family, colors, request):
     folder = request.getfixturevalue(family)
     sources = [DataSourceConfig(path=str(root)) for root in colors]
-    found, probe = probe_folder(folder, *sources, local_batch_size=4)
+    loaded = []
+    found, probe = probe_folder(folder, *sources, local_batch_size=4, on_loaded=loaded.append)
+    assert [model.described().split("; ")[0] for model in loaded] == [f"{loaded[0].device} in fp32"]
     names = ["blue", "green", "red"]
     splits = []
     for root in colors:
@@ -200,6 +202,7 @@ def test_scenes_have_classes_to_name_and_to_probe(tmp_path, pretrained, capsys):
     assert main(["probe", model, *arguments, *color]) == 0
     metric = json.loads(scores.read_text())["metrics"][0]
     assert metric["num_items"] == 30
+    assert "probing on" in capsys.readouterr().err
     assert metric["value"] > 0.3  # of eight colours, from features that are hardly trained
     zero = ["--task", "zero_shot", "--data", parts["test"], "--label-pattern", "_(.+)$"]
     assert main(["eval", model, *zero]) == 0

@@ -144,6 +144,7 @@ def _evaluate(options: EvalOptions, source: DataSourceConfig) -> list[MetricValu
             max_bad_share=options.max_bad_share,
             progress=lambda done: progress.update(bar, completed=done),
             on_skipped=lambda text: print(text, file=sys.stderr),
+            on_loaded=lambda model: print(f"evaluating on {model.described()}", file=sys.stderr),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -72,6 +73,7 @@ def run(arguments: Sequence[str]) -> int:
         label_pattern=options.label_pattern,
         local_batch_size=options.local_batch_size,
         max_bad_share=options.max_bad_share,
+        on_loaded=lambda model: print(f"probing on {model.described()}", file=sys.stderr),
     )
     if not options.result.json:
         print_table(f"probe on {options.test}", metrics)

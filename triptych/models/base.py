@@ -8,7 +8,6 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from triptych.core.errors import CapabilityError
 from triptych.core.outputs import FusedFeatures, ImageFeatures, TextFeatures
 from triptych.models.conversion import Converter
 from triptych.nn.decoder import DecoderMemory, TextDecoder
@@ -155,20 +154,6 @@ def match_pairs(
     if isinstance(model, PairMatcher):
         return model.match_pairs(image, text, image_index=image_index)
     return model.match_logits(model.fuse(image, text, image_index=image_index))  # type: ignore[no-any-return]
-
-
-def require_decoder(model: Any, asked: str) -> None:
-    """Raise a CapabilityError unless a model can generate text.
-
-    Args:
-        model: Any model.
-        asked: What was asked for, such as "caption".
-    """
-    if "decode" not in model.capabilities:
-        raise CapabilityError(
-            f"{type(model).__name__} has no decoder, so that it cannot {asked}: take an mPLUG, "
-            "such as `triptych train mplug.pretrain` makes"
-        )
 
 
 def num_parameters(model: nn.Module) -> int:

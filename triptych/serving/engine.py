@@ -397,11 +397,7 @@ class Engine:
         self._require("embed")
         given, single = as_list(texts)
         ids = self._encode_captions(given)
-        with torch.inference_mode(), self._loaded.autocast():
-            rows = [
-                _numpy(self.model.embed_text(self.model.encode_text(*self._padded(ids[part]))))
-                for part in _chunks(len(ids), PAIRS_PER_PASS)
-            ]
+        rows = [self._embedded_texts(ids[part]) for part in _chunks(len(ids), PAIRS_PER_PASS)]
         embeddings = self._joined(rows)
         return embeddings[0] if single else embeddings
 
@@ -508,8 +504,13 @@ class Engine:
                 raise DataError(f"{what} {text!r} holds no word that can be read: say it in words")
         return id_lists
 
+    def _embedded_texts(self, ids: list[list[int]]) -> NDArray[np.float32]:
+        with torch.inference_mode(), self._loaded.autocast():
+            return _numpy(self.model.embed_text(self.model.encode_text(*self._padded(ids))))
+
     def _joined(self, rows: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-        return np.concatenate([np.zeros((0, self.model.config.proj_dim), np.float32), *rows])
+        """Return rows of embeddings as one array; (0, E) if there are none."""
+        return np.concatenate(rows) if rows else self._embedded_texts([[self.tokenizer.cls_id]])[:0]
 
     def _padded(self, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
         token_ids, text_mask = self.tokenizer.pad(ids)

@@ -18,11 +18,11 @@ from triptych.core.errors import CapabilityError, CheckpointError, ConfigError, 
 from triptych.data.caption_cleaning import MAX_WORDS
 from triptych.data.collate import PretrainingTextConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
-from triptych.models.base import require_decoder
 from triptych.models.families import model_sizes, restore_model, to_model_folder
 from triptych.tasks.registry import (
     build_task,
     evaluated_configs,
+    models_to_take,
     needed_capabilities,
     recipe_that_teaches,
     stored_task_config,
@@ -30,7 +30,7 @@ from triptych.tasks.registry import (
 )
 from triptych.tasks.spec import TaskConfig, TextLengths
 from triptych.text import Tokenizer
-from triptych.train.precision import Precision, autocast, resolve_precision
+from triptych.train.precision import Precision, autocast, explain_precision, resolve_precision
 from triptych.train.task import Task
 
 C = TypeVar("C")
@@ -114,6 +114,7 @@ class LoadedModel:
         folder: Where it was read from.
         device: Where it computes.
         precision: Of the forward pass.
+        precision_reason: Why it is that, in words.
     """
 
     model: Any
@@ -124,6 +125,11 @@ class LoadedModel:
     folder: Path
     device: torch.device
     precision: Precision
+    precision_reason: str
+
+    def described(self) -> str:
+        """Return where it computes, in which precision, and why in that."""
+        return f"{self.device} in {self.precision}; {self.precision} {self.precision_reason}"
 
     def autocast(self) -> AbstractContextManager[None]:
         """Return the context for a forward pass in the chosen precision."""
@@ -187,8 +193,11 @@ def check_trained(asked: str, model: Any, trained_for: Sequence[str], folder: Pa
         trained_for: Words of the model folder.
         folder: What the message names.
     """
-    if "decode" in needed_capabilities(asked):
-        require_decoder(model, asked)
+    if "decode" in needed_capabilities(asked) - model.capabilities:
+        raise CapabilityError(
+            f"{type(model).__name__} has no decoder, so that it cannot {asked}: "
+            f"{models_to_take(asked)}"
+        )
     if set(teaching_words(asked)) & set(trained_for):
         return
     trained = " and ".join(trained_for) or "nothing"
@@ -255,6 +264,7 @@ def load_model(
             f"takes {model.image_size}: the files belong to different models"
         )
     chosen = find_device(device)
+    taken = resolve_precision(precision, chosen)
     return LoadedModel(
         (model if train else model.requires_grad_(False)).to(chosen),
         tokenizer,
@@ -263,7 +273,8 @@ def load_model(
         content.head,
         folder,
         chosen,
-        resolve_precision(precision, chosen),
+        taken,
+        explain_precision(precision, taken, chosen),
     )
 
 

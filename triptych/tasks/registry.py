@@ -14,7 +14,7 @@ from triptych.core.config import from_dict, kind_of, kinds_of
 from triptych.core.errors import ConfigError, nearest
 from triptych.data.collate import AnyCollator, PretrainingTextConfig
 from triptych.data.records import Record
-from triptych.models.families import family_of
+from triptych.models.families import FAMILIES, family_of
 from triptych.tasks.finetuning import (
     captioning,
     grounding,
@@ -262,6 +262,25 @@ def recipe_that_teaches(use: str, model: Any) -> str | None:
         if fits:
             return fits[0].name
     return None
+
+
+def models_to_take(use: str) -> str:
+    """Return which families a method or an evaluation is taught to, and how such a model is made.
+
+    For models that lack a capability, which no recipe can give them.
+    """
+    taught = [recipe for spec in TASKS.values() if use in spec.uses() for recipe in spec.recipes]
+    families = list(dict.fromkeys(recipe.family for recipe in taught if recipe.family))
+    starts = [
+        f"`triptych train {recipe.name}`"
+        for spec in TASKS.values()
+        for recipe in spec.recipes
+        if spec.pretrains and recipe.family in families
+    ]
+    titles = " or ".join(FAMILIES.get(name).title for name in families)
+    if not families:
+        return "no known family of models can"
+    return f"take a model of {titles}" + (f", which {' or '.join(starts)} makes" if starts else "")
 
 
 def missing_fields(needs: Sequence[str], record: Record) -> list[str]:

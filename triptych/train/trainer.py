@@ -150,6 +150,7 @@ class Trainer:
         self.groups = group_parameters(task.modules.named_parameters(), optim, is_vision)
         self.optimizer = build_optimizer(self.groups, optim)
         self.precision: str = config.precision
+        self.precision_reason = ""
         self.step = 0
         self._last_checkpoint: Path | None = None
         self._means = StepMeans()
@@ -191,6 +192,9 @@ class Trainer:
             self._restore(*found)
         else:
             self.precision = from_main(resolve_precision(self.config.precision, self.device))
+            self.precision_reason = explain_precision(
+                self.config.precision, self.precision, self.device
+            )
         apply_schedule(self.optimizer, self.step, self.optim_config, self.config.max_steps)
         together = f"{world_size()} processes, each " if world_size() > 1 else ""
         reason = explain_precision(self.config.precision, self.precision, self.device)
@@ -376,7 +380,8 @@ class Trainer:
             return
         log.flush_to_disk()
         state = capture_state(self.task, self.optimizer)
-        state |= {"precision": self.precision, "means": self._means.state()}
+        state |= {"precision": self.precision, "precision_reason": self.precision_reason}
+        state |= {"means": self._means.state()}
         state |= {"sources": self.sources.state(), "loss_scale": self.loss_scale.state()}
         if is_main():
             save_checkpoint(
@@ -395,6 +400,9 @@ class Trainer:
         self.loss_scale.load_state(state.get("loss_scale", {}))
         chosen = self.config.precision
         self.precision = state["precision"] if chosen == "auto" else chosen
+        self.precision_reason = explain_precision(chosen, self.precision, self.device)
+        if chosen == "auto":
+            self.precision_reason = state.get("precision_reason", self.precision_reason)
         self.step = step
         self._last_checkpoint = self.checkpoint_folder / f"step_{step}"
 

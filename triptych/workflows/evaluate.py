@@ -256,6 +256,7 @@ def evaluate_model(
     keep: Callable[[Predictions], None] | None = None,
     progress: Callable[[int], None] | None = None,
     on_skipped: Callable[[str], None] | None = None,
+    on_loaded: Callable[[LoadedModel], None] | None = None,
 ) -> list[MetricValue]:
     """Predict every sample of a source once and score the predictions.
 
@@ -273,6 +274,7 @@ def evaluate_model(
         progress: Called after each batch with the number of samples done.
         on_skipped: Called at the end with what was unreadable, in words, if anything was; and with
             the parts of a file that was read whole, where none was asked for.
+        on_loaded: Called with the model before anything is predicted.
 
     Raises:
         CapabilityError: The model was not trained for the task.
@@ -283,6 +285,8 @@ def evaluate_model(
     check(limit is None or limit >= 1, "limit", limit, "be at least 1, or absent for all")
     loaded = load_model(folder)
     loaded.check_trained(task)
+    if on_loaded is not None:
+        on_loaded(loaded)
     scored = _Scored(
         loaded, task, settings, local_batch_size, loaded.device, keep, progress, on_skipped
     )

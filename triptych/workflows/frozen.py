@@ -157,6 +157,7 @@ def probe_folder(
     label_pattern: str | None = None,
     local_batch_size: int = 128,
     max_bad_share: float = 0.01,
+    on_loaded: Callable[[LoadedModel], None] | None = None,
 ) -> tuple[list[MetricValue], LinearProbe]:
     """Fit a linear classifier on a model folder's frozen features, and score it.
 
@@ -168,6 +169,7 @@ def probe_folder(
         label_pattern: A regular expression whose first group in a label is the class.
         local_batch_size: Images at a time.
         max_bad_share: Share of images that may be unreadable.
+        on_loaded: Called with the model before anything is encoded.
 
     Raises:
         ConfigError: The pattern does not fit the labels.
@@ -178,6 +180,8 @@ def probe_folder(
         for source in (train, validation, test)
     ]
     loaded = load_model(folder)
+    if on_loaded is not None:
+        on_loaded(loaded)
     return evaluate_probe(loaded, *splits, local_batch_size=local_batch_size, device=loaded.device)
 
 
