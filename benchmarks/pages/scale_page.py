@@ -221,16 +221,16 @@ def limits_table() -> str:
         count, _ = counted(entry)
         loss = count.work.contrast
         assert loss is not None
-        sides = 2 if loss.with_gradient else 1
-        columns = count.state.all().trained / (loss.embed_dim * loss.branches * sides)
+        columns = count.state.all().trained / (loss.embed_dim * loss.gathers)
         flops = count.work.model_flops() / (12 * loss.embed_dim * loss.branches)
         rows.append(
             (
                 entry.title,
-                f"{loss.embed_dim}" + (f" x {loss.branches}" if loss.branches > 1 else ""),
+                f"{loss.embed_dim:,}" + (f" x {loss.branches}" if loss.branches > 1 else ""),
+                f"{loss.gathers}",
                 _pairs(columns),
                 _pairs(flops),
             )
         )
-    head = ("model", "E", "columns G whose gathers send as much as the gradients")
+    head = ("model", "E", "gathers", "columns G whose gathers send as much as the gradients")
     return make_table((*head, "columns G whose products cost as much as the model"), rows)

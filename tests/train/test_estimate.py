@@ -232,7 +232,7 @@ def test_embeddings_travel_both_ways():
     """8 rows of 2 x 16 numbers from each of 3 others, and their gradients back."""
     found = estimate_network(STATE, setting(), WORK, MACHINE)
     assert found.contrast == 2 * 2 * 8 * 3 * 16 * 4
-    constant = replace(WORK, contrast=ContrastWork(embed_dim=16, with_gradient=False))
+    constant = replace(WORK, contrast=ContrastWork(embed_dim=16, gathers=1))
     assert estimate_network(STATE, setting(), constant, MACHINE).contrast == found.contrast / 2
 
 

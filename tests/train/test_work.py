@@ -65,7 +65,7 @@ def mplug(*, teacher=False, **changes):
         distill_mlm=teacher,
         distill_prefix_lm=teacher,
     )
-    work = mplug_work(sizes, LENGTH, queue_size=0, teacher=teacher, taught=teacher)
+    work = mplug_work(sizes, LENGTH, queue_size=0, teacher=teacher, taught=teacher, remote=False)
     return MPLUGPretraining(build_model(sizes), settings), work
 
 

@@ -37,7 +37,7 @@ NUMBERS = [
     ("image", "train.max_grad_norm", 3.0, 3.0, "beit"),
     ("text", "task.max_text_tokens", 512, 512, "tmm: unimodal text"),
     ("joint", "train.global_batch_size", 8192, 8192, "seed"),
-    ("joint", "train.micro_batch_size", 8192, 8192, "seed: GC's negatives are the batch's"),
+    ("joint", "train.micro_batch_size", None, None, "seed: GC's negatives are the batch's"),
     ("joint", "task.chunk_size", 128, 128, "our own: memory, no number changes"),
     ("joint", "optim.learning_rate", 1e-3, 1e-3, "seed"),
     ("joint", "optim.warmup_steps", 10_000, 10_000, "seed"),

@@ -293,7 +293,8 @@ def estimate_memory(
     return replace(
         found,
         activations=samples * work.kept().kept_bytes(setting.recompute, half, stream),
-        workspace=samples * work.largest(half, stream) + setting.micro * work.input_bytes,
+        workspace=samples * work.largest(half, stream)
+        + setting.micro * (work.input_bytes + (work.held_bytes if work.chunk_size else 0)),
         contrast=contrast_memory(setting, work),
     )
 
@@ -351,8 +352,8 @@ def contrast_memory(setting: ScaleSetting, work: StepWork) -> float:
     columns, matrices = gathered + loss.queue, loss.matrices
     if setting.tile is not None and setting.tile < columns:
         columns, matrices = setting.tile, TILE_MATRICES
-    embeddings = 2 * gathered * loss.embed_dim * 4 * (2 if loss.with_gradient else 1)
-    return float(loss.branches * (embeddings + 4 * matrices * rows * columns))
+    embeddings = loss.gathers * 2 * gathered * loss.embed_dim * 4
+    return float(embeddings + loss.branches * 4 * matrices * rows * columns)
 
 
 def contrast_rows(setting: ScaleSetting, work: StepWork) -> int:
@@ -413,8 +414,7 @@ def estimate_network(
     if work.contrast is not None:
         rows, loss = contrast_rows(setting, work), work.contrast
         rounds = times if work.chunk_size is None else 1
-        ways = 2 if loss.with_gradient else 1
-        contrast = rounds * ways * loss.branches * 2 * rows * (world - 1) * loss.embed_dim * 4.0
+        contrast = rounds * loss.gathers * 2 * rows * (world - 1) * loss.embed_dim * 4.0
     exchanged = setting.local_batch_size * work.exchanged_bytes if world > 1 else 0.0
     return NetworkEstimate(
         gradients=gradients,

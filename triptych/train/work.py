@@ -232,14 +232,15 @@ class ContrastWork:
         branches: Pairs of embeddings that are compared: 1, or 2 where fused ones are too.
         matrices: (B, G) matrices of fp32 that exist at once at the peak, where there are no tiles.
         queue: Columns of a queue beside those of the batch.
-        with_gradient: Whether gradients go back to the embeddings of all processes.
+        gathers: How often the image and text embeddings of all processes travel: as columns, as
+            the gradients of these, and as candidates for hard negatives.
     """
 
     embed_dim: int
     branches: int = 1
     matrices: int = 8
     queue: int = 0
-    with_gradient: bool = True
+    gathers: int = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +255,7 @@ class StepWork:
         exchanged_bytes: Bytes of a sample that travel to other processes beside embeddings, such as
             images that are hard negatives there.
         input_bytes: Bytes of a sample's input tensors.
+        held_bytes: Bytes of a sample that a gradient cache holds between its passes.
     """
 
     passes: tuple[StackPass, ...]
@@ -261,6 +263,7 @@ class StepWork:
     chunk_size: int | None = None
     exchanged_bytes: float = 0.0
     input_bytes: float = 0.0
+    held_bytes: float = 0.0
 
     def forward_flops(self, *, trained: bool) -> float:
         """Return the operations of the forward passes with, or without, a backward pass."""

@@ -463,5 +463,6 @@ SPEC = TaskSpec(
         queue_size=config.queue_size,
         teacher=config.momentum > 0,
         taught=config.distill_mlm or config.distill_prefix_lm,
+        chunk_size=config.chunk_size,
     ),
 )

@@ -451,6 +451,10 @@ SPEC = TaskSpec(
     also_scored=("retrieval", "zero_shot"),
     pretrains=True,
     work=lambda config, sizes, tokens: vlmo_work(
-        sizes, tokens, fused_itc=config.fused_itc, remote=config.negatives == "global"
+        sizes,
+        tokens,
+        fused_itc=config.fused_itc,
+        remote=config.negatives == "global",
+        chunk_size=config.chunk_size,
     ),
 )

@@ -68,7 +68,14 @@ def _stack(
 
 
 def mplug_work(
-    config: MPLUGConfig, text_tokens: int, *, queue_size: int, teacher: bool, taught: bool
+    config: MPLUGConfig,
+    text_tokens: int,
+    *,
+    queue_size: int,
+    teacher: bool,
+    taught: bool,
+    remote: bool = True,
+    chunk_size: int | None = None,
 ) -> StepWork:
     """Count a step with ITC, ITM, MLM and PrefixLM.
 
@@ -83,11 +90,18 @@ def mplug_work(
         queue_size: Pairs in the feature queue.
         teacher: Whether there is a momentum model.
         taught: Whether MLM and PrefixLM learn from it too.
+        remote: Whether hard negatives come from other processes, so that each text has an image
+            more than its own.
+        chunk_size: Pairs whose activations are kept at a time.
     """
-    passes = _mplug_passes(config, text_tokens, "model", matching=3, words=True, taught=taught)
+    image, width = 1 + config.vision.num_patches, config.text.embed_dim
+    images = 2 if remote or chunk_size is not None else 1
+    passes = _mplug_passes(
+        config, text_tokens, "model", matching=3, words=True, taught=taught, images=images
+    )
     if teacher:
         copies = _mplug_passes(
-            config, text_tokens, "teacher.module", matching=0, words=taught, taught=False
+            config, text_tokens, "teacher.module", matching=0, words=taught, taught=False, images=1
         )
         passes += [
             StackPass(
@@ -105,14 +119,24 @@ def mplug_work(
             embed_dim=config.proj_dim,
             matrices=14 if teacher else 8,
             queue=queue_size,
-            with_gradient=not teacher,
+            gathers=2 if teacher else 3,  # a teacher's columns have no gradient
         ),
+        chunk_size=chunk_size,
+        exchanged_bytes=2 * 4 * (image + text_tokens) * width if remote else 0.0,  # and gradients
+        held_bytes=2 * 4 * (2 * image + 4 * text_tokens) * width,
         input_bytes=4 * 3 * config.vision.image_size**2,
     )
 
 
 def _mplug_passes(
-    config: MPLUGConfig, length: int, owner: str, *, matching: int, words: bool, taught: bool
+    config: MPLUGConfig,
+    length: int,
+    owner: str,
+    *,
+    matching: int,
+    words: bool,
+    taught: bool,
+    images: int,
 ) -> list[StackPass]:
     vision, text, image = config.vision, config.text, 1 + config.vision.num_patches
     width, prefix = text.embed_dim, length / 2
@@ -140,7 +164,7 @@ def _mplug_passes(
         )
     )
     if words:
-        found.append(_mplug_fusion(config, shape, length, owner, matching))
+        found.append(_mplug_fusion(config, shape, length, owner, matching, images))
         layer = shape.block(length - prefix, (length - prefix) ** 2)
         layer += shape.cross_attention(
             length - prefix, image + prefix, width, (length - prefix) * (image + prefix)
@@ -153,9 +177,11 @@ def _mplug_passes(
 
 
 def _mplug_fusion(
-    config: MPLUGConfig, shape: BlockShape, length: int, owner: str, matching: int
+    config: MPLUGConfig, shape: BlockShape, length: int, owner: str, matching: int, images: int
 ) -> StackPass:
-    """Count the fusion pass of `matching` rows of ITM, one of MLM and one prefix."""
+    """Count the fusion pass of `matching` rows of ITM, one of MLM and one prefix, which read so
+    many distinct images.
+    """
     image, width, prefix = 1 + config.vision.num_patches, shape.width, length / 2
     rows = matching + 2
     tokens = (matching + 1) * length + prefix
@@ -165,7 +191,7 @@ def _mplug_fusion(
         "skip_connected": set(config.connected_layers),
         "connected_attention": set(range(config.fusion_depth)),
     }.get(config.fusion, set())
-    layers, images = [], 1
+    layers = []
     for layer in range(config.fusion_depth if config.fusion != "none" else 0):
         asking = tokens
         if layer in connected:
@@ -193,7 +219,12 @@ def _mplug_fusion(
 
 
 def vlmo_work(
-    config: VLMoConfig, text_tokens: int, *, fused_itc: bool, remote: bool = True
+    config: VLMoConfig,
+    text_tokens: int,
+    *,
+    fused_itc: bool,
+    remote: bool = True,
+    chunk_size: int | None = None,
 ) -> StepWork:
     """Count a step with ITC, ITM and MLM.
 
@@ -206,6 +237,7 @@ def vlmo_work(
         fused_itc: Whether ITC is computed on the fused experts too.
         remote: Whether hard negatives come from other processes, so that each text has an image
             more than its own.
+        chunk_size: Pairs whose activations are kept at a time.
     """
     image, length, width = 1 + config.num_patches, text_tokens, config.embed_dim
     shape = _shape(config.block(), layer_scale=config.layer_scale is not None, packed=True)
@@ -224,7 +256,7 @@ def vlmo_work(
     tokens, pairs = rows * size, rows * size**2
     biased = pairs if relative else 0.0
     layers = [shape.block(tokens, pairs, biased=biased)] * (config.depth - 1)
-    distinct = 2 if remote else 1
+    distinct = 2 if remote or chunk_size is not None else 1
     layers[0] += Cost(flops=-6 * (rows - distinct) * image * width**2)  # qkv once an image
     read = 3 + MLM_SHARE * length
     layers.append(shape.block(tokens, read * size, readers=read, biased=read * size * relative))
@@ -238,7 +270,10 @@ def vlmo_work(
             _stack("pairs", layers, "model.trunk.blocks"),
             StackPass(name="patches and heads", cost=front),
         ),
-        contrast=ContrastWork(embed_dim=config.proj_dim, branches=branches),
+        contrast=ContrastWork(
+            embed_dim=config.proj_dim, branches=branches, gathers=2 * branches + remote
+        ),
+        chunk_size=chunk_size,
         exchanged_bytes=pixels if remote else 0.0,
         input_bytes=distinct * pixels,
     )
