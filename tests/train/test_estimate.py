@@ -157,8 +157,8 @@ def test_gradients_that_wait_are_whole():
     at_once = estimate_memory(STATE, plain, WORK).copies
     accumulated = replace(plain, micro_batch_size=4)
     assert estimate_memory(STATE, accumulated, WORK).copies == at_once + 4 * 1000
-    again = replace(WORK, passes=(*WORK.passes, replace(WORK.passes[0], entries=0.5)))
-    assert estimate_memory(STATE, plain, again).copies == at_once + 2 * 900 * 0.5
+    again = replace(WORK, passes=(*WORK.passes, replace(WORK.passes[0], first=1)))
+    assert estimate_memory(STATE, plain, again).copies == at_once + 2 * 300
     chunks = replace(WORK, chunk_size=2)
     assert estimate_memory(STATE, plain, chunks).copies == at_once + 2 * 900
     whole = setting("ddp", micro_batch_size=4)

@@ -314,29 +314,21 @@ def _copies(state: StateCount, setting: ScaleSetting, work: StepWork | None) -> 
     if setting.accumulate > 1:
         waiting = 4.0 * counts.trained
     elif work is not None:
-        entered = _entries(work, setting).items()
-        waiting = wide * sum(
-            min(1.0, times - 1) * _held(state, blocks).trained for blocks, times in entered
+        chunks = _chunks(work, setting)
+        again = (
+            unit.trained
+            for name, unit in state.units.items()
+            if chunks * work.entries(name, trained=True) > 1
         )
+        waiting = float(wide * sum(again))
     reduced = (wide + 4) * (state.root.trained + two)  # as computed, and in fp32 to be reduced
     whole = counts.parameters if setting.parallel == "zero2" else state.root.parameters + two
     return casts + wide * whole + waiting + reduced
 
 
-def _entries(work: StepWork, setting: ScaleSetting) -> dict[str, float]:
-    """Return how often the blocks of each trained stack are entered by one micro-batch."""
-    chunks = 1 if work.chunk_size is None else math.ceil(setting.micro / work.chunk_size)
-    found: dict[str, float] = {}
-    for step in work.passes:
-        if step.trained and step.blocks:
-            found[step.blocks] = found.get(step.blocks, 0.0) + chunks * step.entries
-    return found
-
-
-def _held(state: StateCount, blocks: str) -> UnitCount:
-    """Return the parameters of the blocks whose names begin so."""
-    own = (unit for name, unit in state.units.items() if name.startswith(f"{blocks}."))
-    return sum(own, start=UnitCount())
+def _chunks(work: StepWork, setting: ScaleSetting) -> int:
+    """Return the chunks of a micro-batch."""
+    return 1 if work.chunk_size is None else math.ceil(setting.micro / work.chunk_size)
 
 
 def contrast_memory(setting: ScaleSetting, work: StepWork) -> float:
@@ -433,13 +425,11 @@ def _gathered_bytes(state: StateCount, setting: ScaleSetting, work: StepWork) ->
     What has no backward pass, and what lies outside blocks, is gathered once.
     """
     ways = 1 if setting.parallel == "zero2" else 2
-    gathered = float(state.root.parameters)
-    for blocks, times in _entries(work, setting).items():
-        gathered += ways * times * _held(state, blocks).parameters
-    for step in work.passes:
-        if step.blocks and not step.trained:
-            gathered += step.entries * _held(state, step.blocks).parameters
-    return setting.gathered * gathered
+    gathered, chunks = state.root.parameters, _chunks(work, setting)
+    for name, unit in state.units.items():
+        times = ways * chunks * work.entries(name, trained=True)
+        gathered += (times + work.entries(name, trained=False)) * unit.parameters
+    return float(setting.gathered * gathered)
 
 
 # -------------------------------------------------------------------------------------------- time

@@ -208,10 +208,9 @@ class StackPass:
         name: What tables call it.
         cost: Of all its blocks.
         largest: Of the block that keeps most: the backward pass holds it once more.
-        blocks: Beginning of the names of its blocks among the task's modules; empty for what is not
-            in blocks.
-        entries: How often each of these blocks is entered, on average: a sharded block is gathered
-            each time.
+        blocks: Name of the stack among the task's modules; empty for what is not in blocks. Each of
+            its blocks is entered once: a sharded block is gathered each time.
+        first: First block that is entered.
         trained: Whether there is a backward pass.
     """
 
@@ -219,7 +218,7 @@ class StackPass:
     cost: Cost
     largest: Cost = Cost()
     blocks: str = ""
-    entries: float = 1.0
+    first: int = 0
     trained: bool = True
 
 
@@ -264,6 +263,19 @@ class StepWork:
     exchanged_bytes: float = 0.0
     input_bytes: float = 0.0
     held_bytes: float = 0.0
+
+    def entries(self, unit: str, *, trained: bool) -> int:
+        """Return how many passes with, or without, a backward pass enter a block.
+
+        Args:
+            unit: Name of the block, which ends in its number: "model.fusion.blocks.3".
+            trained: Which passes.
+        """
+        stack, _, number = unit.rpartition(".")
+        return sum(
+            p.trained == trained and p.blocks == stack and p.first <= int(number)
+            for p in self.passes
+        )
 
     def forward_flops(self, *, trained: bool) -> float:
         """Return the operations of the forward passes with, or without, a backward pass."""

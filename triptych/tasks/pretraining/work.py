@@ -49,18 +49,16 @@ def _stack(
     layers: Sequence[Cost],
     blocks: str,
     *,
-    entries: float = 1.0,
-    trained: bool = True,
+    first: int = 0,
 ) -> StackPass:
-    """Return a pass through blocks of these costs."""
+    """Return a pass through blocks of these costs, from the `first` one on."""
     largest = max(layers, key=lambda cost: cost.kept_bytes("none", 2, 4), default=Cost())
     return StackPass(
         name=name,
         cost=total(layers),
         largest=largest,
         blocks=blocks,
-        entries=entries,
-        trained=trained,
+        first=first,
     )
 
 
@@ -108,7 +106,7 @@ def mplug_work(
                 name=f"teacher: {p.name}",
                 cost=p.cost,
                 blocks=p.blocks,
-                entries=p.entries,
+                first=p.first,
                 trained=False,
             )
             for p in copies
@@ -212,7 +210,7 @@ def _mplug_fusion(
             cost += shape.cross_attention(rows * image, tokens, width, image * tokens)
             images = rows
         layers.append(cost)
-    return _stack("fusion", layers, f"{owner}.fusion")
+    return _stack("fusion", layers, f"{owner}.fusion.blocks")
 
 
 # ------------------------------------------------------------------------------------------- VLMo
@@ -248,18 +246,21 @@ def vlmo_work(
         biased = size**2 if relative and name == "texts alone" else 0.0
         layer = shape.block(size, size**2, biased=biased)
         last = shape.block(size, size, readers=1)
-        layers = [layer] * (config.depth - 1) + [last]
+        alone.append(_stack(name, [layer] * (config.depth - 1) + [last], "model.trunk.blocks"))
         if upper:
-            layers += [layer] * (upper - 1) + [last]
-        alone.append(_stack(name, layers, "model.trunk.blocks", entries=len(layers) / config.depth))
+            branch = [layer] * (upper - 1) + [last]
+            first = config.fused_from
+            alone.append(_stack(f"{name}, fused", branch, "model.trunk.blocks", first=first))
     rows, size = 4, image + length
     tokens, pairs = rows * size, rows * size**2
     biased = pairs if relative else 0.0
     layers = [shape.block(tokens, pairs, biased=biased)] * (config.depth - 1)
     distinct = 2 if remote or chunk_size is not None else 1
     layers[0] += Cost(flops=-6 * (rows - distinct) * image * width**2)  # qkv once an image
-    read = 3 + MLM_SHARE * length
-    layers.append(shape.block(tokens, read * size, readers=read, biased=read * size * relative))
+    ends = [  # the last block reads [CLS] of ITM's three rows, then the masked words of MLM's
+        shape.block(of * size, read * size, readers=read, biased=read * size * relative)
+        for of, read in ((3, 3), (1, MLM_SHARE * length))
+    ]
     front = patches(config.image_size, config.patch_size, width, config.stem_widths) * distinct
     front += word_head(MLM_SHARE * length, width, config.vocab_size) + linear(3, width, width)
     branches = 2 if fused_itc else 1
@@ -267,7 +268,8 @@ def vlmo_work(
     return StepWork(
         passes=(
             *alone,
-            _stack("pairs", layers, "model.trunk.blocks"),
+            _stack("pairs", [*layers, ends[0]], "model.trunk.blocks"),
+            _stack("pairs, masked", ends[1:], "model.trunk.blocks", first=config.depth - 1),
             StackPass(name="patches and heads", cost=front),
         ),
         contrast=ContrastWork(
@@ -312,10 +314,12 @@ def flava_work(
         ("image encoder", vision, image, config.vision.depth, "visual_encoder"),
         ("text encoder", words, length, config.text_depth, "text_encoder"),
     ):
+        stack = f"model.{blocks}.blocks"
         layers = [shape.block(2 * size, 2 * size**2)] * (depth - 1)
-        layers.append(shape.block(size, size, readers=1) + shape.block(size, size**2))
-        entries = (depth + 1) / depth
-        passes.append(_stack(name, layers, f"model.{blocks}.blocks", entries=entries))
+        layers.append(shape.block(size, size**2))
+        passes.append(_stack(name, layers, stack))
+        last = shape.block(size, size, readers=1)  # of whole inputs, for [CLS] alone
+        passes.append(_stack(f"{name}, [CLS]", [last], stack, first=depth - 1))
     size, width = 1 + image + length, config.fusion.embed_dim
     hidden = PATCH_SHARE * config.vision.num_patches * matched_share
     spoken = MLM_SHARE * length * matched_share
