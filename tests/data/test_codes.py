@@ -7,16 +7,15 @@ import pytest
 
 from triptych.core.errors import DataError
 from triptych.data.codes import (
-    CodedImage,
     CodesAbout,
     CodeShardWriter,
     check_stored_codes,
     encode_codes,
-    group_by_image,
     read_codes,
 )
 from triptych.data.readers.webdataset import read_webdataset
 from triptych.data.records import ImageSource, Record
+from triptych.data.samples import SharedImage, group_by_image
 from triptych.data.skips import ImageProblem
 from triptych.data.source import DataSourceConfig, RecordList
 
@@ -86,7 +85,7 @@ def test_equal_content_gives_equal_bytes(tmp_path):
     shards = []
     for name in ("one", "two"):
         writer = CodeShardWriter(tmp_path / name, samples_per_shard=9)
-        image = CodedImage(ImageSource("a.jpg"), [record(0, "a.jpg", caption="x")])
+        image = SharedImage(ImageSource("a.jpg"), [record(0, "a.jpg", caption="x")])
         writer.write(image, b"data", np.array([1, 2]))
         writer.close()
         shards.append((tmp_path / name / "000000.tar").read_bytes())

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from triptych.core.errors import ConfigError
-from triptych.data.codes import CodedImage, CodesAbout, CodeShardWriter
+from triptych.data.codes import CodesAbout, CodeShardWriter
 from triptych.data.collate.image import (
     CODEBOOK_MEAN,
     CODEBOOK_STD,
@@ -17,6 +17,7 @@ from triptych.data.masking import BlockMaskingConfig, block_masks, draw_mask_key
 from triptych.data.order import SampleRng
 from triptych.data.readers.webdataset import read_webdataset
 from triptych.data.records import ImageSource, Record
+from triptych.data.samples import SharedImage
 from triptych.data.source import DataSourceConfig, RecordList
 from triptych.data.stream import build_loader
 from triptych.data.transforms.pipeline import ImageTransform, ImageTransformConfig, crop, draw_crop
@@ -114,7 +115,7 @@ def test_workers_change_nothing(images):
 def write_codes(folder, images, codes):
     writer = CodeShardWriter(folder, samples_per_shard=4)
     for record, row in zip(images, codes, strict=True):
-        writer.write(CodedImage(record.image, [record]), record.image.read(), row)
+        writer.write(SharedImage(record.image, [record]), record.image.read(), row)
     writer.close()
     CodesAbout(tokenizer="f00", num_codes=70_000, image_size=32).save(folder)
     return RecordList.of(read_webdataset(DataSourceConfig(path=str(folder)))).records

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 HELP = """Open every image of a dataset; report counts, sizes, lengths, duplicates and bad entries.
 
-Exits with 1 if more entries are bad than training allows.
+Exits with 1 if more entries are bad than training allows, or a shard is damaged.
 
 Examples:
   triptych data check my.jsonl
@@ -70,6 +70,13 @@ def run(arguments: Sequence[str]) -> int:
     options.result.report(report.to_dict())
     if options.skipped is not None:
         report.write_skipped(options.skipped)
+    if report.num_damaged:
+        print(
+            f"triptych: {report.num_damaged:,} shards are damaged or missing: copy them again, or "
+            "write them again with the same `triptych data shard`",
+            file=sys.stderr,
+        )
+        return 1
     if report.bad_share <= options.max_bad_share:
         return 0
     print(

@@ -37,6 +37,7 @@ VERBS = {
     "init": Verb("init", "MANIFEST", "write a documented config for your data"),
     "data check": Verb("data_check", "MANIFEST", "report what a dataset contains and what is bad"),
     "data scenes": Verb("data_scenes", "OUT --num-images N", "write the built-in scenes"),
+    "data shard": Verb("data_shard", "MANIFEST --out SHARDS", "write a dataset as tar shards"),
     "data tokenize-images": Verb(
         "data_tokenize_images",
         "MANIFEST --tokenizer FOLDER --out SHARDS",

@@ -20,6 +20,7 @@ from triptych.data.caption_cleaning import clean_caption
 from triptych.data.images import decode_image
 from triptych.data.manifest import read_records
 from triptych.data.records import ImageSource, Record
+from triptych.data.shards import verify_shards
 from triptych.data.skips import ImageProblem, SkipKind, Skipped
 from triptych.data.source import DataSourceConfig
 from triptych.data.transforms.pipeline import relative_box
@@ -71,6 +72,8 @@ class CheckReport:
         duplicate_captions: Normalised captions used by more than one record, with how many.
         duplicate_pairs: Records that repeat an image together with all its texts.
         skipped: Everything that is not usable.
+        num_verified: Shards whose bytes were compared with the checksum beside them.
+        num_damaged: Those of them that are not as they were written, or missing.
     """
 
     sources: list[str]
@@ -85,6 +88,8 @@ class CheckReport:
     duplicate_captions: dict[str, int] = field(default_factory=dict)
     duplicate_pairs: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
+    num_verified: int = 0
+    num_damaged: int = 0
 
     @property
     def num_bad(self) -> int:
@@ -116,7 +121,8 @@ class CheckReport:
         plain: dict[str, Any] = {
             name: {s: getattr(getattr(self, name), s) for s in Spread.__slots__} for name in spreads
         }
-        names = ("sources", "num_records", "num_usable", "num_images", "field_counts")
+        counts = ("num_records", "num_usable", "num_images", "num_verified", "num_damaged")
+        names = ("sources", "field_counts", *counts)
         plain |= {name: getattr(self, name) for name in names}
         return plain | {
             "num_total": self.num_total,
@@ -143,6 +149,9 @@ class CheckReport:
             lines.append(f"height       {_spread(self.height_px, 'px')}")
         if self.caption_words.maximum:
             lines.append(f"captions     {_spread(self.caption_words, 'words')}")
+        if self.num_verified:
+            good = self.num_verified - self.num_damaged
+            lines.append(f"checksums    {good:,} of {self.num_verified:,} shards are as written")
         return [*lines, *self._duplicate_lines(), *self._skip_lines()]
 
     def write_skipped(self, path: Path) -> None:
@@ -213,6 +222,10 @@ def check_sources(
         found = read_records(source)
         records += found.records
         report.skipped += found.skipped
+        num_verified, damaged = verify_shards(source.path)
+        report.num_verified += num_verified
+        report.num_damaged += len(damaged)
+        report.skipped += damaged
     images = _look_at(records, num_threads, on_progress)
     report.num_records = len(records)
     report.num_images = len(images)

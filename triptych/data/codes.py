@@ -5,10 +5,9 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from triptych.core.errors import DataError
 from triptych.core.files import write_json
 from triptych.data.records import ImageSource, Record
+from triptych.data.samples import SharedImage, add_member, image_extension, sample_entry
 from triptych.data.skips import ImageProblem, SkipKind
 from triptych.data.storage import RemoteError
 
@@ -26,11 +26,6 @@ CODES_EXTENSION = "codes.npy"
 
 ABOUT_FILE = "image_codes.json"
 """File beside the shards that says how the codes were made."""
-
-_RECORD_FIELDS = (
-    *("image_id", "question", "answers", "question_type", "answer_type", "phrase", "box"),
-    *("premise", "hypothesis", "label"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,34 +65,6 @@ class CodesAbout:
             ) from error
 
 
-@dataclass(slots=True)
-class CodedImage:
-    """All records of one image, which share its bytes and its codes in a shard.
-
-    Attributes:
-        image: The image.
-        records: What is known about it.
-    """
-
-    image: ImageSource
-    records: list[Record] = field(default_factory=list)
-
-
-def group_by_image(records: Iterable[Record]) -> list[CodedImage]:
-    """Group the records that differ in their caption alone; images keep the order of the first.
-
-    Raises:
-        DataError: A record shows no image, or several, or a clip.
-    """
-    groups: dict[str, CodedImage] = {}
-    for record in records:
-        if record.image is None:
-            raise DataError(f"record {record.record_id}: has no single image to make codes of")
-        key = json.dumps([str(record.image), _fields(record)], sort_keys=True)
-        groups.setdefault(key, CodedImage(record.image)).records.append(record)
-    return list(groups.values())
-
-
 class CodeShardWriter:
     """Writes WebDataset shards of images, their manifest fields and their codes.
 
@@ -112,7 +79,7 @@ class CodeShardWriter:
         self._shard: tarfile.TarFile | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
-    def write(self, image: CodedImage, data: bytes, codes: CodeArray) -> None:
+    def write(self, image: SharedImage, data: bytes, codes: CodeArray) -> None:
         """Add one sample.
 
         Args:
@@ -126,15 +93,10 @@ class CodeShardWriter:
             self._shard = tarfile.open(path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         assert self._shard is not None
         key = f"{self.num_written:09d}"
-        fields = json.dumps(_entry(image.records), ensure_ascii=False)
-        for extension, content in (
-            (_extension(image.image), data),
-            ("json", fields.encode()),
-            (CODES_EXTENSION, encode_codes(codes)),
-        ):
-            member = tarfile.TarInfo(f"{key}.{extension}")  # owner and time stay 0: equal bytes
-            member.size = len(content)
-            self._shard.addfile(member, io.BytesIO(content))
+        fields = json.dumps(sample_entry(image.records), ensure_ascii=False)
+        add_member(self._shard, f"{key}.{image_extension(image.image, data)}", data)
+        add_member(self._shard, f"{key}.json", fields.encode())
+        add_member(self._shard, f"{key}.{CODES_EXTENSION}", encode_codes(codes))
         self.num_written += 1
 
     def close(self) -> None:
@@ -212,23 +174,3 @@ def check_stored_codes(
                 f"{folder}: its codes were made by another image tokenizer or for another size "
                 f"({found}, but training wants {wanted}): run `triptych data tokenize-images` again"
             )
-
-
-def _entry(records: Sequence[Record]) -> Mapping[str, Any]:
-    """Return the manifest entry of records that differ in their caption alone."""
-    captions = [record.caption for record in records if record.caption is not None]
-    entry = _fields(records[0])
-    if captions:
-        entry["caption"] = captions if len(captions) > 1 else captions[0]
-    return entry
-
-
-def _fields(record: Record) -> dict[str, Any]:
-    values = {name: getattr(record, name) for name in _RECORD_FIELDS}
-    return {name: value for name, value in values.items() if value not in (None, ())}
-
-
-def _extension(image: ImageSource) -> str:
-    """Return the image's suffix as shards want it; what a shard reader does not know is .jpg."""
-    suffix = Path(image.member or image.path).suffix.lower().removeprefix(".")
-    return suffix if suffix in ("jpg", "jpeg", "png", "webp") else "jpg"

@@ -194,15 +194,18 @@ class Columns(Sequence[T]):
     """The rows of a file, which stays on disk.
 
     Args:
-        path: The file.
+        file: The file, or its bytes.
         layout: Of the rows.
     """
 
-    def __init__(self, path: Path, layout: Layout[T]) -> None:
+    def __init__(self, file: Path | bytes, layout: Layout[T]) -> None:
         import pyarrow as pa
 
-        self.path, self._layout = path, layout
-        self._file = pa.ipc.open_file(pa.memory_map(str(path)))
+        self._source, self._layout = file, layout
+        is_whole = isinstance(file, bytes)
+        self._file = pa.ipc.open_file(
+            pa.BufferReader(file) if is_whole else pa.memory_map(str(file))
+        )
         self.about = {k.decode(): v.decode() for k, v in (self._file.schema.metadata or {}).items()}
         sizes = (self._file.get_batch(i).num_rows for i in range(self._file.num_record_batches))
         self._starts = [0, *accumulate(sizes)]
@@ -234,7 +237,7 @@ class Columns(Sequence[T]):
                 yield from map(self._joined, zip(*columns, strict=True))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path, self._layout)
+        return type(self), (self._source, self._layout)
 
     def _batch(self, number: int) -> list[_Column]:
         if number not in self._arrays:

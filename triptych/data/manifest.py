@@ -11,7 +11,7 @@ from typing import Any
 from triptych.core.errors import DataError
 from triptych.data.cache import log
 from triptych.data.columns import ROWS
-from triptych.data.index import IndexReady, IndexStore, IndexWriter
+from triptych.data.index import FileFacts, IndexReady, IndexStore, IndexWriter
 from triptych.data.lines import cannot_read, load_json, parse_json_line, read_lines
 from triptych.data.readers.coco import (
     is_coco,
@@ -41,7 +41,7 @@ from triptych.data.skips import Skipped
 from triptych.data.source import READER_NAMES, DataSourceConfig, Parts, RecordList
 from triptych.data.storage import is_url
 
-__all__ = ["READER_NAMES", "DataSourceConfig", "FoundRecords", "read_records"]
+__all__ = ["READER_NAMES", "DataSourceConfig", "FoundRecords", "read_records", "source_facts"]
 
 NUM_FILES_LOOKED_FOR = 16
 
@@ -157,6 +157,11 @@ def _read(source: DataSourceConfig, writer: IndexWriter | None) -> FoundRecords:
     _check_files(source, found.records)
     _join_images(found.records)
     return FoundRecords(found.records, found.skipped, found.parts)
+
+
+def source_facts(source: DataSourceConfig) -> FileFacts:
+    """Return the files that a source is read from, with their sizes and times."""
+    return _store(source).facts()
 
 
 def _store(source: DataSourceConfig) -> IndexStore:

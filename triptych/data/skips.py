@@ -41,6 +41,7 @@ class SkipKind(StrEnum):
     MISSING_FIELD = "missing_field"
     BAD_RECORD = "bad_record"
     VIDEO = "video"
+    BAD_CHECKSUM = "bad_checksum"
 
 
 @dataclass(frozen=True, slots=True)

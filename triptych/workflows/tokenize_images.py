@@ -13,14 +13,13 @@ from triptych.core.errors import DataError
 from triptych.core.files import has_entries
 from triptych.data.codes import (
     CodeArray,
-    CodedImage,
     CodesAbout,
     CodeShardWriter,
-    group_by_image,
 )
 from triptych.data.collate.image import CODEBOOK_MEAN, CODEBOOK_STD, codebook_view
 from triptych.data.images import decode_image
 from triptych.data.manifest import read_records
+from triptych.data.samples import SharedImage, group_by_image
 from triptych.data.skips import VERB_FLAG, ImageProblem, SkipLog, Skipped
 from triptych.data.source import DataSourceConfig
 from triptych.data.transforms.pipeline import TransformedImage, normalise_batch
@@ -105,10 +104,10 @@ def tokenize_images(
     return TokenizedImages(writer.num_written, num_records, log.num_bad, about)
 
 
-_Row = tuple[CodedImage, bytes, Pixels]
+_Row = tuple[SharedImage, bytes, Pixels]
 
 
-def _read(groups: Sequence[CodedImage], size: int, log: SkipLog) -> Iterator[_Row]:
+def _read(groups: Sequence[SharedImage], size: int, log: SkipLog) -> Iterator[_Row]:
     """Yield each image's group, bytes and view; log what cannot be read."""
     for group in groups:
         try:

@@ -15,13 +15,15 @@ from typing import Any, BinaryIO
 
 from triptych.core.errors import DataError
 from triptych.data.codes import CODES_EXTENSION
+from triptych.data.columns import RECORDS, Columns
 from triptych.data.entries import FIELDS, EntryError, parse_caption, parse_entry
 from triptych.data.images import image_suffixes
+from triptych.data.index import file_facts
 from triptych.data.lines import cannot_read
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, check_split
-from triptych.data.storage import glob_urls, is_url, open_file
+from triptych.data.storage import glob_urls, is_url, open_file, read_whole
 
 FIRST_EXTENSIONS = ("jpg", "jpeg", "png", "webp")  # what an image is, if a sample has several
 MAX_TEXT_BYTES = 16 * 2**20
@@ -30,6 +32,9 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": 
 COMPRESSED_SUFFIXES = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 UNPACK = "samples in it cannot be read at random. Unpack it to a plain .tar"
 SUFFIX = ".tar"
+INDEX_SUFFIX = ".index"
+"""Behind the name of a shard: its records in columns, its size and its SHA-256."""
+
 Members = dict[str, tarfile.TarInfo]  # extension to member
 
 
@@ -91,17 +96,22 @@ def read_webdataset(source: DataSourceConfig) -> Iterator[Record | Skipped]:
     A sample is an image (`.jpg`, `.png`, `.tif` or what else Pillow decodes) with a caption from
     `.txt`, or a `.json` that has manifest fields, `caption`, or `text` (as img2dataset writes
     them), or with a class number from `.cls`; `.codes.npy` holds stored codes. Ids are `shard/key`.
-    Only headers, texts and JSON are read.
+    Only headers, texts and JSON are read, or the index that `triptych data shard` wrote.
 
     Raises:
         DataError: No shards, some missing, or one that is compressed or no tar file.
     """
     check_split(source.split, (), source.path)
     for shard in expand_shards(source.path):
-        yield from _read_shard(shard)
+        index = read_index(shard)
+        if index is None:
+            yield from read_shard(shard)
+        else:
+            yield from (in_shard(record, shard) for record in index)
 
 
-def _read_shard(shard: str) -> Iterator[Record | Skipped]:
+def read_shard(shard: str) -> Iterator[Record | Skipped]:
+    """Yield what the headers, texts and JSON of a shard say, whatever an index says."""
     samples: dict[str, Members] = {}
     try:
         with open_file(shard) as file:
@@ -111,6 +121,34 @@ def _read_shard(shard: str) -> Iterator[Record | Skipped]:
                 yield from _sample(shard, key, members, file, images_only)
     except OSError as error:
         raise cannot_read(Path(shard), error) from error
+
+
+def read_index(shard: str) -> Columns[Record] | None:
+    """Return the index beside a shard; None where there is none, or it is of another shard."""
+    index = any_index(shard)
+    if index is None:
+        return None
+    ((_, size, _),) = file_facts([shard])
+    return index if json.loads(index.about["shard"])["bytes"] == size else None
+
+
+def any_index(shard: str) -> Columns[Record] | None:
+    """Return the index beside a shard, even if the shard has another size; None without one."""
+    path = shard + INDEX_SUFFIX
+    try:
+        if is_url(shard):
+            return Columns(read_whole(path), RECORDS)
+        return Columns(Path(path), RECORDS) if Path(path).is_file() else None
+    except (OSError, ValueError):  # none, not ours, or a server that refuses what it does not have
+        return None
+
+
+def in_shard(record: Record, shard: str) -> Record:
+    """Return a record of an index as one of the shard that the index was found beside."""
+    assert record.image is not None, "an index beside a shard holds images"
+    image = replace(record.image, path=shard)
+    image_id = str(image) if record.image_id == str(record.image) else record.image_id
+    return replace(record, image=image, image_id=image_id)
 
 
 def _index(shard: str, file: BinaryIO, samples: dict[str, Members]) -> Iterator[Skipped]:
