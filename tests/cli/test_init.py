@@ -55,7 +55,7 @@ def test_help_of_both_kinds_is_found():
         "third": "Below the field, over two lines.",
     }
     text = field_help(OptimConfig)["warmup_steps"]
-    assert text == "Steps of the linear rise from `warmup_learning_rate` to the peak."
+    assert text == "Steps of linear warm-up from `warmup_learning_rate` to the peak."
 
 
 def test_documented_yaml_line_by_line():

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HELP = """Estimate memory, network traffic and hours of a run on many GPUs, before it starts.
 
 RECIPE and all other flags are those of `triptych train`. Nothing is trained and no data is read:
-the numbers are formulas (docs/scale.md derives them), and no GPU has confirmed them.
+the numbers come from formulas (see docs/scale.md) and have not been checked on GPUs.
 
 Examples:
   triptych estimate mplug.pretrain --scale large --gpus 8 64 --hardware h100
@@ -32,18 +32,18 @@ Examples:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EstimateOptions:
-    """On what, and how much.
+    """What to estimate.
 
     Attributes:
         gpus: Numbers of GPUs.
         hardware: a100 (80 GB), h100 (80 GB) or h200 (141 GB), connected as in NVIDIA's DGX.
-        memory_gb: Memory of a GPU in place of the preset's.
-        link_gb_per_s: Gigabytes a second that a GPU sends to other machines in place of the
+        memory_gb: Memory of a GPU, replaces the preset's.
+        link_gb_per_s: Gigabytes per second that a GPU sends to other machines, replaces the
             preset's.
         utilisation: Assumed share of the GPU's peak that all operations together reach.
-        pairs: Hours are those of one pass over so many pairs; of the recipe's steps if absent.
+        pairs: Give the hours of one pass over this many pairs; if absent, of the recipe's steps.
         untiled: Compute the contrastive loss without tiles.
-        json: Print JSON, one object a line.
+        json: Print JSON, one object per line.
     """
 
     gpus: tuple[int, ...] = (8,)

@@ -71,7 +71,7 @@ VERBS = {
         "write a model in the released layout",
     ),
     "models": Verb("models", "", "list the model sizes that can be trained"),
-    "completion": Verb("completion", "bash|zsh|fish", "print a shell completion script"),
+    "completion": Verb("completion", "bash|zsh|fish|tcsh", "print a shell completion script"),
 }
 
 EXAMPLES = """\
