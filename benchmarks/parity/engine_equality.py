@@ -135,7 +135,9 @@ def own_batches(cell: Cell, start: int) -> Iterator[dict[str, Tensor]]:
         own = {key: value[rank() * size :][:size] for key, value in batch.items()}
         if cell.family == "flava":  # a kind a step
             number = start // cell.accumulate % len(kinds)
-            own = {key: own[key] for key in (*kinds[number].batch_keys, "image_codes") if key in own}
+            own = {
+                key: own[key] for key in (*kinds[number].batch_keys, "image_codes") if key in own
+            }
             own["source"] = torch.tensor(number)
         yield own
         start += 1
@@ -164,9 +166,7 @@ def train_cell(cell: Cell, folder: Path) -> tuple[list[dict[str, float]], dict[s
             tensorboard=False,
         ),
         # AdamW's default of 1e-8 would turn rounding of tiny gradients into steps
-        optim=OptimConfig(
-            learning_rate=1e-3, vision_learning_rate=1e-3, warmup_steps=1, eps=1e-4
-        ),
+        optim=OptimConfig(learning_rate=1e-3, vision_learning_rate=1e-3, warmup_steps=1, eps=1e-4),
         run_folder=folder,
         is_vision=lambda name: False,
         sources=tuple(BatchSource(name=name, kind=name) for name in names),

@@ -27,7 +27,7 @@ def trained(monkeypatch, tmp_path):
             step=12, losses={}, elapsed_s=3.0, samples_per_s=4.0, checkpoint=Path("step_12")
         )
 
-    def train_run(config, run_folder):
+    def train_run(config, run_folder, *, resume=False):
         asked.append((config, run_folder))
         return result()
 
@@ -241,6 +241,24 @@ def test_a_run_may_go_on_with_more_bad_samples(trained, tmp_path):
     assert stored == replace(base, data=replace(base.data, max_bad_share=0.03))
 
 
+def test_a_run_may_go_on_with_other_processes(trained, tmp_path):
+    base = build_recipe("mplug.pretrain", "smoke")
+    save_yaml(base, tmp_path / "run" / "config.yaml")
+    flags = ["--train.num-processes=2", "--train.parallel", "fsdp", "--train.micro-batch-size", "2"]
+    assert main(["train", "run", "--resume", *flags]) == 0
+    stored = load_yaml(RunConfig, tmp_path / "run" / "config.yaml").train
+    assert stored == replace(base.train, num_processes=2, parallel="fsdp", micro_batch_size=2)
+
+
+def test_resume_auto_starts_a_run_and_then_goes_on_with_it(tmp_path, capsys):
+    command = ["train", "mplug.pretrain", "--scale", "smoke", "--out", str(tmp_path / "run")]
+    command += ["--train.max-steps", "1", "--resume", "auto"]
+    assert main(command) == 0
+    assert "from step 0 to 1" in capsys.readouterr().out
+    assert main(command) == 0
+    assert "from step 1 to 1" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("planned", [True, False])
 def test_a_stop_between_stages_says_how_to_go_on(tmp_path, monkeypatch, capsys, planned):
     def stopped(plan, folder):
@@ -268,8 +286,12 @@ def test_all_stages_may_go_on_with_more_bad_samples(trained, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "--resume", "--data.max-bad-share", "much"], "must be a number from 0 to 1"),
-        (["run", "--resume", "--data.max-bad-share"], "must be a number from 0 to 1"),
+        (
+            ["run", "--resume", "--data.max-bad-share", "much"],
+            "max_bad_share",
+        ),
+        (["run", "--resume", "--data.max-bad-share"], "--data.max-bad-share needs a value"),
+        (["run", "--resume", "--train.parallel", "magic"], "train.parallel"),
         (["run", "--resume", "--data.max-bad-share", "2"], "must be from 0 to 1"),
         (["my.jsonl"], "train on data in it with `triptych train RECIPE --data my.jsonl`"),
         (["photos"], "or train on data in it with `triptych train RECIPE --data photos`"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
@@ -12,7 +13,6 @@ import tyro
 from triptych.cli.field_help import field_help
 from triptych.cli.parsing import SourceGroup, SourceOptions, parse, refuse_repeats
 from triptych.core.errors import ConfigError, nearest
-from triptych.data.skips import TRAIN_FLAG
 
 if TYPE_CHECKING:
     from triptych.recipes.config import RunConfig
@@ -27,6 +27,7 @@ Examples:
   triptych train mplug.vqa --data questions.jsonl --init-from runs/mine/model --out runs/vqa
   triptych train run.yaml --train.max-steps 500 --optim.learning-rate 3e-4
   triptych train runs/mine --resume
+  torchrun --nproc-per-node 8 -m triptych train run.yaml --out runs/mine --resume auto
 
 Every field of the config is a flag; `triptych train RECIPE --help` shows the defaults.
 """
@@ -50,7 +51,8 @@ class PlainOptions:
             base, large (the paper's).
         config: A config file to start from, instead of a recipe's own values.
         out: The new run folder; if absent, runs/RECIPE-SCALE, or runs/ and the config file's name.
-        resume: Continue from the last checkpoint of the run folder.
+        resume: Continue from the last checkpoint of the run folder. `--resume auto`, with a recipe
+            or a config, resumes the run in --out if there is one, else starts it.
         sources: Training data, replaces data.train; if absent, the built-in scenes, which are
             written first.
         source: How that data is read.
@@ -72,10 +74,14 @@ def run(arguments: Sequence[str]) -> int:
     if arguments and arguments[0] in STAGEWISE:
         from triptych.cli import train_stagewise
 
+        auto, arguments = _take_auto(arguments)
+        if auto:
+            return train_stagewise.run(arguments[0], arguments[1:], resume_if_begun=True)
         if "--resume" in arguments:
             raise ConfigError("name the folder of the stages: triptych train RUN_FOLDER --resume")
         return train_stagewise.run(arguments[0], arguments[1:])
     refuse_repeats(arguments, "--data")
+    auto, arguments = _take_auto(arguments)
     plain, rest = _read_plain(arguments)
     wants_help = "-h" in rest or "--help" in rest
     if wants_help and plain.target is None and plain.config is None:
@@ -84,22 +90,28 @@ def run(arguments: Sequence[str]) -> int:
         return _resume(plain, rest)
     config = read_config(arguments, plain)
     out = plain.out or _default_folder(plain, config)
-    from triptych.workflows.run import train_run
+    from triptych.workflows.run import CONFIG_FILE, train_run
 
     if not config.data.train and _config_file(plain) is None:
-        config = _on_scenes(config, out)
-    return _report(train_run(config, out), out)
+        config = _on_scenes(config, out, begun=auto and (out / CONFIG_FILE).is_file())
+    return _report(train_run(config, out, resume="auto" if auto else False), out)
 
 
-def _on_scenes(config: RunConfig, out: Path) -> RunConfig:
-    """Return a recipe's run on the built-in scenes, which are written first, and say so."""
+def _on_scenes(config: RunConfig, out: Path, *, begun: bool) -> RunConfig:
+    """Return a recipe's run on the built-in scenes, which are written first, and say so.
+
+    Args:
+        config: The recipe's run.
+        out: The run folder.
+        begun: Whether a run that goes on has them already.
+    """
     from triptych.distributed.env import leads
     from triptych.workflows.run import check_unused
     from triptych.workflows.scene_data import scene_run
 
-    if leads():
+    if leads() and not begun:
         check_unused(out)
-    return scene_run(config, out / "data", write=leads())
+    return scene_run(config, out / "data", write=leads() and not begun)
 
 
 def read_config(arguments: Sequence[str], plain: PlainOptions | None = None) -> RunConfig:
@@ -240,8 +252,11 @@ def _default_folder(plain: PlainOptions, config: RunConfig) -> Path:
 
 
 def _resume(plain: PlainOptions, rest: Sequence[str]) -> int:
-    """Resume a run; its config is fixed, except for how much of the data may be bad."""
-    share, rest = _bad_share(rest)
+    """Resume a run; its config is fixed, except for how it is computed."""
+    from triptych.workflows.run import MAY_CHANGE, change_run, resume_run
+    from triptych.workflows.stagewise import is_stagewise
+
+    changes, rest = _changes(rest, MAY_CHANGE)
     flags: dict[str, object] = {"scale": plain.scale, "config": plain.config, "out": plain.out}
     flags |= {"data": plain.sources or None, "init-from": plain.init_from}
     given = [f"--{name}" for name, value in flags.items() if value is not None]
@@ -254,12 +269,9 @@ def _resume(plain: PlainOptions, rest: Sequence[str]) -> int:
             f"{given[0]} cannot be changed when a run is resumed: --resume takes the config of "
             f"{plain.target}; start a new run to change it"
         )
-    from triptych.workflows.run import allow_bad_share, resume_run
-    from triptych.workflows.stagewise import is_stagewise
-
     folder = Path(plain.target)
-    if share is not None:
-        allow_bad_share(folder, share)
+    if changes:
+        change_run(folder, changes)
     if is_stagewise(folder):
         from triptych.cli import train_stagewise
 
@@ -267,17 +279,41 @@ def _resume(plain: PlainOptions, rest: Sequence[str]) -> int:
     return _report(resume_run(folder), folder)
 
 
-def _bad_share(rest: Sequence[str]) -> tuple[float | None, list[str]]:
-    """Take the flag that an error of too many bad samples advises out of a command line."""
-    words = [part for word in rest for part in word.split("=", maxsplit=1)]
-    if TRAIN_FLAG not in words:
-        return None, list(rest)
-    index = words.index(TRAIN_FLAG)
-    value = words[index + 1] if index + 1 < len(words) else ""
-    try:
-        return float(value), words[:index] + words[index + 2 :]
-    except ValueError as error:
-        raise ConfigError(f"{TRAIN_FLAG} {value}: must be a number from 0 to 1") from error
+def _take_auto(arguments: Sequence[str]) -> tuple[bool, list[str]]:
+    """Return whether the command line holds `--resume auto`, and what else it holds."""
+    words = [part for word in arguments for part in _split_flag(word, "--resume")]
+    pairs = list(pairwise(words))
+    if ("--resume", "auto") not in pairs:
+        return False, list(arguments)
+    index = pairs.index(("--resume", "auto"))
+    return True, words[:index] + words[index + 2 :]
+
+
+def _changes(rest: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Take the flags that may change when a run goes on out of a command line.
+
+    Returns:
+        The values by the names of their fields, and the other words.
+    """
+    flags = {"--" + name.replace("_", "-"): name for name in names}
+    words = [part for word in rest for part in _split_flag(word, *flags)]
+    found: dict[str, str] = {}
+    others = []
+    while words:
+        word = words.pop(0)
+        if word not in flags:
+            others.append(word)
+        elif not words or words[0].startswith("--"):
+            raise ConfigError(f"{word} needs a value")
+        else:
+            found[flags[word]] = words.pop(0)
+    return found, others
+
+
+def _split_flag(word: str, *flags: str) -> list[str]:
+    """Split `--flag=value` of one of these flags."""
+    flag, equals, value = word.partition("=")
+    return [flag, value] if equals and flag in flags else [word]
 
 
 def _report(result: TrainResult, folder: Path) -> int:

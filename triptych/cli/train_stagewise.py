@@ -70,8 +70,14 @@ class StagewiseOptions:
     num_threads: int | None = None
 
 
-def run(recipe: str, arguments: Sequence[str]) -> int:
-    """Train the stages of vlmo.stagewise or flava.stagewise, and print where the model is."""
+def run(recipe: str, arguments: Sequence[str], *, resume_if_begun: bool = False) -> int:
+    """Train the stages of vlmo.stagewise or flava.stagewise, and print where the model is.
+
+    Args:
+        recipe: Which of the two.
+        arguments: What follows it on the command line.
+        resume_if_begun: Whether to go on with the stages in --out, if there are any.
+    """
     from triptych.workflows.stagewise import (
         StagewisePlan,
         is_stagewise,
@@ -84,6 +90,8 @@ def run(recipe: str, arguments: Sequence[str]) -> int:
     refuse_repeats(arguments, "--data", "--texts", "--images")
     options = parse(StagewiseOptions, arguments, verb=f"train {recipe}", description=text)
     out = options.out or Path("runs") / f"{recipe}-{options.scale}"
+    if resume_if_begun and is_stagewise(out):
+        return resume(out)
     if options.sources:
         plan = StagewisePlan(
             family=family,

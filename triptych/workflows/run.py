@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from rich.console import Console
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from triptych.checkpoint.model_folder import build_model_card, save_model_folder
 from triptych.checkpoint.released import open_model_folder
-from triptych.core.config import check, load_yaml, save_yaml, to_dict
+from triptych.core.config import from_dict, load_yaml, save_yaml, to_dict
 from triptych.core.errors import CheckpointError, ConfigError, DataError
 from triptych.core.files import folder_for_one
 from triptych.core.machine import current_commit, num_cores
@@ -25,6 +25,7 @@ from triptych.core.rng import seed_everything
 from triptych.data.batches import RecordTexts
 from triptych.data.collate import AnyCollator
 from triptych.data.records import Record
+from triptych.distributed.collectives import from_main
 from triptych.distributed.env import is_main, joined, launched, leads, run_processes, world_size
 from triptych.models.families import (
     build_model,
@@ -73,7 +74,11 @@ WORDLESS = (
 
 
 def train_run(
-    config: RunConfig, run_folder: Path, *, resume: bool = False, console: Console | None = None
+    config: RunConfig,
+    run_folder: Path,
+    *,
+    resume: bool | Literal["auto"] = False,
+    console: Console | None = None,
 ) -> TrainResult:
     """Train, and leave a run folder with a model folder in it.
 
@@ -81,7 +86,8 @@ def train_run(
         config: What to do.
         run_folder: Receives `config.yaml`, `metrics.jsonl`, `skipped.jsonl`, `checkpoints/`,
             TensorBoard events and `model/`.
-        resume: Go on from the last checkpoint.
+        resume: Go on from the last checkpoint. "auto" goes on with the run that the folder holds,
+            as its own config says, and starts one if there is none.
         console: Where to report; standard output if absent.
 
     Raises:
@@ -89,14 +95,26 @@ def train_run(
         DataError: The data cannot be read, or too much of it is bad.
     """
     with folder_for_one(run_folder) if leads() else nullcontext():
+        if resume == "auto" and not launched():
+            config, resume = _own_config(config, run_folder)
         if not resume and leads():
             check_unused(run_folder)
             _clear_failed_run(run_folder, console or Console())
         if config.train.num_processes > 1 and not launched():
             share = share_threads(config, config.train.num_processes)
-            return run_processes(_train, config.train.num_processes, share, run_folder, resume)
+            number = config.train.num_processes
+            return run_processes(_train, number, share, run_folder, bool(resume))
         with joined():
-            return _train(config, run_folder, resume, console)
+            if resume == "auto":  # all processes must take the same side of this
+                config, resume = from_main(_own_config(config, run_folder) if is_main() else None)
+            return _train(config, run_folder, bool(resume), console)
+
+
+def _own_config(config: RunConfig, run_folder: Path) -> tuple[RunConfig, bool]:
+    """Return the config of the run that a folder holds, if any, and whether it holds one."""
+    if not (run_folder / CONFIG_FILE).is_file():
+        return config, False
+    return load_yaml(RunConfig, run_folder / CONFIG_FILE), True
 
 
 def check_unused(run_folder: Path) -> None:
@@ -267,20 +285,41 @@ def finish_run(
     return train_run(config, run_folder, console=console)
 
 
-def allow_bad_share(run_folder: Path, share: float) -> None:
-    """Let a run, or every stage of a stagewise one, allow more bad samples when it goes on.
+MAY_CHANGE = (
+    "data.max_bad_share",
+    "data.num_workers",
+    "train.device",
+    "train.micro_batch_size",
+    "train.num_processes",
+    "train.num_threads",
+    "train.parallel",
+    "train.shard_size",
+)
+"""Fields of a run's config that may differ when it goes on: how it is computed, not what."""
+
+
+def change_run(run_folder: Path, changes: Mapping[str, str]) -> None:
+    """Change fields of a run, or of every stage of a stagewise one, before it goes on.
+
+    Args:
+        run_folder: Holds the run.
+        changes: Values, as YAML writes them, by dotted names of `MAY_CHANGE`.
 
     Raises:
-        ConfigError: `share` is not from 0 to 1.
+        ConfigError: A value does not fit its field.
     """
-    check(0 <= share <= 1, "data.max_bad_share", share, "be from 0 to 1")
     files = [run_folder / CONFIG_FILE]
     if (run_folder / PLANS).is_dir():
         files += [*(run_folder / PLANS).glob("*.yaml"), *run_folder.glob(f"*/{CONFIG_FILE}")]
-    for file in files:
-        if file.is_file():
-            config = load_yaml(RunConfig, file)
-            save_yaml(replace(config, data=replace(config.data, max_bad_share=share)), file)
+    changed = {}
+    for file in filter(Path.is_file, files):
+        plain = to_dict(load_yaml(RunConfig, file))
+        for name, text in changes.items():
+            section, field_name = name.split(".")
+            plain[section][field_name] = yaml.safe_load(text)
+        changed[file] = from_dict(RunConfig, plain)
+    for file, config in changed.items():
+        save_yaml(config, file)
 
 
 def prepare_tokenizer(
