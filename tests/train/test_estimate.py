@@ -149,6 +149,8 @@ def test_what_is_gathered():
     autocast = estimate_memory(STATE, setting("fsdp", precision="bf16"))
     assert autocast.copies == 2 * 1000 + 4 * 1300 + (4 + 4) * 1300
     assert estimate_memory(STATE, setting("ddp", precision="bf16")).copies == 2 * 1000
+    selective = setting("ddp", precision="bf16", recompute="selective")
+    assert estimate_memory(STATE, selective).copies == 2 * 100  # blocks cast again
 
 
 def test_gradients_that_wait_are_whole():

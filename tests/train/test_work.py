@@ -78,8 +78,9 @@ def vlmo(*, fused_itc, **changes):
 def flava(**changes):
     sizes = replace(model_config("flava_tiny"), **changes)
     task = FLAVAPretraining(build_model(sizes), FLAVAPretrainingConfig())
-    task.model.set_recompute_cheap(False)
-    return task, flava_work(sizes, LENGTH, matched_share=1.0, codes=True, chunk_size=None)
+    task.model.set_recompute_cheap(False)  # its hooks would hide from those of a test
+    work = flava_work(sizes, LENGTH, matched_share=1.0, codes=True, chunk_size=None)
+    return task, replace(work, recomputes_cheap=False)
 
 
 CASES = {
@@ -155,6 +156,20 @@ def test_bytes_by_hand():
     assert block.kept_bytes("selective", 2, 4) == 24 * 10 * 8
     assert block.kept_bytes("full", 2, 4) == 4 * 10 * 8
     assert block.flops == 24 * 10 * 8**2 + 4 * 100 * 8
+
+
+def test_selective_recomputation_keeps_products_alone():
+    """In fp32: the input, qkv (3 widths), attention, its projection, FFN (4) and its projection."""
+    block = BlockShape(width=8, mlp_dim=32, heads=2, dropout=True, packed=True).block(10, 100)
+    assert block.kept_bytes("selective", 4, 4) == 4 * (1 + 3 + 1 + 1 + 4 + 1) * 10 * 8
+
+
+def test_blocks_may_recompute_what_is_cheap_by_themselves():
+    block = BlockShape(width=8, mlp_dim=32, heads=2).block(10, 100)
+    work = StepWork(passes=(StackPass(name="blocks", cost=block),))
+    cheap = replace(work, recomputes_cheap=True).kept()
+    assert cheap.kept_bytes("none", 4, 4) == 4 * (1 + 1 + 4 + 4) * 10 * 8
+    assert cheap.kept_bytes("full", 4, 4) == work.kept().kept_bytes("full", 4, 4)
 
 
 def test_recomputation_repeats_the_trained_forward_pass():

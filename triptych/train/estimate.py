@@ -306,7 +306,9 @@ def _copies(state: StateCount, setting: ScaleSetting, work: StepWork | None) -> 
     times, or once a chunk, for the backward pass of the first entry.
     """
     counts = state.all()
-    casts = setting.copied * counts.trained  # kept by autograd for the backward pass
+    # autograd keeps the cast weights for the backward pass; selective recomputation casts again
+    cast = state.root.trained if setting.recompute == "selective" else counts.trained
+    casts = float(setting.copied * cast)
     if setting.parallel in ("none", "ddp"):
         return casts
     wide, two = setting.gathered, 2 * state.largest_unit()

@@ -9,7 +9,7 @@ that autograd saves.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 Recompute = Literal["none", "selective", "full"]
@@ -24,7 +24,9 @@ class Cost:
         inputs: Numbers of the residual stream that enter blocks.
         sums: Numbers of the residual stream inside blocks.
         products: Results of matrix products and attention that the backward pass reads.
-        cheap: Results of norms and activations, which cost little to compute again.
+        projected: Results of the products at the end of a sublayer, which it does not read; they
+            are kept where everything between products is computed again.
+        cheap: Results of norms and activations, and copies: they cost little to compute again.
         casts: Copies of residual states in 16 bits; without autocast there are none.
         masks: Numbers of dropout masks, one byte each.
         outputs: Numbers that no recomputation spares, such as log-probabilities of words, in fp32.
@@ -34,6 +36,7 @@ class Cost:
     inputs: float = 0.0
     sums: float = 0.0
     products: float = 0.0
+    projected: float = 0.0
     cheap: float = 0.0
     casts: float = 0.0
     masks: float = 0.0
@@ -60,9 +63,11 @@ class Cost:
         kept = stream * self.inputs + 4 * self.outputs
         if recompute == "full":
             return kept
-        kept += stream * self.sums + half * self.products + self.masks
-        kept += self.casts * half if half < stream else 0.0
-        return kept + (half * self.cheap if recompute == "none" else 0.0)
+        kept += half * self.products
+        if recompute == "selective":
+            return kept + half * self.projected
+        kept += stream * self.sums + half * self.cheap + self.masks
+        return kept + (half * self.casts if half < stream else 0.0)
 
 
 def total(costs: Iterable[Cost]) -> Cost:
@@ -118,10 +123,11 @@ class BlockShape:
         return Cost(
             flops=4 * tokens * width**2 + 4 * asking * width**2 + 4 * pairs * width,
             inputs=tokens * width,
-            products=(2 * padded + 2 * (padded if readers is None else readers)) * width
+            products=(2 * padded + 2 * (padded if readers is None else readers)) * width,
+            projected=asking * width,
+            cheap=tokens * width
             + self.heads * biased
             + asking * width * (self.layer_scale + self.packed),
-            cheap=tokens * width,
             masks=asking * width if self.dropout else 0,
         )
 
@@ -140,8 +146,9 @@ class BlockShape:
         return Cost(
             flops=4 * tokens * width**2 + 4 * memory * width * memory_width + 4 * pairs * width,
             sums=tokens * width,
-            products=(2 + self.packed) * tokens * width + 2 * memory * width,
-            cheap=tokens * width,
+            products=2 * tokens * width + 2 * memory * width,
+            projected=tokens * width,
+            cheap=(1 + self.packed) * tokens * width,
             casts=memory * memory_width,
             masks=tokens * width if self.dropout else 0,
         )
@@ -152,8 +159,9 @@ class BlockShape:
         return Cost(
             flops=4 * tokens * width * hidden,
             sums=tokens * width,
-            products=tokens * hidden + tokens * width * self.layer_scale,
-            cheap=tokens * (width + hidden),
+            products=tokens * hidden,
+            projected=tokens * width,
+            cheap=tokens * (width + hidden) + tokens * width * self.layer_scale,
             masks=tokens * width if self.dropout else 0,
         )
 
@@ -255,6 +263,8 @@ class StepWork:
             images that are hard negatives there.
         input_bytes: Bytes of a sample's input tensors.
         held_bytes: Bytes of a sample that a gradient cache holds between its passes.
+        recomputes_cheap: Whether blocks compute norms and activations again by themselves, even
+            where nothing is to be recomputed.
     """
 
     passes: tuple[StackPass, ...]
@@ -263,6 +273,7 @@ class StepWork:
     exchanged_bytes: float = 0.0
     input_bytes: float = 0.0
     held_bytes: float = 0.0
+    recomputes_cheap: bool = False
 
     def entries(self, unit: str, *, trained: bool) -> int:
         """Return how many passes with, or without, a backward pass enter a block.
@@ -296,7 +307,8 @@ class StepWork:
 
     def kept(self) -> Cost:
         """Return what is kept of one sample."""
-        return total(p.cost for p in self.passes if p.trained)
+        found = total(p.cost for p in self.passes if p.trained)
+        return replace(found, cheap=0.0) if self.recomputes_cheap else found
 
     def largest(self, half: int, stream: int) -> float:
         """Return the bytes that the block which keeps most keeps of one sample."""

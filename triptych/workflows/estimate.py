@@ -88,6 +88,7 @@ def run_setting(config: RunConfig, gpus: int) -> ScaleSetting:
         parallel="fsdp" if gpus > 1 else "none",
         shard_size=train.shard_size,
         precision="bf16" if train.precision == "auto" else train.precision,
+        recompute="full" if train.activation_checkpointing else "none",
     )
 
 
@@ -150,9 +151,9 @@ def fit(
     """Return the first setting that fits, the one that computes least being tried first.
 
     All samples of a GPU at once, then halves of them down to `FEWEST_SAMPLES`: first without
-    recomputation, then selective, then full; at last full recomputation of ever fewer samples. A
-    task with a gradient cache halves its chunks, another one its micro-batches. If nothing fits,
-    the last is returned.
+    recomputation (or as the setting has it), then selective, then full; at last full recomputation
+    of ever fewer samples. A task with a gradient cache halves its chunks, another one its
+    micro-batches. If nothing fits, the last is returned.
     """
     for recompute, samples in _tries(setting, count):
         tried, chosen = replace(setting, recompute=recompute), count
@@ -173,7 +174,7 @@ def _tries(setting: ScaleSetting, count: RunCount) -> Iterator[tuple[Recompute, 
     sizes = [most]
     while sizes[-1] % 2 == 0:
         sizes.append(sizes[-1] // 2)
-    for recompute in RECOMPUTES:
+    for recompute in RECOMPUTES[RECOMPUTES.index(setting.recompute) :]:
         for size in sizes:
             if size >= min(FEWEST_SAMPLES, most) or recompute == "full":
                 yield recompute, size

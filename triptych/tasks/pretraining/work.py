@@ -343,6 +343,7 @@ def flava_work(
         contrast=ContrastWork(embed_dim=config.proj_dim),
         chunk_size=chunk_size,
         input_bytes=pixels,
+        recomputes_cheap=chunk_size is None,  # in chunks everything is computed again anyway
     )
 
 
