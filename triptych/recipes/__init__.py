@@ -1,1 +1,1 @@
-"""Runs as Python functions: every paper number lives here, with its source."""
+"""Runs as Python functions: all numbers of the papers are here, with their sources."""

@@ -1,6 +1,6 @@
-"""Fine-tuning classifiers on any model: of answers, of images with texts, of texts alone.
+"""Fine-tuning of classifiers on any model: answers, images with texts, or texts only.
 
-The model is that of `--init-from`, or one with random weights of `model.name`.
+The model comes from `--init-from`, or is a randomly initialised `model.name`.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ def answers(scale: str) -> RunConfig:
 
 
 def answer_list(scale: str) -> AnswerClassificationConfig:
-    """Return the classifier of answers; the few questions of small scales make a shorter list."""
+    """Return the answer classifier; small scales have fewer questions, so their list is shorter."""
     if scale in PAPER_SCALES:
         return AnswerClassificationConfig()
     return AnswerClassificationConfig(min_answer_count=1 if scale == "smoke" else 2)
 
 
 def pairs(scale: str) -> RunConfig:
-    """Return a classifier of images with texts: SNLI-VE, hateful memes, one's own labels.
+    """Return a classifier of images with texts: SNLI-VE, hateful memes, your own labels.
 
-    base, large: the papers give no settings for these; they are those of VLMo's other classifiers:
+    base, large: the papers give no settings for these; we use those of VLMo's other classifiers:
     batch 128, learning rate 3e-5 (large: 1.5e-5), 384 px. 10 epochs of SNLI-VE are 41,000 steps.
-    Memes have their words in `text`: `--task.text-field text`.
+    Memes have their text in the field `text`: `--task.text-field text`.
     """
     task = ImageTextClassificationConfig(head=HeadConfig())
     return _run("classify.pairs", scale, task, max_steps=41_000, image_size=384)

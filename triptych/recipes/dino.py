@@ -11,20 +11,20 @@ from triptych.train.config import OptimConfig, TrainConfig
 
 RECIPE = "dino"
 RATE_PER_256 = 7.5e-4
-"""The released run's learning rate for each 256 images of a batch."""
+"""The released run's learning rate per 256 images of a batch."""
 
 
 def dino(scale: str) -> RunConfig:
-    """Return DINO on images alone, for the image encoder of any model (`--model.name`).
+    """Return DINO on images only, for the image encoder of any model (`--model.name`).
 
-    FLAVA's is the default: its paper pre-trains it so. Texts of the data, or `--tokenizer.path`,
-    give the words of the model, which it does not learn here.
+    FLAVA's is the default, as in its paper. The data's texts, or `--tokenizer.path`, give the
+    vocabulary of the model, which this run does not train.
 
     base, large: the released run of ViT-B/16: 400 epochs of ImageNet's 1.28 M images at a batch
     of 1,024 are 500,000 steps; learning rate 7.5e-4 per 256 images, which is 3e-3 at this batch,
     10 epochs of warm-up from 0, cosine to 2e-6; each parameter's gradient is clipped at 0.3; two
-    crops at 224 px and ten at 96 px. Weight decay is the mean of the 0.04 and 0.4 between which it
-    rises there.
+    crops at 224 px and ten at 96 px. There weight decay rises from 0.04 to 0.4;
+    here it is their mean.
     """
     check_scale(scale)
     if scale in PAPER_SCALES:

@@ -19,7 +19,7 @@ MODELS = {
     "large": "dvae_dalle",
 }
 VALUES_PER_CODE = 8 * 8 * 3
-"""Pixel values for which one code stands: β of the paper is this times the weight of `kl`."""
+"""Pixel values per code: β of the paper is this times the weight of `kl`."""
 
 RECIPE = "dvae"
 
@@ -27,14 +27,14 @@ RECIPE = "dvae"
 def dvae(scale: str) -> RunConfig:
     """Return the training of an image tokenizer on images.
 
-    base, large: the paper's: 3 M steps of 512 images; learning rate 1e-4, to 1.25e-6 along a
-    cosine (there over 1.2 M steps); τ from 1 to 1/16 in 150,000 steps; β from 0 to 6.6 in 5,000;
+    base, large: the paper's settings: 3 M steps of 512 images; learning rate 1e-4, to 1.25e-6 along
+    a cosine (there over 1.2 M steps); τ from 1 to 1/16 in 150,000 steps; β from 0 to 6.6 in 5,000;
     AdamW with decay 1e-4. Excluded: the paper's running mean of the weights, its crops of 256 px
     (`--model.image-size`), and its mixed precision by hand.
 
-    Small scales: the last encoder layer starts so that all codes are in use, the encoder learns
-    at a tenth of the decoder's rate, and `balance` stands for `kl`; with the paper's settings a
-    short run puts one code everywhere.
+    Small scales: the last encoder layer is initialised so that all codes are in use, the encoder
+    has a tenth of the decoder's learning rate, and `balance` replaces `kl`; with the paper's
+    settings a short run collapses to one code.
     """
     check_scale(scale)
     if scale in PAPER_SCALES:

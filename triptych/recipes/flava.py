@@ -32,21 +32,21 @@ MODELS = {
     "large": "flava_900m",
 }
 POSITIONS = {"smoke": 64, "tiny": 64, "small": 128, "base": 512, "large": 512}
-"""Longest text that a scale's model reads."""
+"""Longest text that the model of a scale reads."""
 
 CROPS = ImageTransformConfig(crop_scale=(0.9, 1.0), flip_probability=0.0, randaugment_num_ops=0)
 """torchmultimodal's pre-training: crops of nine tenths of the area on, no flip, no colours."""
 
 CAPTIONS = PretrainingTextConfig(max_text_tokens=77, max_words=None, whole_word=True)
-"""Captions as they are, of 77 tokens; whole words are hidden (torchmultimodal)."""
+"""Captions unchanged, up to 77 tokens; whole words are masked (torchmultimodal)."""
 
 
 def image(scale: str) -> RunConfig:
-    """Return the image encoder's stage, masked image modelling on images alone.
+    """Return the image encoder's stage, masked image modelling on images only.
 
-    base, large: the paper takes BEiT's way first and DINO in the end; these are BEiT's numbers:
-    800 epochs of ImageNet's 1.28 M images at a batch of 2,048 are 500,000 steps, learning rate
-    1.5e-3, 6,250 warm-up steps (10 epochs), weight decay 0.05, gradients clipped at 3.
+    base, large: the paper uses BEiT's objective first and DINO in the end; these numbers are
+    BEiT's: 800 epochs of ImageNet's 1.28 M images at a batch of 2,048 are 500,000 steps, learning
+    rate 1.5e-3, 6,250 warm-up steps (10 epochs), weight decay 0.05, gradients clipped at 3.
     """
     check_scale(scale)
     if scale in PAPER_SCALES:
@@ -69,7 +69,7 @@ def image(scale: str) -> RunConfig:
 
 
 def text(scale: str) -> RunConfig:
-    """Return the text encoder's stage, masked language modelling on texts alone.
+    """Return the text encoder's stage, masked language modelling on texts only.
 
     base, large: texts of 512 tokens (paper: CCNews and BookCorpus); learning rate, decay, warm-up
     and batch are those of the joint stage (seed), since the stage's own are not known, and so is
@@ -85,10 +85,10 @@ def text(scale: str) -> RunConfig:
 
 
 def joint(scale: str) -> RunConfig:
-    """Return the joint stage: each step draws one source, of pairs, of images or of texts.
+    """Return the joint stage: each step draws one source of pairs, images or texts.
 
-    Name each source's `kind` and `ratio` with its path; without ratios all are drawn alike, as in
-    torchmultimodal (the paper's ratios are not known).
+    Name each source's `kind` and `ratio` with its path; without ratios all are drawn equally often,
+    as in torchmultimodal (the paper's ratios are not known).
 
     base, large: seed: AdamW, batch 8,192, learning rate 1e-3, 10,000 warm-up steps, decay 0.1;
     torchmultimodal's config: 100,000 steps, all six losses with weight 1. Biases, norms, class
@@ -143,7 +143,7 @@ def snli_ve(scale: str) -> RunConfig:
     """Return visual entailment, three classes, by the fused class state and FLAVA's classifier.
 
     base, large: torchmultimodal's classifier (768, ReLU, dropout 0.5); the paper's optimisation is
-    not known, and that of `flava.vqa` stands for it.
+    not known, so that of `flava.vqa` is used.
     """
     check_scale(scale)
     task = ImageTextClassificationConfig(text_field="hypothesis", head=FLAVA_HEAD)
@@ -154,9 +154,9 @@ def snli_ve(scale: str) -> RunConfig:
 
 
 def hateful_memes(scale: str) -> RunConfig:
-    """Return telling hateful memes, two classes judged by AUROC; their words are in `text`.
+    """Return the classification of hateful memes, two classes scored by AUROC; the field is `text`.
 
-    base, large: 8,500 memes at a batch of 128 are 66 steps an epoch, of which there are 20; as for
+    base, large: 20 epochs of 8,500 memes at a batch of 128, 66 steps each; as for
     `flava.snli_ve`, the paper's optimisation is not known.
     """
     check_scale(scale)

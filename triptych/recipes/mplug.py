@@ -39,13 +39,13 @@ def pretrain(scale: str) -> RunConfig:
 
     base, large: paper, section 5.1 and the released `pretrain_mplug_{base,large}.yaml`: 30 epochs
     of 14 M pairs at a global batch of 1,024 are 410,000 steps; learning rates 1e-4 and 1e-5 (base),
-    5e-5 and 5e-6 (large); 1,000 warm-up steps; queue 65,536; momentum 0.995; alpha 0.4, grown over
-    the first epoch. The released configs have 2,000 warm-up iterations, and end at 2e-6 for large.
-    ITC, MLM and PrefixLM all learn from the teacher, as the derived code means to:
-    there defects leave MLM an untrained teacher and PrefixLM none.
+    5e-5 and 5e-6 (large); 1,000 warm-up steps; queue 65,536; momentum 0.995; alpha 0.4, ramped up
+    over the first epoch. The released configs have 2,000 warm-up iterations, and end at 2e-6 for
+    large. ITC, MLM and PrefixLM all learn from the teacher, as the derived code intends; its
+    defects leave MLM an untrained teacher and PrefixLM none.
 
-    Small scales: ITC and PrefixLM, on which a small budget learns most, take every step; MLM joins
-    every other step after 30 % of them, and ITM after 60 %. Muon trains the matrices.
+    Small scales: ITC and PrefixLM, from which short runs learn most, are in every step; MLM joins
+    every other step after 30 % of the steps, and ITM after 60 %. Muon trains the matrices.
     """
     check_scale(scale)
     if scale in PAPER_SCALES:
@@ -91,10 +91,10 @@ def caption(scale: str) -> RunConfig:
 def scst(scale: str) -> RunConfig:
     """Return captioning by policy gradient on CIDEr, from a model that `mplug.caption` trained.
 
-    base, large: paper, appendix: 5 more epochs at a learning rate of 8e-7; of 113,000 images at
-    the batch of 256 that cross-entropy has, which is ours to assume, they are 2,207 steps. The
-    released code has 1e-6, decay 0.02, batches of 32 (base) and 64 (large) a process, and a warm-up
-    that starts above its rate, at 1e-5; here there is none.
+    base, large: paper, appendix: 5 more epochs at a learning rate of 8e-7; with 113,000 images
+    and the batch of 256 of cross-entropy training (our assumption) they are 2,207 steps. The
+    released code has 1e-6, decay 0.02, batches of 32 (base) and 64 (large) per process, and a
+    warm-up that starts above the learning rate, at 1e-5; here there is none.
     """
     if scale not in PAPER_SCALES:
         steps = {"smoke": 4, "tiny": 400, "small": 2000}
@@ -166,13 +166,13 @@ def grounding(scale: str) -> RunConfig:
 
 
 def nlvr2(scale: str) -> RunConfig:
-    """Return judging statements about two images (NLVR2).
+    """Return the classification of statements about two images (NLVR2).
 
     base, large: paper, section 5.2.5 and appendix: two cross-attention branches merged before the
     FFN, an MLP on the text [CLS], 336 px, decay 0.05. The authors released neither a model nor a
     config for it, and the text of the paper that we could check lacks its table of settings: the
-    others are those of ALBEF, on whose code mPLUG is built (`configs/NLVR.yaml`): 10 epochs of
-    86,373 pairs at a batch of 8 x 16 are 6,750 steps, learning rate 2e-5; 5e-6 for the image
+    other settings are those of ALBEF, on whose code mPLUG is built (`configs/NLVR.yaml`): 10 epochs
+    of 86,373 pairs at a batch of 8 x 16 are 6,750 steps, learning rate 2e-5; 5e-6 for the image
     encoder as in mPLUG's other configs.
     """
     return _finetune("mplug.nlvr2", scale, NLVR2Config(merge="mean"), 6_750, 128, 2e-5, 5e-6)
@@ -187,7 +187,7 @@ def snli_ve(scale: str) -> RunConfig:
     8 x 32 are 10,340 steps, learning rate 2e-5; 5e-6 for the image encoder. The order of the
     classes is that of mPLUG's dataset code.
 
-    Small scales leave the premise out: the scenes' captions would tell what there is to see.
+    Small scales exclude the premise: the scenes' captions would give the answer away.
     """
     task = ImageTextClassificationConfig(
         labels=("contradiction", "neutral", "entailment"),

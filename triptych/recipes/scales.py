@@ -1,7 +1,7 @@
-"""What the recipes of all families share: their scales, and the frame of small and of paper runs.
+"""What the recipes of all families share: scales, and the common part of small and paper runs.
 
 Small runs are our own: they train from random weights in minutes, on few images that are neither
-cropped nor mirrored. Paper runs take the papers' numbers from the recipe that asks for them.
+cropped nor mirrored. Paper runs take the papers' numbers from the recipe.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ def small_optim(
     muon_rate: float | None = None,
     head_factor: float = 1.0,
 ) -> OptimConfig:
-    """Return Muon for randomly initialised matrices, and AdamW for what is not one.
+    """Return Muon for randomly initialised matrices, and AdamW for everything else.
 
-    One rate serves the image encoder and the rest, since no part starts from trained weights.
+    Image encoder and the rest share one rate, since no part starts from pre-trained weights.
 
     Args:
         rate: AdamW's peak learning rate; it falls to a hundredth.
         warmup_steps: Steps of the linear rise.
         muon_rate: Muon's peak learning rate; three times AdamW's if absent.
-        head_factor: The learning rate of a classifier over `rate`.
+        head_factor: The learning rate of a classifier relative to `rate`.
     """
     return OptimConfig(
         learning_rate=rate,

@@ -70,7 +70,7 @@ def vision(scale: str) -> RunConfig:
 
 
 def language(scale: str) -> RunConfig:
-    """Return stage 2, masked language modelling on texts alone; start from stage 1.
+    """Return stage 2, masked language modelling on texts only; start from stage 1.
 
     base, large: 200,000 steps of 1,024 texts of up to 196 tokens (the paper: 500,000 for base),
     learning rate 2e-4, 2,500 warm-up steps, linear to 0.
@@ -92,7 +92,7 @@ def pretrain(scale: str) -> RunConfig:
     2,500 warm-up steps, linear to 0, ITC on both branches, MLM with a quarter of the weight. The
     paper has one branch and equal weights.
 
-    Small scales: ITC takes every step; MLM and ITM join every other step.
+    Small scales: ITC is in every step; MLM and ITM join every other step.
     """
     check_scale(scale)
     if scale in PAPER_SCALES:
@@ -151,7 +151,7 @@ def vqa(scale: str) -> RunConfig:
 
 
 def nlvr2(scale: str) -> RunConfig:
-    """Return judging statements about two images, NLVR2.
+    """Return the classification of statements about two images, NLVR2.
 
     base, large: 10 epochs of 86,000 statements at a batch of 128 are 6,750 steps, 384 px, learning
     rate 5e-5 (base) or 3e-5 (large), a tenth of the steps warm up.
