@@ -28,7 +28,7 @@ from triptych.distributed.engine import Engine
 from triptych.tasks.pretraining.mplug import OBJECTIVES
 from triptych.train.precision import autocast, resolve_precision
 from triptych.train.step import backward_micro_batch
-from triptych.train.trainer import enable_activation_checkpointing
+from triptych.train.trainer import set_recompute
 
 MIB = 2**20
 STEPS = 2
@@ -45,7 +45,7 @@ def measure(micro_batch_size: int, *, checkpointing: bool) -> dict[str, Any]:
     keep_freed_memory()
     stepper = Stepper(micro_batch_size, 1)
     if checkpointing:
-        enable_activation_checkpointing(stepper.fast.modules)
+        set_recompute(stepper.fast.modules, "full")
     precision = resolve_precision("auto", CPU)
     stepper.fast.modules.train()
     losses, seconds = [], []

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from triptych.nn.block import Block, BlockConfig, FeedForward, recomputing
+from triptych.nn.block import Block, BlockConfig, FeedForward
+from triptych.nn.recompute import recomputing
 
 
 def _parts():
@@ -83,8 +84,9 @@ def test_a_block_that_is_computed_again_has_nothing_to_forget():
     assert isinstance(block.mlp, FeedForward)
     block.recompute_cheap = True
     assert block.mlp.recompute_cheap
-    block.activation_checkpointing = True
-    assert block.recompute_cheap
-    assert not block.mlp.recompute_cheap
-    block.activation_checkpointing = False
+    for mode in ("selective", "full"):
+        block.recompute = mode
+        assert block.recompute_cheap
+        assert not block.mlp.recompute_cheap
+    block.recompute = "none"
     assert block.mlp.recompute_cheap

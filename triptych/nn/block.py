@@ -4,56 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Concatenate, Literal, ParamSpec, TypeVar
+from typing import ClassVar, Literal, TypeVar, TypeVarTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from triptych.core.config import check
 from triptych.nn.attention import CrossAttention, Memory, SelfAttention
 from triptych.nn.dropout import Dropout
 from triptych.nn.kv_cache import LayerCache
 from triptych.nn.packing import TokenGrid
+from triptych.nn.recompute import Recompute, recomputing, run_recomputed
 
-P = ParamSpec("P")
+Inputs = TypeVarTuple("Inputs")
 R = TypeVar("R")
-
-
-def recomputing(
-    make: Callable[[Tensor], Tensor], x: Tensor, use: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """Return use(make(x)); the backward pass calls make(x) again instead of keeping its result.
-
-    For what costs little to compute and much to keep, such as a norm or an activation whose own
-    backward pass keeps x anyhow. Values and gradients are exactly those of use(make(x)).
-
-    Args:
-        make: Without randomness; run once more in the backward pass.
-        x: Its input, which is kept.
-        use: Whatever it saves for its backward pass is kept, but for make(x) itself.
-    """
-    made = make(x)
-    if not (torch.is_grad_enabled() and made.requires_grad):
-        return use(made)
-    if torch.is_autocast_enabled(x.device.type):
-        made = made.to(torch.get_autocast_dtype(x.device.type))
-    address, size, dtype = made.data_ptr(), made.numel(), made.dtype
-    source = x.detach()
-
-    def pack(tensor: Tensor) -> Tensor | torch.Size:
-        same = tensor.data_ptr() == address and tensor.numel() == size and tensor.is_contiguous()
-        return tensor.shape if same and tensor.dtype == dtype else tensor.detach()
-
-    def unpack(saved: Tensor | torch.Size) -> Tensor:
-        if isinstance(saved, Tensor):
-            return saved
-        with torch.no_grad():
-            return make(source).to(dtype).view(saved)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        return use(made)
 
 
 Activation = Literal["gelu", "quick_gelu"]
@@ -147,9 +112,9 @@ class Block(nn.Module):
 
     Pre-norm: x + f(LN(x)). Post-norm: LN(x + f(x)).
 
-    Three ways to keep activations for the backward pass: all of them; where `recompute_cheap`,
-    all but the outputs of GELU and of pre-norms, a third of them at next to no time; where
-    `activation_checkpointing`, the block's input alone, for a second forward pass.
+    Of the activations, the backward pass computes again what `recompute` says; where
+    `recompute_cheap` and not `recompute`, the outputs of GELU and of pre-norms, a third of the
+    whole at next to no time.
 
     Args:
         config: Sizes and order of the norms.
@@ -178,16 +143,17 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
         self.mlp_norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.dropout = Dropout(config.dropout)
-        self._activation_checkpointing = self._recompute_cheap = False
+        self._recompute: Recompute = "none"
+        self._recompute_cheap = False
 
     @property
-    def activation_checkpointing(self) -> bool:
-        """Whether the backward pass computes the whole block again."""
-        return self._activation_checkpointing
+    def recompute(self) -> Recompute:
+        """What of the block the backward pass computes again."""
+        return self._recompute
 
-    @activation_checkpointing.setter
-    def activation_checkpointing(self, value: bool) -> None:
-        self._activation_checkpointing = value
+    @recompute.setter
+    def recompute(self, value: Recompute) -> None:
+        self._recompute = value
         self.mlp.recompute_cheap = self._mlp_recomputes()
 
     @property
@@ -202,7 +168,7 @@ class Block(nn.Module):
 
     def _mlp_recomputes(self) -> bool:
         """A block that is computed again keeps nothing, so that its parts need not."""
-        return self._recompute_cheap and not self._activation_checkpointing
+        return self._recompute_cheap and self._recompute == "none"
 
     def forward(
         self,
@@ -230,9 +196,9 @@ class Block(nn.Module):
         Returns:
             Of the shape of `x`, or the packed tokens at `readers`.
         """
-        run = self._checkpointed if self._recomputes() else self._transform
         memory_grid = memory_grid or readers or grid
-        return run(x, bias, memory, memory_bias, grid, memory_grid, readers)
+        inputs = x, bias, memory, memory_bias, grid, memory_grid, readers
+        return run_recomputed(self._recompute, self._transform, *inputs)
 
     def joint(
         self,
@@ -254,17 +220,8 @@ class Block(nn.Module):
         Returns:
             (M·N + T, D): the image tokens of all rows, then the packed text tokens.
         """
-        if self._recomputes():
-            return checkpoint(  # type: ignore[no-any-return]
-                self._transform_joint, image, text, bias, grid, image_index, use_reentrant=False
-            )
-        return self._transform_joint(image, text, bias, grid, image_index)
-
-    def _recomputes(self) -> bool:
-        return self.activation_checkpointing and torch.is_grad_enabled()
-
-    def _checkpointed(self, *inputs: Tensor | Memory | TokenGrid | None) -> Tensor:
-        return checkpoint(self._transform, *inputs, use_reentrant=False)  # type: ignore[no-any-return]
+        inputs = image, text, bias, grid, image_index
+        return run_recomputed(self._recompute, self._transform_joint, *inputs)
 
     def _transform(
         self,
@@ -318,9 +275,7 @@ class Block(nn.Module):
         Returns:
             (B, R, D): what `forward` gives at those positions.
         """
-        if self._recomputes():
-            return checkpoint(self._read, x, positions, bias, use_reentrant=False)  # type: ignore[no-any-return]
-        return self._read(x, positions, bias)
+        return run_recomputed(self._recompute, self._read, x, positions, bias)
 
     def _read(self, x: Tensor, positions: Tensor, bias: Tensor | None) -> Tensor:
         def attend(normed: Tensor) -> Tensor:
@@ -350,14 +305,12 @@ class Block(nn.Module):
         x = x if self.pre_norm else self.attention_norm(x)
         return self._after_attention(x, memory, memory_bias)
 
-    def lend(
-        self, use: Callable[Concatenate[Block, P], R], *inputs: P.args, **options: P.kwargs
-    ) -> R:
+    def lend(self, use: Callable[[Block, *Inputs], R], *inputs: *Inputs) -> R:
         """Return use(self, *inputs), for a network that needs parts of a block in its own order.
 
         As with every entry, the result may be no view of another tensor.
         """
-        return use(self, *inputs, **options)
+        return run_recomputed(self._recompute, use, self, *inputs)
 
     def _after_attention(
         self,

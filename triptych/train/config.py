@@ -11,6 +11,7 @@ from triptych.core.errors import ConfigError
 from triptych.distributed.engine import Parallel
 from triptych.train.metrics_log import TrackerName
 from triptych.train.precision import PrecisionChoice
+from triptych.train.work import Recompute
 
 ParallelChoice = Literal["auto"] | Parallel
 
@@ -62,9 +63,10 @@ class TrainConfig:
     instructions for it, else fp32; `bf16-params` also gathers sharded weights in bf16 (zero2, fsdp,
     hsdp); `fp16` scales the loss, for GPUs without bf16."""
 
-    activation_checkpointing: bool = False
-    """Store only the inputs of blocks and recompute the rest in the backward pass: less memory,
-    about a quarter more time, the same losses."""
+    recompute: Recompute = "none"
+    """Which activations of blocks the backward pass computes again instead of keeping them.
+    `selective`: all but the results of linear layers and of attention; `full`: all but the inputs
+    of blocks, for a second forward pass. Losses are the same."""
 
     compile_blocks: bool = False
     """Whether `torch.compile` compiles each block; needs a C++ compiler on a CPU."""
@@ -117,9 +119,15 @@ class TrainConfig:
     def upgrade_fields(plain: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of a file that may be older than this class, as they are named now.
 
-        `local_batch_size` was the batch of each of `num_processes`, in `accumulate` micro-batches.
+        `local_batch_size` was the batch of each of `num_processes`, in `accumulate` micro-batches;
+        `activation_checkpointing`, whether `recompute` is `full`.
         """
-        fields = renamed(plain, {"clip_apart": "clip_per_parameter"})
+        fields = renamed(
+            plain,
+            {"clip_apart": "clip_per_parameter", "activation_checkpointing": "recompute"},
+        )
+        if isinstance(fields.get("recompute"), bool):
+            fields["recompute"] = "full" if fields["recompute"] else "none"
         if "local_batch_size" in fields:
             local, accumulate = fields.pop("local_batch_size"), fields.pop("accumulate", 1)
             fields["global_batch_size"] = local * fields.get("num_processes", 1)

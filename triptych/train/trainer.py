@@ -50,14 +50,14 @@ from triptych.train.step import (
     to_device,
 )
 from triptych.train.task import Task
-from triptych.train.work import StepWork
+from triptych.train.work import Recompute, StepWork
 
 Batches = Iterator[Mapping[str, Tensor]]
 
 CHECKPOINTS = "checkpoints"
 """In the run folder."""
 
-CHECKPOINTING_SWITCH = "activation_checkpointing"
+RECOMPUTE_SWITCH = "recompute"
 """Attribute of a module that can recompute its activations, such as `nn.block.Block`."""
 
 
@@ -135,8 +135,8 @@ class Trainer:
         self.device = _resolve_device(config.device)
         if self.device.type == "cpu":
             keep_freed_memory()
-        if config.activation_checkpointing:
-            enable_activation_checkpointing(task.modules)
+        if config.recompute != "none":
+            set_recompute(task.modules, config.recompute)
         task.modules.to(self.device)
         self.split = config.split_batch(world_size())
         self.engine = Engine(
@@ -407,26 +407,27 @@ class Trainer:
         self._last_checkpoint = self.checkpoint_folder / f"step_{step}"
 
 
-def enable_activation_checkpointing(modules: nn.Module) -> int:
-    """Make every module that can recompute its activations do so, and return their number.
+def set_recompute(modules: nn.Module, mode: Recompute) -> int:
+    """Say what all modules that can recompute their activations do so with; return their number.
 
     Parameter names do not change. Losses and gradients are bitwise the same: random draws are
     repeated.
 
     Args:
         modules: What is trained.
+        mode: Of `TrainConfig.recompute`.
 
     Raises:
         ConfigError: The model has no such module.
     """
-    able = [module for module in modules.modules() if hasattr(module, CHECKPOINTING_SWITCH)]
+    able = [module for module in modules.modules() if hasattr(module, RECOMPUTE_SWITCH)]
     if not able:
         raise ConfigError(
-            "no module of this model can recompute its activations: leave activation_checkpointing "
-            "off"
+            f"train.recompute = {mode!r}: no module of this model can recompute its activations; "
+            "choose none"
         )
     for module in able:
-        setattr(module, CHECKPOINTING_SWITCH, True)
+        setattr(module, RECOMPUTE_SWITCH, mode)
     return len(able)
 
 
@@ -461,7 +462,7 @@ def resolve_parallel(
         micro_batch_size=config.split_batch(world_size()).micro_batch_size,
         parallel="fsdp",
         precision=resolve_precision(config.precision, device),
-        recompute="full" if config.activation_checkpointing else "none",
+        recompute=config.recompute,
     )
     muon = optim.muon_learning_rate is not None
     state = count_state(task.modules, is_block_matrix) if muon else count_state(task.modules)

@@ -16,7 +16,7 @@ from triptych.tasks.pretraining.dino import (
     SmallCropEncoder,
     image_side,
 )
-from triptych.train.trainer import enable_activation_checkpointing
+from triptych.train.trainer import set_recompute
 
 HEAD = DINOConfig(
     out_dim=7,
@@ -238,21 +238,20 @@ def test_small_crops_are_dropped_as_large_ones_and_building_draws_nothing():
     assert torch.equal(encoder(image), encoder(image))
 
 
-@pytest.mark.parametrize("name", ["flava_tiny", "mplug_tiny"])  # VLMo cannot recompute
+@pytest.mark.parametrize("name", ["flava_tiny", "mplug_tiny", "vlmo_tiny"])
 def test_recomputed_activations_give_equal_gradients_on_all_crops(name):
     found = []
-    for recompute in (False, True):
+    for mode in ("none", "full"):
         torch.manual_seed(0)
         task = DINO(build_model(small_config(name)), HEAD)
         task.modules.train()
         task.losses(crops())  # the encoder of small crops is there before the switch
-        if recompute:
-            enable_activation_checkpointing(task.modules)
+        set_recompute(task.modules, mode)
         torch.manual_seed(7)
         task.losses(crops())["dino"].backward()
         (encoder,) = task._smaller.values()
-        switches = [getattr(m, "activation_checkpointing", None) for m in encoder._twin.modules()]
-        assert {s for s in switches if s is not None} == {recompute}
+        switches = [getattr(m, "recompute", None) for m in encoder._twin.modules()]
+        assert {s for s in switches if s is not None} == {mode}
         found.append({n: p.grad for n, p in task.modules.named_parameters() if p.grad is not None})
     plain, again = found
     assert plain.keys() == again.keys()

@@ -11,13 +11,13 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from triptych.models.vlmo.config import VLMoConfig
 from triptych.models.vlmo.positions import RelativePositions
 from triptych.nn.attention import SelfAttention, key_bias
 from triptych.nn.block import BlockConfig, FeedForward, gather_tokens
 from triptych.nn.packing import TokenGrid
+from triptych.nn.recompute import Recompute, run_recomputed
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +125,7 @@ class MultiwayBlock(nn.Module):
             self.attention_scale = nn.Parameter(torch.full((width,), config.layer_scale))
             self.mlp_scale = nn.Parameter(torch.full((width,), config.layer_scale))
         self.drop_path = drop_path_rate(config, layer)
-        self.activation_checkpointing = False
+        self.recompute: Recompute = "none"
 
     def forward(
         self,
@@ -149,14 +149,8 @@ class MultiwayBlock(nn.Module):
         Returns:
             (Z, D).
         """
-        if self._recomputes():
-            return checkpoint(  # type: ignore[no-any-return]
-                self._transform, x, layout, bias, fused, image_index, use_reentrant=False
-            )
-        return self._transform(x, layout, bias, fused, image_index)
-
-    def _recomputes(self) -> bool:
-        return self.activation_checkpointing and torch.is_grad_enabled()
+        inputs = x, layout, bias, fused, image_index
+        return run_recomputed(self.recompute, self._transform, *inputs)
 
     def _transform(
         self,
@@ -189,9 +183,7 @@ class MultiwayBlock(nn.Module):
         Returns:
             (B·R, D): what `forward` gives at those positions, row by row.
         """
-        if self._recomputes():
-            return checkpoint(self._read, x, bias, positions, expert, use_reentrant=False)  # type: ignore[no-any-return]
-        return self._read(x, bias, positions, expert)
+        return run_recomputed(self.recompute, self._read, x, bias, positions, expert)
 
     def _read(self, x: Tensor, bias: Tensor | None, positions: Tensor, expert: str) -> Tensor:
         normed, num_read = self.attention_norm(x), positions.shape[1]

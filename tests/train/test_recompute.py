@@ -7,6 +7,7 @@ from tests.tasks.pretraining.test_mplug import make_batch
 from tests.tasks.pretraining.test_vlmo import build
 from tests.tasks.pretraining.test_vlmo import make_batch as vlmo_batch
 from tests.train.toy import ToyTask
+from triptych.core.config import from_dict
 from triptych.core.errors import ConfigError
 from triptych.core.rng import seed_step
 from triptych.distributed.engine import Engine
@@ -17,7 +18,7 @@ from triptych.tasks.pretraining.vlmo import OBJECTIVES as VLMO_OBJECTIVES
 from triptych.train.config import OptimConfig, TrainConfig
 from triptych.train.precision import autocast
 from triptych.train.step import backward_micro_batch
-from triptych.train.trainer import Trainer, enable_activation_checkpointing
+from triptych.train.trainer import Trainer, set_recompute
 
 
 def _task():
@@ -54,10 +55,9 @@ def _vlmo():
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_losses_and_gradients_are_bitwise_the_same(make, batch, objectives, num_blocks, precision):
     results = []
-    for recompute in (False, True):
+    for mode in ("none", "selective", "full"):
         task = make()
-        if recompute:
-            assert enable_activation_checkpointing(task.modules) == num_blocks
+        assert set_recompute(task.modules, mode) == num_blocks
         seed_step(7, 0, 0)
         losses = backward_micro_batch(
             Engine(task),
@@ -68,22 +68,24 @@ def test_losses_and_gradients_are_bitwise_the_same(make, batch, objectives, num_
         )
         grads = {n: p.grad for n, p in task.modules.named_parameters() if p.requires_grad}
         results.append((losses, grads))
-    (losses, grads), (again, grads_again) = results
-    assert all(torch.equal(losses[name], again[name]) for name in losses)
-    for name, grad in grads.items():
-        if grad is None:
-            assert grads_again[name] is None, name
-        else:
-            assert torch.equal(grad, grads_again[name]), name
+    losses, grads = results[0]
+    for number, (again, grads_again) in enumerate(results[1:]):
+        assert all(torch.equal(losses[name], again[name]) for name in losses)
+        for name, grad in grads.items():
+            if grad is None:
+                assert grads_again[name] is None, name
+            elif precision == "bf16" and number == 0:  # selective: sums of several uses in fp32
+                assert (grads_again[name] - grad).norm() <= 0.01 * grad.norm(), name
+            else:
+                assert torch.equal(grad, grads_again[name]), name
 
 
 def test_vlmo_keeps_fewer_activations():
     """Bytes that the forward pass saves for the backward pass."""
     saved = []
-    for recompute in (False, True):
+    for mode in ("none", "full"):
         task, total = _vlmo(), 0
-        if recompute:
-            enable_activation_checkpointing(task.modules)
+        set_recompute(task.modules, mode)
 
         def pack(tensor):
             nonlocal total
@@ -97,7 +99,7 @@ def test_vlmo_keeps_fewer_activations():
 
 
 def test_the_trainer_switches_it_on(tmp_path):
-    for wanted in (False, True):
+    for wanted in ("none", "selective", "full"):
         task = _task()
         Trainer(
             task,
@@ -105,18 +107,24 @@ def test_the_trainer_switches_it_on(tmp_path):
             config=TrainConfig(
                 max_steps=1,
                 global_batch_size=4,
-                activation_checkpointing=wanted,
+                recompute=wanted,
                 device="cpu",
             ),
             optim=OptimConfig(),
-            run_folder=tmp_path / str(wanted),
+            run_folder=tmp_path / wanted,
             is_vision=lambda name: False,
         )
         blocks = [module for module in task.model.modules() if isinstance(module, Block)]
         assert len(blocks) == 11
-        assert all(block.activation_checkpointing is wanted for block in blocks)
+        assert all(block.recompute == wanted for block in blocks)
 
 
 def test_a_model_that_cannot_is_refused():
-    with pytest.raises(ConfigError, match="leave activation_checkpointing off"):
-        enable_activation_checkpointing(ToyTask().modules)
+    with pytest.raises(ConfigError, match=r"train.recompute = 'full'.*; choose none"):
+        set_recompute(ToyTask().modules, "full")
+
+
+def test_files_with_the_old_switch_load():
+    for old, mode in ((True, "full"), (False, "none")):
+        plain = {"max_steps": 1, "global_batch_size": 4, "activation_checkpointing": old}
+        assert from_dict(TrainConfig, plain).recompute == mode
