@@ -157,7 +157,7 @@ def train_cell(cell: Cell, folder: Path) -> tuple[list[dict[str, float]], dict[s
             micro_batch_size=ROWS // cell.accumulate // cell.ranks,
             parallel=cell.parallel,  # type: ignore[arg-type]
             shard_size=max(1, cell.ranks // 2) if cell.parallel == "hsdp" else None,
-            activation_checkpointing=cell.recompute != "none",
+            recompute=cell.recompute,
             precision="fp32",
             device="cpu",
             log_every_steps=1,

@@ -88,7 +88,7 @@ def run_setting(config: RunConfig, gpus: int) -> ScaleSetting:
         parallel="fsdp" if gpus > 1 else "none",
         shard_size=train.shard_size,
         precision="bf16" if train.precision == "auto" else train.precision,
-        recompute="full" if train.activation_checkpointing else "none",
+        recompute=train.recompute,
     )
 
 
