@@ -5,7 +5,12 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Shard
 
+from triptych.core.errors import ConfigError
+from triptych.distributed.engine import shard_like, whole_tensor
 from triptych.distributed.env import run_processes
 from triptych.train import muon
 from triptych.train.config import OptimConfig
@@ -125,17 +130,57 @@ def test_a_matrix_without_gradient_is_left_alone():
     assert network["same"].weight.grad is not None  # gradients stay until zero_grad
 
 
-def _trained():
-    network = _network()
-    optimizer = _optimizer(network)
+def _trained(network, optimizer):
     for step in range(2):
         _give_gradients(network, step)
+        for parameter in network.parameters():
+            parameter.grad = shard_like(parameter.grad, parameter)
         optimizer.step()
-    return {name: parameter.detach().numpy() for name, parameter in network.named_parameters()}
+    return {n: whole_tensor(p.detach()).numpy() for n, p in network.named_parameters()}
 
 
-@pytest.mark.parametrize("num_processes", [2, 3])
-def test_processes_that_share_the_work_equal_one(num_processes):
-    shared, alone = run_processes(_trained, num_processes), _trained()
+def _together():
+    network = _network()
+    return _trained(network, _optimizer(network))
+
+
+def test_processes_that_share_the_work_equal_one():
+    shared, alone = run_processes(_together, 3), _together()
     for name, value in alone.items():
         assert abs(shared[name] - value).max() < 1e-3, name  # bf16, batches of other sizes
+
+
+def _by_rows():
+    """Return what two processes have after some steps, by rows and in pairs that are alike."""
+    found = []
+    for shape, names in (((2,), ("rows",)), ((1, 2), ("copies", "rows"))):
+        network = _network()
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+        for part in network.values():
+            fully_shard(part, mesh=mesh)
+        optimizer = _optimizer(network)
+        found.append(_trained(network, optimizer))
+        momenta = [state["momentum"] for state in optimizer.state.values() if "momentum" in state]
+        assert len(momenta) == 3
+        assert all(isinstance(momentum, DTensor) for momentum in momenta)
+    columns = nn.ModuleDict({"same": nn.Linear(4, 6, bias=False)})
+    fully_shard(columns["same"], mesh=mesh["rows"], shard_placement_fn=lambda parameter: Shard(1))
+    with pytest.raises(ConfigError, match=r"matrix \(6, 4\) is placed .*split by rows"):
+        _trained(columns, _optimizer(columns))
+    return found
+
+
+def test_processes_that_share_the_rows_equal_one():
+    """5 and 12 rows on two processes: uneven parts among them."""
+    alone = _together()
+    for shared in run_processes(_by_rows, 2):
+        for name, value in alone.items():
+            assert abs(shared[name] - value).max() < 1e-3, name
+
+
+def test_rows_are_spread_as_by_chunks_and_work_by_cost():
+    for rows in range(1, 12):
+        for size in range(1, 5):
+            chunks = [len(chunk) for chunk in torch.arange(rows).chunk(size)]
+            assert muon._rows_of_each(rows, size) == chunks + [0] * (size - len(chunks))
+    assert muon._owners([(2, 2), (8, 8), (4, 4), (4, 4)], 2) == [1, 0, 1, 1]
