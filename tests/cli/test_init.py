@@ -195,3 +195,10 @@ def test_init_refuses(capsys, here, arguments, message):
     assert main(["init", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert not Path("run.yaml").exists()
+
+
+def test_a_recipe_of_stages_has_no_config(capsys, here):
+    manifest = _manifest({"image": "a.png", "caption": "x"})
+    assert main(["init", manifest, "--recipe", "vlmo.stagewise"]) == 2
+    assert f"run `triptych train vlmo.stagewise --data {manifest}`" in capsys.readouterr().err
+    assert not Path("run.yaml").exists()

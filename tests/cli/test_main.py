@@ -177,3 +177,10 @@ def test_an_interrupted_part_of_a_demo_goes_on_with_the_demo(verb_that, capsys, 
     assert main(["models"]) == 130
     command = f"triptych demo --scale tiny --seed 0 --out {tmp_path}"
     assert f"continue with `{command}`" in capsys.readouterr().err
+
+
+def test_help_and_a_verb_shows_the_options_of_the_verb(capsys):
+    assert main(["help", "data", "check"]) == 0
+    assert "usage: triptych data check" in capsys.readouterr().out
+    assert main(["help", "no_such_verb"]) == 2
+    assert "there is no verb 'no_such_verb'" in capsys.readouterr().err

@@ -188,6 +188,12 @@ def test_the_folders_own_prompt_is_read_and_not_shown(engines, folders, images, 
     assert own.caption(images, prompt="the star")[0].startswith("the star")
 
 
+@pytest.mark.parametrize("precision", ["fp8", "bfloat16", "bf16-params"])
+def test_an_unknown_precision_is_refused(folders, precision):
+    with pytest.raises(ConfigError, match=f"precision = '{precision}': must be one of auto, bf16"):
+        triptych.load(folders["captioning"], precision=precision)
+
+
 def test_drawn_captions_depend_on_the_seed_alone(engines, images):
     engine, draw = engines["captioning"], SamplingConfig(max_tokens=6)
     many = images * 4
@@ -197,6 +203,8 @@ def test_drawn_captions_depend_on_the_seed_alone(engines, images):
     assert engine.caption(images, sampling=likeliest) == engine.caption(images, num_beams=1)
     text = engine.caption(images[0], sampling=draw, prompt="a star")
     assert text.startswith("a star")
+    with pytest.raises(ConfigError, match=r"seed = \d+: must be a number of 64 bits"):
+        engine.caption(images[0], sampling=draw, seed=2**64)
     with pytest.raises(ConfigError, match="num_samples = 2: must be 1 here"):
         engine.caption(images, sampling=SamplingConfig(num_samples=2))
 

@@ -23,7 +23,7 @@ from triptych.serving.loading import load_model
 from triptych.tasks.pretraining import image_tokenizer
 from triptych.workflows.run import resume_run, train_run
 
-from .small_runs import small_run
+from .small_runs import small_run, source_of
 
 GOLDEN = Path(__file__).parents[1] / "data" / "golden" / "flava_codebook.safetensors"
 
@@ -133,6 +133,13 @@ def test_released_weights_load_from_file_and_folder(tmp_path):
         assert model.config.image_size == 32
     exported = export_encoder(image_tokenizer.load(str(file)))
     assert all(torch.equal(exported[k], t) for k, t in weights.items())
+
+
+def test_other_recipes_do_not_start_from_it(trained, scenes, tmp_path):
+    config = small_run("mplug.pretrain", source_of(scenes, "mplug.pretrain"), max_steps=1)
+    config = replace(config, model=replace(config.model, init_from=str(trained / "model")))
+    with pytest.raises(ConfigError, match="holds an image tokenizer, and mplug"):
+        train_run(config, tmp_path / "run")
 
 
 def test_what_is_no_image_tokenizer_is_an_error(tmp_path, pretrained, trained):

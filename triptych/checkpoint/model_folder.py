@@ -116,7 +116,7 @@ def load_model_folder(folder: Path) -> ModelFolder:
     """
     if not folder.is_dir():
         raise CheckpointError(
-            f"no model folder at {folder}; `triptych train` and `export` write one"
+            f"no model folder at {folder}; `triptych train` and `triptych import` write one"
         )
     missing = {name for name in _NEEDED if not (folder / name).is_file()}
     config = {} if CONFIG in missing else _read_json(folder / CONFIG)

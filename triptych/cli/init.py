@@ -105,10 +105,17 @@ def choose_recipe(records: Sequence[Record], asked: str | None, where: str) -> s
         ConfigError: There is no such recipe.
         DataError: The records do not have what the recipe, or any recipe, needs.
     """
+    from triptych.cli.train import STAGEWISE
     from triptych.recipes.registry import RECIPES
     from triptych.tasks.registry import missing_fields, recipe_needs
 
     if asked is not None:
+        if asked in STAGEWISE:
+            raise ConfigError(
+                f"{asked} trains several stages, and a config file holds one: run `triptych train "
+                f"{asked} --data {where}`, or name the recipe of a stage, which `triptych train "
+                f"{asked} --help` lists"
+            )
         RECIPES.get(asked)
         missing = min(
             (missing_fields(recipe_needs()[asked], record) for record in records), key=len

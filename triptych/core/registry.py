@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
@@ -78,7 +79,7 @@ def load_plugins() -> None:
     """Import every plugin once; what a module registers is known from then on.
 
     Raises:
-        ConfigError: A module cannot be imported.
+        ConfigError: A module cannot be imported, or fails as it is.
     """
     named = {point.value: f"entry point {point.name}" for point in entry_points(group=GROUP)}
     listed = [module.strip() for module in os.environ.get(VARIABLE, "").split(",")]
@@ -91,3 +92,17 @@ def load_plugins() -> None:
                 f"{where} names the plugin {module!r}, which cannot be imported: {error}; install "
                 "it, put its folder on PYTHONPATH, or remove the name"
             ) from error
+        except (Exception, SystemExit) as error:  # a plugin may raise anything
+            raise ConfigError(
+                f"{where} names the plugin {module!r}, which fails when it is imported: "
+                f"{type(error).__name__}: {error}{_raised_in(error)}; correct it or "
+                "remove the name"
+            ) from error
+
+
+def _raised_in(error: BaseException) -> str:
+    """Return the file and line that raised, in parentheses; nothing if the import system did."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    if "importlib" in last.filename:
+        return ""
+    return f" ({last.filename}:{last.lineno})"

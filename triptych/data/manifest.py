@@ -213,7 +213,7 @@ def _recognise(source: DataSourceConfig) -> tuple[str, Any]:
         raise DataError(
             f"{path}: the folder holds neither class folders with images nor .tar shards "
             "nor .parquet tables; "
-            f"name a file in it ({', '.join(sorted(p.name for p in path.iterdir())[:8])})"
+            f"name a file in it ({', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'none'})"
         )
     if not path.is_file():
         raise cannot_read(path, FileNotFoundError())

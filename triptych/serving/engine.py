@@ -125,6 +125,7 @@ class Engine:
         draw = None
         if sampling is not None:
             check(sampling.num_samples == 1, "num_samples", sampling.num_samples, "be 1 here")
+            check(-(2**63) <= seed < 2**64, "seed", seed, "be a number of 64 bits")
             draw = sampling, torch.Generator().manual_seed(seed)
         texts: list[str] = []
         with torch.inference_mode(), self._loaded.autocast():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from triptych.checkpoint.model_folder import stored_config
 from triptych.checkpoint.released import find_folder, open_model_folder
-from triptych.core.config import from_dict, kinds_of
+from triptych.core.config import check, from_dict, kinds_of
 from triptych.core.errors import CapabilityError, CheckpointError, ConfigError, DataError
 from triptych.data.caption_cleaning import MAX_WORDS
 from triptych.data.collate import PretrainingTextConfig
@@ -34,6 +34,9 @@ from triptych.train.precision import Precision, autocast, explain_precision, res
 from triptych.train.task import Task
 
 C = TypeVar("C")
+
+PRECISIONS = ("auto", "bf16", "fp32")
+"""Of a forward pass; training has others."""
 
 
 def find_device(name: str) -> torch.device:
@@ -230,8 +233,9 @@ def load_model(
 
     Raises:
         CheckpointError: A file is missing or damaged, or two of them do not fit together.
-        ConfigError: There is no such device.
+        ConfigError: There is no such device, or no such precision.
     """
+    check(precision in PRECISIONS, "precision", precision, f"be one of {', '.join(PRECISIONS)}")
     folder = find_folder(folder)
     content = open_model_folder(folder, to_model_folder)
     if content.config.get("text", {}) is None:

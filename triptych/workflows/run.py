@@ -362,7 +362,14 @@ def prepare_tokenizer(
 
 def _started_tokenizer(config: RunConfig, folder: str) -> Tokenizer:
     """Return the tokenizer of the model that a run starts from."""
-    tokenizer = Tokenizer.load(open_model_folder(folder, to_model_folder).tokenizer_path)
+    content = open_model_folder(folder, to_model_folder)
+    if content.config.get("text", {}) is None:
+        raise ConfigError(
+            f"{folder} (model.init_from) holds an image tokenizer, and {config.recipe} does not "
+            "train one: name another model there, or this one as task.image_tokenizer of a recipe "
+            "that has one"
+        )
+    tokenizer = Tokenizer.load(content.tokenizer_path)
     if not tokenizer.has_words and task_spec(config.task).tokenizer == "required":
         raise DataError(
             f"{folder} was trained on images alone and has no vocabulary, so it cannot start a "

@@ -70,7 +70,8 @@ def key_table(config: FLAVAConfig) -> KeyTable:
     stem = config.vision.stem_widths
     if stem:
         raise CapabilityError(
-            f"stem_widths = {stem}: transformers' layout has a linear patch projection"
+            f"stem_widths = {stem}: transformers' layout has a linear patch projection, as "
+            "the base and large sizes have; train one of these to export it"
         )
     table: KeyTable = {"logit_scale": ("flava.logit_scale",)}
     table |= _image_keys() | bert_embedding_keys("text_encoder.embedding", TEXT)

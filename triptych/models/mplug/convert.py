@@ -82,7 +82,7 @@ def key_table(config: MPLUGConfig, num_fusion_layers: int | None = None) -> KeyT
     if config.vision.stem_widths:
         raise CapabilityError(
             f"vision.stem_widths = {config.vision.stem_widths}: the released layout projects "
-            "patches linearly"
+            "patches linearly, as the base and large sizes do; train one of these to export it"
         )
     if config.fusion not in ("skip_connected", "asymmetric_co_attention"):
         raise CapabilityError(

@@ -93,7 +93,8 @@ def key_table(config: VLMoConfig) -> KeyTable:
         raise CapabilityError("experts = 'shared': the released layout has an FFN a modality")
     if config.stem_widths:
         raise CapabilityError(
-            f"stem_widths = {config.stem_widths}: the released layout has a linear patch projection"
+            f"stem_widths = {config.stem_widths}: the released layout has a linear patch "
+            "projection, as the base and large sizes have; train one of these to export it"
         )
     table = _embedding_keys(config)
     for layer in range(config.depth):
