@@ -7,12 +7,15 @@ and processes on one machine share the pages of the file.
 from __future__ import annotations
 
 import json
+import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
+
+import numpy as np
 
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
@@ -165,29 +168,14 @@ def _encoded(value: str | None) -> bytes | None:
     return None if value is None else value.encode("utf-8", "surrogatepass")
 
 
-class _Column:
-    """One column of a batch, read from its buffers: five times as fast as through pyarrow.
+_NUMBER, _OFFSETS = struct.Struct("<q"), struct.Struct("<ii")
 
-    They are, as Arrow lays them out: a bit a row, set where there is a value; for binary columns
-    where each value begins and ends (int32); the values.
-    """
 
-    def __init__(self, array: Any) -> None:
-        bits, *buffers = array.buffers()
-        assert array.offset == 0, "a whole batch begins at its first row"
-        self._bits = None if bits is None else memoryview(bits)
-        self._offsets = memoryview(buffers[0]).cast("i") if len(buffers) == 2 else None
-        values = buffers[-1]
-        self._values = memoryview(b"" if values is None else values)
-        if self._offsets is None:
-            self._values = self._values.cast("q")
-
-    def __getitem__(self, row: int) -> Any:
-        if self._bits is not None and not self._bits[row >> 3] >> (row & 7) & 1:
-            return None
-        if self._offsets is None:
-            return self._values[row]
-        return self._values[self._offsets[row] : self._offsets[row + 1]].tobytes()
+def _buffer_starts(array: Any, address: int) -> tuple[int, int, int]:
+    """Return where an array's bits, offsets and values begin after an address; -1 for none."""
+    assert array.offset == 0, "a whole batch begins at its first row"
+    bits, *others = (-1 if b is None else b.address - address for b in array.buffers())
+    return bits, others[0] if len(others) == 2 else -1, others[-1]
 
 
 class Columns(Sequence[T]):
@@ -202,14 +190,18 @@ class Columns(Sequence[T]):
         import pyarrow as pa
 
         self._source, self._layout = file, layout
-        is_whole = isinstance(file, bytes)
-        self._file = pa.ipc.open_file(
-            pa.BufferReader(file) if is_whole else pa.memory_map(str(file))
-        )
+        opened = pa.BufferReader(file) if isinstance(file, bytes) else pa.memory_map(str(file))
+        whole = opened.read_buffer(opened.size())
+        self._bytes, self._file = memoryview(whole), pa.ipc.open_file(whole)
         self.about = {k.decode(): v.decode() for k, v in (self._file.schema.metadata or {}).items()}
-        sizes = (self._file.get_batch(i).num_rows for i in range(self._file.num_record_batches))
+        self._is_number = [name in layout.numbers for name in layout.names]
+        sizes, starts = [], []
+        for batch in map(self._file.get_batch, range(self._file.num_record_batches)):
+            sizes.append(batch.num_rows)
+            starts.append([_buffer_starts(array, whole.address) for array in batch.columns])
         self._starts = [0, *accumulate(sizes)]
-        self._arrays: dict[int, list[_Column]] = {}
+        # (batches, columns, 3): where in the file the buffers of each column begin
+        self._buffers = np.array(starts, dtype=np.int64)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -226,7 +218,8 @@ class Columns(Sequence[T]):
             raise IndexError(index)
         batch = bisect_right(self._starts, position) - 1
         row = position - self._starts[batch]
-        return self._joined([column[row] for column in self._batch(batch)])
+        columns = zip(self._buffers[batch].tolist(), self._is_number, strict=True)
+        return self._joined([self._value(row, *column) for column in columns])
 
     def __iter__(self) -> Iterator[T]:
         for batch in range(len(self._starts) - 1):
@@ -239,10 +232,19 @@ class Columns(Sequence[T]):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._source, self._layout)
 
-    def _batch(self, number: int) -> list[_Column]:
-        if number not in self._arrays:
-            self._arrays[number] = [_Column(a) for a in self._file.get_batch(number).columns]
-        return self._arrays[number]
+    def _value(self, row: int, buffers: list[int], is_number: bool) -> Any:
+        """Return a cell from the buffers: five times as fast as through pyarrow, with no objects.
+
+        They are, as Arrow lays them out: a bit a row, set where there is a value; for binary
+        columns where each value begins and ends (int32); the values.
+        """
+        bits, offsets, values = buffers
+        if bits >= 0 and not self._bytes[bits + (row >> 3)] >> (row & 7) & 1:
+            return None
+        if is_number:
+            return _NUMBER.unpack_from(self._bytes, values + 8 * row)[0]
+        start, end = _OFFSETS.unpack_from(self._bytes, offsets + 4 * row)
+        return bytes(self._bytes[values + start : values + end])
 
     def _joined(self, values: Sequence[Any]) -> T:
         return self._layout.join(
