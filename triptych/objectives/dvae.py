@@ -6,7 +6,10 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from triptych.core.rng import shared_generator
+from triptych.distributed.collectives import all_gather_with_grad
+from triptych.distributed.env import rank, world_size
 
 
 def logit_laplace_nll(pixels: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:
@@ -43,7 +46,7 @@ def code_kl(logits: Tensor) -> Tensor:
 
 
 def code_balance(logits: Tensor) -> Tensor:
-    """Return KL(mean of q(code | image) over the batch || uniform), in nats.
+    """Return KL(mean of q(code | image) over the batches of all processes || uniform), in nats.
 
     Unlike `code_kl` it lets each position be certain of its code, and only asks that all codes
     are used equally often; it keeps a small run from using one code for everything. Not in DALL-E.
@@ -57,7 +60,8 @@ def code_balance(logits: Tensor) -> Tensor:
     log_probs = torch.log_softmax(logits.float(), dim=1)
     num_positions = log_probs.shape[0] * log_probs.shape[2] * log_probs.shape[3]
     # in logarithms, where a frequency that underflows to 0 still has a gradient
-    log_shares = torch.logsumexp(log_probs, dim=(0, 2, 3)) - math.log(num_positions)
+    own = torch.logsumexp(log_probs, dim=(0, 2, 3)) - math.log(num_positions)  # (V,)
+    log_shares = torch.logsumexp(all_gather_with_grad(own[None]), dim=0) - math.log(world_size())
     negative_entropy: Tensor = (log_shares.exp() * log_shares).sum()
     return negative_entropy + math.log(logits.shape[1])
 
@@ -65,14 +69,23 @@ def code_balance(logits: Tensor) -> Tensor:
 def gumbel_softmax(logits: Tensor, temperature: float) -> Tensor:
     """Draw a relaxed one-hot code at each position: softmax((logits + g) / τ), g Gumbel noise.
 
+    Each image's noise has a seed of its own, from a generator that all processes share: it does not
+    depend on how the batch is spread over processes.
+
     Args:
-        logits: (B, V, h, w).
+        logits: (B, V, h, w); B is the same on each process.
         temperature: τ; towards 0 the draw becomes one-hot.
 
     Returns:
         (B, V, h, w) float32, a distribution over dim 1.
     """
-    return F.gumbel_softmax(logits.float(), tau=temperature, dim=1)
+    size, device = len(logits), logits.device
+    seeds = torch.randint(2**62, (size * world_size(),), generator=shared_generator())
+    generator = torch.Generator(device)
+    waits = torch.empty(logits.shape, device=device)
+    for row, seed in zip(waits, seeds[rank() * size :].tolist(), strict=False):
+        row.exponential_(generator=generator.manual_seed(seed))
+    return torch.softmax((logits.float() - waits.log()) / temperature, dim=1)
 
 
 @torch.no_grad()
