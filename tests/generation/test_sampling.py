@@ -24,13 +24,19 @@ class Chain(TableStep):
         return torch.tensor(row).log()
 
 
-def _counts(config, num_images=1, seed=0, step=Chain):
+def _counts(config, num_images=1, seed=0, step=Chain, as_numbers=False):
+    generator = torch.Generator().manual_seed(seed)
+    numbers = None
+    if as_numbers:
+        shape = (num_images, config.num_samples, config.max_tokens)
+        numbers = torch.rand(shape, generator=generator)
     found = sample_texts(
         step(num_images, 5),
         start_id=START,
         end_id=END,
         config=config,
-        generator=torch.Generator().manual_seed(seed),
+        generator=generator,
+        numbers=numbers,
     )
     return Counter(text for image in found.texts() for text in image)
 
@@ -57,6 +63,22 @@ def test_texts_come_as_often_as_their_probability_says():
     assert sum(expected.values()) == pytest.approx(1)
     _check(_counts(config), expected)
     _check(_counts(SamplingConfig(min_tokens=0, max_tokens=2), num_images=3_000), expected)
+    _check(_counts(config, as_numbers=True), expected)
+
+
+def test_numbers_decide_every_draw():
+    """Each takes the first token at which the probabilities of `FIRST` add up to more."""
+    rising = torch.tensor(FIRST).cumsum(0)
+    numbers = torch.cat([torch.zeros(1), (rising - 1e-3).clamp(min=0), torch.ones(1)])[
+        None, :, None
+    ]
+    config = SamplingConfig(num_samples=numbers.shape[1], min_tokens=0, max_tokens=1)
+    found = sample_texts(
+        Chain(1, 5), start_id=START, end_id=END, config=config, numbers=numbers
+    ).token_ids[0, :, 0]
+    possible = [token for token, share in enumerate(FIRST) if share > 0]
+    expected = [next(t for t in possible if float(rising[t]) > n) for n in numbers[0, :-1, 0]]
+    assert found.tolist() == [*expected, possible[-1]]  # 1 itself, where rounding may lead
 
 
 def test_the_nucleus_is_the_fewest_tokens_with_the_probability():

@@ -75,7 +75,7 @@ def test_a_number_next_to_one_takes_the_last_candidate(monkeypatch):
     """Rounding may leave the cumulated probability below the number."""
     sim = torch.zeros(1, 50_000)
     sim[0, -100:] = -torch.inf
-    monkeypatch.setattr(matching, "_own_numbers", lambda *_: torch.tensor([1.0]))
+    monkeypatch.setattr(matching, "shared_uniform", lambda *_, device: torch.ones(1))
     rows, columns = torch.tensor([[0]]), torch.arange(50_000)[:, None]
     monkeypatch.setattr(matching, "similarity", lambda queries, some, _: queries[:, some[:, 0]])
     drawn, _ = sample_hard_negatives(sim, columns, ONE, rows, columns, tile=4096)

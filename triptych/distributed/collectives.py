@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from triptych.core.rng import shared_generator
 from triptych.distributed.env import rank, world_size
 
 
@@ -124,6 +125,23 @@ def share_state(module: nn.Module) -> None:
     if world_size() > 1:
         for tensor in module.state_dict(keep_vars=False).values():
             dist.broadcast(tensor, src=0)
+
+
+def shared_uniform(*shape: int, device: torch.device) -> Tensor:
+    """Return uniform numbers for this process's rows that do not depend on who holds which row.
+
+    They are cut out of numbers for all rows of the joined batch, which every process draws alike.
+
+    Args:
+        shape: (B, ...); B is the same on each process.
+        device: Where they are drawn and lie.
+
+    Returns:
+        (B, ...) float32 in [0, 1).
+    """
+    everyone = (world_size() * shape[0], *shape[1:])
+    numbers = torch.rand(everyone, generator=shared_generator(device), device=device)
+    return numbers[rank() * shape[0] :][: shape[0]]
 
 
 class RowExchange:

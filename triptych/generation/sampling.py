@@ -78,6 +78,7 @@ def sample_texts(
     end_id: int,
     config: SamplingConfig,
     generator: torch.Generator | None = None,
+    numbers: Tensor | None = None,
     prompt: Tensor | None = None,
 ) -> Samples:
     """Draw texts for each image.
@@ -88,6 +89,8 @@ def sample_texts(
         end_id: Token that ends a text.
         config: How to draw.
         generator: Source of randomness, on any device; None takes torch's own for the model's.
+        numbers: (B, K, max_tokens) in [0, 1), which then decide every draw, in place of a
+            generator: the token at which the cumulated probability exceeds the number.
         prompt: (B, T) int64 tokens after the start token, the same number for each image.
 
     Raises:
@@ -104,7 +107,11 @@ def sample_texts(
         if position > 0:
             logits = step.logits(drawn[-1])
         banned = end_id if position < config.min_tokens else None
-        newest = _draw(token_log_probs(logits, config, banned), generator)
+        log_probs = token_log_probs(logits, config, banned)
+        if numbers is None:
+            newest = _draw(log_probs, generator)
+        else:
+            newest = _token_at(log_probs, numbers[..., position])
         drawn.append(newest.masked_fill(ended, end_id))
         masks.append(~ended)
         ended = ended | (newest == end_id)
@@ -150,3 +157,12 @@ def _draw(log_probs: Tensor, generator: torch.Generator | None) -> Tensor:
         rows = rows.to(generator.device)
     drawn = torch.multinomial(rows, 1, generator=generator)
     return drawn.view(log_probs.shape[:2]).to(log_probs.device)
+
+
+def _token_at(log_probs: Tensor, numbers: Tensor) -> Tensor:
+    """Return the first token whose cumulated probability exceeds a number: (B, K, V) to (B, K)."""
+    shares = log_probs.exp()
+    passed = shares.cumsum(dim=-1) > numbers[..., None]
+    # where rounding keeps the whole sum below the number, the last possible token is taken
+    last = shares.shape[-1] - 1 - (shares > 0).flip(-1).int().argmax(dim=-1)
+    return torch.where(passed.any(dim=-1), passed.int().argmax(dim=-1), last)

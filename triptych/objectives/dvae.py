@@ -7,9 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from triptych.core.rng import shared_generator
-from triptych.distributed.collectives import all_gather_with_grad
-from triptych.distributed.env import rank, world_size
+from triptych.distributed.collectives import all_gather_with_grad, shared_uniform
+from triptych.distributed.env import world_size
 
 
 def logit_laplace_nll(pixels: Tensor, location: Tensor, log_scale: Tensor) -> Tensor:
@@ -80,10 +79,10 @@ def gumbel_softmax(logits: Tensor, temperature: float) -> Tensor:
         (B, V, h, w) float32, a distribution over dim 1.
     """
     size, device = len(logits), logits.device
-    seeds = torch.randint(2**62, (size * world_size(),), generator=shared_generator())
+    seeds = (shared_uniform(size, 2, device=torch.device("cpu")) * 2**24).long()  # 24 bits each
     generator = torch.Generator(device)
     waits = torch.empty(logits.shape, device=device)
-    for row, seed in zip(waits, seeds[rank() * size :].tolist(), strict=False):
+    for row, seed in zip(waits, (seeds[:, 0] << 24 | seeds[:, 1]).tolist(), strict=True):
         row.exponential_(generator=generator.manual_seed(seed))
     return torch.softmax((logits.float() - waits.log()) / temperature, dim=1)
 

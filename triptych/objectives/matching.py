@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from triptych.core.rng import shared_generator
-from triptych.distributed.collectives import mean_over_ranks
-from triptych.distributed.env import rank, world_size
+from triptych.distributed.collectives import mean_over_ranks, shared_uniform
 from triptych.objectives.contrastive import positive_pairs, similarity
 from triptych.objectives.tiled import TILE
 
@@ -55,7 +53,7 @@ def sample_hard_negatives(
         total = torch.logaddexp(total, torch.logsumexp(logits(start), dim=1))
     has_negative = total > -torch.inf
     total = total.masked_fill(~has_negative, 0.0)
-    number = _own_numbers(len(queries), queries.device)
+    number = shared_uniform(len(queries), device=queries.device)
     passed = torch.zeros_like(total)  # cumulated probability before the tile
     chosen = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
     for start in starts:
@@ -69,12 +67,6 @@ def sample_hard_negatives(
         chosen = torch.where(here, start + found, chosen)
         passed = cumulated[:, -1]
     return chosen, has_negative
-
-
-def _own_numbers(num_rows: int, device: torch.device) -> Tensor:
-    """Return this process's part (B,) of uniform numbers for all rows of the joined batch."""
-    numbers = torch.rand(num_rows * world_size(), generator=shared_generator(device), device=device)
-    return numbers[rank() * num_rows :][:num_rows]
 
 
 def itm_loss(logits: Tensor, labels: Tensor) -> Tensor:

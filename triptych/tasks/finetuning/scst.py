@@ -26,6 +26,7 @@ from triptych.data.collate import (
 )
 from triptych.data.collate.base import image_key
 from triptych.data.records import Record
+from triptych.distributed.collectives import shared_uniform
 from triptych.evaluation import ptb
 from triptych.evaluation.captions import CiderScorer, DocumentFrequencies
 from triptych.evaluation.evaluator import evaluation_mode
@@ -178,8 +179,12 @@ class SCST:
         keys = batch["image_key"].tolist()
         with evaluation_mode(self.modules):
             memory = self.captioning.memory(batch)
-            samples = self.captioning.text_generator.sample(memory, self.config.sampling())
-            rewards = self._rewards(keys, samples).to(memory.layers[0].key.device)  # (B, K)
+            sampling, device = self.config.sampling(), memory.layers[0].key.device
+            shape = (len(keys), sampling.num_samples, sampling.max_tokens)
+            samples = self.captioning.text_generator.sample(
+                memory, sampling, numbers=shared_uniform(*shape, device=device)
+            )
+            rewards = self._rewards(keys, samples).to(device)  # (B, K)
             baseline = self._baseline(keys, memory, rewards)
             log_probs = self.log_probs(memory, samples)
         return {

@@ -75,14 +75,16 @@ class TextGenerator:
         memory: DecoderMemory,
         config: SamplingConfig,
         generator: torch.Generator | None = None,
+        numbers: Tensor | None = None,
     ) -> Samples:
-        """Draw texts for each image."""
+        """Draw texts for each image; see `sample_texts`."""
         return sample_texts(
             CachedDecoder(self.decoder, memory),
             start_id=self.tokenizer.cls_id,
             end_id=self.tokenizer.sep_id,
             config=config,
             generator=generator,
+            numbers=numbers,
             prompt=self.prompt(memory.batch_size),
         )
 
