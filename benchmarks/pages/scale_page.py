@@ -115,7 +115,7 @@ def sizes_table() -> str:
     rows = []
     for entry in ENTRIES:
         count, alone = counted(entry)
-        parts, kept = count.state.all(), count.work.kept()
+        parts = count.state.all()
         rows.append(
             (
                 entry.title,
@@ -124,7 +124,7 @@ def sizes_table() -> str:
                 f"{(parts.teacher + parts.frozen) / 1e6:,.1f}",
                 f"{count.state.root.parameters / 1e6:,.1f}",
                 f"{count.work.model_flops() / GB:,.0f}",
-                *(f"{kept.kept_bytes(way, 2, 4) / 1e6:,.0f}" for way in RECOMPUTES),
+                *(f"{count.work.kept_bytes(way, 2, 4) / 1e6:,.0f}" for way in RECOMPUTES),
             )
         )
     return make_table((*head, *(f"MB a pair, {way}" for way in RECOMPUTES)), rows)

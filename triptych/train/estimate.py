@@ -292,7 +292,7 @@ def estimate_memory(
     half, stream = setting.half, setting.stream
     return replace(
         found,
-        activations=samples * work.kept().kept_bytes(setting.recompute, half, stream),
+        activations=samples * work.kept_bytes(setting.recompute, half, stream),
         workspace=samples * work.largest(half, stream)
         + setting.micro * (work.input_bytes + (work.held_bytes if work.chunk_size else 0)),
         contrast=contrast_memory(setting, work),

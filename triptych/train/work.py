@@ -28,6 +28,8 @@ class Cost:
             are kept where everything between products is computed again.
         cheap: Results of norms and activations, and copies: they cost little to compute again.
         casts: Copies of residual states in 16 bits; without autocast there are none.
+        scores: Numbers that attention adds to its scores, given to the block: its kernel keeps them
+            in 16 bits; recomputation keeps what was given.
         masks: Numbers of dropout masks, one byte each.
         outputs: Numbers that no recomputation spares, such as log-probabilities of words, in fp32.
     """
@@ -39,6 +41,7 @@ class Cost:
     projected: float = 0.0
     cheap: float = 0.0
     casts: float = 0.0
+    scores: float = 0.0
     masks: float = 0.0
     outputs: float = 0.0
 
@@ -61,6 +64,7 @@ class Cost:
             stream: Bytes of a number of the residual stream.
         """
         kept = stream * self.inputs + 4 * self.outputs
+        kept += (half if recompute == "none" else stream) * self.scores
         if recompute == "full":
             return kept
         kept += half * self.products
@@ -116,7 +120,7 @@ class BlockShape:
             readers: Tokens whose output is read, where not all are.
             slots: Tokens with their padding, which queries, keys and values have; `tokens` if there
                 is none.
-            biased: Pairs whose scores have a learned bias of their own, which is kept in each head.
+            biased: Pairs that have a learned bias of their own in each head.
         """
         width, asking = self.width, tokens if readers is None else readers
         padded = tokens if slots is None else slots
@@ -125,9 +129,8 @@ class BlockShape:
             inputs=tokens * width,
             products=(2 * padded + 2 * (padded if readers is None else readers)) * width,
             projected=asking * width,
-            cheap=tokens * width
-            + self.heads * biased
-            + asking * width * (self.layer_scale + self.packed),
+            cheap=tokens * width + asking * width * (self.layer_scale + self.packed),
+            scores=self.heads * biased,
             masks=asking * width if self.dropout else 0,
         )
 
@@ -305,10 +308,22 @@ class StepWork:
         again = (recompute == "full") + (self.chunk_size is not None)
         return self.model_flops() + again * self.forward_flops(trained=True)
 
-    def kept(self) -> Cost:
-        """Return what is kept of one sample."""
-        found = total(p.cost for p in self.passes if p.trained)
-        return replace(found, cheap=0.0) if self.recomputes_cheap else found
+    def kept_bytes(self, recompute: Recompute, half: int, stream: int) -> float:
+        """Return the bytes that one sample keeps; what lies outside blocks is never recomputed.
+
+        Args:
+            recompute: What blocks compute again.
+            half: Bytes of a number that a matrix product reads or gives.
+            stream: Bytes of a number of the residual stream.
+        """
+        found = 0.0
+        for step in self.passes:
+            if step.trained and step.blocks:
+                cost = replace(step.cost, cheap=0.0) if self.recomputes_cheap else step.cost
+                found += cost.kept_bytes(recompute, half, stream)
+            elif step.trained:
+                found += step.cost.kept_bytes("none", half, stream)
+        return found
 
     def largest(self, half: int, stream: int) -> float:
         """Return the bytes that the block which keeps most keeps of one sample."""
