@@ -9,6 +9,7 @@ from triptych.cli.main import main
 from triptych.cli.parsing import stray_path
 from triptych.cli.train import read_config
 from triptych.core.config import load_yaml, save_yaml
+from triptych.core.errors import ConfigError
 from triptych.data.source import DataSourceConfig
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import RECIPES, build_recipe
@@ -109,6 +110,13 @@ def test_a_misplaced_second_dataset_is_named_with_the_remedy(capsys, arguments):
 )
 def test_paths_in_their_place_are_not_stray(arguments):
     assert stray_path(arguments) is None
+
+
+@pytest.mark.parametrize("name", [["--model.name", "mplug_small"], ["--model.name=mplug_small"]])
+def test_sizes_beside_a_model_to_start_from_are_refused(name):
+    with pytest.raises(ConfigError, match="mplug_small has no effect on a run that starts from m,"):
+        read_config(["mplug.vqa", "--init-from", "m", *name])
+    assert read_config(["mplug.vqa", *name]).model.name == "mplug_small"
 
 
 def test_data_and_init_from_in_short():

@@ -142,7 +142,14 @@ def read_config(arguments: Sequence[str], plain: PlainOptions | None = None) -> 
     values = {name: getattr(plain, name) for name in PlainOptions.__slots__}
     values |= {name: getattr(base, name) for name, _ in settings}
     options = _parse(both, arguments, both(**values))
-    return replace(base, **{name: getattr(options, name) for name, _ in settings})
+    config = replace(base, **{name: getattr(options, name) for name, _ in settings})
+    named = any(word.partition("=")[0] == "--model.name" for word in arguments)
+    if named and config.model.init_from is not None:
+        raise ConfigError(
+            f"--model.name {config.model.name} has no effect on a run that starts from "
+            f"{config.model.init_from}, whose sizes count: omit one of the two"
+        )
+    return config
 
 
 def _read_plain(arguments: Sequence[str]) -> tuple[PlainOptions, list[str]]:

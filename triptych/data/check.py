@@ -142,7 +142,7 @@ class CheckReport:
             f"sources      {', '.join(self.sources)}",
             f"records      {self.num_usable:,} usable of {self.num_total:,}",
             f"fields       {', '.join(found) or 'none'}",
-            f"images     {self.num_images:,} distinct",
+            f"images       {self.num_images:,} distinct",
         ]
         if self.width_px.maximum:
             lines.append(f"width        {_spread(self.width_px, 'px')}")
