@@ -63,6 +63,7 @@ from triptych.workflows.new_model import (
 from triptych.workflows.sources import read_training_data, training_loader
 
 CONFIG_FILE = "config.yaml"
+TOKENIZER_FILE = "tokenizer.json"
 MODEL_FOLDER = "model"
 PLANS = "stages"
 """Folder with the config of each stage of a stagewise run, before the first one starts."""
@@ -171,7 +172,7 @@ def _train(
     records = data.records
     config = replace(config, task=complete_task(config.task, records))
     spec = task_spec(config.task)
-    tokenizer = prepare_tokenizer(config, records, console)
+    tokenizer = prepare_tokenizer(config, records, console, run_folder if resume else None)
     seed_everything(config.train.seed)
     model = prepare_model(config, tokenizer, console)
     config = replace(config, image=spec.image(config.image, model))
@@ -222,6 +223,7 @@ def _train(
         else spec.work(config.task, model.config, config.captions.max_text_tokens),
     )
     if is_main():
+        tokenizer.save(run_folder)
         save_yaml(with_processes(config), run_folder / CONFIG_FILE)
     result = trainer.fit(resume=resume)
     if data.skip_log.num_bad:
@@ -323,7 +325,10 @@ def change_run(run_folder: Path, changes: Mapping[str, str]) -> None:
 
 
 def prepare_tokenizer(
-    config: RunConfig, records: Sequence[Record], console: Console | None = None
+    config: RunConfig,
+    records: Sequence[Record],
+    console: Console | None = None,
+    resumed: Path | None = None,
 ) -> Tokenizer:
     """Return the tokenizer of the start, a stored one, or one trained on the data.
 
@@ -333,6 +338,8 @@ def prepare_tokenizer(
         config: Names the start, or a file.
         records: The training data.
         console: Where to report that there are no words; standard output if absent.
+        resumed: A run folder that holds the tokenizer of its first start, so that millions of texts
+            are not gone through again.
 
     Raises:
         DataError: There are no words for a task that reads texts.
@@ -346,6 +353,8 @@ def prepare_tokenizer(
         return Tokenizer.load(config.tokenizer.path)
     if config.model.init_text_from is not None:
         return load_published_tokenizer(Path(config.model.init_text_from))
+    if resumed is not None and (resumed / TOKENIZER_FILE).is_file():
+        return Tokenizer.load(resumed)
     texts = RecordTexts(records)
     has_texts = any(True for _ in texts)
     if not has_texts and use == "optional":

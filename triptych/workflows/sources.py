@@ -105,7 +105,7 @@ def read_training_data(config: RunConfig, run_folder: Path) -> TrainingData:
     """Read all sources; what they skip counts towards the bad share.
 
     Raises:
-        ConfigError: There is no source.
+        ConfigError: There is no source, or none is in shards as `data.shuffle_window` needs.
         DataError: A source cannot be read, or too much of the data is bad.
     """
     if not config.data.train:
@@ -114,6 +114,7 @@ def read_training_data(config: RunConfig, run_folder: Path) -> TrainingData:
     needs = needs_of(config.task, config.recipe)
     for source, part in zip(config.data.train, found, strict=True):
         check_fields(part.records, needs, source.path, config.recipe)
+    check_windows([part.records for part in found], config.data.shuffle_window)
     clips: list[Skipped] = []
     if any(need in ("image", "images") for need in needs):
         for part in found:
@@ -204,8 +205,8 @@ def training_loader(
         "world_size": world_size(),
         "shuffle_window": config.data.shuffle_window,
     }
-    check_windows([source.records for source in data.sources], config.data.shuffle_window)
     if not batch_sources:
+        check_windows([data.records], config.data.shuffle_window)  # of sources joined to one
         return build_loader(data.records, collator_of(None), transform, train=True, **shared)
     mixture = [
         MixtureSource(
