@@ -4,24 +4,19 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load, save
 
-from triptych.checkpoint.run import join_tensors, split_tensors
+from triptych.checkpoint.nested import join_tensors, split_tensors
 from triptych.core.errors import CheckpointError
 
 
 def _round_trip(state):
     skeleton, tensors = split_tensors(state)
-    return join_tensors(json.loads(json.dumps(skeleton)), load(save(tensors)))
+    return join_tensors(json.loads(json.dumps(skeleton)), lambda key, place: tensors[key])
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.uint8]
-)
-def test_tensors_come_back_bitwise(dtype):
-    tensor = (torch.arange(12).reshape(3, 4) % 3).to(dtype)
+def test_tensors_come_back_where_they_stood():
+    tensor = torch.arange(12).reshape(3, 4)
     back = _round_trip({"a": {"b": [tensor.t(), tensor[1:, 1], tensor.new_zeros(())]}})["a"]["b"]
-    assert [item.dtype for item in back] == [dtype] * 3
     assert torch.equal(back[0], tensor.t())
     assert torch.equal(back[1], tensor[1:, 1])
     assert back[2].shape == ()
@@ -32,14 +27,14 @@ def test_plain_values_come_back_and_tuples_become_lists():
     assert _round_trip(state) == {"f": 0.1 + 0.2, "n": None, "t": [1, "x", True], "empty": {}}
 
 
-def test_a_tied_tensor_is_stored_once_and_other_views_apart():
+def test_a_tied_tensor_is_listed_once_and_other_views_apart():
     weight = torch.arange(6.0).reshape(2, 3)
-    skeleton, tensors = split_tensors({"a": weight, "tied": weight, "flat": weight.view(-1)})
-    assert skeleton["a"] == skeleton["tied"]
+    skeleton, tensors = split_tensors({"a": weight, "tied": [weight], "flat": weight.view(-1)})
+    assert skeleton["a"] == skeleton["tied"][0]
     assert sorted(tensors) == ["/a", "/flat"]
-    back = join_tensors(skeleton, load(save(tensors)))
-    assert torch.equal(back["tied"], weight)
-    assert torch.equal(back["flat"], torch.arange(6.0))
+    asked = []
+    join_tensors(skeleton, lambda key, place: asked.append((key, place)))
+    assert asked == [("/a", "/a"), ("/a", "/tied/0"), ("/flat", "/flat")]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 from tests.tasks.finetuning.tiny import images, tiny_config, tiny_model, tiny_tokenizer
 from tests.tasks.pretraining.test_dino import HEAD, small_config
@@ -20,7 +21,7 @@ from triptych.core.errors import ConfigError
 from triptych.core.rng import seed_step
 from triptych.distributed import engine
 from triptych.distributed.collectives import all_reduce_mean
-from triptych.distributed.engine import Engine, whole_tensor
+from triptych.distributed.engine import Engine
 from triptych.distributed.env import rank, run_processes, world_size
 from triptych.models.families import build_model, model_config
 from triptych.nn import packing
@@ -68,7 +69,11 @@ def train(task, batches):
         task.after_step(step)
         found.append({name: float(all_reduce_mean(loss)) for name, loss in losses.items()})
     state = {**dict(task.modules.named_parameters()), **dict(task.modules.named_buffers())}
-    return found, {name: whole_tensor(value.detach()).numpy() for name, value in state.items()}
+    return found, {name: _whole(value.detach()).numpy() for name, value in state.items()}
+
+
+def _whole(tensor):
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def batch_of(length=9):

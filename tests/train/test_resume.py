@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from triptych.checkpoint.run import load_latest
+from triptych.checkpoint.sharded import CheckpointWriter
 from triptych.core.errors import CheckpointError
-from triptych.train import trainer
 from triptych.train.interrupts import TrainingInterrupted
 
 from .toy import ToyTask, exact_lines, toy_batches, toy_trainer
@@ -89,14 +89,14 @@ def test_a_signal_saves_after_the_step_and_the_run_goes_on(tmp_path, settings, n
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_while_the_last_step_is_saved_is_heard(tmp_path, monkeypatch, number):
-    save = trainer.save_checkpoint
+    save = CheckpointWriter.save
 
-    def interrupted(folder, step, state, *, keep):
+    def interrupted(writer, step, state):
         if step == 8:
             signal.raise_signal(number)
-        return save(folder, step, state, keep=keep)
+        save(writer, step, state)
 
-    monkeypatch.setattr(trainer, "save_checkpoint", interrupted)
+    monkeypatch.setattr(CheckpointWriter, "save", interrupted)
     with pytest.raises(TrainingInterrupted) as caught:
         toy_trainer(tmp_path).fit()
     assert (caught.value.signal_number, caught.value.step) == (number, 8)
@@ -109,7 +109,7 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_only(tmp_path, capsys):
     toy_trainer(tmp_path / "whole", expected).fit()
     with pytest.raises(Crash):
         toy_trainer(tmp_path / "run", batches=_stopping_batches(5, _crash)).fit()
-    tensors = tmp_path / "run" / "checkpoints" / "step_5" / "tensors.safetensors"
+    tensors = tmp_path / "run" / "checkpoints" / "step_5" / "shard_00000-of-00001.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:100])
     task = ToyTask(seed=99)
     toy_trainer(tmp_path / "run", task, progress="plain").fit(resume=True)

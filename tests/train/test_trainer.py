@@ -59,7 +59,9 @@ def test_the_order_of_a_step(tmp_path, monkeypatch):
         batches=batches,
         evaluate=evaluate,
     )
-    for name in ("clip_gradients", "check_finite", "apply_schedule", "save_checkpoint"):
+    saving = trainer_module.CheckpointWriter
+    monkeypatch.setattr(saving, "save", record("save", saving.save))
+    for name in ("clip_gradients", "check_finite", "apply_schedule"):
         monkeypatch.setattr(trainer_module, name, record(name, getattr(trainer_module, name)))
     monkeypatch.setattr(trainer.optimizer, "step", record("optimizer", trainer.optimizer.step))
     monkeypatch.setattr(
@@ -77,7 +79,7 @@ def test_the_order_of_a_step(tmp_path, monkeypatch):
         "zero_grad",
         "after_step 1",
         "evaluate 1",
-        "save_checkpoint",
+        "save",
     ]
 
 

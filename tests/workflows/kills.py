@@ -78,7 +78,7 @@ def same_run(folder: Path, reference: Path) -> bool:
 
     The last checkpoint holds model, optimizer, momentum copies, queue and temperature.
     """
-    last = Path("checkpoints") / f"step_{MAX_STEPS}" / "tensors.safetensors"
+    last = Path("checkpoints") / f"step_{MAX_STEPS}" / "shard_00000-of-00001.safetensors"
     files = (Path("model") / "model.safetensors", last)
     return exact_lines(folder) == exact_lines(reference) and all(
         same_tensors(load_file(folder / file), load_file(reference / file)) for file in files

@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from triptych.checkpoint.pickles import is_torchscript, read_torchscript
+from triptych.checkpoint.tensor_file import write_tensors
 from triptych.core.errors import CheckpointError
 from triptych.core.files import write_json
 
@@ -127,12 +128,12 @@ def write_foreign(path: Path, tensors: Mapping[str, Tensor], *, wrapper: str | N
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".safetensors":
-            save_file(_apart(tensors), temporary, {"format": "pt"})
+            write_tensors(temporary, tensors, {"format": "pt"})
         else:
             state = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
             torch.save(state if wrapper is None else {wrapper: state}, temporary)
         temporary.replace(path)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError) as error:
         raise CheckpointError(f"cannot write {path}: {error}") from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -160,13 +161,13 @@ def write_foreign_folder(
     temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
-        save_file(_apart(tensors), temporary / FOLDER_FILES[0], {"format": "pt"})
+        write_tensors(temporary / FOLDER_FILES[0], tensors, {"format": "pt"})
         for name, content in configs.items():
             write_json(temporary / name, dict(content))
         for file in files:
             shutil.copyfile(file, temporary / file.name)
         temporary.rename(folder)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise CheckpointError(f"cannot write {folder}: {error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -256,15 +257,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object")
     return value
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return contiguous CPU tensors none of which shares memory with another."""
-    apart: dict[str, Tensor] = {}
-    known: set[int] = set()
-    for name, tensor in tensors.items():
-        own = tensor.detach().cpu().contiguous()
-        address = own.untyped_storage().data_ptr()
-        apart[name] = own.clone() if address in known else own
-        known.add(address)
-    return apart

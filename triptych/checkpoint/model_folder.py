@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from triptych.checkpoint.run import split_tensors
+from triptych.checkpoint.nested import split_tensors
+from triptych.checkpoint.tensor_file import write_tensors
 from triptych.core.errors import CheckpointError
 from triptych.core.files import write_atomic, write_json
 from triptych.core.outputs import MetricValue
@@ -162,9 +163,7 @@ def _save_weights(path: Path, state_dict: Mapping[str, Tensor]) -> None:
         if owner != name:
             tied[name] = owner
     metadata = {"format": "pt", "tied": json.dumps(tied)}
-    save_file({owners[key]: tensor for key, tensor in tensors.items()}, path, metadata)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    write_tensors(path, {owners[key]: tensor for key, tensor in tensors.items()}, metadata)
 
 
 def _load_weights(path: Path) -> dict[str, Tensor]:

@@ -1,115 +1,88 @@
-"""Checkpoints of a run: `checkpoints/step_N/`, never partly written.
+"""Checkpoints of a run, read: `checkpoints/step_N/`, which `sharded` writes.
 
-A checkpoint holds `tensors.safetensors`, `state.json` (the rest) and `checkpoint.json` (step, size
-and SHA-256 of both). It is written under a temporary name, flushed to disk and renamed, so a kill
-at any moment leaves the previous one usable. The state is one nested dict of tensors and JSON
-values, the form that `torch.distributed.checkpoint` takes as well.
+A checkpoint holds safetensors files, `state.json` (all that is no tensor) and `checkpoint.json`
+(format, step, size and SHA-256 of each file). Format 2 has a file for each process that saved, with
+the part that it held of each tensor and where that begins, as torch's HuggingFaceStorageReader
+expects it; format 1, of Triptych 0.3 and before, has one file. Both are read on any number of
+processes. The state is one nested dict of tensors and JSON values.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 import re
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from triptych.checkpoint.nested import join_tensors
+from triptych.checkpoint.tensor_file import DTYPES
 from triptych.core.errors import CheckpointError
+from triptych.distributed.collectives import from_main, gather_objects
+from triptych.distributed.env import rank, world_size
 
-_FORMAT = 1
-_TENSORS, _STATE, _SEAL = "tensors.safetensors", "state.json", "checkpoint.json"
-_TEMPORARY = ".tmp_"
+FORMATS = (1, 2)
+STATE, SEAL = "state.json", "checkpoint.json"
+
+SHARDING = "DCP_SHARDING_INFO"
+"""Key in a file's metadata, and the one below it, where HuggingFaceStorageReader looks for where
+the parts of tensors begin (`torch.distributed.checkpoint._hf_utils`, which is private)."""
+OFFSETS = "saved_offsets"
+
+Like = Callable[[str], Tensor | None]
+"""Given the path of a tensor in the state, returns a DTensor that it shall be divided like."""
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], *, keep: int = 2) -> Path:
-    """Write `folder/step_N` and remove all but the newest `keep` checkpoints.
+def load_checkpoint(
+    path: Path, *, like: Like | None = None, only: str | None = None
+) -> dict[str, Any]:
+    """Read one checkpoint, on the CPU, and verify every byte of it.
 
-    Leftovers of writes that were killed are removed, and so are checkpoints of later steps: a run
-    that saves step N has not loaded them, because they are damaged.
+    Processes that train together call this together: each verifies a part of the files.
 
     Args:
-        folder: The run's `checkpoints` folder; made if absent.
-        step: Optimizer steps done.
-        state: Nested dicts with string keys, lists, tensors and JSON values.
-        keep: Checkpoints that stay, at least 1.
-
-    Returns:
-        The folder of the checkpoint.
-
-    Raises:
-        CheckpointError: The state cannot be stored, or the disk refuses (full, read-only).
-    """
-    skeleton, tensors = split_tensors(state)
-    final = folder / f"step_{step}"
-    temporary = folder / f"{_TEMPORARY}step_{step}_{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
-        temporary.mkdir()
-        save_file(tensors, temporary / _TENSORS)
-        (temporary / _STATE).write_text(json.dumps(skeleton), encoding="utf-8")
-        seal = {
-            "format": _FORMAT,
-            "step": step,
-            "files": {name: _describe(temporary / name) for name in (_TENSORS, _STATE)},
-        }
-        (temporary / _SEAL).write_text(json.dumps(seal, indent=2) + "\n", encoding="utf-8")
-        for name in (_TENSORS, _STATE, _SEAL, "."):
-            _flush(temporary / name)
-        _discard(final)
-        temporary.rename(final)
-        _flush(folder)
-        _prune(folder, newest=step, keep=keep)
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot write checkpoint {final}: {error.strerror}; "
-            "free space on the disk or choose another run folder, then resume"
-        ) from error
-    return final
-
-
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Read one checkpoint, on the CPU, and verify every byte of it.
+        path: The checkpoint, `step_N`.
+        like: Given the path of a tensor in the state, such as "/modules/model.weight", returns the
+            DTensor whose device and division it shall have; then only this process's part is read.
+            What it returns None, a plain tensor or one of another shape for comes whole.
+        only: The beginning of the paths of tensors to read; others are None in the result.
 
     Raises:
         CheckpointError: A file is missing, truncated or changed, or of another format.
     """
-    try:
-        seal = json.loads((path / _SEAL).read_text(encoding="utf-8"))
-        if seal["format"] != _FORMAT:
-            raise CheckpointError(f"{path}: format {seal['format']}, this version reads {_FORMAT}")
-        if path.name != f"step_{seal['step']}":
-            raise CheckpointError(f"{path} holds step {seal['step']}")
-        for name, expected in seal["files"].items():
-            if _describe(path / name) != expected:
-                raise CheckpointError(f"{path / name} is damaged: size or SHA-256 differs")
-        skeleton = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        state = join_tensors(skeleton, load_file(path / _TENSORS))
-    except OSError as error:
-        raise CheckpointError(f"{path} is incomplete: {error.strerror}: {error.filename}") from None
-    except CheckpointError:
-        raise
-    except (ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+    problems = [found for found in gather_objects(_problem(path)) if found is not None]
+    if problems:
+        raise CheckpointError(problems[0])
+    skeleton = json.loads((path / STATE).read_text(encoding="utf-8"))
+    with _open_tensors(path) as stored:
+
+        def read(key: str, place: str) -> Tensor | None:
+            if only is not None and not place.startswith(only):
+                return None
+            return stored.read(key, None if like is None else like(place))
+
+        state = join_tensors(skeleton, read)
     assert isinstance(state, dict)
     return state
 
 
 def load_latest(
-    folder: Path, *, warn: Callable[[str], None] = lambda message: None
+    folder: Path, *, like: Like | None = None, warn: Callable[[str], None] = lambda message: None
 ) -> tuple[int, dict[str, Any]] | None:
-    """Read the newest checkpoint that is whole.
+    """Read the newest checkpoint that is whole; processes that train together find the same.
 
     Args:
         folder: The run's `checkpoints` folder.
+        like: As for `load_checkpoint`.
         warn: Called with a line for each newer checkpoint that had to be passed over.
 
     Returns:
@@ -118,10 +91,10 @@ def load_latest(
     Raises:
         CheckpointError: There are checkpoints, and all are damaged.
     """
-    steps = list_checkpoints(folder)
+    steps = from_main(list_checkpoints(folder))
     for step in reversed(steps):
         try:
-            return step, load_checkpoint(folder / f"step_{step}")
+            return step, load_checkpoint(folder / f"step_{step}", like=like)
         except CheckpointError as error:
             warn(f"checkpoint passed over: {error}")
     if steps:
@@ -139,115 +112,118 @@ def list_checkpoints(folder: Path) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"size": path.stat().st_size, "sha256": digest}
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _problem(path: Path) -> str | None:
+    """Return what is wrong with a checkpoint, as far as this process's share of the files tells."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        seal = json.loads((path / SEAL).read_text(encoding="utf-8"))
+        if seal["format"] not in FORMATS:
+            known = " and ".join(map(str, FORMATS))
+            return f"{path}: format {seal['format']}, this version reads {known}"
+        if path.name != f"step_{seal['step']}":
+            return f"{path} holds step {seal['step']}"
+        for name, expected in list(seal["files"].items())[rank() :: world_size()]:
+            with (path / name).open("rb") as file:
+                size = file.seek(0, 2)
+                file.seek(0)
+                if size != expected["size"] or _digest(file) != expected["sha256"]:
+                    return f"{path / name} is damaged: size or SHA-256 differs"
+    except OSError as error:
+        return f"{path} is incomplete: {error.strerror}: {error.filename}"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{path} is damaged: {SEAL}: {type(error).__name__} {error}"
+    return None
 
 
-def _discard(path: Path) -> None:
-    """Remove a folder, if it is there; a kill half-way leaves only a temporary name."""
-    if path.exists():
-        aside = path.with_name(f"{_TEMPORARY}old_{path.name}_{os.getpid()}")
-        path.rename(aside)
-        shutil.rmtree(aside)
+def _digest(file: Any) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _remove_leftovers(folder: Path) -> None:
-    for path in folder.glob(f"{_TEMPORARY}*"):
-        shutil.rmtree(path)
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A part of a tensor: the open file that holds it, where it begins, and its shape."""
+
+    file: Any
+    offsets: Sequence[int]
+    shape: Sequence[int]
 
 
-def _prune(folder: Path, *, newest: int, keep: int) -> None:
-    steps = list_checkpoints(folder)
-    kept = [step for step in steps if step <= newest][-keep:]
-    for step in steps:
-        if step not in kept:
-            _discard(folder / f"step_{step}")
-
-
-_TENSOR = "__tensor__"
-
-
-def split_tensors(state: Any) -> tuple[Any, dict[str, Tensor]]:
-    """Return a JSON-able skeleton of `state` and its tensors by path.
-
-    A tensor that occurs twice (tied weights) is stored once. Tuples become lists.
-
-    Args:
-        state: Nested dicts with string keys, lists and tuples of tensors and JSON values.
-
-    Returns:
-        The skeleton, in which `{"__tensor__": key}` stands for a tensor, and contiguous CPU
-        tensors by key, none of which shares memory with another.
+@contextlib.contextmanager
+def _open_tensors(path: Path) -> Iterator[_StoredTensors]:
+    """Open the files of a checkpoint.
 
     Raises:
-        CheckpointError: A value or key that JSON cannot hold, with its path.
+        CheckpointError: One of them is no safetensors file, although its hash is right.
     """
-    tensors: dict[str, Tensor] = {}
-    known: dict[tuple[Any, ...], str] = {}
-    storages: set[int] = set()
-
-    def visit(value: Any, path: str) -> Any:
-        if isinstance(value, Tensor):
-            key = known.setdefault(_identity(value), path)
-            if key == path:
-                copy = _detached_copy(value)
-                if copy.untyped_storage().data_ptr() in storages:  # another view of a stored one
-                    copy = copy.clone()
-                storages.add(copy.untyped_storage().data_ptr())
-                tensors[key] = copy
-            return {_TENSOR: key}
-        if isinstance(value, dict):
-            for name in value:
-                if not isinstance(name, str) or name == _TENSOR:
-                    raise CheckpointError(f"cannot save {path or 'state'}: key {name!r}")
-            return {name: visit(item, f"{path}/{name}") for name, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [visit(item, f"{path}/{index}") for index, item in enumerate(value)]
-        if value is None or isinstance(value, (bool, int, float, str)):
-            return value
-        raise CheckpointError(f"cannot save {path}: a {type(value).__name__} is not JSON")
-
-    return visit(state, ""), tensors
+    pieces: dict[str, list[_Piece]] = {}
+    dtypes: dict[str, torch.dtype] = {}
+    names = {name: dtype for dtype, name in DTYPES.items()}
+    with contextlib.ExitStack() as stack:
+        try:
+            for found in sorted(path.glob("*.safetensors")):
+                file = stack.enter_context(safe_open(found, framework="pt"))
+                begins = json.loads((file.metadata() or {}).get(SHARDING, "{}"))
+                for key in file.keys():  # noqa: SIM118 - not a dict
+                    part = file.get_slice(key)
+                    shape = part.get_shape()
+                    offsets = begins[key][OFFSETS] if begins else [0] * len(shape)
+                    pieces.setdefault(key, []).append(_Piece(file, offsets, shape))
+                    dtypes[key] = names[part.get_dtype()]
+            yield _StoredTensors(path, pieces, dtypes)
+        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is damaged: {type(error).__name__} {error}") from error
 
 
-def join_tensors(skeleton: Any, tensors: dict[str, Tensor]) -> Any:
-    """Undo `split_tensors`.
+@dataclass(frozen=True, slots=True)
+class _StoredTensors:
+    """The tensors of a checkpoint, wherever their parts lie."""
 
-    Raises:
-        CheckpointError: The skeleton names a tensor that is not there.
-    """
-    if isinstance(skeleton, dict):
-        if skeleton.keys() == {_TENSOR}:
-            if skeleton[_TENSOR] not in tensors:
-                raise CheckpointError(f"tensor {skeleton[_TENSOR]!r} is missing")
-            return tensors[skeleton[_TENSOR]]
-        return {name: join_tensors(item, tensors) for name, item in skeleton.items()}
-    if isinstance(skeleton, list):
-        return [join_tensors(item, tensors) for item in skeleton]
-    return skeleton
+    path: Path
+    pieces: dict[str, list[_Piece]]
+    dtypes: dict[str, torch.dtype]
 
+    def read(self, key: str, like: Tensor | None) -> Tensor:
+        """Return a tensor: whole, or this process's part where a DTensor of its shape is given."""
+        if key not in self.pieces:
+            raise CheckpointError(f"{self.path} is damaged: tensor {key!r} is missing")
+        ends = [[o + n for o, n in zip(p.offsets, p.shape, strict=True)] for p in self.pieces[key]]
+        shape = [max(sizes) for sizes in zip(*ends, strict=True)]
+        if not isinstance(like, DTensor) or list(like.shape) != shape:
+            return self._read_region(key, [0] * len(shape), shape)
+        local, offsets = compute_local_shape_and_global_offset(
+            like.shape, like.device_mesh, like.placements
+        )
+        part = self._read_region(key, offsets, local).to(like.device)
+        return DTensor.from_local(
+            part,
+            like.device_mesh,
+            like.placements,
+            run_check=False,
+            shape=like.shape,
+            stride=like.stride(),
+        )
 
-def _identity(tensor: Tensor) -> tuple[Any, ...]:
-    """Return a key that is equal for two views of exactly the same memory."""
-    if tensor.numel() == 0:
-        return (id(tensor),)
-    layout = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
-    return (str(tensor.device), *layout)
-
-
-def _detached_copy(tensor: Tensor) -> Tensor:
-    """Return a contiguous CPU tensor that owns all of its memory, and no more."""
-    tensor = tensor.detach().to("cpu").contiguous()
-    whole = tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+    def _read_region(self, key: str, begin: Sequence[int], shape: Sequence[int]) -> Tensor:
+        """Return the part of a tensor that begins at `begin`, reading no other bytes."""
+        for piece in self.pieces[key]:
+            if list(piece.offsets) == list(begin) and list(piece.shape) == list(shape):
+                whole: Tensor = piece.file.get_tensor(key)
+                return whole
+        out = torch.empty(tuple(shape), dtype=self.dtypes[key])
+        read = 0
+        for piece in self.pieces[key]:
+            source, target = [], []
+            for wanted, size, offset, length in zip(
+                begin, shape, piece.offsets, piece.shape, strict=True
+            ):
+                low, high = max(wanted, offset), min(wanted + size, offset + length)
+                source.append(slice(low - offset, high - offset))
+                target.append(slice(low - wanted, high - wanted))
+            if all(part.start < part.stop for part in target):
+                content = piece.file.get_slice(key)[tuple(source)]
+                out[tuple(target)] = content
+                read += content.numel()
+        if read != out.numel():
+            raise CheckpointError(
+                f"{self.path} is damaged: a part of {key!r} is in none of its files"
+            )
+        return out

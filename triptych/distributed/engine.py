@@ -286,11 +286,6 @@ def shard_units(modules: nn.Module) -> list[Any]:
     return [module for module in modules.modules() if hasattr(type(module), "shard_entries")]
 
 
-def whole_tensor(tensor: Tensor) -> Tensor:
-    """Return the whole of a tensor that may be sharded; all processes must ask together."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
 def shard_like(tensor: Tensor, target: Tensor) -> Tensor:
     """Return a whole tensor in the layout of `target`: its part of it, where that is sharded.
 

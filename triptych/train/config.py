@@ -58,6 +58,13 @@ class TrainConfig:
     keep_checkpoints: int = 2
     """Number of newest checkpoints to keep."""
 
+    keep_every_steps: int | None = None
+    """Checkpoints of steps that are multiples of this stay on disk as well; None keeps no more."""
+
+    async_checkpoints: bool = True
+    """Write checkpoints in the background while training goes on; this takes memory for a copy of
+    weights and optimizer."""
+
     precision: PrecisionChoice = "auto"
     """Precision of the forward pass; weights stay fp32. `auto` is bf16 if the processor has
     instructions for it, else fp32; `bf16-params` also gathers sharded weights in bf16 (zero2, fsdp,
@@ -105,7 +112,13 @@ class TrainConfig:
             "keep_checkpoints",
         ):
             check(getattr(self, field) >= 1, field, getattr(self, field), "be at least 1")
-        for field in ("evaluate_every_steps", "num_threads", "micro_batch_size", "shard_size"):
+        for field in (
+            "evaluate_every_steps",
+            "keep_every_steps",
+            "num_threads",
+            "micro_batch_size",
+            "shard_size",
+        ):
             value = getattr(self, field)
             check(value is None or value >= 1, field, value, "be at least 1, or absent")
         check(

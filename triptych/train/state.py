@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from triptych.core.errors import CheckpointError
-from triptych.distributed.engine import shard_like, whole_tensor
+from triptych.distributed.engine import shard_like
 from triptych.train.task import StatefulTask, Task
 
 
 def capture_state(task: Task, optimizer: Optimizer) -> dict[str, Any]:
-    """Return modules, optimizer and the task's own state; all processes must call this together.
+    """Return modules, optimizer and the task's own state.
 
-    Tensors are whole, and live where they are not sharded: store them before the next step. There
-    is no random state: that of a step follows from seed, step and rank (`core.rng.seed_step`).
+    The tensors are the live ones, DTensors where they are sharded: store or copy them before the
+    next step. There is no random state: that of a step follows from seed, step and rank
+    (`core.rng.seed_step`).
     """
     return {
-        "modules": {n: whole_tensor(t) for n, t in task.modules.state_dict().items()},
+        "modules": dict(task.modules.state_dict()),
         "optimizer": _optimizer_state(optimizer),
         "task": task.extra_state() if isinstance(task, StatefulTask) else {},
     }
+
+
+def division(task: Task, optimizer: Optimizer) -> Callable[[str], Tensor | None]:
+    """Return how a checkpoint's tensors are divided among the processes that train now.
+
+    Returns:
+        From the path of a tensor in the state to the tensor that is restored from it, or to the
+        parameter that a moment belongs to; None for a path that has none.
+    """
+    own = {"modules": task.modules.state_dict(), "optimizer": _named_parameters(optimizer)}
+
+    def like(path: str) -> Tensor | None:
+        kind, name = [*path.split("/"), "", ""][1:3]
+        return own.get(kind, {}).get(name)
+
+    return like
 
 
 def restore_state(state: dict[str, Any], task: Task, optimizer: Optimizer) -> None:
@@ -69,10 +88,7 @@ def _named_parameters(optimizer: Optimizer) -> dict[str, Tensor]:
 def _optimizer_state(optimizer: Optimizer) -> dict[str, dict[str, Any]]:
     """Return AdamW's state by parameter name; learning rates follow from the step."""
     return {
-        name: {
-            key: whole_tensor(value) if isinstance(value, Tensor) else value
-            for key, value in optimizer.state[parameter].items()
-        }
+        name: dict(optimizer.state[parameter])
         for name, parameter in _named_parameters(optimizer).items()
         if parameter in optimizer.state
     }
@@ -100,5 +116,5 @@ def _like(value: Any, parameter: Tensor) -> Any:
         return value
     if value.shape != parameter.shape:  # the step counter
         return value.to(parameter.device)
-    own = shard_like(value, parameter)
+    own = value if isinstance(value, DTensor) else shard_like(value, parameter)
     return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(own)

@@ -12,14 +12,14 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from triptych.checkpoint.run import list_checkpoints, load_latest, save_checkpoint
+from triptych.checkpoint.run import list_checkpoints, load_latest
+from triptych.checkpoint.sharded import CheckpointWriter
 from triptych.core.errors import ConfigError, DataError
 from triptych.core.processes import keep_freed_memory
 from triptych.core.rng import seed_step
 from triptych.distributed.collectives import (
     all_gather,
     any_rank,
-    barrier,
     from_main,
 )
 from triptych.distributed.engine import Engine, Parallel
@@ -39,7 +39,7 @@ from triptych.train.precision import (
 from triptych.train.progress import Progress, StepClock, StepReport, build_progress
 from triptych.train.schedule import ObjectiveSchedules, apply_schedule, learning_rate_at
 from triptych.train.sources import BatchSource, BatchSources
-from triptych.train.state import capture_state, restore_state
+from triptych.train.state import capture_state, division, restore_state
 from triptych.train.step import (
     StepValues,
     backward_micro_batch,
@@ -173,7 +173,8 @@ class Trainer:
         with InterruptGuard() as guard:
             try:
                 self._begin(resume, progress)
-                return self._loop(guard, progress)
+                with self._writer.closing(warn=progress.message):
+                    return self._loop(guard, progress)
             finally:
                 progress.close()
 
@@ -182,7 +183,8 @@ class Trainer:
         self.task.modules.train()
         found = None
         if resume:
-            found = load_latest(self.checkpoint_folder, warn=progress.message)
+            like = division(self.task, self.optimizer)
+            found = load_latest(self.checkpoint_folder, like=like, warn=progress.message)
         elif list_checkpoints(self.checkpoint_folder):
             raise ConfigError(
                 f"{self.checkpoint_folder} holds checkpoints of an earlier run: "
@@ -195,6 +197,12 @@ class Trainer:
             self.precision_reason = explain_precision(
                 self.config.precision, self.precision, self.device
             )
+        self._writer = CheckpointWriter(
+            self.checkpoint_folder,
+            keep=self.config.keep_checkpoints,
+            keep_every=self.config.keep_every_steps,
+            background=self.config.async_checkpoints,
+        )
         apply_schedule(self.optimizer, self.step, self.optim_config, self.config.max_steps)
         together = f"{world_size()} processes, each " if world_size() > 1 else ""
         reason = explain_precision(self.config.precision, self.precision, self.device)
@@ -297,6 +305,8 @@ class Trainer:
             self.engine, [p for _, p in parameters], micro_losses, scale=scale, stop=stop
         )
         if self.precision != "fp16":
+            if not values.is_finite:
+                self._finish_save(wait=True)
             check_finite(
                 values, parameters, step=self.step + 1, last_checkpoint=self._last_checkpoint
             )
@@ -374,6 +384,8 @@ class Trainer:
     def _checkpoint_if_due(
         self, log: MetricsLog, guard: InterruptGuard, progress: Progress
     ) -> None:
+        """Learn what became of the save that is under way, and save if it is time to."""
+        self._finish_save(wait=False)
         last = self.step == self.config.max_steps
         due = self.step % self.config.checkpoint_every_steps == 0
         if not (due or last or guard.agreed is not None):
@@ -383,14 +395,13 @@ class Trainer:
         state |= {"precision": self.precision, "precision_reason": self.precision_reason}
         state |= {"means": self._means.state()}
         state |= {"sources": self.sources.state(), "loss_scale": self.loss_scale.state()}
-        if is_main():
-            save_checkpoint(
-                self.checkpoint_folder, self.step, state, keep=self.config.keep_checkpoints
-            )
-        barrier()
-        self._last_checkpoint = self.checkpoint_folder / f"step_{self.step}"
+        self._writer.save(self.step, state)
         if last or guard.agreed is not None:
+            self._finish_save(wait=True)
             progress.message(f"saved {self._last_checkpoint}")
+
+    def _finish_save(self, *, wait: bool) -> None:
+        self._last_checkpoint = self._writer.finish(wait=wait) or self._last_checkpoint
 
     def _restore(self, step: int, state: dict[str, Any]) -> None:
         """Restore a checkpoint; an `auto` run keeps the precision that it began with."""
