@@ -1,6 +1,7 @@
 """Resuming equals never stopping, bitwise: at every step, after a crash, a signal or kill -9."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import torch
 from triptych.checkpoint.run import load_latest
 from triptych.checkpoint.sharded import CheckpointWriter
 from triptych.core.errors import CheckpointError
+from triptych.distributed.collectives import barrier
+from triptych.distributed.env import is_main, run_processes
 from triptych.train.interrupts import TrainingInterrupted
 
 from .toy import ToyTask, exact_lines, toy_batches, toy_trainer
@@ -200,6 +203,34 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path, task_class, message)
     toy_trainer(tmp_path, max_steps=1).fit()
     with pytest.raises(CheckpointError, match=message):
         toy_trainer(tmp_path, task_class(), max_steps=2).fit(resume=True)
+
+
+def _under_another_parallelism(folder: Path) -> None:
+    """Train with FSDP; go on from step 4 with FSDP and with DDP, on weights of the checkpoint."""
+    expected = ToyTask()
+    toy_trainer(folder / "whole", expected, parallel="fsdp", keep_checkpoints=9).fit()
+    assert len(list((folder / "whole" / "checkpoints" / "step_4").glob("shard_*"))) == 2
+    for parallel in ("fsdp", "ddp"):
+        task, other = ToyTask(seed=99), folder / parallel
+        if is_main():
+            shutil.copytree(folder / "whole", other)
+            for step in range(5, 9):
+                shutil.rmtree(other / "checkpoints" / f"step_{step}")
+        barrier()
+        toy_trainer(other, task, parallel=parallel).fit(resume=True)
+        if parallel == "fsdp":
+            assert exact_lines(other) == exact_lines(folder / "whole")
+        for line, whole in zip(exact_lines(other), exact_lines(folder / "whole"), strict=True):
+            assert line == pytest.approx(whole, rel=1e-5)
+        for name, tensor in expected.modules.state_dict().items() if is_main() else ():
+            torch.testing.assert_close(task.modules.state_dict()[name], tensor)
+
+
+def test_a_sharded_run_goes_on_bitwise_and_under_another_parallelism(tmp_path):
+    run_processes(_under_another_parallelism, 2, tmp_path)
+    single = ToyTask(seed=99)
+    shutil.rmtree(tmp_path / "whole" / "checkpoints" / "step_8")
+    assert toy_trainer(tmp_path / "whole", single).fit(resume=True).step == 8
 
 
 @pytest.mark.gpu

@@ -39,7 +39,7 @@ the parts of tensors begin (`torch.distributed.checkpoint._hf_utils`, which is p
 OFFSETS = "saved_offsets"
 
 Like = Callable[[str], Tensor | None]
-"""Given the path of a tensor in the state, returns a DTensor that it shall be divided like."""
+"""From the path of a tensor in the state to a DTensor that it is divided like, or None."""
 
 
 def load_checkpoint(
@@ -52,7 +52,7 @@ def load_checkpoint(
     Args:
         path: The checkpoint, `step_N`.
         like: Given the path of a tensor in the state, such as "/modules/model.weight", returns the
-            DTensor whose device and division it shall have; then only this process's part is read.
+            DTensor whose device and division it takes; then only this process's part is read.
             What it returns None, a plain tensor or one of another shape for comes whole.
         only: The beginning of the paths of tensors to read; others are None in the result.
 

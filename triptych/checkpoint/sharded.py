@@ -2,7 +2,7 @@
 
 Every process writes `shard_I-of-N.safetensors` with the parts that it holds of divided tensors and
 its share of the others, then a note with size and SHA-256. When all notes are there, rank 0 writes
-`checkpoint.json` and renames the temporary folder to `step_N`: a checkpoint is whole or absent,
+`checkpoint.json` and renames the temporary folder to `step_N`: a checkpoint is complete or missing,
 whenever a process dies. The processes meet in the folder alone, so a write disturbs no collective.
 Nothing is pickled; `run` and torch's HuggingFaceStorageReader read the result.
 """
