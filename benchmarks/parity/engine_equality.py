@@ -39,6 +39,7 @@ from triptych.tasks.pretraining.mplug import MPLUGPretraining, MPLUGPretrainingC
 from triptych.tasks.pretraining.vlmo import VLMoPretraining, VLMoPretrainingConfig
 from triptych.train.config import OptimConfig, TrainConfig
 from triptych.train.metrics_log import METRICS_FILE, read_metrics
+from triptych.train.precision import PrecisionChoice
 from triptych.train.sources import BatchSource
 from triptych.train.trainer import Trainer
 
@@ -57,6 +58,7 @@ class Cell:
     accumulate: int = 1
     recompute: str = "none"
     steps: int = 3
+    precision: PrecisionChoice = "fp32"
 
 
 def build_task(family: str) -> Any:
@@ -143,7 +145,10 @@ def own_batches(cell: Cell, start: int) -> Iterator[dict[str, Tensor]]:
         start += 1
 
 
-def train_cell(cell: Cell, folder: Path) -> tuple[list[dict[str, float]], dict[str, NDArray[Any]]]:
+Trained = tuple[list[dict[str, float]], dict[str, NDArray[Any]]]
+
+
+def train_cell(cell: Cell, folder: Path) -> Trained:
     """Train one cell on this process; return the losses of each step and the final weights."""
     torch.set_num_threads(1)
     task = build_task(cell.family)
@@ -158,7 +163,7 @@ def train_cell(cell: Cell, folder: Path) -> tuple[list[dict[str, float]], dict[s
             parallel=cell.parallel,  # type: ignore[arg-type]
             shard_size=max(1, cell.ranks // 2) if cell.parallel == "hsdp" else None,
             recompute=cell.recompute,
-            precision="fp32",
+            precision=cell.precision,
             device="cpu",
             log_every_steps=1,
             checkpoint_every_steps=1000,
@@ -181,12 +186,16 @@ def train_cell(cell: Cell, folder: Path) -> tuple[list[dict[str, float]], dict[s
     return losses, {name: tensor.numpy() for name, tensor in state.items()}
 
 
-def run_cell(cell: Cell) -> tuple[list[dict[str, float]], dict[str, NDArray[Any]]]:
-    """Train one cell on as many processes as it asks for."""
+def run_cells(cells: Sequence[Cell]) -> list[Trained]:
+    """Train cells of one number of ranks, one after the other, in the same processes."""
     with tempfile.TemporaryDirectory() as folder:
-        if cell.ranks == 1:
-            return train_cell(cell, Path(folder))
-        return run_processes(train_cell, cell.ranks, cell, Path(folder))
+        if cells[0].ranks == 1:
+            return _train_all(cells, Path(folder))
+        return run_processes(_train_all, cells[0].ranks, cells, Path(folder))
+
+
+def _train_all(cells: Sequence[Cell], folder: Path) -> list[Trained]:
+    return [train_cell(cell, folder / str(number)) for number, cell in enumerate(cells)]
 
 
 def reference_of(cell: Cell) -> Cell:
@@ -194,10 +203,9 @@ def reference_of(cell: Cell) -> Cell:
     return replace(cell, parallel="none", ranks=1, recompute="none")
 
 
-def gap(cell: Cell, reference: Any) -> float:
+def gap(found: Trained, reference: Trained) -> float:
     """Return the largest difference of a loss (relative above 1) or a weight from the reference."""
-    losses, weights = run_cell(cell)
-    expected_losses, expected = reference
+    (losses, weights), (expected_losses, expected) = found, reference
     assert weights.keys() == expected.keys()
     assert [line.keys() for line in losses] == [line.keys() for line in expected_losses]
     largest = [
@@ -231,15 +239,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--family", choices=FAMILIES, help="only this one")
     options = parser.parse_args(argv)
     cells = [cell for cell in all_cells() if options.family in (None, cell.family)]
-    references: dict[Cell, Any] = {}
-    gaps: dict[str, float] = {}
     start = time.perf_counter()
+    alone = [reference_of(cell) for cell in cells]
+    groups = {1: sorted(set(alone), key=repr)}
     for cell in cells:
-        reference = reference_of(cell)
-        if reference not in references:
-            references[reference] = run_cell(reference)
+        groups.setdefault(cell.ranks, []).append(cell)
+    trained = {
+        cell: found
+        for group in groups.values()
+        for cell, found in zip(group, run_cells(group), strict=True)
+    }
+    gaps = {}
+    for cell, reference in zip(cells, alone, strict=True):
         way = f"{cell.parallel} x{cell.ranks} accumulate {cell.accumulate} {cell.recompute}"
-        gaps[f"{cell.family} {way}"] = gap(cell, references[reference])
+        gaps[f"{cell.family} {way}"] = gap(trained[cell], trained[reference])
     print(
         json.dumps(
             {

@@ -5,9 +5,10 @@ import time
 import pytest
 import torch
 
+from triptych.core.errors import NonFiniteError
 from triptych.serving import engine, loading
 from triptych.train import precision
-from triptych.train.precision import autocast, explain_precision, resolve_precision
+from triptych.train.precision import LossScale, autocast, explain_precision, resolve_precision
 from triptych.workflows import evaluate, frozen
 
 CPU = torch.device("cpu")
@@ -71,3 +72,21 @@ def test_autocast_sets_the_dtype_of_products(choice, dtype):
     weight = torch.ones(2, 2)
     with autocast(CPU, choice):
         assert (weight @ weight).dtype is dtype
+
+
+def test_the_loss_scale_grows_and_shrinks_and_resumes(monkeypatch):
+    monkeypatch.setattr(LossScale, "GROWTH_STEPS", 2)
+    scale = LossScale(4.0)
+    values = []
+    for finite in (True, True, False, True):
+        assert scale.update(finite=finite) == finite
+        values.append(scale.value)
+    assert values == [4.0, 8.0, 4.0, 4.0]
+    again = LossScale()
+    again.load_state(scale.state())
+    assert again.update(finite=True) and again.value == 8.0
+
+
+def test_no_scale_helps_losses_that_are_not_finite():
+    with pytest.raises(NonFiniteError, match=r"fp16: .* loss scale of 1; lower the learning rate"):
+        LossScale(1.0).update(finite=False)

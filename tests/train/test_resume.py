@@ -23,6 +23,7 @@ SETTINGS = [
     pytest.param({}, id="plain"),
     pytest.param({"micro_batch_size": 2}, id="accumulated"),
     pytest.param({"muon_learning_rate": 1e-2}, id="muon"),
+    pytest.param({"precision": "fp16"}, id="fp16"),
     pytest.param({"log_every_steps": 3, "checkpoint_every_steps": 2}, id="sparse"),
 ]
 
