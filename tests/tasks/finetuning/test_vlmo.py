@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from tests.tasks.pretraining.test_vlmo import build, make_batch
 from triptych.core.errors import ConfigError
 from triptych.core.outputs import ImageFeatures
+from triptych.core.rng import seed_step
 from triptych.models.base import PairReader, match_pairs
 from triptych.models.vlmo.model import VLMo
 from triptych.tasks.finetuning.image_text_classification import (
@@ -154,9 +155,9 @@ def test_retrieval_is_the_contrast_of_pretraining():
     found = task.losses(keys, active=frozenset({"itc"}))
     expected = pretraining.losses(batch, active=frozenset({"itc"}))
     assert torch.equal(found["itc"], expected["itc"])
-    torch.manual_seed(3)
+    seed_step(3, 0, 0)
     itm = task.losses(keys, active=frozenset({"itm"}))["itm"]
-    torch.manual_seed(3)
+    seed_step(3, 0, 0)
     assert torch.equal(itm, pretraining.losses(batch, active=frozenset({"itm"}))["itm"])
     assert not any(p.requires_grad for p in task.modules["model"].mlm_head.parameters())
     embeddings = task.predict(keys).embeddings
