@@ -10,11 +10,18 @@ from dataclasses import fields
 import pytest
 
 from triptych.core.errors import DataError
-from triptych.data import manifest
+from triptych.data import columns, manifest
 from triptych.data.columns import RECORDS, Columns, ColumnWriter
-from triptych.data.index import CLIP_ALONE, RecordIndex
+from triptych.data.index import RecordIndex
 from triptych.data.manifest import DataSourceConfig, read_records
-from triptych.data.records import ImageSource, JoinedRecords, Record, SelectedRecords, shard_sizes
+from triptych.data.records import (
+    ImageSource,
+    JoinedRecords,
+    Record,
+    SelectedRecords,
+    kinds_of,
+    shard_sizes,
+)
 
 EVERYTHING = Record(
     record_id="\udcff",  # a file name that is not UTF-8
@@ -107,8 +114,8 @@ def test_a_second_start_does_not_read_the_source(tmp_path, rows, monkeypatch):
     assert list(second.records) == list(first.records) and len(second.records) == 20
     assert list(second.skipped) == list(first.skipped) and len(second.skipped) == 10
     assert second.num_samples == 30
-    assert second.records.num_with("caption") == 20
-    assert second.records.num_with(CLIP_ALONE) == 0
+    assert second.records.kinds == {("record_id", "image", "image_id", "caption"): 20}
+    assert second.records.kinds == kinds_of(list(second.records))
 
 
 @pytest.mark.parametrize("change", ["content", "time"])
@@ -273,3 +280,13 @@ def test_views_hold_no_copy_and_know_their_shards():
     assert shard_sizes(records) == (3, 3, 2) == shard_sizes(joined)
     assert shard_sizes([*records, Record(record_id="x", text="t")]) is None
     assert shard_sizes([Record(record_id="x", image=ImageSource("a.jpg"))]) is None
+
+
+def test_many_rows_at_once_are_several_batches(tmp_path, monkeypatch):
+    monkeypatch.setattr(columns, "ROWS", 4)
+    given = [Record(record_id=str(i), text="x" * i) for i in range(11)]
+    writer = ColumnWriter(tmp_path / "x.arrow", RECORDS)
+    writer.write(given)
+    writer.close()
+    found = Columns(tmp_path / "x.arrow", RECORDS)
+    assert found._starts == [0, 4, 8, 11] and list(found) == given == [found[i] for i in range(11)]

@@ -75,11 +75,13 @@ def run(arguments: Sequence[str]) -> int:
 
 def count_fields(records: Sequence[Record]) -> dict[str, int]:
     """Return how many records have each field that a recipe needs."""
-    from triptych.tasks.registry import has_field, recipe_needs
+    from triptych.data.records import kinds_of
+    from triptych.tasks.registry import recipe_needs
 
     ways = (way for needed in recipe_needs().values() for need in needed for way in need.split("|"))
     names = dict.fromkeys(("image", *ways))
-    counts = {name: sum(has_field(record, name) for record in records) for name in names}
+    kinds = kinds_of(records)
+    counts = {name: sum(n for kind, n in kinds.items() if name in kind) for name in names}
     return {name: count for name, count in counts.items() if count}
 
 
@@ -89,13 +91,14 @@ def fitting_recipes(records: Sequence[Record]) -> list[str]:
     Of images alone it is the image tokenizer, which needs nothing else and which other recipes for
     images start from.
     """
-    from triptych.tasks.registry import missing_fields, recipe_needs
+    from triptych.data.records import kinds_of
+    from triptych.tasks.registry import recipe_needs
 
-    return [
-        name
-        for name, needs in recipe_needs().items()
-        if any(not missing_fields(needs, record) for record in records)
-    ]
+    def fits(kind: tuple[str, ...], needs: Sequence[str]) -> bool:
+        return all(any(way in kind for way in need.split("|")) for need in needs)
+
+    kinds = kinds_of(records)
+    return [name for name, needs in recipe_needs().items() if any(fits(k, needs) for k in kinds)]
 
 
 def choose_recipe(records: Sequence[Record], asked: str | None, where: str) -> str:

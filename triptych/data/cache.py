@@ -33,12 +33,13 @@ def cache_key(settings: Any) -> str:
 
 
 @contextmanager
-def one_at_a_time(path: Path, what: str) -> Iterator[None]:
+def one_at_a_time(path: Path, what: str | None) -> Iterator[None]:
     """Let one process after the other into the block; the system frees the lock of a dead one.
 
     Args:
         path: The lock file; it stays.
-        what: What the others are told that they wait for, such as `index of data.jsonl`.
+        what: What the others are told that they wait for, such as `index of data.jsonl`; None
+            for what nobody waits for.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
@@ -46,7 +47,8 @@ def one_at_a_time(path: Path, what: str) -> Iterator[None]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                log.warning("another process makes the %s: waiting for it", what)
+                if what is not None:
+                    log.warning("another process makes the %s: waiting for it", what)
                 fcntl.flock(file, fcntl.LOCK_EX)
             except OSError:  # no locks on this file system
                 pass

@@ -145,9 +145,11 @@ class ColumnWriter(Generic[T]):
         self._file = pa.ipc.new_file(self._sink, self._schema)
 
     def write(self, rows: Sequence[T]) -> None:
-        """Add some rows as one batch."""
-        if not rows:
-            return
+        """Add some rows, in batches that Arrow can hold."""
+        for start in range(0, len(rows), ROWS):
+            self._write_batch(rows[start : start + ROWS])
+
+    def _write_batch(self, rows: Sequence[T]) -> None:
         columns = zip(*map(self._layout.split, rows), strict=True)
         arrays = [
             self._arrow.array(
@@ -156,6 +158,10 @@ class ColumnWriter(Generic[T]):
             )
             for values, field in zip(columns, self._schema, strict=True)
         ]
+        if not all(isinstance(array, self._arrow.Array) for array in arrays):  # above 2 GiB
+            self._write_batch(rows[: len(rows) // 2])
+            self._write_batch(rows[len(rows) // 2 :])
+            return
         self._file.write_batch(self._arrow.record_batch(arrays, schema=self._schema))
 
     def close(self) -> None:

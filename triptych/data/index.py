@@ -27,16 +27,13 @@ from triptych.core.errors import DataError
 from triptych.core.files import write_json
 from triptych.data.cache import cache_folder, cache_key, log, one_at_a_time
 from triptych.data.columns import RECORDS, SKIPPED, Columns, ColumnWriter
-from triptych.data.records import Record, SelectedRecords, ShardRuns
+from triptych.data.records import Record, SelectedRecords, ShardRuns, present_fields
 from triptych.data.skips import Skipped
 from triptych.data.storage import NUM_REQUESTS, is_url, url_facts
 
-VERSION = 1
+VERSION = 2
 ABOUT_FILE, LOCK_FILE = "about.json", ".lock"
 NUM_BUCKETS = 64
-CLIP_ALONE = "clip alone"
-"""Counted beside the fields: a record with a clip and without an image."""
-
 FileFacts = list[list[Any]]  # path, size in bytes, time in nanoseconds
 
 
@@ -77,9 +74,10 @@ class RecordIndex(Sequence[Record]):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._folder, self._about)
 
-    def num_with(self, name: str) -> int:
-        """Return how many records have a field (or are a `CLIP_ALONE`), without a look at them."""
-        return int(self._about["fields"].get(name, 0))
+    @property
+    def kinds(self) -> dict[tuple[str, ...], int]:
+        """How many records have which fields, and no others; see `kinds_of`."""
+        return {tuple(names): count for names, count in self._about["kinds"]}
 
     def _joined(self, row: int, record: Record) -> Record:
         if len(self._joins) == 0:
@@ -195,7 +193,7 @@ class IndexWriter:
     def __init__(self, store: IndexStore) -> None:
         self._store = store
         self._stack = ExitStack()
-        self._fields: Counter[str] = Counter()
+        self._kinds: Counter[tuple[str, ...]] = Counter()
         self._runs = ShardRuns()
         self.num_records = 0
         self._paths: dict[str, Path] = {}
@@ -227,8 +225,7 @@ class IndexWriter:
             raise self._cannot_write(error) from error
         self._runs.add(records)
         self.num_records += len(records)
-        for record in records:
-            self._fields.update(_present(record))
+        self._kinds.update(map(present_fields, records))
         return True
 
     def finish(self, parts: Sequence[str]) -> IndexedRecords:
@@ -244,7 +241,7 @@ class IndexWriter:
             about = {
                 "source": self._store.name,
                 "num_records": self.num_records,
-                "fields": dict(self._fields),
+                "kinds": [[names, count] for names, count in self._kinds.items()],
                 "shard_sizes": self._runs.sizes,
                 "parts": list(parts),
             }
@@ -355,12 +352,3 @@ def _facts(path: str) -> list[Any]:
     except OSError:
         return [path, -1, 0]
     return [path, 0 if S_ISDIR(stat.st_mode) else stat.st_size, stat.st_mtime_ns]
-
-
-def _present(record: Record) -> Iterator[str]:
-    for name in Record.__slots__:
-        value = getattr(record, name)
-        if value is not None and value != ():
-            yield name
-    if record.video is not None and record.image is None:
-        yield CLIP_ALONE

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
 from typing import overload
@@ -216,3 +217,17 @@ class ShardRuns:
             else:
                 self._sizes.append(1)
                 self._shard = image.shard
+
+
+def present_fields(record: Record) -> tuple[str, ...]:
+    """Return the names of the fields that a record has."""
+    values = ((name, getattr(record, name)) for name in Record.__slots__)
+    return tuple(name for name, value in values if value is not None and value != ())
+
+
+def kinds_of(records: Sequence[Record]) -> Mapping[tuple[str, ...], int]:
+    """Return how many records have which fields, and no others; of an index, without a look."""
+    if hasattr(records, "kinds"):
+        known: dict[tuple[str, ...], int] = records.kinds
+        return known
+    return Counter(map(present_fields, records))

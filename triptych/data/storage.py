@@ -11,7 +11,6 @@ import io
 import os
 import random
 import re
-import shutil
 import threading
 import time
 from collections import OrderedDict, deque
@@ -24,9 +23,10 @@ from triptych.core.errors import DataError
 from triptych.data.cache import cache_folder, cache_key, log, one_at_a_time
 
 MAX_OPEN = 64  # files of a process
-NUM_REQUESTS = 16  # to a server at a time
+NUM_REQUESTS = 32  # to a server at a time
 NUM_TRIES = 10  # a server that is down for less than about 20 s costs nothing but time
 BLOCK_BYTES = 2**20
+FETCHED_BYTES = 16 * 2**20  # of a request where a shard is fetched whole
 VERSION_MARKS = ("ETag", "etag", "LastModified", "Last-Modified", "last_modified", "mtime")
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.05, 10.0
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
@@ -322,11 +322,12 @@ class ShardCache:
     def _fetched(self, url: str) -> str:
         facts = url_facts(url)
         path = cache_folder() / "shards" / f"{cache_key([url, *facts])}.tar"
-        with one_at_a_time(path.with_suffix(".lock"), f"copy of {url}"):
+        with one_at_a_time(path.with_suffix(".lock"), None):
             if not path.is_file():
                 temporary = path.with_suffix(f".tmp{os.getpid()}")
-                with open_file(url) as source, temporary.open("wb") as copy:
-                    shutil.copyfileobj(source, copy, BLOCK_BYTES)
+                with temporary.open("wb") as copy:
+                    for start in range(0, facts[0], FETCHED_BYTES):
+                        copy.write(read_slice(url, start, min(FETCHED_BYTES, facts[0] - start)))
                 temporary.replace(path)
         path.touch()  # the newest
         self._make_room(path.parent)

@@ -12,10 +12,9 @@ from typing import Any
 from triptych.core.errors import ConfigError, DataError
 from triptych.data.check import CLIPS_ARE_NOT_READ, clip_problem
 from triptych.data.collate import AnyCollator
-from triptych.data.index import CLIP_ALONE, RecordIndex
 from triptych.data.manifest import read_records
 from triptych.data.mixture import MixtureSource, build_mixture
-from triptych.data.records import JoinedRecords, Record, SelectedRecords
+from triptych.data.records import JoinedRecords, Record, SelectedRecords, kinds_of
 from triptych.data.skips import SkipLog, Skipped
 from triptych.data.source import DataSourceConfig, parts_note
 from triptych.data.stream import BatchLoader, build_loader
@@ -139,15 +138,13 @@ def read_training_data(config: RunConfig, run_folder: Path) -> TrainingData:
 
 def _without_clips(records: Sequence[Record]) -> tuple[Sequence[Record], list[Skipped]]:
     """Return the records that are no clips alone, and what is wrong with the others."""
-    if isinstance(records, RecordIndex) and not records.num_with(CLIP_ALONE):
-        return records, []  # millions need not be looked at
+    if not any("video" in kind and "image" not in kind for kind in kinds_of(records)):
+        return records, []  # of an index, without a look at millions
     clips = {
         row: clip
         for row, record in enumerate(records)
         if (clip := clip_problem(record)) is not None
     }
-    if not clips:
-        return records, []
     kept = array("q", (row for row in range(len(records)) if row not in clips))
     return SelectedRecords(records, kept), list(clips.values())
 

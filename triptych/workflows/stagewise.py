@@ -15,7 +15,7 @@ from triptych.core.errors import CheckpointError, ConfigError, DataError
 from triptych.core.files import make_folder
 from triptych.core.machine import num_cores
 from triptych.data.manifest import read_records
-from triptych.data.records import Record
+from triptych.data.records import JoinedRecords, Record
 from triptych.data.source import DataSourceConfig
 from triptych.models.dvae.config import codebook_image_size
 from triptych.models.families import model_config, model_sizes
@@ -288,7 +288,7 @@ def train_stagewise(
         Tokenizer.load(plan.text_tokenizer)
     make_folder(folder)
     if plan.text_tokenizer is None:
-        records = [record for source in dict.fromkeys(wordy) for record in found[source]]
+        records = JoinedRecords([found[source] for source in dict.fromkeys(wordy)])
         config = build_recipe(list(STAGES[plan.family].values())[-1], plan.scale)
         prepare_tokenizer(config, records).save(folder / TEXT_TOKENIZER)
     for stage, config in plan_stages(plan, folder).items():
