@@ -24,7 +24,7 @@ def save_checkpoint(folder: Path, step: int, state: dict, **options) -> Path:
 def write_format_1(path: Path, state: dict) -> None:
     """Write a checkpoint as Triptych 0.3 did: one file of tensors, by their paths."""
     path.mkdir(parents=True)
-    tensors = {f"/modules/{name}": tensor for name, tensor in state["modules"].items()}
+    tensors = {f"/modules/{name}": tensor.clone() for name, tensor in state["modules"].items()}
     save_file(tensors, path / "tensors.safetensors")
     marks = {name: {"__tensor__": f"/modules/{name}"} for name in state["modules"]}
     (path / "state.json").write_text(json.dumps(state | {"modules": marks}))

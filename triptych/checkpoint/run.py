@@ -76,13 +76,18 @@ def load_checkpoint(
 
 
 def load_latest(
-    folder: Path, *, like: Like | None = None, warn: Callable[[str], None] = lambda message: None
+    folder: Path,
+    *,
+    like: Like | None = None,
+    only: str | None = None,
+    warn: Callable[[str], None] = lambda message: None,
 ) -> tuple[int, dict[str, Any]] | None:
     """Read the newest checkpoint that is whole; processes that train together find the same.
 
     Args:
         folder: The run's `checkpoints` folder.
         like: As for `load_checkpoint`.
+        only: As for `load_checkpoint`.
         warn: Called with a line for each newer checkpoint that had to be passed over.
 
     Returns:
@@ -94,7 +99,7 @@ def load_latest(
     steps = from_main(list_checkpoints(folder))
     for step in reversed(steps):
         try:
-            return step, load_checkpoint(folder / f"step_{step}", like=like)
+            return step, load_checkpoint(folder / f"step_{step}", like=like, only=only)
         except CheckpointError as error:
             warn(f"checkpoint passed over: {error}")
     if steps:

@@ -70,6 +70,9 @@ VERBS = {
         "FAMILY MODEL_FOLDER OUT",
         "write a model in the released layout",
     ),
+    "export-model": Verb(
+        "export_model", "RUN_FOLDER --out FOLDER", "make a model folder of a run's checkpoint"
+    ),
     "models": Verb("models", "", "list the model sizes that can be trained"),
     "completion": Verb("completion", "bash|zsh|fish|tcsh", "print a shell completion script"),
 }

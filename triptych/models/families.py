@@ -126,6 +126,28 @@ def create_model(name: str, *, image_size: int | None = None, vocab_size: int | 
     return build_model(model_config(name, image_size=image_size, vocab_size=vocab_size))
 
 
+def read_config(stored: Mapping[str, Any], where: str) -> Any:
+    """Return the config of a stored model.
+
+    Args:
+        stored: What `to_dict(config, tagged=True)` returned.
+        where: What messages name, such as the folder.
+
+    Raises:
+        CheckpointError: An unknown kind, or a bad config.
+    """
+    kind = stored.get("kind")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        clue = nearest(str(kind), FAMILIES)
+        raise CheckpointError(f"{where}: unknown model kind {kind!r}{clue} (known: {known})")
+    plain = {name: value for name, value in stored.items() if name != "kind"}
+    try:
+        return from_dict(FAMILIES.get(kind).config_class, plain, "model")
+    except ConfigError as error:
+        raise CheckpointError(f"{where} cannot be loaded: {error}") from error
+
+
 def restore_model(
     config: Mapping[str, Any],
     weights: Mapping[str, Tensor],
@@ -147,17 +169,8 @@ def restore_model(
     Raises:
         CheckpointError: An unknown kind, a bad config, or weights that do not fit it.
     """
-    kind = config.get("kind")
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        clue = nearest(str(kind), FAMILIES)
-        raise CheckpointError(f"{where}: unknown model kind {kind!r}{clue} (known: {known})")
-    family = FAMILIES.get(kind)
-    plain = {name: value for name, value in config.items() if name != "kind"}
-    try:
-        built = from_dict(family.config_class, plain, "model")
-    except ConfigError as error:
-        raise CheckpointError(f"{where} cannot be loaded: {error}") from error
+    built = read_config(config, where)
+    family = family_of(built)
     state = {
         name: value.float() if value.is_floating_point() else value
         for name, value in weights.items()

@@ -51,13 +51,18 @@ def restore_state(state: dict[str, Any], task: Task, optimizer: Optimizer) -> No
     Raises:
         CheckpointError: The checkpoint belongs to another model: names or shapes differ.
     """
-    _load_modules(task.modules, state["modules"])
+    load_modules(task.modules, state["modules"])
     _load_optimizer(optimizer, state["optimizer"])
     if isinstance(task, StatefulTask):
         task.load_extra_state(state["task"])
 
 
-def _load_modules(modules: nn.Module, saved: dict[str, Any]) -> None:
+def load_modules(modules: nn.Module, saved: dict[str, Any]) -> None:
+    """Restore the `modules` of a checkpoint.
+
+    Raises:
+        CheckpointError: They belong to another model: names or shapes differ.
+    """
     present = modules.state_dict()
     for kind, names in (
         ("lacks", present.keys() - saved.keys()),

@@ -18,7 +18,7 @@ from triptych.checkpoint.model_folder import build_model_card, save_model_folder
 from triptych.checkpoint.released import open_model_folder
 from triptych.core.config import from_dict, load_yaml, save_yaml, to_dict
 from triptych.core.errors import CheckpointError, ConfigError, DataError
-from triptych.core.files import folder_for_one
+from triptych.core.files import folder_for_one, write_json
 from triptych.core.machine import current_commit, num_cores
 from triptych.core.outputs import MetricValue
 from triptych.core.rng import seed_everything
@@ -64,6 +64,9 @@ from triptych.workflows.sources import read_training_data, training_loader
 
 CONFIG_FILE = "config.yaml"
 TOKENIZER_FILE = "tokenizer.json"
+START_FILE = "start.json"
+"""What the model was built with, for an export while the run goes on."""
+
 MODEL_FOLDER = "model"
 PLANS = "stages"
 """Folder with the config of each stage of a stagewise run, before the first one starts."""
@@ -224,6 +227,8 @@ def _train(
     )
     if is_main():
         tokenizer.save(run_folder)
+        start = {"model": to_dict(model.config, tagged=True), "num_records": len(records)}
+        write_json(run_folder / START_FILE, start)
         save_yaml(with_processes(config), run_folder / CONFIG_FILE)
     result = trainer.fit(resume=resume)
     if data.skip_log.num_bad:
@@ -469,21 +474,31 @@ class TrainedParts:
     losses: Mapping[str, float] = field(default_factory=dict)
 
 
-def trained_parts(task: Task, run_folder: Path) -> TrainedParts:
-    """Return what a task leaves beside the model."""
+def trained_parts(task: Task, run_folder: Path, *, until: int | None = None) -> TrainedParts:
+    """Return what a task leaves beside the model.
+
+    Args:
+        task: With the weights to save.
+        run_folder: With the log of its losses.
+        until: The step that the weights are of; None at the run's end, when the task also measures
+            them.
+    """
+    ended = until is None
     return TrainedParts(
         head=task.modules["head"] if "head" in task.modules else None,  # noqa: SIM401
         contrast=contrast_scalars(task.modules),
         weights=task.model_state() if isinstance(task, OwnWeightsTask) else None,
-        metrics=task.final_metrics() if isinstance(task, SelfEvaluatedTask) else (),
-        losses=last_losses(run_folder / METRICS_FILE),
+        metrics=task.final_metrics() if ended and isinstance(task, SelfEvaluatedTask) else (),
+        losses=last_losses(run_folder / METRICS_FILE, until),
     )
 
 
-def last_losses(metrics: Path) -> dict[str, float]:
-    """Return the losses of the last line of a run's log that has any, by their names."""
+def last_losses(metrics: Path, until: int | None = None) -> dict[str, float]:
+    """Return the losses of the last line, up to a step, of a run's log that has any, by name."""
     found: dict[str, float] = {}
     for line in read_metrics(metrics):
+        if until is not None and line["step"] > until:
+            break
         names = [key for key in line if key.startswith("loss/")]
         found = {name.removeprefix("loss/"): line[name] for name in names} or found
     return found

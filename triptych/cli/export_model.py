@@ -1,0 +1,52 @@
+"""`triptych export-model`: the model folder of a run as of one of its checkpoints."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from triptych.cli.parsing import parse
+
+HELP = """Write a model folder from a checkpoint of a run, also of one that is training.
+
+The run folder is only read. The result is what the run writes at its end as RUN_FOLDER/model.
+
+Examples:
+  triptych export-model runs/mine --out models/now
+  triptych export-model runs/mine --step 5000 --out models/step_5000
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExportModelOptions:
+    """What to write.
+
+    Attributes:
+        run_folder: The run, such as runs/mine.
+        out: The new model folder, outside of the run.
+        step: Optimizer steps of the checkpoint; the newest if absent.
+    """
+
+    run_folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN_FOLDER")]]
+    out: Path
+    step: int | None = None
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Export, and print what was written."""
+    options = parse(ExportModelOptions, arguments, verb="export-model", description=HELP)
+    from triptych.workflows.exporting import export_model
+
+    step = export_model(
+        options.run_folder,
+        options.out,
+        step=options.step,
+        warn=lambda message: print(message, file=sys.stderr),
+    )
+    print(f"model: {options.out} (step {step})")
+    return 0
