@@ -19,7 +19,7 @@ from triptych.core.files import write_atomic
 from triptych.data.caption_cleaning import clean_caption
 from triptych.data.images import decode_image
 from triptych.data.manifest import read_records
-from triptych.data.records import ImageSource, Record
+from triptych.data.records import ImageSource, JoinedRecords, Record
 from triptych.data.shards import verify_shards
 from triptych.data.skips import ImageProblem, SkipKind, Skipped
 from triptych.data.source import DataSourceConfig
@@ -217,15 +217,16 @@ def check_sources(
         DataError: A source cannot be read at all.
     """
     report = CheckReport(sources=[source.path for source in sources])
-    records: list[Record] = []
+    parts: list[Sequence[Record]] = []
     for source in sources:
         found = read_records(source)
-        records += found.records
+        parts.append(found.records)
         report.skipped += found.skipped
         num_verified, damaged = verify_shards(source.path)
         report.num_verified += num_verified
         report.num_damaged += len(damaged)
         report.skipped += damaged
+    records = JoinedRecords(parts)
     images = _look_at(records, num_threads, on_progress)
     report.num_records = len(records)
     report.num_images = len(images)
@@ -294,7 +295,7 @@ def _look_at_one(source: ImageSource) -> _ImageFile:
 
 
 def _file_problems(
-    report: CheckReport, records: list[Record], images: dict[ImageSource, _ImageFile]
+    report: CheckReport, records: Sequence[Record], images: dict[ImageSource, _ImageFile]
 ) -> int:
     """File each record that its images make unusable; return how many are usable."""
     num_usable = 0
@@ -336,7 +337,7 @@ def clip_problem(record: Record) -> Skipped | None:
     return Skipped(SkipKind.VIDEO, record.video, CLIPS_ARE_NOT_READ, record.record_id)
 
 
-def _count_fields(records: list[Record]) -> dict[str, int]:
+def _count_fields(records: Sequence[Record]) -> dict[str, int]:
     counts = Counter(
         name for record in records for name in COUNTED_FIELDS if _has(getattr(record, name))
     )
@@ -349,7 +350,7 @@ def _has(value: object) -> bool:
 
 def _file_duplicates(
     report: CheckReport,
-    records: list[Record],
+    records: Sequence[Record],
     images: dict[ImageSource, _ImageFile],
     captions: list[str],
 ) -> None:

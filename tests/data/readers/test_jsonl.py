@@ -1,11 +1,12 @@
 """The JSON Lines manifest and what people's editors do to it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from triptych.core.errors import DataError
-from triptych.data.readers.manifests import read_jsonl
+from triptych.data.readers.manifests import locator, read_jsonl
 from triptych.data.skips import SkipKind
 from triptych.data.source import DataSourceConfig, RecordList
 
@@ -106,3 +107,29 @@ def test_a_json_list_is_a_manifest_too(tmp_path):
 def test_utf16_says_so(tmp_path):
     with pytest.raises(DataError, match="is UTF-16 text"):
         read(tmp_path, '{"text": "a"}'.encode("utf-16"))
+
+
+@pytest.mark.parametrize("root", ["/", "/a/b", ".", "a", "../a", "/a/"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x.jpg",
+        "a/x.jpg",
+        "./x",
+        "a//x",
+        "a/./x",
+        "../x",
+        "/x",
+        "a/",
+        ".hidden/x",
+        "a/..x",
+        "a b",
+        "é",
+    ],
+)
+def test_paths_are_joined_as_pathlib_does(root, name):
+    assert locator(Path(root))(name).path == str(Path(root) / name)
+
+
+def test_urls_stay_as_they_are():
+    assert locator(Path("/a"))("https://h/x.jpg").path == "https://h/x.jpg"

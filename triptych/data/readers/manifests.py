@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -26,6 +27,9 @@ from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, Parts, check_split
 from triptych.data.storage import is_url
+
+_PLAIN = re.compile(r"(?:[^/.:][^/:]*/)*[^/.:][^/:]*")
+"""A relative path that pathlib would leave as it is."""
 
 Entry = tuple[str, str, dict[str, Any]]  # id, where, fields
 
@@ -139,7 +143,14 @@ def _check_names(entry: Entry, locate: Callable[[str], ImageSource]) -> None:
 
 def locator(root: Path) -> Callable[[str], ImageSource]:
     """Return what turns a written path or URL into a source: relative paths start from `root`."""
-    return lambda name: ImageSource(name if is_url(name) else str(root / name))
+    start = "" if str(root) == "." else f"{str(root).rstrip('/')}/"
+
+    def locate(name: str) -> ImageSource:
+        if os.sep == "/" and _PLAIN.fullmatch(name):  # without pathlib, a third of a reader's time
+            return ImageSource(start + name)
+        return ImageSource(name if is_url(name) else str(root / name))
+
+    return locate
 
 
 DELIMITERS = ",\t;"
