@@ -23,6 +23,8 @@ from triptych.distributed import engine
 from triptych.distributed.collectives import all_reduce_mean
 from triptych.distributed.engine import Engine
 from triptych.distributed.env import rank, run_processes, world_size
+from triptych.generation import decoding
+from triptych.generation.search import BeamConfig
 from triptych.models.families import build_model, model_config
 from triptych.nn import packing
 from triptych.objectives import IGNORE_INDEX
@@ -41,17 +43,18 @@ from triptych.tasks.pretraining.vlmo import VLMoPretraining
 ROWS = 8
 
 
-def train(task, batches):
-    """Return the losses of some steps and the weights after them.
+def train(task, batches, generate=None):
+    """Return the losses of some steps, the weights after them, and texts of images.
 
     Args:
         task: On several processes it is sharded.
         batches: One a step, of all processes together, with its objectives.
+        generate: Images that each process gets texts for after each step.
     """
     task.modules.train()
     shared = Engine(task, parallel="fsdp")
     trained = [p for p in task.modules.parameters() if p.requires_grad]
-    found, size = [], ROWS // world_size()
+    found, texts, size = [], [], ROWS // world_size()
     for step, (batch, active) in enumerate(batches, start=1):
         own = {
             key: value.narrow(1 if key.endswith("crops") else 0, rank() * size, size)
@@ -68,8 +71,14 @@ def train(task, batches):
                 parameter.grad = None
         task.after_step(step)
         found.append({name: float(all_reduce_mean(loss)) for name, loss in losses.items()})
+        if generate is None:
+            continue
+        with shared.whole():
+            batch = {"image": generate, "index": torch.arange(len(generate))}
+            texts += task.predict(batch).texts
     state = {**dict(task.modules.named_parameters()), **dict(task.modules.named_buffers())}
-    return found, {name: _whole(value.detach()).numpy() for name, value in state.items()}
+    weights = {name: _whole(value.detach()).numpy() for name, value in state.items()}
+    return found, texts, weights
 
 
 def _whole(tensor):
@@ -136,12 +145,15 @@ def dino_run():
 
 
 def caption_run():
-    """The decoder's memory is projected at once and kept."""
+    """The decoder's memory is projected at once and kept; texts are generated between the steps."""
     tokenizer = tiny_tokenizer()
-    task = Captioning(tiny_model(tokenizer), CaptioningConfig(), tokenizer)
+    task = Captioning(
+        tiny_model(tokenizer), CaptioningConfig(beam=BeamConfig(max_tokens=9)), tokenizer
+    )
     batch = {"image": images(ROWS), "target_token_ids": batch_of()["target_token_ids"]}
     batch["target_mask"] = batch_of()["target_mask"]
-    return train(task, [(batch, task.objective_names)])
+    with mock.patch.object(decoding, "SHORT_TEXT", 1):
+        return train(task, [(batch, task.objective_names)] * 2, generate=batch["image"])
 
 
 def pairs_run():
@@ -195,7 +207,12 @@ def alone():
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_processes_equal_the_joined_batch(sharded, alone, name):
-    (losses, weights), (expected, expected_weights) = sharded[name], alone[name]
+    (losses, texts, weights), (expected, expected_texts, expected_weights) = (
+        sharded[name],
+        alone[name],
+    )
+    assert texts == expected_texts
+    assert bool(texts) == (name == "captioning")
     for found, own in zip(losses, expected, strict=True):
         assert found == pytest.approx(own, abs=1e-5, rel=1e-5)
     assert weights.keys() == expected_weights.keys()

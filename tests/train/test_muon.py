@@ -10,7 +10,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from triptych.core.errors import ConfigError
-from triptych.distributed.engine import shard_like, whole_tensor
+from triptych.distributed.engine import shard_like
 from triptych.distributed.env import run_processes
 from triptych.train import muon
 from triptych.train.config import OptimConfig
@@ -136,7 +136,8 @@ def _trained(network, optimizer):
         for parameter in network.parameters():
             parameter.grad = shard_like(parameter.grad, parameter)
         optimizer.step()
-    return {n: whole_tensor(p.detach()).numpy() for n, p in network.named_parameters()}
+    named = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    return {n: (p.full_tensor() if isinstance(p, DTensor) else p).numpy() for n, p in named.items()}
 
 
 def _together():

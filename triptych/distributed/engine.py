@@ -220,16 +220,21 @@ class Engine:
     def whole(self) -> Iterator[None]:
         """Hold the whole parameters on each process while entered, to use the model as it is.
 
-        All processes must enter together and do the same in it.
+        All processes must enter together and do the same in it: torch notes the order in which
+        units are used, and gathers ahead by it in the next backward pass.
         """
-        units = [m for m in self.root.modules() if isinstance(m, FSDPModule)]
+        root: nn.Module = self.root
+        units = [m for m in root.modules() if isinstance(m, FSDPModule)]
         for unit in units:
             unit.unshard()
+            unit.set_reshard_after_forward(False, recurse=False)
         try:
             yield
         finally:
             for unit in units:
                 unit.reshard()
+                split = self.parallel != "zero2" and unit is not root
+                unit.set_reshard_after_forward(split, recurse=False)
 
     @torch.no_grad()
     def collect(self) -> None:

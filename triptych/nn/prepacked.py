@@ -24,7 +24,10 @@ MAX_ROWS = 64
 
 
 def can_prepack(module: nn.Module) -> bool:
-    """Say whether a module's layers can be prepacked: float32 on a CPU, and nothing to train."""
+    """Say whether a module's layers can be prepacked: float32 on a CPU, and nothing to train.
+
+    Modules that torch shards (`fully_shard` gives them `unshard`) cannot be copied.
+    """
     parameter = next(module.parameters())
     return (
         parameter.device.type == "cpu"
@@ -33,6 +36,7 @@ def can_prepack(module: nn.Module) -> bool:
         and not torch.is_autocast_enabled("cpu")
         and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+        and not any(hasattr(part, "unshard") for part in module.modules())
     )
 
 
