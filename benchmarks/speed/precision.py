@@ -211,7 +211,7 @@ def measure(case: Case, records: list[Record], tokenizer: Tokenizer, rounds: int
     seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     for number in range(max(3, round(rounds * case.rounds_share))):
         for variant in list(VARIANTS)[:: 1 if number % 2 == 0 else -1]:
-            torch.manual_seed(number)
+            seed_step(number, 0, 0)
             batch = batches[number % len(batches)]
             seconds[variant].append(stepper.step(batch, variant)[0])
     return summary(case, config, seconds) | {"largest_loss_gap": float(f"{gap:.1g}")}
