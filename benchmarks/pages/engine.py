@@ -11,7 +11,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from benchmarks.pages.gather import Benchmark, Part, at_most, build_parser, gather
+from benchmarks.pages.gather import Benchmark, Part, at_least, at_most, build_parser, gather
+
+RECORD_KEYS = (
+    "record_bytes",
+    "second_start_s",
+    "workers_memory",
+    "shard_samples_per_s",
+    "remote_resume",
+)
 
 ENGINE = Benchmark(
     name="engine",
@@ -23,8 +31,16 @@ ENGINE = Benchmark(
             ("-m", "benchmarks.speed.contrastive_memory"),
             ("contrastive_memory",),
         ),
+        Part("records", ("-m", "benchmarks.speed.records"), RECORD_KEYS),
     ),
-    bars={"contrastive_memory": at_most("contrastive_memory", 0.3)},
+    bars={
+        "contrastive_memory": at_most("contrastive_memory", 0.3),
+        "record_bytes": at_most("record_bytes", 20),
+        "second_start_s": at_most("second_start_s", 5),
+        "workers_memory": at_most("workers_memory", 1.2),
+        "shard_samples_per_s": at_least("shard_samples_per_s", 1.0),
+        "remote_resume": at_most("remote_resume", 0),
+    },
 )
 
 

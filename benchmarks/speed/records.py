@@ -28,7 +28,6 @@ from PIL import Image
 
 from tests.data.flaky_server import flaky_server
 from triptych.core.errors import DataError
-from triptych.core.machine import current_commit, describe_machine
 from triptych.data.cache import CACHE_VARIABLE
 from triptych.data.collate import PretrainingCollator
 from triptych.data.images import decode_image
@@ -254,7 +253,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         figures = measure(Path(folder), options.records, options.rounds)
-    print(json.dumps({**figures, "machine": describe_machine(), "commit": current_commit()}))
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -72,9 +72,7 @@ def test_an_earlier_step_of_a_run_without_its_end(tmp_path, scenes):
     warnings: list[str] = []
     assert export_model(run, tmp_path / "three", warn=warnings.append) == 3
     assert "step_4" in warnings[0]
-    with pytest.raises(
-        CheckpointError, match=r"no checkpoint of step 9: .* 3, 4"
-    ):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 9: .* 3, 4"):
         export_model(run, tmp_path / "nine", step=9)
     with pytest.raises(ConfigError, match="lies in the run folder"):
         export_model(run, run / "model")
