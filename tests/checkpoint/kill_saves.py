@@ -1,7 +1,7 @@
 """Kill a process with SIGKILL while it saves, and look at what remains.
 
-Run as `python -m tests.checkpoint.kill_saves FOLDER NUMBER`; prints `{"save_kills": N}`, the number
-of kills after which the newest checkpoint was whole and held what was saved. A kill that fell
+Run as `python -m tests.checkpoint.kill_saves NUMBER`; prints `{"save_kills": N}`, the number of
+kills after which the newest checkpoint was complete and held what was saved. A kill that fell
 between two saves is repeated.
 """
 
@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -82,4 +83,5 @@ def count_usable(folder: Path, count: int) -> int:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"save_kills": count_usable(Path(sys.argv[1]), int(sys.argv[2]))}))
+    with tempfile.TemporaryDirectory() as scratch:
+        print(json.dumps({"save_kills": count_usable(Path(scratch), int(sys.argv[1]))}))

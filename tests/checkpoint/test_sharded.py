@@ -317,9 +317,9 @@ def _full_on_one(folder: Path, number: int) -> None:
     assert [path.name for path in folder.iterdir()] == ["step_1"]
 
 
-def test_a_killed_process_leaves_a_usable_checkpoint(tmp_path):
+def test_a_killed_process_leaves_a_usable_checkpoint():
     finished = subprocess.run(
-        [sys.executable, "-m", "tests.checkpoint.kill_saves", str(tmp_path), "5"],
+        [sys.executable, "-m", "tests.checkpoint.kill_saves", "5"],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
