@@ -24,7 +24,7 @@ RECORD_KEYS = (
 ENGINE = Benchmark(
     name="engine",
     prefix="engine_",
-    details=("largest_difference", "whole", "tiled"),
+    details=("largest_difference", "whole", "tiled", "first_save_blocks_s_ratio", "seconds"),
     parts=(
         Part(
             "contrastive",
@@ -32,8 +32,17 @@ ENGINE = Benchmark(
             ("contrastive_memory",),
         ),
         Part("records", ("-m", "benchmarks.speed.records"), RECORD_KEYS),
+        Part("save_kills", ("-m", "tests.checkpoint.kill_saves", "20"), ("save_kills",)),
+        Part(
+            "checkpoints",
+            ("-m", "benchmarks.speed.checkpoints"),
+            ("step_during_save", "save_blocks_s_ratio"),
+        ),
     ),
     bars={
+        "save_kills": at_least("save_kills", 20),
+        "step_during_save": at_most("step_during_save", 1.2),
+        "save_blocks_s_ratio": at_most("save_blocks_s_ratio", 0.2),
         "contrastive_memory": at_most("contrastive_memory", 0.3),
         "record_bytes": at_most("record_bytes", 20),
         "second_start_s": at_most("second_start_s", 5),
