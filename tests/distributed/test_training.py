@@ -97,8 +97,10 @@ def test_a_mixture_on_two_processes_goes_on_bitwise(run, scenes, tmp_path):
 
 
 def test_another_number_of_processes_goes_on(run, tmp_path):
+    """Two shards of a run of FSDP are read by one process."""
     folder = tmp_path / "run"
-    train_run(replace(run, train=replace(run.train, max_steps=2)), folder)
+    train_run(replace(run, train=replace(run.train, parallel="fsdp", max_steps=2)), folder)
+    assert len(list((folder / "checkpoints" / "step_2").glob("shard_*"))) == 2
     text = (folder / "config.yaml").read_text().replace("num_processes: 2", "num_processes: 1")
     (folder / "config.yaml").write_text(text.replace("max_steps: 2", "max_steps: 3"))
     assert resume_run(folder).step == 3
