@@ -3,6 +3,7 @@ import os
 import signal
 import warnings
 from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from triptych.data.collate import (
     CaptioningCollator,
     GroundingCollator,
     PretrainingCollator,
+    PretrainingTextConfig,
     StatementCollator,
     VQACollator,
 )
@@ -122,6 +124,23 @@ def test_starting_at_a_step_equals_never_stopping(records, tokenizer, num_worker
     whole = take(loader(records, tokenizer), 8)
     rest = take(loader(records, tokenizer, start_step=5, num_workers=num_workers), 3)
     assert_same(whole[5:], rest)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_one_sample_decides_on_empty_prefixes_for_all_processes(bad, tokenizer, world_size):
+    config = PretrainingTextConfig(empty_prefix_probability=0.5)
+    collator = PretrainingCollator(tokenizer, config)
+    settings = {"collator": collator, "num_workers": 0}
+    whole = take(loader(bad, tokenizer, size=4, **settings), 12)
+    size = 4 // world_size
+    ranks = [
+        take(loader(bad, tokenizer, size=size, rank=r, world_size=world_size, **settings), 12)
+        for r in range(world_size)
+    ]
+    lengths = [batch["prefix_mask"].sum(1).tolist() for batch in whole]
+    split = [[batch["prefix_mask"].sum(1).tolist() for batch in own] for own in ranks]
+    assert [list(chain(*parts)) for parts in zip(*split, strict=True)] == lengths
+    assert 0 < sum(max(own) == 1 for own in lengths) < 12  # both kinds of batches occur
 
 
 def test_the_cache_changes_nothing(records, tokenizer):

@@ -7,21 +7,28 @@ import functools
 import multiprocessing
 import os
 import threading
+import time
 from multiprocessing.connection import wait
+
+_LOOK_S = 0.5
+"""Seconds between two looks for a parent that is not `multiprocessing`'s."""
 
 
 def end_with_parent() -> None:
-    """End this process as soon as the one that started it is gone, however that ended.
+    """End this process soon after the one that started it is gone, however that ended.
 
-    Called in a process that `multiprocessing` started; it returns at once.
+    It returns at once.
     """
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
+    threading.Thread(target=_wait_for_parent, args=(os.getppid(),), daemon=True).start()
 
 
-def _wait_for_parent() -> None:
+def _wait_for_parent(number: int) -> None:
     parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
+    if parent is not None:
+        wait([parent.sentinel])
+    else:
+        while os.getppid() == number:  # an orphan gets another parent
+            time.sleep(_LOOK_S)
     os._exit(1)
 
 

@@ -14,6 +14,7 @@ from triptych.data.caption_cleaning import mentions_side
 from triptych.data.collate.base import (
     AnyCollator,
     Collator,
+    LedCollator,
     PairCollator,
     SampleProblem,
     TextCollator,
@@ -105,19 +106,26 @@ class BatchBuilder:
         self.records, self.collator, self.transform = records, collator, transform
         self._texts = collator if isinstance(collator, TextCollator) else None
         self._pairs = collator if isinstance(collator, PairCollator) else None
+        led = isinstance(collator, LedCollator) and collator.is_led
+        self._led: Any = collator if led else None
         self.seed, self.train = seed, train
         self._decode = ImageCache(cache_mib * BYTES_PER_MIB)
         self._rng = SampleRng()
         self._bad: dict[int, Skipped] = {}  # not read again
 
     def build(
-        self, samples: Sequence[tuple[int, int]], note: Callable[[int], None] | None = None
+        self,
+        samples: Sequence[tuple[int, int]],
+        note: Callable[[int], None] | None = None,
+        lead: tuple[int, int] | None = None,
     ) -> Built:
         """Make the batch of some samples, each (epoch, index).
 
         Args:
             samples: Epoch and index of each.
             note: Called with the index of each sample before it is made.
+            lead: Epoch and index of the sample that decides for the batches of all processes, where
+                it is in another one's; made only for a `LedCollator` that asks.
 
         Returns:
             The batch with `image` (B, 3, S, S) float32, or (B, 2, 3, S, S) of pairs, unless it is
@@ -140,7 +148,13 @@ class BatchBuilder:
             indices, pixels, made_samples = zip(*found, strict=True)
             config = self.transform.config
             built.num_samples = len(found)
-            built.batch = self.collator.batch(made_samples)
+            if lead is None or self._led is None:
+                built.batch = self.collator.batch(made_samples)
+            else:
+                leader = self._replaceable(*lead, built)
+                if leader is None:
+                    return built
+                built.batch = self._led.led_batch(made_samples, leader[2])
             flat = [array for arrays in pixels for array in arrays]
             if flat:
                 image = normalise_batch(flat, config.mean, config.std)

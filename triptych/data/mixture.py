@@ -136,11 +136,21 @@ class MixtureOrder:
 
     def batch(self, micro_step: int) -> list[tuple[int, int]]:
         """Return (epoch, index) of each sample; indices run through all sources."""
-        step, micro_batch = divmod(micro_step, self.accumulate)
-        number = self.sources.at(step)
-        own = int(self.sources.counts(step)[number]) * self.accumulate + micro_batch
+        number, own = self._place(micro_step)
         first = self._first[number]
         return [(epoch, first + index) for epoch, index in self.orders[number].batch(own)]
+
+    def lead(self, micro_step: int) -> tuple[int, int] | None:
+        """Return (epoch, index) of the sample that decides for all processes, as `SampleOrder`."""
+        number, own = self._place(micro_step)
+        lead = self.orders[number].lead(own)
+        return None if lead is None else (lead[0], self._first[number] + lead[1])
+
+    def _place(self, micro_step: int) -> tuple[int, int]:
+        """Return the number of the source of a micro-batch, and which of its batches it is."""
+        step, micro_batch = divmod(micro_step, self.accumulate)
+        number = self.sources.at(step)
+        return number, int(self.sources.counts(step)[number]) * self.accumulate + micro_batch
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return the number of the source that holds a sample, and the sample's index in it."""
@@ -161,7 +171,10 @@ class MixtureBuilder:
     builders: Sequence[BatchBuilder]
 
     def build(
-        self, samples: Sequence[tuple[int, int]], note: Callable[[int], None] | None = None
+        self,
+        samples: Sequence[tuple[int, int]],
+        note: Callable[[int], None] | None = None,
+        lead: tuple[int, int] | None = None,
     ) -> Built:
         """Make the batch of some samples of one source, each (epoch, index).
 
@@ -172,7 +185,8 @@ class MixtureBuilder:
         first = samples[0][1] - own_index
         own = [(epoch, index - first) for epoch, index in samples]
         noted = None if note is None else lambda index: note(first + index)
-        built = self.builders[number].build(own, noted)
+        own_lead = None if lead is None else (lead[0], lead[1] - first)
+        built = self.builders[number].build(own, noted, own_lead)
         if built.batch is not None:
             built.batch[SOURCE] = torch.tensor(number)
         return built

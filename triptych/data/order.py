@@ -68,6 +68,15 @@ class SampleOrder:
         first = (step * world + self.rank) * size
         return [self._at(position) for position in range(first, first + size)]
 
+    def lead(self, step: int) -> tuple[int, int] | None:
+        """Return (epoch, index) of the first sample of all processes' batches of a step.
+
+        None where this process has it, and in evaluation, where each process is on its own.
+        """
+        if not self.train or self.rank == 0:
+            return None
+        return self._at(step * self.world_size * self.local_batch_size)
+
     def _at(self, position: int) -> tuple[int, int]:
         epoch, offset = divmod(position, self.num_samples)
         epoch %= MAX_EPOCH

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from triptych.core.config import check
 from triptych.core.errors import ConfigError, DataError
+from triptych.core.processes import end_with_parent
 from triptych.data.batches import BatchBuilder, Built
 from triptych.data.collate.base import AnyCollator
 from triptych.data.order import SampleOrder
@@ -126,12 +127,19 @@ class Order(Protocol):
         """Return (epoch, index) of each sample of a batch, steps counted from 0."""
         ...
 
+    def lead(self, step: int, /) -> tuple[int, int] | None:
+        """Return (epoch, index) of the sample that decides for all processes; None: its own."""
+        ...
+
 
 class Builder(Protocol):
     """Makes batches."""
 
     def build(
-        self, samples: Sequence[tuple[int, int]], note: Callable[[int], None] | None = None
+        self,
+        samples: Sequence[tuple[int, int]],
+        note: Callable[[int], None] | None = None,
+        lead: tuple[int, int] | None = None,
     ) -> Built:
         """Make the batch of some samples, each (epoch, index)."""
         ...
@@ -255,7 +263,8 @@ class _BuildTask(Dataset[Built]):
 
     def __getitem__(self, step: int) -> Built:
         try:
-            return self.builder.build(self.order.batch(step), self._noter())
+            batch, lead = self.order.batch(step), self.order.lead(step)
+            return self.builder.build(batch, self._noter(), lead)
         except DataError as error:
             return Built(error=str(error), traceback=traceback.format_exc())
 
@@ -313,8 +322,9 @@ def _unchanged(built: Any) -> Any:
 
 
 def _set_up_worker(worker_id: int) -> None:
-    """Leave signals to the main process, and use one thread."""
+    """Leave signals to the main process, end when it is killed, and use one thread."""
     del worker_id
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the trainer's handler, which saves
     cv2.setNumThreads(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from multiprocessing.process import BaseProcess
@@ -19,6 +21,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed.distributed_c10d import default_pg_timeout
 
 from triptych.core.errors import TriptychError
 from triptych.core.processes import end_with_parent
@@ -52,8 +56,8 @@ def local_world_size() -> int:
 
 
 def launched() -> bool:
-    """Return whether a launcher such as `torchrun` has started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+    """Return whether a launcher such as `torchrun` has started this process, alone or not."""
+    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
 
 
 def leads() -> bool:
@@ -65,16 +69,63 @@ def leads() -> bool:
 @contextmanager
 def joined() -> Iterator[None]:
     """Join the processes that a launcher started, while entered; otherwise do nothing."""
-    if not launched() or world_size() > 1:
+    if "TORCHELASTIC_RUN_ID" in os.environ and not dist.is_initialized():
+        end_with_parent()  # orphans of a killed torchrun would keep its successor out
+    if not launched() or int(os.environ["WORLD_SIZE"]) == 1 or world_size() > 1:
         yield
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank())
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        number, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        dist.init_process_group(backend, store=_fresh_store(), rank=number, world_size=size)
+    else:
+        dist.init_process_group(backend)
     try:
         yield
     finally:
         dist.destroy_process_group()
+
+
+_meetings = itertools.count()
+"""Numbers the groups that this process joins."""
+
+_TRY_S = 5
+"""Seconds to wait at an address of rank 0 before it is asked for again."""
+
+
+def _fresh_store() -> TCPStore:
+    """Return a store of rank 0 for what the processes tell each other as they join.
+
+    Torchrun's own store outlives a restart (pytorch/pytorch#135712): a process would find the
+    addresses of those that were killed, and wait for them. So it only passes on where rank 0 is;
+    an address of an earlier rank 0 is refused, and read again.
+    """
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    agent = TCPStore(host, port, is_master=False, wait_for_workers=False)
+    number = str(next(_meetings))
+    key = f"triptych/{number}"
+    if int(os.environ["RANK"]) == 0:
+        own = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        own.set(key, number)
+        agent.set(key, str(own.port))
+        return own
+    while True:
+        found = int(agent.get(key))
+        try:
+            store = TCPStore(
+                host,
+                found,
+                is_master=False,
+                wait_for_workers=False,
+                timeout=timedelta(seconds=_TRY_S),
+            )
+            store.get(key)  # of another group of rank 0 otherwise
+        except dist.DistError:
+            continue
+        store.set_timeout(default_pg_timeout)
+        return store
 
 
 class ProcessDied(TriptychError):  # noqa: N818 - an event, as its message says

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -75,6 +75,22 @@ class TextCollator(Protocol[S]):
 
     def batch(self, samples: Sequence[S]) -> dict[str, Tensor]:
         """Join samples to tensors; all but the index of the samples."""
+        ...
+
+
+@runtime_checkable
+class LedCollator(Protocol):
+    """A collator of which one sample decides something for the whole batch, of all processes.
+
+    Attributes:
+        is_led: Whether it does so, as configured.
+    """
+
+    @property
+    def is_led(self) -> bool: ...  # noqa: D102
+
+    def led_batch(self, samples: Sequence[Any], lead: Any) -> dict[str, Tensor]:
+        """Join samples as `batch` does, where `lead` decides instead of the first of them."""
         ...
 
 

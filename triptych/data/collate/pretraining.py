@@ -29,9 +29,9 @@ class PretrainingTextConfig:
         mlm_probability: Share of tokens to predict (BERT: 0.15).
         whole_word: Whether all tokens of a word are masked together (BERT and mPLUG: no).
         empty_prefix_probability: Share of batches in which all prefixes are empty, so that the
-            decoder generates whole captions and the encoder reads one token; the first sample of a
-            batch decides. Other batches split each caption at a uniform position (the paper: all
-            do).
+            decoder generates whole captions and the encoder reads one token; the first sample of
+            the batch of all processes decides. Other batches split each caption at a uniform
+            position (the paper: all do).
     """
 
     max_text_tokens: int = 40
@@ -120,8 +120,23 @@ class PretrainingCollator:
             caption_key=text.key,
         )
 
+    @property
+    def is_led(self) -> bool:
+        """Whether a sample decides if all prefixes are empty."""
+        return self.config.empty_prefix_probability > 0
+
     def batch(self, samples: Sequence[PretrainingSample]) -> dict[str, Tensor]:
+        """Join samples, of which the first decides whether prefixes are empty; see `led_batch`."""
+        return self.led_batch(samples, samples[0])
+
+    def led_batch(
+        self, samples: Sequence[PretrainingSample], lead: PretrainingSample
+    ) -> dict[str, Tensor]:
         """Join samples.
+
+        Args:
+            samples: Of this process.
+            lead: Decides whether prefixes are empty.
 
         Returns:
             `token_ids`, `text_mask`, `mlm_token_ids`, `mlm_labels` (B, L); `prefix_token_ids`,
@@ -131,7 +146,7 @@ class PretrainingCollator:
         pad = self.tokenizer.pad
         token_ids, text_mask = pad([s.ids for s in samples])
         mlm_labels, _ = pad([s.mlm_labels for s in samples])
-        cuts = [1] * len(samples) if samples[0].wants_empty_prefix else [s.cut for s in samples]
+        cuts = [1] * len(samples) if lead.wants_empty_prefix else [s.cut for s in samples]
         prefix_ids, prefix_mask = pad([s.ids[:cut] for s, cut in zip(samples, cuts, strict=True)])
         target_ids, target_mask = pad(
             [np.concatenate([self._cls, s.ids[c:]]) for s, c in zip(samples, cuts, strict=True)]
