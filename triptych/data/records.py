@@ -22,7 +22,8 @@ class ImageSource:
     Attributes:
         path: The image file, the `.tar` shard or the `.parquet` table, or the URL of one.
         offset: Byte offset of the image in the shard, or its row in the table; None for a file.
-        size: Length of the image in the shard, in bytes; None for a file or a table.
+        size: Length of the image in the shard, in bytes; None for a file or a table, and where the
+            image ends with the file.
         member: Name in the shard, for messages; in a table `column@row group[row]`; None for a
             file.
     """
@@ -42,8 +43,10 @@ class ImageSource:
         try:
             if self.offset is None:
                 return read_whole(self.path)
+            if self.size is None and self.member is not None:
+                return read_cell(self.path, self.member)
             if self.size is None:
-                return read_cell(self.path, self.member or "")
+                return read_whole(self.path)[self.offset :]
             data = read_slice(self.path, self.offset, self.size)
         except DataError:
             raise
