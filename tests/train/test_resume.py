@@ -1,6 +1,8 @@
 """Resuming equals never stopping, bitwise: at every step, after a crash, a signal or kill -9."""
 
+import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -10,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from triptych.checkpoint.run import load_latest
+from triptych.checkpoint import sharded
+from triptych.checkpoint.run import list_checkpoints, load_latest
 from triptych.checkpoint.sharded import CheckpointWriter
 from triptych.core.errors import CheckpointError
 from triptych.distributed.collectives import barrier
@@ -121,6 +124,37 @@ def test_a_damaged_newest_checkpoint_costs_its_steps_only(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "checkpoint passed over" in shown
     assert "from step 4 to 8" in shown
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_space(
+    tmp_path, monkeypatch, background
+):
+    expected = ToyTask()
+    toy_trainer(tmp_path / "whole", expected).fit()
+    write = sharded.write_tensors
+
+    def full_at_5(path, *arguments, **options):
+        if "step_5" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, *arguments, **options)
+
+    monkeypatch.setattr(sharded, "write_tensors", full_at_5)
+    with pytest.raises(CheckpointError, match=r"step_5: No space left on device"):
+        toy_trainer(tmp_path / "run", async_checkpoints=background).fit()
+    monkeypatch.undo()
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == [
+        "step_3",
+        "step_4",
+    ]
+    task = ToyTask(seed=99)
+    toy_trainer(tmp_path / "run", task, async_checkpoints=background).fit(resume=True)
+    _assert_same_run(tmp_path / "run", task, tmp_path / "whole", expected)
+
+
+def test_every_third_step_is_kept_beside_the_newest(tmp_path):
+    toy_trainer(tmp_path, keep_every_steps=3, keep_checkpoints=1).fit()
+    assert list_checkpoints(tmp_path / "checkpoints") == [3, 6, 8]
 
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path):

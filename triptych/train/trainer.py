@@ -84,8 +84,8 @@ class Trainer:
     """Trains a task: fetch, losses, backward, clip, check, optimizer, schedule, after_step, log.
 
     Where several processes train together (`triptych.distributed`), each runs a Trainer on its own
-    part of every batch; gradients and logged losses are means over them, and the process of rank 0
-    writes the files.
+    part of every batch; gradients and logged losses are means over them. Each writes its part of a
+    checkpoint, and the process of rank 0 the other files.
 
     Args:
         task: What is trained; its modules are moved to the training device here.
