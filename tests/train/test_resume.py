@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from triptych.checkpoint import sharded
 from triptych.checkpoint.run import list_checkpoints, load_latest
 from triptych.checkpoint.sharded import CheckpointWriter
 from triptych.core.errors import CheckpointError
-from triptych.distributed.collectives import barrier
 from triptych.distributed.env import is_main, run_processes
 from triptych.train.interrupts import TrainingInterrupted
 
@@ -251,7 +251,7 @@ def _under_another_parallelism(folder: Path) -> None:
             shutil.copytree(folder / "whole", other)
             for step in range(5, 9):
                 shutil.rmtree(other / "checkpoints" / f"step_{step}")
-        barrier()
+        dist.barrier()
         toy_trainer(other, task, parallel=parallel).fit(resume=True)
         if parallel == "fsdp":
             assert exact_lines(other) == exact_lines(folder / "whole")

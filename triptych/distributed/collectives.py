@@ -113,12 +113,6 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
-def barrier() -> None:
-    """Wait until all processes have called this."""
-    if world_size() > 1:
-        dist.barrier()
-
-
 @torch.no_grad()
 def share_state(module: nn.Module) -> None:
     """Give every process the parameters and buffers of rank 0."""
