@@ -9,3 +9,11 @@ from triptych.nn import packing
 def packed_at_any_width(monkeypatch):
     """Skip padding in the narrow models of tests too, as wide models do."""
     monkeypatch.setattr(packing, "PACKED_FROM", 1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_cache(tmp_path_factory):
+    """Keep what tests cache out of the user's own folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRIPTYCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
