@@ -21,6 +21,8 @@ RECORD_KEYS = (
     "remote_resume",
 )
 
+KILLS = ("-m", "benchmarks.parity.engine_kills", "--only")
+
 ENGINE = Benchmark(
     name="engine",
     prefix="engine_",
@@ -32,6 +34,8 @@ ENGINE = Benchmark(
             ("contrastive_memory",),
         ),
         Part("records", ("-m", "benchmarks.speed.records"), RECORD_KEYS),
+        Part("rank_kills", (*KILLS, "kills"), ("rank_kills",)),
+        Part("elastic", (*KILLS, "elastic"), ("elastic_wrong_steps", "elastic_loss_gap")),
         Part("save_kills", ("-m", "tests.checkpoint.kill_saves", "20"), ("save_kills",)),
         Part(
             "checkpoints",
@@ -40,6 +44,9 @@ ENGINE = Benchmark(
         ),
     ),
     bars={
+        "rank_kills": at_least("rank_kills", 10),
+        "elastic_wrong_steps": at_most("elastic_wrong_steps", 0),
+        "elastic_loss_gap": at_most("elastic_loss_gap", 1e-5),
         "save_kills": at_least("save_kills", 20),
         "step_during_save": at_most("step_during_save", 1.2),
         "save_blocks_s_ratio": at_most("save_blocks_s_ratio", 0.2),

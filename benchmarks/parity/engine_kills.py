@@ -1,12 +1,13 @@
 """Kill processes of a run under torchrun, and change their number; prints JSON.
 
-`rank_kills`: runs on 2 processes, of which a random one gets SIGKILL at a random moment, reading of
-data and background writing of checkpoints included; how many end bitwise as a run left alone, and
-leave no process behind. `elastic`: a mixture of two sources of different sizes trains on 2, 1, 4
-and 2 processes in turn, stopped by SIGTERM in the middle of an epoch, under DDP and FSDP. The
-samples of each step must be those of a run on one process that nobody stopped, each source must
-have given every sample equally often, and the losses must agree to 1e-5. Both train mPLUG with
-queue, momentum teacher and hard negatives; dropout off, fp32.
+`rank_kills`: runs on 2 processes, of which a random one gets SIGKILL at a random moment: of the
+whole run, start included, or, every other time, of the steps, while checkpoints are written; how
+many end bitwise as a run left alone, and leave no process behind. `elastic`: a mixture of two
+sources of different sizes trains on 2, 1, 4 and 2 processes in turn, stopped by SIGTERM in the
+middle of an epoch, under DDP and FSDP. The samples of each step must be those of a run on one
+process that nobody stopped, each source must have given every sample equally often, and the losses
+must agree to 1e-5: `elastic_wrong_steps` and `elastic_loss_gap`. Both train mPLUG with queue,
+momentum teacher and hard negatives; dropout off, fp32.
 
     python -m benchmarks.parity.engine_kills
 """
@@ -49,6 +50,8 @@ ELASTIC_STEPS, BATCH = 24, 8
 LEGS = ((2, 6), (1, 12), (4, 18), (2, None))
 """Processes, and the step that each stops after; None is the end."""
 BOUND = 1e-5
+MARK = "ENGINE_KILLS_RUN"
+"""Environment variable that tells the processes of a run from all others."""
 
 
 def small_config(sources: Sequence[DataSourceConfig], **train: Any) -> RunConfig:
@@ -96,21 +99,20 @@ def start(
             command,
             stdout=said,
             stderr=said,
-            env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
-            start_new_session=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", MARK: str(run)} | variables,
         )
 
 
-def processes_of(session: int) -> list[int]:
-    """Return the processes of a session that still run."""
+def processes_of(run: Path) -> list[int]:
+    """Return the processes of a run that `start` started and that still run, workers included."""
+    mark = f"{MARK}={run}".encode()
     found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, own = path.read_text().rsplit(")", 1)[1].split()[:4]
-        except (FileNotFoundError, ProcessLookupError):
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:  # that of a zombie is empty
+            if mark in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
-        if int(own) == session and state != "Z":
-            found.append(int(path.parent.name))
     return found
 
 
@@ -140,9 +142,21 @@ def same_run(run: Path, other: Path) -> bool:
     )
 
 
-def kill_one(config: Path, run: Path, duration_s: float, draw: random.Random) -> dict[str, Any]:
-    """Kill one of two processes at a random moment of a run; return what came of it."""
+def kill_one(
+    config: Path, run: Path, duration_s: float, draw: random.Random, *, trains: bool
+) -> dict[str, Any]:
+    """Kill one of two processes of a run at a random moment; return what came of it.
+
+    Args:
+        config: Of the run.
+        run: Its folder.
+        duration_s: The moment comes before so many seconds are over.
+        draw: Gives the moment.
+        trains: Whether seconds count from the first step, or from the start of torchrun.
+    """
     agent = start(config, run, 2, max_restarts=3)
+    while trains and agent.poll() is None and not read_metrics(run / METRICS_FILE):
+        time.sleep(0.05)
     moment_s = draw.uniform(0, duration_s)
     time.sleep(moment_s)
     victims = ranks_of(agent, 2)
@@ -152,9 +166,10 @@ def kill_one(config: Path, run: Path, duration_s: float, draw: random.Random) ->
         os.kill(sorted(victims)[rank], signal.SIGKILL)
     code = agent.wait()
     time.sleep(1)  # a worker notices the end of its rank at once, not in no time
-    left = processes_of(agent.pid)
+    left = processes_of(run)
     return {
         "killed": bool(victims),
+        "from": "first step" if trains else "start",
         "seconds": round(moment_s, 1),
         "rank": rank,
         "steps": steps,
@@ -174,16 +189,18 @@ def count_rank_kills(folder: Path, num_kills: int = NUM_KILLS) -> list[dict[str,
     began = time.perf_counter()
     if start(file, folder / "whole", 2, max_restarts=0).wait() != 0:
         raise RuntimeError((folder / "whole.txt").read_text())
-    duration_s = time.perf_counter() - began
+    whole_s = time.perf_counter() - began
+    training_s = read_metrics(folder / "whole" / METRICS_FILE)[-1]["elapsed_s"]
     draw, outcomes = random.Random(), []
     while len(outcomes) < num_kills:
         run = folder / f"run{len(outcomes)}_{time.monotonic_ns()}"
-        outcome = kill_one(file, run, duration_s, draw)
+        trains = len(outcomes) % 2 == 0
+        outcome = kill_one(file, run, training_s if trains else whole_s, draw, trains=trains)
         print(json.dumps(outcome), file=sys.stderr, flush=True)
         if outcome["killed"]:
             outcomes.append(outcome)
-        else:
-            duration_s *= 0.9  # it was faster than the first run
+        else:  # it was faster than the first run
+            training_s, whole_s = 0.9 * training_s, 0.9 * whole_s
     return outcomes
 
 
@@ -250,7 +267,7 @@ def largest_gap(run: Path, whole: Path) -> float:
 
 
 def measure_elastic(folder: Path) -> dict[str, Any]:
-    """Return whether the samples are exact, and the largest difference of a loss."""
+    """Return the figures of `elastic`, and those of each parallelism under its name."""
     sources = [write_source(folder / "many", 40), write_source(folder / "few", 26)]
     sizes = [len(read_records(source).records) for source in sources]
     named = [
@@ -258,8 +275,6 @@ def measure_elastic(folder: Path) -> dict[str, Any]:
         for source, name, ratio in zip(sources, ("many", "few"), (2.0, 1.0), strict=True)
     ]
     found: dict[str, Any] = {"samples": sizes}
-    gaps: list[float] = []
-    exact: list[bool] = []
     expected: dict[int, list[int]] = {}
     for name, parallel in (("whole", "ddp"), ("ddp", "ddp"), ("fsdp", "fsdp")):
         config = small_config(
@@ -271,15 +286,21 @@ def measure_elastic(folder: Path) -> dict[str, Any]:
         lines = read_metrics(folder / name / METRICS_FILE)
         if name == "whole":
             expected = samples
-            exact.append(len(samples) == ELASTIC_STEPS)
             continue
-        exact.append(samples == expected and evenly_drawn(samples, lines, sizes))
-        gaps.append(largest_gap(folder / name, folder / "whole"))
-        found[name] = {"samples_exact": exact[-1], "loss_gap": gaps[-1]}
-    return found | {
-        "elastic": all(exact) and max(gaps) <= BOUND,
-        "samples_exact": all(exact),
-        "loss_gap": max(gaps),
+        steps = range(1, ELASTIC_STEPS + 1)
+        found[name] = {
+            "wrong_steps": sum(samples.get(step) != expected.get(step) for step in steps),
+            "evenly_drawn": evenly_drawn(samples, lines, sizes),
+            "loss_gap": largest_gap(folder / name, folder / "whole"),
+        }
+    ways = [found[name] for name in ("ddp", "fsdp")]
+    wrong, gap = sum(way["wrong_steps"] for way in ways), max(way["loss_gap"] for way in ways)
+    exact = wrong == 0 and len(expected) == ELASTIC_STEPS and all(w["evenly_drawn"] for w in ways)
+    return {
+        "elastic": "yes" if exact and gap <= BOUND else "no",
+        "elastic_wrong_steps": wrong,
+        "elastic_loss_gap": gap,
+        "elastic_ways": found,
     }
 
 
@@ -296,9 +317,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             found["rank_kills"] = sum(outcome["equal"] for outcome in outcomes)
             found["kills"] = outcomes
         if options.only != "kills":
-            elastic = measure_elastic(Path(folder))
-            found["elastic"] = "yes" if elastic.pop("elastic") else "no"
-            found["elastic_detail"] = elastic
+            found |= measure_elastic(Path(folder))
     print(
         json.dumps(
             found

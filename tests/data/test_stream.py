@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import warnings
 from dataclasses import replace
 from itertools import chain
@@ -380,6 +381,9 @@ def test_workers_do_not_inherit_the_handler_of_sigterm(records, tokenizer):
         iterator = iter(loader(records, tokenizer, num_workers=1))
         next(iterator)
         (worker,) = multiprocessing.active_children()
+        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # as torchrun sends to all
+        for _ in range(6):
+            next(iterator)
         worker.terminate()
         worker.join()
         assert worker.exitcode == -signal.SIGTERM

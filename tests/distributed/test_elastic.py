@@ -23,10 +23,12 @@ from triptych.recipes.config import RunConfig
 from triptych.tasks.pretraining.mplug import MPLUGPretrainingConfig
 from triptych.tasks.registry import TASKS
 from triptych.train.metrics_log import METRICS_FILE, read_metrics
-from triptych.workflows.run import change_run, train_run
+from triptych.workflows.run import train_run
 
 STEPS = 9
 KILLED_AFTER, ASKED_AFTER = 3, 5
+ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+"""What torchrun tells a process that trains alone."""
 
 
 @pytest.fixture
@@ -51,7 +53,7 @@ def logged(tmp_path, monkeypatch):
     return train
 
 
-def test_a_kill_a_signal_and_one_process_less_change_nothing(run, logged, tmp_path):
+def test_a_kill_a_signal_and_one_process_less_change_nothing(run, logged, tmp_path, monkeypatch):
     expected, samples = tmp_path / "expected_samples", tmp_path / "samples"
     for folder in (expected, samples):
         folder.mkdir()
@@ -72,12 +74,14 @@ def test_a_kill_a_signal_and_one_process_less_change_nothing(run, logged, tmp_pa
     stopped = ASKED_AFTER + 1  # the processes tell each other within a step
     assert f"SIGTERM: stopped after step {stopped}; saved" in said
     assert (folder / "checkpoints" / f"step_{stopped}").is_dir()
-    while processes_of(agent.pid):
+    while processes_of(folder):
         time.sleep(0.05)  # ends only once the loaders' workers are gone
 
     assert load_yaml(RunConfig, folder / "config.yaml").train.num_processes == 2
-    change_run(folder, {"train.num_processes": "1"})
+    for name, value in ALONE.items():
+        monkeypatch.setenv(name, value)
     assert logged(run, folder, samples).step == STEPS
+    assert load_yaml(RunConfig, folder / "config.yaml").train.num_processes == 1
     found = sample_log.read_samples(samples)
     lines = read_metrics(folder / METRICS_FILE)
     assert [line["step"] for line in lines] == list(found) == list(range(1, STEPS + 1))

@@ -324,7 +324,22 @@ def _unchanged(built: Any) -> Any:
 def _set_up_worker(worker_id: int) -> None:
     """Leave signals to the main process, end when it is killed, and use one thread."""
     del worker_id
-    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the trainer's handler, which saves
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # before any thread starts
+        threading.Thread(target=_end_if_told, args=(os.getppid(),), daemon=True).start()
+    end_with_parent()
     cv2.setNumThreads(0)
+
+
+def _end_if_told(parent: int) -> None:
+    """End this worker at SIGTERM of its main process, and of no other.
+
+    Torchrun and Slurm send SIGTERM to every process of a run. The main process then still needs
+    batches until it has saved.
+    """
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    os.kill(os.getpid(), signal.SIGTERM)
