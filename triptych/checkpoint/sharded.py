@@ -230,7 +230,8 @@ class CheckpointWriter:
     def _copy(self, save: _Save) -> None:
         """Replace the parts of a save by copies, in memory that is kept for the next save."""
         buffers: dict[str, Tensor] = {}
-        on_gpu = False
+        on_gpu, threads = False, torch.get_num_threads()
+        torch.set_num_threads(1)  # as fast as memory; several wait for each other on a busy machine
         try:
             for key, (tensor, offsets) in save.parts.items():
                 buffer = self._buffers.get(key)
@@ -246,6 +247,8 @@ class CheckpointWriter:
                 f"no memory for the copy from which {save.final} is written in the background: "
                 f"{error}; set train.async_checkpoints to false"
             ) from error
+        finally:
+            torch.set_num_threads(threads)
         self._buffers = buffers
         if on_gpu:  # later kernels of this stream wait for the copies; the thread does as well
             save.ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
