@@ -1,4 +1,4 @@
-"""Gather the figures of training on several processes and of large batches.
+"""Gather the figures of training on several processes, of its checkpoints and of large data.
 
 Writes `benchmarks/results/engine.json`; `gather.py` says how.
 
@@ -11,51 +11,71 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from benchmarks.pages.gather import Benchmark, Part, at_least, at_most, build_parser, gather
-
-RECORD_KEYS = (
-    "record_bytes",
-    "second_start_s",
-    "workers_memory",
-    "shard_samples_per_s",
-    "remote_resume",
-)
-
-KILLS = ("-m", "benchmarks.parity.engine_kills", "--only")
+from benchmarks.pages.gather import Bar, Benchmark, Part, at_least, at_most, build_parser, gather
 
 ENGINE = Benchmark(
     name="engine",
     prefix="engine_",
-    details=("largest_difference", "whole", "tiled", "first_save_blocks_s_ratio", "seconds"),
+    details=(
+        *("largest_difference", "largest_gap", "whole", "tiled"),
+        *("static_mib", "ddp_s", "plain_s", "table6"),
+        *("first_save_blocks_s_ratio", "gigabytes", "records", "seconds"),
+    ),
     parts=(
         Part(
-            "contrastive",
-            ("-m", "benchmarks.speed.contrastive_memory"),
-            ("contrastive_memory",),
+            "equality",
+            ("-m", "benchmarks.parity.engine_equality"),
+            ("equality_cells", "equality_total"),
         ),
-        Part("records", ("-m", "benchmarks.speed.records"), RECORD_KEYS),
-        Part("rank_kills", (*KILLS, "kills"), ("rank_kills",)),
-        Part("elastic", (*KILLS, "elastic"), ("elastic_wrong_steps", "elastic_loss_gap")),
-        Part("save_kills", ("-m", "tests.checkpoint.kill_saves", "20"), ("save_kills",)),
+        Part(
+            "kills",
+            ("-m", "benchmarks.parity.engine_kills"),
+            ("rank_kills", "elastic_samples_exact", "elastic_loss_gap"),
+        ),
+        Part("saves", ("-m", "benchmarks.parity.save_kills"), ("save_kills",)),
+        Part(
+            "memory",
+            ("-m", "benchmarks.speed.engine_step", "--only", "memory"),
+            ("static_memory_ratio_2", "static_memory_ratio_4"),
+        ),
         Part(
             "checkpoints",
             ("-m", "benchmarks.speed.checkpoints"),
             ("step_during_save", "save_blocks_s_ratio"),
         ),
+        Part("ddp", ("-m", "benchmarks.speed.engine_step", "--only", "ddp"), ("ddp_over_today",)),
+        Part(
+            "records",
+            ("-m", "benchmarks.speed.records"),
+            (
+                *("record_bytes", "second_start_s", "workers_memory"),
+                *("shard_samples_per_s", "remote_resume"),
+            ),
+        ),
+        Part("contrastive", ("-m", "benchmarks.speed.contrastive_memory"), ("contrastive_memory",)),
+        Part(
+            "ladder", ("-m", "benchmarks.speed.engine_step", "--only", "ladder"), ("table6_rungs",)
+        ),
     ),
     bars={
+        "equality_cells": Bar(
+            "all", lambda values: bool(values["equality_cells"] == values["equality_total"])
+        ),
         "rank_kills": at_least("rank_kills", 10),
-        "elastic_wrong_steps": at_most("elastic_wrong_steps", 0),
-        "elastic_loss_gap": at_most("elastic_loss_gap", 1e-5),
         "save_kills": at_least("save_kills", 20),
+        "elastic_samples_exact": at_least("elastic_samples_exact", 1),
+        "elastic_loss_gap": at_most("elastic_loss_gap", 1e-5),
+        "static_memory_ratio_2": at_most("static_memory_ratio_2", 0.55),
+        "static_memory_ratio_4": at_most("static_memory_ratio_4", 0.30),
         "step_during_save": at_most("step_during_save", 1.2),
         "save_blocks_s_ratio": at_most("save_blocks_s_ratio", 0.2),
-        "contrastive_memory": at_most("contrastive_memory", 0.3),
+        "ddp_over_today": at_most("ddp_over_today", 0.95),
         "record_bytes": at_most("record_bytes", 20),
         "second_start_s": at_most("second_start_s", 5),
         "workers_memory": at_most("workers_memory", 1.2),
         "shard_samples_per_s": at_least("shard_samples_per_s", 1.0),
         "remote_resume": at_most("remote_resume", 0),
+        "contrastive_memory": at_most("contrastive_memory", 0.3),
     },
 )
 

@@ -25,6 +25,7 @@ TITLES = {
     "mplug": "mPLUG",
     "vlmo": "VLMo",
     "flava": "FLAVA",
+    "engine": "Several processes, checkpoints and large data",
 }
 WHAT = {
     "foundation": {
@@ -88,6 +89,26 @@ WHAT = {
         "shape_supervised_compositional": "the same, on colour-shape pairs without labels",
         "joint_gain": "gain from adding images and texts, equal number of steps",
         "global_contrastive_gain": "gain from the global contrastive gradient",
+    },
+    "engine": {
+        "equality_cells": "ways to share the work that equal one process to 1e-5",
+        "equality_total": "ways that were tried: family, parallelism, ranks, accumulation, recompute",
+        "rank_kills": "runs of 10 under torchrun that end equal after SIGKILL of one of two ranks",
+        "save_kills": "saves of 20, killed by SIGKILL, that leave a usable checkpoint",
+        "elastic_samples_exact": "2, 1, 4, 2 ranks within an epoch of a mixture: samples exact (1: yes)",
+        "elastic_loss_gap": "largest difference of its losses from those of an uninterrupted run",
+        "static_memory_ratio_2": "memory of weights, gradients, optimizer, teacher: FSDP on 2 over one",
+        "static_memory_ratio_4": "the same, on 4 processes",
+        "step_during_save": "time of a step while a checkpoint is written, over a quiet one, base size",
+        "save_blocks_s_ratio": "seconds for which a save blocks, over format 1, base size",
+        "ddp_over_today": "step of mplug_small on 2 ranks, DDP over one plain all-reduce",
+        "record_bytes": "private bytes of a record, 14 M records",
+        "second_start_s": "seconds to open their index again",
+        "workers_memory": "private memory of 4 loader workers over that of one",
+        "shard_samples_per_s": "samples per second from tar shards over webdataset, one process",
+        "remote_resume": "samples lost over HTTP when 5 % of the requests fail",
+        "contrastive_memory": "peak memory of ITC in tiles over whole matrices, 1,024 of 32,768 pairs",
+        "table6_rungs": "rungs of mPLUG's table 6 measured at mplug_small; the file has the table",
     },
 }
 """What each figure is, in the order of the page; other figures are only in the files."""

@@ -1,6 +1,6 @@
 """Training steps on several processes of this machine: memory, DDP's gain, the ladder; prints JSON.
 
-`static_memory_ratio` is the bytes of parameters, gradients, optimizer state and teacher on one of 2
+`static_memory_ratio_2` and `_4` are the bytes of parameters, gradients, optimizer state and teacher on one of 2
 and of 4 processes under FSDP, over those of one process. `ddp_over_today` is the time of a step on
 2 processes with the engine's DDP over that with the plain one of `tests/distributed/averaging`
 (one blocking fp32 all-reduce after the backward pass): both alternate in the same processes, and it
@@ -184,12 +184,15 @@ def static_bytes(model: str) -> dict[str, int]:
 
 
 def memory(model: str) -> dict[str, Any]:
-    """Return `static_memory_ratio`."""
+    """Return `static_memory_ratio_2` and `static_memory_ratio_4`."""
     alone = static_bytes(model)
     shared = {number: run_processes(static_bytes, number, model) for number in (2, 4)}
     total = sum(alone.values())
     return {
-        "static_memory_ratio": [round(sum(shared[n].values()) / total, 3) for n in (2, 4)],
+        **{
+            f"static_memory_ratio_{n}": round(sum(found.values()) / total, 3)
+            for n, found in shared.items()
+        },
         "static_mib": {
             str(n): {name: round(size / MIB, 1) for name, size in found.items()}
             for n, found in ((1, alone), *shared.items())
@@ -251,7 +254,7 @@ def ladder(model: str, pairs: int, rounds: int) -> dict[str, Any]:
         found = run_processes(rung_cost, 2, model, rung, pairs, rounds)
         row = {"rung": rung.name, "samples_per_s": round(2 * pairs / found["step_s"], 2)}
         table.append(row | {"peak_mib": round(found["peak_mib"])})
-    return {"table6": table}
+    return {"table6_rungs": sum("samples_per_s" in row for row in table), "table6": table}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
