@@ -4,13 +4,14 @@ import json
 
 import pytest
 
+from benchmarks.pages.engine import ENGINE
 from benchmarks.pages.flava import FLAVA
 from benchmarks.pages.foundation import FOUNDATION
 from benchmarks.pages.mplug import MPLUG
 from benchmarks.pages.results_page import WHAT, results_page
 from benchmarks.pages.vlmo import VLMO
 
-BENCHMARKS = (FOUNDATION, MPLUG, VLMO, FLAVA)
+BENCHMARKS = (FOUNDATION, MPLUG, VLMO, FLAVA, ENGINE)
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS, ids=lambda b: b.name)
