@@ -32,7 +32,7 @@ ENGINE = Benchmark(
             ("-m", "benchmarks.parity.engine_kills"),
             ("rank_kills", "elastic_samples_exact", "elastic_loss_gap"),
         ),
-        Part("saves", ("-m", "benchmarks.parity.save_kills"), ("save_kills",)),
+        Part("save_kills", ("-m", "tests.checkpoint.kill_saves", "20"), ("save_kills",)),
         Part(
             "memory",
             ("-m", "benchmarks.speed.engine_step", "--only", "memory"),

@@ -1,8 +1,8 @@
 """Training steps on several processes of this machine: memory, DDP's gain, the ladder; prints JSON.
 
 `static_memory_ratio_2` and `_4` are the bytes of parameters, gradients, optimizer state and teacher
-on one of 2 and of 4 processes under FSDP, over those of one process. `ddp_over_today` is the time of
-a step on 2 processes with the engine's DDP over that with the averaging of
+on one of 2 and of 4 processes under FSDP, over those of one process. `ddp_over_today` is the time
+of a step on 2 processes with the engine's DDP over that with the averaging of
 `tests/distributed/averaging` (one blocking fp32 all-reduce after the backward pass): both alternate
 in the same processes, and it is the median of the ratios of neighbouring steps. `table6` is the
 ladder of mPLUG's table 6 at a size that fits: samples per second and memory of a process as
