@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pages.engine import ENGINE
 from benchmarks.pages.flava import FLAVA
 from benchmarks.pages.foundation import FOUNDATION
 from benchmarks.pages.gather import Benchmark, load_json
@@ -95,8 +96,7 @@ WHAT = {
         "equality_total": "ways tried: family, parallelism, ranks, accumulation, recomputation",
         "rank_kills": "runs of 10 under torchrun that end equal after SIGKILL of one of two ranks",
         "save_kills": "saves of 20, killed by SIGKILL, that leave a usable checkpoint",
-        "elastic_samples_exact": "2, 1, 4, 2 ranks mid-epoch, a mixture: samples exact (1: yes)",
-        "elastic_loss_gap": "largest difference of its losses from those of an uninterrupted run",
+        "elastic": "2, 1, 4, 2 ranks in an epoch of a mixture: samples exact, losses to 1e-5",
         "static_memory_ratio_2": "weights, gradients, optimizer, teacher: FSDP on 2 over one",
         "static_memory_ratio_4": "the same, on 4 processes",
         "step_during_save": "step while a checkpoint is written over a quiet one, base size",
