@@ -13,11 +13,13 @@ from collections.abc import Sequence
 
 from benchmarks.pages.gather import Bar, Benchmark, Part, at_least, at_most, build_parser, gather
 
+KILLS = ("-m", "benchmarks.parity.engine_kills", "--only")
+
 ENGINE = Benchmark(
     name="engine",
     prefix="engine_",
     details=(
-        *("largest_difference", "largest_gap", "whole", "tiled", "elastic_detail"),
+        *("largest_difference", "largest_gap", "whole", "tiled"),
         *("static_mib", "ddp_s", "plain_s", "table6"),
         *("first_save_blocks_s_ratio", "gigabytes", "records", "seconds"),
     ),
@@ -27,11 +29,8 @@ ENGINE = Benchmark(
             ("-m", "benchmarks.parity.engine_equality"),
             ("equality_cells", "equality_total"),
         ),
-        Part(
-            "kills",
-            ("-m", "benchmarks.parity.engine_kills"),
-            ("rank_kills", "elastic"),
-        ),
+        Part("rank_kills", (*KILLS, "kills"), ("rank_kills",)),
+        Part("elastic", (*KILLS, "elastic"), ("elastic_wrong_steps", "elastic_loss_gap")),
         Part("save_kills", ("-m", "tests.checkpoint.kill_saves", "20"), ("save_kills",)),
         Part(
             "memory",
@@ -63,7 +62,8 @@ ENGINE = Benchmark(
         ),
         "rank_kills": at_least("rank_kills", 10),
         "save_kills": at_least("save_kills", 20),
-        "elastic": Bar("yes", lambda values: bool(values["elastic"] == "yes")),
+        "elastic_wrong_steps": at_most("elastic_wrong_steps", 0),
+        "elastic_loss_gap": at_most("elastic_loss_gap", 1e-5),
         "static_memory_ratio_2": at_most("static_memory_ratio_2", 0.55),
         "static_memory_ratio_4": at_most("static_memory_ratio_4", 0.30),
         "step_during_save": at_most("step_during_save", 1.2),
