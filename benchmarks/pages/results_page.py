@@ -94,7 +94,7 @@ WHAT = {
     "engine": {
         "equality_cells": "ways to share the work that equal one process to 1e-5",
         "equality_total": "ways tried: family, parallelism, ranks, accumulation, recomputation",
-        "rank_kills": "runs of 10 under torchrun that end equal after SIGKILL of one of two ranks",
+        "rank_kills": "runs of 10 under torchrun that end equal after one of two ranks is killed",
         "save_kills": "saves of 20, killed by SIGKILL, that leave a usable checkpoint",
         "elastic_wrong_steps": "steps with wrong samples, 2, 1, 4, 2 ranks in an epoch of a mixture",
         "elastic_loss_gap": "largest difference of its losses from an uninterrupted run",
