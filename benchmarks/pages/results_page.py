@@ -96,7 +96,7 @@ WHAT = {
         "equality_total": "ways tried: family, parallelism, ranks, accumulation, recomputation",
         "rank_kills": "runs of 10 under torchrun that end equal after one of two ranks is killed",
         "save_kills": "saves of 20, killed by SIGKILL, that leave a usable checkpoint",
-        "elastic_wrong_steps": "steps with wrong samples, 2, 1, 4, 2 ranks in an epoch of a mixture",
+        "elastic_wrong_steps": "steps with wrong samples, 2-1-4-2 ranks in an epoch of a mixture",
         "elastic_loss_gap": "largest difference of its losses from an uninterrupted run",
         "static_memory_ratio_2": "weights, gradients, optimizer, teacher: FSDP on 2 over one",
         "static_memory_ratio_4": "the same, on 4 processes",
