@@ -181,6 +181,23 @@ def test_compiled_blocks_are_those_of_the_engine(monkeypatch):
     assert compiled == [task.first, task.second]
 
 
+class CompileError(Exception):
+    """Stands in for torch's, by the name of its module."""
+
+
+def test_a_compiler_that_fails_is_no_traceback():
+    CompileError.__module__ = "torch._inductor.exc"
+    engine = Engine(ToyTask())
+    with pytest.raises(CompileError), engine.explained():
+        raise CompileError("C++ compile error")
+    engine._compiles = True
+    failed = r"\(C\+\+ compile error\); train without it"
+    with pytest.raises(ConfigError, match=failed), engine.explained():
+        raise CompileError("C++ compile error\nlong output")
+    with pytest.raises(ZeroDivisionError), engine.explained():
+        raise ZeroDivisionError
+
+
 if __name__ == "__main__":
     cells = [Cell(family, steps=20) for family in FAMILIES]
     lines = {cell.family: found[0] for cell, found in zip(cells, run_cells(cells), strict=True)}

@@ -135,6 +135,7 @@ class Engine:
         self._call: nn.Module = self.root
         self._unreduced: list[nn.Parameter] = []
         self._replicas = 1
+        self._compiles = compile_blocks
         if compile_blocks:
             for unit in shard_units(task.modules):
                 unit.compile()
@@ -172,6 +173,24 @@ class Engine:
         with call.no_sync() if accumulates else nullcontext():  # type: ignore[operator]
             found: dict[str, Tensor] = call(batch, active)
         return found
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Say what to do where `torch.compile` fails, in the forward or the backward pass.
+
+        Raises:
+            ConfigError: Blocks are compiled, and torch or the compiler of this machine failed.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not (self._compiles and type(error).__module__.startswith(("torch._", "triton"))):
+                raise
+            first = str(error).splitlines()[0] if str(error) else ""
+            raise ConfigError(
+                f"train.compile_blocks: torch.compile failed on this machine ({first}); "
+                "train without it, or with another C++ compiler"
+            ) from error
 
     @torch.no_grad()
     def reduce(self, parameters: Sequence[nn.Parameter], values: Tensor) -> Reduced:

@@ -77,13 +77,14 @@ def backward_micro_batch(
     Returns:
         The unweighted losses, detached, and `total`, their weighted sum.
     """
-    with context:
+    with engine.explained(), context:
         losses = engine.losses(batch, frozenset(weights), last=last)
     missing = sorted(weights.keys() - losses.keys())
     if missing:
         raise ConfigError(f"the task returned no loss for {missing}; it returned {sorted(losses)}")
     total = torch.stack([weight * losses[name].float() for name, weight in weights.items()]).sum()
-    torch.autograd.backward(total * share)
+    with engine.explained():
+        torch.autograd.backward(total * share)
     return {name: loss.detach().float() for name, loss in losses.items()} | {
         "total": total.detach()
     }

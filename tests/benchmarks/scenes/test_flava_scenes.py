@@ -54,7 +54,7 @@ def test_the_reach_of_the_contrastive_gradient_is_compared(run, tmp_path):
     whole, local = flava_scenes.contrastive_pair(run, tmp_path)
     assert (whole.task.contrastive, local.task.contrastive) == ("global", "local")
     assert replace(local, task=replace(local.task, contrastive="global")) == whole
-    assert (local.train.num_processes, local.train.global_batch_size) == (2, 128)
+    assert (local.train.num_processes, local.train.global_batch_size) == (2, 256)
 
 
 @pytest.mark.parametrize("name", flava_scenes.COMPARISONS)

@@ -65,7 +65,7 @@ def test_a_short_run_keeps_the_shares_of_the_recipe(tmp_path):
 def test_two_processes_share_batch_and_threads(tmp_path):
     run = scene_runs.fresh_run(PLAN, tmp_path, 480)
     train = scene_runs.in_two_processes(run).train
-    assert (train.num_processes, train.global_batch_size, train.num_threads) == (2, 32, 1)
+    assert (train.num_processes, train.global_batch_size, train.num_threads) == (2, 64, 1)
 
 
 @pytest.mark.parametrize(

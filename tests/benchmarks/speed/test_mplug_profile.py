@@ -43,6 +43,8 @@ class SmallStepper(ProfiledStepper):
         self.parameters = list(self.layer.parameters())
 
         class Task:
+            modules = nn.ModuleDict()
+
             def after_step(self, step: int) -> None:
                 del step
 
