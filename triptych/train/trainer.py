@@ -204,7 +204,9 @@ class Trainer:
             background=self.config.async_checkpoints,
         )
         apply_schedule(self.optimizer, self.step, self.optim_config, self.config.max_steps)
-        together = f"{world_size()} processes, each " if world_size() > 1 else ""
+        together = ""
+        if world_size() > 1:
+            together = f"{world_size()} processes ({self.engine.parallel}), each "
         reason = explain_precision(self.config.precision, self.precision, self.device)
         progress.message(
             f"training on {self.device} in {self.precision} with {together}"
