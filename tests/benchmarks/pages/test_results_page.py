@@ -34,7 +34,7 @@ def test_other_machines_and_commits_stand_at_their_figures(tmp_path):
     assert f"| {'b' * 9} A |" in lines[WHAT["flava"]["probe_shape"]]
     assert f"| {'a' * 9} B |" in lines[WHAT["flava"]["masking_speedup"]]
     assert "- B: two, bf16: amx_bf16; torch 2.13" in text
-    assert text.count("Not measured yet.") == 3
+    assert text.count("Not measured yet.") == len(BENCHMARKS) - 1
 
 
 def test_the_longer_demo_has_a_table(tmp_path):
