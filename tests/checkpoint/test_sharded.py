@@ -327,3 +327,21 @@ def test_a_killed_process_leaves_a_usable_checkpoint():
     )
     assert finished.returncode == 0, finished.stderr
     assert json.loads(finished.stdout) == {"save_kills": 5}
+
+
+def test_a_file_that_vanishes_while_a_process_waits_is_no_error(tmp_path, monkeypatch):
+    """Rank 0 removes the notes while the others look at the folder: once a run failed by it."""
+    (tmp_path / "shard").write_bytes(b"1234")
+    whole_stat, looks = Path.stat, []
+
+    def stat(path, **options):
+        looks.append(path)
+        if path.name == "shard" and len(looks) > 1:
+            path.unlink(missing_ok=True)
+        return whole_stat(path, **options)
+
+    assert sharded._bytes_in(tmp_path) == 4
+    looks.clear()
+    monkeypatch.setattr(Path, "stat", stat)
+    Path.stat(tmp_path / "shard")
+    assert sharded._bytes_in(tmp_path) == 0

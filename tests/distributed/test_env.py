@@ -59,6 +59,17 @@ def test_the_error_of_one_process_is_raised_though_the_other_lost_its_connection
         run_processes(_fail_on_one, 2)
 
 
+def _fail_while_the_first_is_busy():
+    if rank() == 1:
+        raise DataError("the second one's data")
+    time.sleep(60)
+
+
+def test_the_error_of_one_process_is_raised_though_the_first_had_to_be_killed():
+    with pytest.raises(DataError, match="the second one's data"):
+        run_processes(_fail_while_the_first_is_busy, 2)
+
+
 def test_the_death_of_one_process_ends_the_other():
     with pytest.raises(ProcessDied, match=r"process 1 died \(code .*with --resume"):
         run_processes(_die_on_one, 2)

@@ -396,7 +396,7 @@ def _await(save: _Save, notes: list[Path]) -> None:
                     "folder was removed; resume from the last checkpoint"
                 )
             return
-        written = sum(path.stat().st_size for path in save.temporary.glob("*") if path.exists())
+        written = _bytes_in(save.temporary)
         if written != last:
             last, changed_s = written, time.monotonic()
         if save.abandoned.is_set():
@@ -408,6 +408,15 @@ def _await(save: _Save, notes: list[Path]) -> None:
             )
         time.sleep(pause_s)
         pause_s = min(1.5 * pause_s, 0.2)
+
+
+def _bytes_in(folder: Path) -> int:
+    """Return the bytes of a folder's files, some of which may vanish or move meanwhile."""
+    total = 0
+    with contextlib.suppress(FileNotFoundError):  # rank 0 removes notes, and renames the folder
+        for path in folder.glob("*"):
+            total += path.stat().st_size
+    return total
 
 
 def _give_up(save: _Save, text: str) -> str:

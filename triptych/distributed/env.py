@@ -210,6 +210,7 @@ def _run(
 def _outcomes(processes: list[SpawnProcess], ends: list[Connection]) -> list[tuple[bool, Any]]:
     """Collect (succeeded, result or error) of each process; end the others after a failure."""
     outcomes: dict[int, tuple[bool, Any]] = {}
+    ended: set[int] = set()
     while len(outcomes) < len(ends):
         waiting = [end for number, end in enumerate(ends) if number not in outcomes]
         for end in wait(waiting):
@@ -219,25 +220,31 @@ def _outcomes(processes: list[SpawnProcess], ends: list[Connection]) -> list[tup
             except EOFError:
                 processes[number].join()
                 code = processes[number].exitcode
+                if number in ended:  # the cause is another process's error
+                    outcomes[number] = (False, RuntimeError(f"process {number} was ended here"))
+                    continue
                 died = f"process {number} died (code {code}): killed, or out of memory"
                 resume = "resume a run that has a checkpoint with --resume"
                 outcomes[number] = (False, ProcessDied(f"{died}; {resume}"))
             if not outcomes[number][0] and _is_consequence(outcomes[number][1]):
                 continue
             if not outcomes[number][0]:
-                _end_soon(processes, number)
+                ended |= _end_soon(processes, number)
     for process in processes:
         process.join()
     return [outcomes[number] for number in range(len(ends))]
 
 
-def _end_soon(processes: list[SpawnProcess], failed: int) -> None:
-    """Give the others a moment to notice the failure, then end them."""
+def _end_soon(processes: list[SpawnProcess], failed: int) -> set[int]:
+    """Give the others a moment to notice the failure, then end them; return whom that hit."""
+    ended = set()
     for number, process in enumerate(processes):
         if number != failed:
             process.join(timeout=5)
             if process.is_alive():
                 process.kill()
+                ended.add(number)
+    return ended
 
 
 def _is_consequence(error: BaseException) -> bool:
