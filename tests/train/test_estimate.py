@@ -168,7 +168,7 @@ def test_gradients_that_wait_are_whole():
 
 
 def test_entries_are_gathered_each():
-    """As a prototype measured on two processes: 6.0 times the parameters of VLMo's blocks, which
+    """As measured once on two processes: 6.0 times the parameters of VLMo's blocks, which
     images, texts and pairs enter; 3.0 times under ZeRO-2; one reduce-scatter in all."""
     thrice = replace(WORK, passes=WORK.passes * 3)
     for kind, ways in (("fsdp", 6), ("zero2", 3)):
@@ -195,7 +195,7 @@ def test_tiles_bound_the_matrices_but_not_the_embeddings():
 
 
 def test_untiled_matrices_are_as_measured():
-    """A prototype took 1,020 MiB above its inputs at B = 1,024, G = 32,768, E = 256 (its loss has
+    """One measured step took 1,020 MiB above its inputs at B = 1,024, G = 32,768, E = 256 (its loss has
     no gathers), so that eight matrices of 128 MiB are about right."""
     work = replace(WORK, contrast=ContrastWork(embed_dim=256))
     found = contrast_memory(ScaleSetting(world_size=32, global_batch_size=32_768, tile=None), work)
