@@ -195,8 +195,8 @@ def test_tiles_bound_the_matrices_but_not_the_embeddings():
 
 
 def test_untiled_matrices_are_as_measured():
-    """One measured step took 1,020 MiB above its inputs at B = 1,024, G = 32,768, E = 256 (its loss has
-    no gathers), so that eight matrices of 128 MiB are about right."""
+    """A measured step took 1,020 MiB above its inputs at B = 1,024, G = 32,768, E = 256 (without
+    gathers), so that eight matrices of 128 MiB are about right."""
     work = replace(WORK, contrast=ContrastWork(embed_dim=256))
     found = contrast_memory(ScaleSetting(world_size=32, global_batch_size=32_768, tile=None), work)
     matrices = found - 4 * 32_768 * 256 * 4
