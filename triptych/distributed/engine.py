@@ -155,6 +155,11 @@ class Engine:
         """Whether each process holds a part of the parameters only."""
         return self.parallel in SHARDED
 
+    @property
+    def _splits_weights(self) -> bool:
+        """Whether blocks give up their whole weights after each use; the root keeps its own."""
+        return self.is_sharded and self.parallel != "zero2"
+
     def losses(
         self, batch: Mapping[str, Tensor], active: frozenset[str], *, last: bool = True
     ) -> dict[str, Tensor]:
@@ -252,7 +257,7 @@ class Engine:
         finally:
             for unit in units:
                 unit.reshard()
-                split = self.parallel != "zero2" and unit is not root
+                split = self._splits_weights and unit is not root
                 unit.set_reshard_after_forward(split, recurse=False)
 
     @torch.no_grad()
@@ -270,15 +275,17 @@ class Engine:
 
     def _shard(self, shard_size: int | None, bf16_parameters: bool) -> None:
         mesh = self._mesh(shard_size)
-        scalars = {p for p in self.root.parameters() if p.ndim == 0}  # these cannot be sharded
+        scalars = [p for p in self.root.parameters() if p.ndim == 0]  # these cannot be sharded
         self._unreduced = [p for p in scalars if p.requires_grad]
-        names = {id(p): name for name, p in self.root.named_parameters()}
-        self._unreduced.sort(key=lambda p: names[id(p)])
         half = torch.bfloat16 if bf16_parameters else None
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
-        reshard = self.parallel != "zero2"
         for unit in shard_units(self.root.held):
-            fully_shard(unit, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+            fully_shard(
+                unit,
+                mesh=mesh,
+                mp_policy=policy,
+                reshard_after_forward=self._splits_weights,
+            )
             for name in unit.shard_entries:
                 register_fsdp_forward_method(unit, name)
         fully_shard(
@@ -286,7 +293,7 @@ class Engine:
             mesh=mesh,
             mp_policy=policy,
             reshard_after_forward=False,
-            ignored_params=scalars,
+            ignored_params=set(scalars),
         )
 
     def _mesh(self, shard_size: int | None) -> DeviceMesh:
