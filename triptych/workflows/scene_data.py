@@ -70,7 +70,7 @@ def scene_run(
             config=SceneConfig(seed=config.data.seed),
             formats=tuple(dict.fromkeys(("captions", kind))),
         )
-    source = _SOURCES[kind](files, "train")
+    source = format_source(files, kind, "train")
     return replace(config, data=replace(config.data, train=(source,)))
 
 
@@ -131,7 +131,11 @@ def scene_source(files: SceneFiles, task: str, split: str) -> DataSourceConfig:
         task: vqa, grounding, or any other for captions.
         split: Such as "train".
     """
-    kind = {"vqa": "vqa", "grounding": "refs"}.get(task, "captions")
+    return format_source(files, {"vqa": "vqa", "grounding": "refs"}.get(task, "captions"), split)
+
+
+def format_source(files: SceneFiles, kind: str, split: str) -> DataSourceConfig:
+    """Return where the scenes of a split lie in a format, such as "nlvr2"."""
     return _SOURCES[kind](files, split)
 
 
