@@ -10,11 +10,13 @@ from PIL import Image
 
 from tests.serving.tiny_folder import IMAGE_SIZE, write_tiny_folder
 from triptych.core.errors import CapabilityError, ConfigError, DataError
+from triptych.data.manifest import read_records
 from triptych.data.source import DataSourceConfig
 from triptych.models.mplug.model import MPLUG
+from triptych.serving.loading import load_model
 from triptych.text import Tokenizer
 from triptych.train.precision import explain_precision
-from triptych.workflows.evaluate import EvalSettings, evaluate_model
+from triptych.workflows.evaluate import EvalSettings, evaluate_loaded, evaluate_model
 
 from .small_runs import trained_model
 
@@ -428,3 +430,21 @@ def test_all_captions_of_an_unreadable_image_are_counted(tmp_path, folder, lines
         evaluate_model(folder, "retrieval", source, max_bad_share=0.19)
     found = evaluate_model(folder, "retrieval", source, max_bad_share=0.2)
     assert "3 of 15 samples skipped" in found[0].protocol
+
+
+@pytest.mark.parametrize("task", ["retrieval", "vqa"])
+def test_a_model_in_memory_scores_as_its_folder_and_goes_on_training(tmp_path, image_paths, task):
+    words = {"retrieval": "pretraining", "vqa": "vqa"}
+    folder = model_folder(tmp_path / "m", words[task])
+    fields = {"caption": "a dot"}, {"question": "what?", "answers": ["dot"]}
+    lines = [{"image": str(path), **fields[task == "vqa"]} for path in image_paths]
+    source = manifest(tmp_path / "d.jsonl", lines)
+    loaded = load_model(folder)
+    loaded.model.train()
+    bound = loaded.build_task(task)
+    modes = [module.training for module in bound.modules.modules()]
+    found = evaluate_loaded(
+        loaded, task, source, found=read_records(source), bound=bound, limit=6, rerank_top_k=2
+    )
+    assert found == evaluate_model(folder, task, source, limit=6, rerank_top_k=2)
+    assert [module.training for module in bound.modules.modules()] == modes

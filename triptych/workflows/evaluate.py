@@ -17,7 +17,7 @@ from triptych.data.caption_cleaning import clean_caption
 from triptych.data.collate import ImageKeyCollator
 from triptych.data.collate.base import image_key
 from triptych.data.collate.finetuning import CaptionCollator
-from triptych.data.manifest import read_records
+from triptych.data.manifest import FoundRecords, read_records
 from triptych.data.records import Record
 from triptych.data.skips import VERB_FLAG, SkipKind, SkipLog, Skipped
 from triptych.data.source import DataSourceConfig, parts_note
@@ -35,6 +35,7 @@ from triptych.tasks.finetuning.retrieval import (
 )
 from triptych.tasks.registry import build_collator, evaluation_of, find_evaluation
 from triptych.tasks.spec import Evaluation
+from triptych.train.task import Task
 from triptych.workflows.frozen import evaluate_zero_shot, read_labelled
 
 
@@ -258,12 +259,78 @@ def evaluate_model(
     on_skipped: Callable[[str], None] | None = None,
     on_loaded: Callable[[LoadedModel], None] | None = None,
 ) -> list[MetricValue]:
-    """Predict every sample of a source once and score the predictions.
+    """Load a model folder, predict every sample of a source once and score the predictions.
 
     Args:
         folder: A model folder.
         task: The name of an `Evaluation` of a registered task, such as "caption".
         source: Held-out data.
+        limit: As for `evaluate_loaded`, like all that follow but the last.
+        rerank_top_k: Likewise.
+        itm_score: Likewise.
+        settings: Likewise.
+        local_batch_size: Likewise.
+        max_bad_share: Likewise.
+        keep: Likewise.
+        progress: Likewise.
+        on_skipped: Likewise.
+        on_loaded: Called with the model before anything is predicted.
+
+    Raises:
+        CapabilityError: The model was not trained for the task.
+        ConfigError: No such task, or a limit below 1.
+        DataError: The data lack what the task needs, or too much of them is bad.
+    """
+    find_evaluation(task)
+    _check_limit(limit)
+    loaded = load_model(folder)
+    loaded.check_trained(task)
+    if on_loaded is not None:
+        on_loaded(loaded)
+    return evaluate_loaded(
+        loaded,
+        task,
+        source,
+        limit=limit,
+        rerank_top_k=rerank_top_k,
+        itm_score=itm_score,
+        settings=settings,
+        local_batch_size=local_batch_size,
+        max_bad_share=max_bad_share,
+        keep=keep,
+        progress=progress,
+        on_skipped=on_skipped,
+    )
+
+
+def evaluate_loaded(
+    loaded: LoadedModel,
+    task: str,
+    source: DataSourceConfig,
+    *,
+    found: FoundRecords | None = None,
+    bound: Task | None = None,
+    limit: int | None = None,
+    rerank_top_k: int = 16,
+    itm_score: Literal["itm", "itm+itc"] = "itm",
+    settings: EvalSettings = EvalSettings(),
+    local_batch_size: int = 128,
+    max_bad_share: float = 0.01,
+    keep: Callable[[Predictions], None] | None = None,
+    progress: Callable[[int], None] | None = None,
+    on_skipped: Callable[[str], None] | None = None,
+) -> list[MetricValue]:
+    """Predict every sample of a source once with a model in memory, and score the predictions.
+
+    The modes of its modules are those of before afterwards; whether it was trained for the task is
+    not asked.
+
+    Args:
+        loaded: The model, on its device.
+        task: The name of an `Evaluation` of a registered task, such as "caption".
+        source: Held-out data.
+        found: Its records, where they have been read.
+        bound: The task that predicts, on the model's device, where it has been built.
         limit: Only the first so many records.
         rerank_top_k: Candidates of each query that ITM re-ranks; 0 disables it.
         itm_score: Whether ITM alone ranks them, or ITM plus the similarity.
@@ -274,25 +341,19 @@ def evaluate_model(
         progress: Called after each batch with the number of samples done.
         on_skipped: Called at the end with what was unreadable, in words, if anything was; and with
             the parts of a file that was read whole, where none was asked for.
-        on_loaded: Called with the model before anything is predicted.
 
     Raises:
-        CapabilityError: The model was not trained for the task.
         ConfigError: No such task, or a limit below 1.
         DataError: The data lack what the task needs, or too much of them is bad.
     """
     procedure = find_evaluation(task).procedure
-    check(limit is None or limit >= 1, "limit", limit, "be at least 1, or absent for all")
-    loaded = load_model(folder)
-    loaded.check_trained(task)
-    if on_loaded is not None:
-        on_loaded(loaded)
+    _check_limit(limit)
     scored = _Scored(
-        loaded, task, settings, local_batch_size, loaded.device, keep, progress, on_skipped
+        loaded, task, settings, local_batch_size, loaded.device, keep, progress, on_skipped, bound
     )
     if procedure == "names":
-        return scored.by_names(source, limit, max_bad_share)
-    found = read_records(source)
+        return scored.by_names(source, found, limit, max_bad_share)
+    found = read_records(source) if found is None else found
     scoring = evaluation_of(loaded.task_config(task), task)
     usable = evaluation_records(found.records, scoring, source.path)
     if procedure == "search":
@@ -317,6 +378,10 @@ def evaluate_model(
     return values
 
 
+def _check_limit(limit: int | None) -> None:
+    check(limit is None or limit >= 1, "limit", limit, "be at least 1, or absent for all")
+
+
 @dataclass(frozen=True, slots=True)
 class _Scored:
     """A model that is being scored on a task."""
@@ -329,6 +394,7 @@ class _Scored:
     keep: Callable[[Predictions], None] | None
     progress: Callable[[int], None] | None
     on_skipped: Callable[[str], None] | None
+    bound: Task | None
 
     def tell(self, *logs: SkipLog) -> None:
         for log in logs:
@@ -336,10 +402,15 @@ class _Scored:
                 self.on_skipped(log.report())
 
     def by_names(
-        self, source: DataSourceConfig, limit: int | None, max_bad_share: float
+        self,
+        source: DataSourceConfig,
+        found: FoundRecords | None,
+        limit: int | None,
+        max_bad_share: float,
     ) -> list[MetricValue]:
         data = read_labelled(
             source,
+            found,
             label_pattern=self.settings.label_pattern,
             limit=limit,
             max_bad_share=max_bad_share,
@@ -376,8 +447,10 @@ class _Scored:
         log: SkipLog,
     ) -> list[MetricValue]:
         assert scoring.metrics is not None, f"{scoring.name} is scored by predictions"
-        bound = self.loaded.build_task(self.task)
-        bound.modules.to(self.device)
+        bound = self.bound
+        if bound is None:
+            bound = self.loaded.build_task(self.task)
+            bound.modules.to(self.device)
         config = self.loaded.task_config(self.task)
         return evaluate(
             _Keeping(bound, self.keep),

@@ -15,7 +15,7 @@ from triptych.core.outputs import MetricValue, Predictions
 from triptych.data.caption_cleaning import clean_caption
 from triptych.data.collate import ImageKeyCollator
 from triptych.data.collate.classification import class_names
-from triptych.data.manifest import read_records
+from triptych.data.manifest import FoundRecords, read_records
 from triptych.data.records import Record
 from triptych.data.skips import VERB_FLAG, SkipLog
 from triptych.data.source import DataSourceConfig
@@ -54,6 +54,7 @@ class LabelledImages:
 
 def read_labelled(
     source: DataSourceConfig,
+    found: FoundRecords | None = None,
     *,
     label_pattern: str | None = None,
     limit: int | None = None,
@@ -63,6 +64,7 @@ def read_labelled(
 
     Args:
         source: Class folders, or a manifest with `image` and `label`.
+        found: Its records, where they have been read.
         label_pattern: A regular expression whose first group in a label is the class; None takes
             the whole label.
         limit: Only the first so many records.
@@ -72,7 +74,7 @@ def read_labelled(
         ConfigError: The pattern is no regular expression with a group, or a label does not fit it.
         DataError: No image has a label, or too much of the data is bad.
     """
-    found = read_records(source)
+    found = read_records(source) if found is None else found
     usable = [r for r in found.records if r.image is not None and r.label is not None]
     if not usable:
         raise DataError(
