@@ -57,7 +57,8 @@ def test_version(capsys):
         (["data", "chek", "x"], "`triptych data` has no 'chek'; did you mean 'check'?"),
         (
             ["data", "zzz"],
-            "`triptych data` has no 'zzz': choose one of check, scenes, shard, tokenize-images",
+            "`triptych data` has no 'zzz': choose one of check, list, scenes, shard, "
+            "tokenize-images",
         ),
     ],
 )

@@ -5,15 +5,17 @@ import logging
 import multiprocessing
 import os
 import pickle
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
 from triptych.core.errors import DataError
 from triptych.data import columns, manifest
 from triptych.data.columns import RECORDS, Columns, ColumnWriter
+from triptych.data.formats import FORMATS
 from triptych.data.index import RecordIndex
 from triptych.data.manifest import DataSourceConfig, read_records
+from triptych.data.readers.manifests import read_jsonl
 from triptych.data.records import (
     ImageSource,
     JoinedRecords,
@@ -43,6 +45,7 @@ EVERYTHING = Record(
     label=True,
     text="t",
     video="v.mp4",
+    domain="near-domain",
     codes=ImageSource("s.tar", 1024, 10, "a.codes.npy"),
 )
 
@@ -56,6 +59,11 @@ def cache(tmp_path, monkeypatch):
 @pytest.fixture
 def rows(monkeypatch):
     monkeypatch.setattr(manifest, "ROWS", 8)
+
+
+def read_by(patch, read):
+    """Let a function read manifests."""
+    patch.setitem(FORMATS._entries, "jsonl", replace(FORMATS.get("jsonl"), read=read))
 
 
 def write(folder, number, **more):
@@ -109,7 +117,7 @@ def test_a_second_start_does_not_read_the_source(tmp_path, rows, monkeypatch):
     path.write_text(path.read_text() + "{bad\n" * 9 + '{"image": "0.jpg", "caption": ""}\n')
     source = DataSourceConfig(path=str(path))
     first = read_records(source)
-    monkeypatch.setattr(manifest, "STREAMS", {})
+    read_by(monkeypatch, lambda config: pytest.fail("the source is read again"))
     second = read_records(source)
     assert list(second.records) == list(first.records) and len(second.records) == 20
     assert list(second.skipped) == list(first.skipped) and len(second.skipped) == 10
@@ -219,9 +227,9 @@ def test_who_waited_for_an_index_takes_it(tmp_path, rows, monkeypatch, caplog):
         if not made:  # another process makes the index while this one reads
             made.append(True)
             made.append(read_records(config))
-        yield from manifest.read_jsonl(config)
+        yield from read_jsonl(config)
 
-    monkeypatch.setattr(manifest, "STREAMS", {"jsonl": read_slowly})
+    read_by(monkeypatch, read_slowly)
     found = read_records(source)
     assert list(found.records) == list(made[1].records)
     assert caplog.text.count("making an index") == 1
@@ -231,13 +239,13 @@ def test_a_kill_while_an_index_is_made_leaves_nothing_valid(tmp_path, rows, monk
     path = write(tmp_path / "d", 20)
 
     def stop(config):
-        for number, record in enumerate(manifest.read_jsonl(config)):
+        for number, record in enumerate(read_jsonl(config)):
             if number == 17:
                 raise KeyboardInterrupt
             yield record
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(manifest, "STREAMS", {"jsonl": stop})
+        read_by(patch, stop)
         read_records(DataSourceConfig(path=str(path)))
     assert len(read_records(DataSourceConfig(path=str(path))).records) == 20
 

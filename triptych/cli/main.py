@@ -36,6 +36,7 @@ VERBS = {
     "demo": Verb("demo", "", "train and evaluate a model on built-in scenes"),
     "init": Verb("init", "MANIFEST", "write a documented config for your data"),
     "data check": Verb("data_check", "MANIFEST", "report what a dataset contains and what is bad"),
+    "data list": Verb("data_list", "[NAME]", "list the formats of datasets, and what is missing"),
     "data scenes": Verb("data_scenes", "OUT --num-images N", "write the built-in scenes"),
     "data shard": Verb("data_shard", "MANIFEST --out SHARDS", "write a dataset as tar shards"),
     "data tokenize-images": Verb(

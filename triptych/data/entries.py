@@ -14,7 +14,7 @@ from triptych.data.skips import SkipKind, Skipped
 FIELDS = (
     *("id", "image", "image_id", "images", "caption", "question", "answers", "question_type"),
     *("answer_type", "phrase", "box", "statement", "premise", "hypothesis", "label", "text"),
-    *("video", "split", "ocr_words", "object_words"),
+    *("video", "split", "ocr_words", "object_words", "domain"),
 )
 # Names that other projects use. Only a clue where a field is missing: they may mean other things.
 SYNONYMS = {
@@ -26,7 +26,11 @@ SYNONYMS = {
     "label": "class category",
 }
 SUBJECTS = ("caption", "question", "phrase", "statement", "hypothesis", "label", "text")
-IMAGE_FIELDS = frozenset({"id", "image", "image_id", "split"})
+TEXT_FIELDS = (
+    *("question", "question_type", "answer_type", "phrase", "statement", "premise", "hypothesis"),
+    *("text", "video", "domain"),
+)
+IMAGE_FIELDS = frozenset({"id", "image", "image_id", "split", "domain"})
 """What an entry may hold that is an image and nothing else."""
 
 ENTAILMENT_LABELS = ("entailment", "neutral", "contradiction")
@@ -222,7 +226,9 @@ def _common_fields(
     own_id = _id(entry, "image_id")
     if own_id is not None or "image" in fields:
         fields["image_id"] = own_id or str(fields["image"])
-    names = "question question_type answer_type phrase statement premise hypothesis text video"
+    names = (
+        "question question_type answer_type phrase statement premise hypothesis text video domain"
+    )
     for name in names.split():
         if entry.get(name) is not None:
             fields[name] = parse_text(name, entry[name])

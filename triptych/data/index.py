@@ -31,7 +31,7 @@ from triptych.data.records import Record, SelectedRecords, ShardRuns, present_fi
 from triptych.data.skips import Skipped
 from triptych.data.storage import NUM_REQUESTS, is_url, url_facts
 
-VERSION = 2
+VERSION = 3
 ABOUT_FILE, LOCK_FILE = "about.json", ".lock"
 NUM_BUCKETS = 64
 FileFacts = list[list[Any]]  # path, size in bytes, time in nanoseconds

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,70 +11,18 @@ from typing import Any
 from triptych.core.errors import DataError
 from triptych.data.cache import log
 from triptych.data.columns import ROWS
+from triptych.data.formats import AUTO, FORMATS, format_of_path, recognise
 from triptych.data.index import FileFacts, IndexReady, IndexStore, IndexWriter
-from triptych.data.lines import cannot_read, load_json, parse_json_line, read_lines
-from triptych.data.readers.coco import (
-    is_coco,
-    is_karpathy,
-    is_msrvtt,
-    read_coco,
-    read_karpathy,
-    read_msrvtt,
-)
-from triptych.data.readers.glue import is_glue, read_glue
-from triptych.data.readers.manifests import read_csv, read_jsonl
-from triptych.data.readers.parquet import expand_tables, is_parquet, read_parquet
-from triptych.data.readers.plain import is_image_folder, read_image_folder, read_text_file
-from triptych.data.readers.reasoning import (
-    is_hateful_memes,
-    is_nlvr2,
-    is_snli_ve,
-    read_hateful_memes,
-    read_nlvr2,
-    read_snli_ve,
-)
-from triptych.data.readers.refcoco import INSTANCES_FILE, is_refcoco, read_refcoco, reject_pickle
-from triptych.data.readers.vqav2 import annotation_paths, is_vqav2, read_vqav2
-from triptych.data.readers.webdataset import expand_shards, is_shards, read_webdataset
+from triptych.data.lines import load_json
+from triptych.data.readers.refcoco import reject_pickle
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import Skipped
-from triptych.data.source import READER_NAMES, DataSourceConfig, Parts, RecordList
+from triptych.data.source import DataSourceConfig, RecordList
 from triptych.data.storage import is_url
 
-__all__ = ["READER_NAMES", "DataSourceConfig", "FoundRecords", "read_records", "source_facts"]
+__all__ = ["DataSourceConfig", "FoundRecords", "read_records", "source_facts"]
 
 NUM_FILES_LOOKED_FOR = 16
-
-Entries = Iterable[Record | Skipped | Parts]
-
-# Readers of data of any size, which give one entry after the other.
-STREAMS: Mapping[str, Callable[[DataSourceConfig], Entries]] = {
-    "jsonl": read_jsonl,
-    "csv": read_csv,
-    "image_folder": read_image_folder,
-    "text": read_text_file,
-    "webdataset": read_webdataset,
-    "parquet": read_parquet,
-}
-# Readers of other files that are not one JSON value.
-READERS: Mapping[str, Callable[[DataSourceConfig], RecordList]] = {
-    "nlvr2": read_nlvr2,
-    "snli_ve": read_snli_ve,
-    "hateful_memes": read_hateful_memes,
-    "glue": read_glue,
-}
-# Readers of one JSON value, with what tells their content. Karpathy before COCO: both have images.
-JSON_READERS: Mapping[
-    str, tuple[Callable[[Any], bool], Callable[[Any, DataSourceConfig], RecordList]]
-] = {
-    "karpathy": (is_karpathy, read_karpathy),
-    "coco": (is_coco, read_coco),
-    "vqav2": (is_vqav2, read_vqav2),
-    "refcoco": (is_refcoco, read_refcoco),
-    "msrvtt": (is_msrvtt, read_msrvtt),
-}
-SUFFIX_READERS = {".csv": "csv", ".tsv": "csv", ".txt": "text"}
-LINE_SUFFIXES = (".jsonl", ".ndjson")
 
 
 @dataclass(slots=True)
@@ -134,21 +82,25 @@ def read_records(source: DataSourceConfig) -> FoundRecords:
 
 
 def _read(source: DataSourceConfig, writer: IndexWriter | None) -> FoundRecords:
-    name = source.reader
     content: Any = None
-    if name == "auto":
-        name, content = _recognise(source)
-    found = RecordList()
-    if name in STREAMS:
-        found.add(STREAMS[name](source), writer, ROWS)
-    elif name in READERS:
-        found = READERS[name](source)
+    if source.reader == AUTO:
+        known, content = recognise(source)
     else:
+        known = FORMATS.get(source.reader)
+    if known.read is not None:
+        entries = known.read(source)
+    else:
+        assert known.read_json is not None, "a format reads a source or its content"
         content = load_json(Path(source.path)) if content is None else content
-        found = JSON_READERS[name][1](content, source)
+        entries = known.read_json(content, source)
+    found = RecordList()
+    if isinstance(entries, RecordList):
+        found = entries
+    else:
+        found.add(entries, writer, ROWS)
     is_written = writer is not None and writer.is_started
     if not found.records and not (is_written and writer is not None and writer.num_records):
-        raise DataError(_nothing_usable(source, name, found.skipped))
+        raise DataError(_nothing_usable(source, known.name, found.skipped))
     is_large = source.index == "always" or is_written or len(found.records) >= ROWS
     if writer is not None and is_large and writer.write(found.records, found.skipped):
         indexed = writer.finish(found.parts)
@@ -166,8 +118,7 @@ def source_facts(source: DataSourceConfig) -> FileFacts:
 
 def _store(source: DataSourceConfig) -> IndexStore:
     """Return where the source's index lies."""
-    path = Path(source.path)
-    is_folder = path.is_dir() and not is_shards(source.path) and not is_parquet(source.path)
+    is_folder = Path(source.path).is_dir() and not _named_files(source)
     settings = {
         name: getattr(source, name)
         for name in ("path", "reader", "image_root", "split", "annotations")
@@ -179,90 +130,28 @@ def _store(source: DataSourceConfig) -> IndexStore:
 
 def _files(source: DataSourceConfig) -> list[str]:
     """Return the files that a source is read from, and folders where files may come or go."""
+    named = _named_files(source)
+    if named:
+        return named
     path = Path(source.path)
-    if is_shards(source.path):
-        return expand_shards(source.path)
-    if is_parquet(source.path):
-        return expand_tables(source.path)
     if path.is_dir():
         root = path if source.split is None else path / source.split
         return [source.path, *(folder for folder, _, _ in os.walk(root))]
     files = [source.path]
     if source.annotations is not None:
-        files.append(source.annotations)
-    elif path.suffix.lower() == ".json":
-        files += map(str, [*annotation_paths(path), path.with_name(INSTANCES_FILE)])
-    return files
+        return [*files, source.annotations]
+    for known in FORMATS.entries().values():
+        if known.beside is not None and source.reader in (AUTO, known.name):
+            files += map(str, known.beside(path))
+    return list(dict.fromkeys(files))
 
 
-def _recognise(source: DataSourceConfig) -> tuple[str, Any]:
-    """Return the reader's name, and the file's content where it had to be read whole."""
-    path = Path(source.path)
-    if is_shards(source.path):
-        return "webdataset", None
-    if is_parquet(source.path):
-        return "parquet", None
-    if is_url(source.path):
-        raise DataError(
-            f"{path}: of URLs, tar shards and parquet tables are read: name some with .tar or "
-            ".parquet, such as {000000..000012}.tar, or copy the file"
-        )
-    if path.is_dir():
-        if is_image_folder(path):
-            return "image_folder", None
-        raise DataError(
-            f"{path}: the folder holds neither class folders with images nor .tar shards "
-            "nor .parquet tables; "
-            f"name a file in it ({', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'none'})"
-        )
-    if not path.is_file():
-        raise cannot_read(path, FileNotFoundError())
-    suffix = path.suffix.lower()
-    if suffix in LINE_SUFFIXES:
-        return _recognise_lines(path), None
-    if suffix == ".tsv" and is_glue(path):
-        return "glue", None
-    if suffix in SUFFIX_READERS:
-        return SUFFIX_READERS[suffix], None
-    if suffix == ".json":
-        return _recognise_json(path)
-    raise DataError(
-        f"{path}: cannot tell the format from the suffix {suffix!r}; set reader to one of "
-        f"{', '.join(READER_NAMES[1:])}"
-    )
-
-
-def _recognise_lines(path: Path) -> str:
-    """Return the reader for a JSON Lines file by its first object."""
-    for _, line in read_lines(path):
-        if isinstance(line, Skipped):
-            continue
-        try:
-            value = parse_json_line(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            if is_nlvr2(value):
-                return "nlvr2"
-            if is_hateful_memes(value):
-                return "hateful_memes"
-            return "snli_ve" if is_snli_ve(value) else "jsonl"
-    return "jsonl"
-
-
-def _recognise_json(path: Path) -> tuple[str, Any]:
-    content = load_json(path)
-    for name, (is_format, _) in JSON_READERS.items():
-        if is_format(content):
-            return name, content
-    if isinstance(content, list):
-        return "jsonl", None
-    keys = f"the keys {', '.join(list(content)[:8])}" if isinstance(content, dict) else "no object"
-    raise DataError(
-        f"{path}: not a format that is known: Karpathy and COCO captions have 'images', VQAv2 "
-        f"questions 'questions', MSRVTT 'videos' and 'sentences', RefCOCO and manifests are lists; "
-        f"found {keys}"
-    )
+def _named_files(source: DataSourceConfig) -> list[str]:
+    """Return the files that a path names, of formats of several files; else none."""
+    known = format_of_path(source.path) if source.reader == AUTO else FORMATS.get(source.reader)
+    if known is None or known.files is None or known.of_path is None:
+        return []
+    return known.files(source.path) if known.of_path(source.path) else []
 
 
 def _nothing_usable(source: DataSourceConfig, name: str, skipped: list[Skipped]) -> str:

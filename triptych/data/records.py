@@ -98,6 +98,8 @@ class Record:
             neutral, contradiction; a float is a value to predict. None for test data.
         text: A text without an image.
         video: Path of a clip.
+        domain: The part of its dataset that scores are also given for: NoCaps' `in-domain`,
+            `near-domain` and `out-domain`.
         codes: Where the codes of the whole image lie, as `triptych data tokenize-images` stores
             them: an .npy array (P,).
     """
@@ -122,6 +124,7 @@ class Record:
     label: str | int | float | bool | None = None
     text: str | None = None
     video: str | None = None
+    domain: str | None = None
     codes: ImageSource | None = None
 
     def all_images(self) -> tuple[ImageSource, ...]:

@@ -12,24 +12,6 @@ from triptych.core.errors import DataError, nearest
 from triptych.data.records import Record
 from triptych.data.skips import Skipped
 
-READER_NAMES = (
-    "auto",
-    "jsonl",
-    "csv",
-    "coco",
-    "karpathy",
-    "vqav2",
-    "refcoco",
-    "nlvr2",
-    "snli_ve",
-    "hateful_memes",
-    "glue",
-    "msrvtt",
-    "image_folder",
-    "text",
-    "webdataset",
-    "parquet",
-)
 NUM_PROBES = 16  # items whose files are looked for before a layout is given up
 
 
@@ -71,8 +53,11 @@ class DataSourceConfig:
 
     def __post_init__(self) -> None:
         check(bool(self.path), "path", self.path, "name a file or folder")
-        known = f"be one of {', '.join(READER_NAMES)}{nearest(self.reader, READER_NAMES)}"
-        check(self.reader in READER_NAMES, "reader", self.reader, known)
+        from triptych.data.formats import reader_names  # here: the formats' readers read sources
+
+        known = reader_names()
+        names = f"be one of {', '.join(known)}{nearest(self.reader, known)}"
+        check(self.reader in known, "reader", self.reader, names)
         usable = self.ratio is None or 0 <= self.ratio < float("inf")
         check(usable, "ratio", self.ratio, "be a number of at least 0, or absent")
 

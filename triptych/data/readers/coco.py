@@ -10,6 +10,7 @@ from triptych.data.entries import EntryError, parse_caption
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, RecordList, check_split, choose_layout
+from triptych.data.spec import Expected, Format, Layout
 
 
 def is_karpathy(data: Any) -> bool:
@@ -261,4 +262,100 @@ CLIP_LAYOUTS: tuple[Callable[[str], str], ...] = (
     lambda name: f"videos/{name}.mp4",
     lambda name: f"video/{name}.mp4",
     lambda name: f"TrainValVideo/{name}.mp4",
+)
+
+
+COCO_URL = "https://cocodataset.org/#download"
+TRAIN_2014 = Expected("train2014/COCO_train2014_*.jpg", "images for training", 82_783)
+VAL_2014 = Expected("val2014/COCO_val2014_*.jpg", "images for validation", 40_504)
+TEST_2015 = Expected("test2015/COCO_test2015_*.jpg", "images for testing", 81_434)
+
+FORMATS = (
+    Format(
+        name="karpathy",
+        title="Karpathy and Fei-Fei's split of COCO, Flickr30k and Flickr8k (2015)",
+        fields=("image", "caption"),
+        read_json=read_karpathy,
+        tells="'images' that hold 'sentences'",
+        of_json=is_karpathy,
+        parts="train (with COCO's restval), val, test",
+        layouts=(
+            Layout(
+                "COCO, Karpathy's split (5K test)",
+                "coco",
+                "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip",
+                (
+                    Expected("dataset_coco.json", "captions and split of 123,287 images"),
+                    TRAIN_2014,
+                    VAL_2014,
+                ),
+                ("coco/dataset_coco.json --split test",),
+            ),
+            Layout(
+                "Flickr30k, Karpathy's split (1K test)",
+                "flickr30k",
+                "https://shannon.cs.illinois.edu/DenotationGraph/",
+                (
+                    Expected("dataset_flickr30k.json", "captions and split of 31,014 images"),
+                    Expected(
+                        "flickr30k-images/*.jpg",
+                        "images",
+                        31_014,
+                        other=("images/*.jpg", "*.jpg"),
+                    ),
+                ),
+                ("flickr30k/dataset_flickr30k.json --split test",),
+            ),
+        ),
+    ),
+    Format(
+        name="coco",
+        title="COCO captions (Chen et al. 2015)",
+        fields=("image", "caption"),
+        read_json=read_coco,
+        tells="'images', and 'annotations' with a 'caption'",
+        of_json=is_coco,
+        layouts=(
+            Layout(
+                "COCO captions, 2014",
+                "coco",
+                COCO_URL,
+                (
+                    Expected("annotations/captions_train2014.json", "captions for training"),
+                    Expected("annotations/captions_val2014.json", "captions for validation"),
+                    TRAIN_2014,
+                    VAL_2014,
+                ),
+                ("coco/annotations/captions_val2014.json --image-root coco",),
+            ),
+        ),
+    ),
+    Format(
+        name="msrvtt",
+        title="MSRVTT (Xu et al. 2016): captions of clips",
+        fields=("video", "caption"),
+        read_json=read_msrvtt,
+        tells="'videos' and 'sentences'",
+        of_json=is_msrvtt,
+        parts="train, validate (or val), test",
+        layouts=(
+            Layout(
+                "MSRVTT",
+                "msrvtt",
+                "https://www.microsoft.com/en-us/research/publication/msr-vtt-a-large-video-"
+                "description-dataset-for-bridging-video-and-language/",
+                (
+                    Expected("train_val_videodatainfo.json", "captions of 7,010 clips"),
+                    Expected("test_videodatainfo.json", "captions of 2,990 clips"),
+                    Expected(
+                        "videos/video*.mp4",
+                        "clips",
+                        10_000,
+                        other=("video*.mp4", "video/video*.mp4", "TrainValVideo/video*.mp4"),
+                    ),
+                ),
+                ("msrvtt/test_videodatainfo.json --split test",),
+            ),
+        ),
+    ),
 )

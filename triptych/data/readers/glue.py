@@ -16,6 +16,7 @@ from triptych.data.lines import read_lines
 from triptych.data.records import Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, RecordList, check_split
+from triptych.data.spec import Expected, Format, Layout
 
 TRUTH = ("0", "1")
 RTE_LABELS = ("entailment", "not_entailment")
@@ -63,9 +64,8 @@ TASKS = (  # in this order: the columns of RTE are among MNLI's and STS-B's
 )
 
 
-def is_glue(path: Path) -> bool:
-    """Return whether a file's first line is that of a GLUE task."""
-    first = next((line for _, line in read_lines(path) if isinstance(line, str)), "")
+def is_glue(first: str) -> bool:
+    """Return whether a first line is that of a GLUE task."""
     return _task_of(first.split("\t")) is not None
 
 
@@ -147,3 +147,31 @@ def _label(task: GlueTask, cell: str) -> str | float | None:
     if not 0 <= score <= 5:
         raise EntryError(SkipKind.BAD_LABEL, f"{task.label} {value!r} is no number from 0 to 5")
     return score
+
+
+FORMAT = Format(
+    name="glue",
+    title="GLUE (Wang et al. 2019): CoLA, SST-2, MRPC, QQP, STS-B, MNLI, QNLI, RTE",
+    fields=("text", "premise", "hypothesis", "label"),
+    read=read_glue,
+    tells="the first line of a task's table",
+    of_line=is_glue,
+    suffixes=(".tsv",),
+    layouts=tuple(
+        Layout(
+            f"GLUE {task}",
+            f"glue/{task}",
+            "https://gluebenchmark.com/tasks",
+            (
+                Expected("train.tsv", "for training"),
+                *(Expected(f"dev{part}.tsv", "for validation") for part in parts),
+                *(Expected(f"test{part}.tsv", "without labels", optional=True) for part in parts),
+            ),
+            (f"glue/{task}/dev{parts[0]}.tsv",),
+        )
+        for task, parts in (
+            *((t, ("",)) for t in ("CoLA", "SST-2", "MRPC", "QQP", "STS-B", "QNLI", "RTE")),
+            ("MNLI", ("_matched", "_mismatched")),
+        )
+    ),
+)

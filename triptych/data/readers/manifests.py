@@ -26,6 +26,7 @@ from triptych.data.lines import UTF16_BOMS, cannot_read, load_json, parse_json_l
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, Parts, check_split
+from triptych.data.spec import Expected, Format, Layout
 from triptych.data.storage import is_url
 
 _PLAIN = re.compile(r"(?:[^/.:][^/:]*/)*[^/.:][^/:]*")
@@ -284,3 +285,54 @@ def _box_cell(cell: str) -> Any:
 def _reject_utf16(line: str, path: Path) -> None:
     if line[:2].encode("utf-8", "surrogateescape").startswith(UTF16_BOMS):
         raise DataError(f"{path}: is UTF-16 text. Save it as UTF-8")
+
+
+OWN_FIELDS = (
+    *("image", "images", "caption", "question", "answers", "question_type", "answer_type"),
+    *("phrase", "box", "statement", "premise", "hypothesis", "label", "text", "video"),
+    *("ocr_words", "object_words", "domain"),
+)
+"""What a manifest may give."""
+
+FORMATS = (
+    Format(
+        name="jsonl",
+        title="Your own manifest, as JSON Lines or a JSON list",
+        fields=OWN_FIELDS,
+        read=read_jsonl,
+        tells="a list of entries with a manifest's fields",
+        of_json=lambda content: isinstance(content, list),
+        of_object=lambda _: True,
+        is_fallback=True,
+        parts="those of its field split",
+        layouts=(
+            Layout(
+                "your own data",
+                "own",
+                "",
+                (Expected("*.jsonl", "one entry a line", other=("*.json",)),),
+                ("my.jsonl",),
+            ),
+        ),
+    ),
+    Format(
+        name="csv",
+        title="Your own manifest, as a table whose first line names the columns",
+        fields=OWN_FIELDS,
+        read=read_csv,
+        tells="a first line that names a manifest's fields",
+        of_line=lambda _: True,
+        suffixes=(".csv", ".tsv"),
+        is_fallback=True,
+        parts="those of its column split",
+        layouts=(
+            Layout(
+                "your own data",
+                "own",
+                "",
+                (Expected("*.csv", "one entry a line", other=("*.tsv",)),),
+                ("my.csv",),
+            ),
+        ),
+    ),
+)

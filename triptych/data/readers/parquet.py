@@ -15,11 +15,12 @@ from typing import Any
 from triptych.core.errors import DataError
 from triptych.data.entries import FIELDS, IMAGE_FIELDS, misspelt_field, parse_entry
 from triptych.data.lines import cannot_read
-from triptych.data.readers.manifests import locator
+from triptych.data.readers.manifests import OWN_FIELDS, locator
 from triptych.data.readers.webdataset import expand_paths
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import Skipped
 from triptych.data.source import DataSourceConfig, Parts, check_split
+from triptych.data.spec import Expected, Format, Layout
 from triptych.data.tables import cell_name, open_table
 
 SUFFIX = ".parquet"
@@ -138,3 +139,25 @@ def _rows(table: Any, group: int, columns: _Columns) -> Iterator[dict[str, Any]]
 
 def _always(image: ImageSource) -> Callable[[str], ImageSource]:
     return lambda _: image
+
+
+FORMAT = Format(
+    name="parquet",
+    title="Parquet tables, also of Hugging Face's datasets: images as bytes or paths",
+    fields=OWN_FIELDS,
+    read=read_parquet,
+    tells=f"{SUFFIX} tables",
+    of_path=is_parquet,
+    is_fallback=True,
+    files=expand_tables,
+    parts="those of its column split",
+    layouts=(
+        Layout(
+            "tables with a manifest's fields as columns",
+            "tables",
+            "https://huggingface.co/datasets",
+            (Expected("*.parquet", "columns image (bytes, path, or both), caption, ..."),),
+            ("tables", "'hf://datasets/OWNER/NAME/data/train-*.parquet'"),
+        ),
+    ),
+)

@@ -11,6 +11,7 @@ from triptych.data.lines import read_lines
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import Skipped
 from triptych.data.source import DataSourceConfig, check_split
+from triptych.data.spec import Expected, Format, Layout
 
 
 def is_image_folder(folder: Path) -> bool:
@@ -95,3 +96,41 @@ def read_text_file(source: DataSourceConfig) -> Iterator[Record | Skipped]:
             yield line
         else:
             yield Record(record_id=str(number), text=line.strip())
+
+
+FORMATS = (
+    Format(
+        name="image_folder",
+        title="A folder of images, one folder a class",
+        fields=("image", "label"),
+        read=read_image_folder,
+        tells="class folders with images",
+        of_path=lambda path: Path(path).is_dir() and is_image_folder(Path(path)),
+        is_fallback=True,
+        parts="the folders above the class folders",
+        layouts=(
+            Layout(
+                "your own data",
+                "own",
+                "",
+                (Expected("*/*", "images in a folder of their class", other=("*.*", "*/*/*")),),
+                ("images", "imagenet --split train"),
+            ),
+        ),
+    ),
+    Format(
+        name="text",
+        title="A text a line",
+        fields=("text",),
+        read=read_text_file,
+        tells="texts",
+        of_line=lambda _: True,
+        suffixes=(".txt",),
+        is_fallback=True,
+        layouts=(
+            Layout(
+                "your own data", "own", "", (Expected("*.txt", "one text a line"),), ("my.txt",)
+            ),
+        ),
+    ),
+)

@@ -12,6 +12,7 @@ from triptych.data.readers.manifests import read_objects
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, RecordList, check_split, choose_layout
+from triptych.data.spec import Expected, Format, Layout
 
 
 def is_nlvr2(entry: Mapping[str, Any]) -> bool:
@@ -184,3 +185,79 @@ def _meme_record(
     except EntryError as error:
         kind = SkipKind.MISSING_FIELD if error.kind is SkipKind.BAD_RECORD else error.kind
         return Skipped(kind, where, str(error))
+
+
+FORMATS = (
+    Format(
+        name="nlvr2",
+        title="NLVR2 (Suhr et al. 2019): statements about two images",
+        fields=("images", "statement", "label"),
+        read=read_nlvr2,
+        tells="lines with 'identifier' and 'sentence'",
+        of_object=is_nlvr2,
+        layouts=(
+            Layout(
+                "NLVR2",
+                "nlvr2",
+                "https://github.com/lil-lab/nlvr/tree/master/nlvr2",
+                (
+                    Expected("data/train.json", "86,373 statements", other=("train.json",)),
+                    Expected("data/dev.json", "6,982 statements", other=("dev.json",)),
+                    Expected("data/test1.json", "6,967 statements", other=("test1.json",)),
+                    Expected("images/train/*/*.png", "images for training"),
+                    Expected("dev/*.png", "images for validation"),
+                    Expected("test1/*.png", "images for testing"),
+                ),
+                ("nlvr2/data/dev.json --reader nlvr2 --image-root nlvr2",),
+            ),
+        ),
+    ),
+    Format(
+        name="snli_ve",
+        title="SNLI-VE (Xie et al. 2019): whether an image entails a sentence",
+        fields=("image", "premise", "hypothesis", "label"),
+        read=read_snli_ve,
+        tells="lines with 'sentence2' and 'Flickr30K_ID'",
+        of_object=is_snli_ve,
+        layouts=(
+            Layout(
+                "SNLI-VE",
+                "snli_ve",
+                "https://github.com/necla-ml/SNLI-VE",
+                (
+                    Expected("snli_ve_train.jsonl", "529,527 pairs"),
+                    Expected("snli_ve_dev.jsonl", "17,858 pairs"),
+                    Expected("snli_ve_test.jsonl", "17,901 pairs"),
+                    Expected(
+                        "flickr30k-images/*.jpg",
+                        "Flickr30k's images",
+                        other=("../flickr30k/flickr30k-images/*.jpg", "images/*.jpg"),
+                    ),
+                ),
+                ("snli_ve/snli_ve_dev.jsonl --image-root flickr30k",),
+            ),
+        ),
+    ),
+    Format(
+        name="hateful_memes",
+        title="Hateful Memes (Kiela et al. 2020)",
+        fields=("image", "text", "label"),
+        read=read_hateful_memes,
+        tells="lines with 'id', 'img' and 'text'",
+        of_object=is_hateful_memes,
+        layouts=(
+            Layout(
+                "Hateful Memes",
+                "hateful_memes",
+                "https://ai.meta.com/tools/hatefulmemes/",
+                (
+                    Expected("train.jsonl", "8,500 memes"),
+                    Expected("dev.jsonl", "500 memes", other=("dev_seen.jsonl",)),
+                    Expected("test.jsonl", "1,000 memes", other=("test_seen.jsonl",)),
+                    Expected("img/*.png", "images", 10_000),
+                ),
+                ("hateful_memes/dev.jsonl",),
+            ),
+        ),
+    ),
+)

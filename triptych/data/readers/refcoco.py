@@ -13,6 +13,7 @@ from triptych.data.readers.coco import folder_of
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, RecordList, check_split, choose_layout
+from triptych.data.spec import Expected, Format, Layout
 
 INSTANCES_FILE = "instances.json"
 PICKLE_SUFFIXES = frozenset({".p", ".pkl", ".pickle"})
@@ -142,4 +143,38 @@ LAYOUTS: tuple[Callable[[str], str], ...] = (
     lambda name: f"{folder_of(name)}/{name}" if folder_of(name) else "",
     lambda name: f"images/{name}",
     lambda name: f"train2014/{name}",
+)
+
+
+FORMAT = Format(
+    name="refcoco",
+    title="RefCOCO, RefCOCO+ (Yu et al. 2016) and RefCOCOg (Mao et al. 2016)",
+    fields=("image", "phrase", "box"),
+    read_json=read_refcoco,
+    tells="a list of references with 'ann_id' and 'sentences'",
+    of_json=is_refcoco,
+    beside=lambda path: [path.with_name(INSTANCES_FILE)] if path.suffix.lower() == ".json" else [],
+    parts="train, val, testA and testB, or test",
+    layouts=tuple(
+        Layout(
+            f"{name} ({author})",
+            folder,
+            "https://github.com/lichengunc/refer",
+            (
+                Expected("refs.json", f"the references of refs({author}).p"),
+                Expected("instances.json", "boxes, and the names of the images"),
+                Expected(
+                    "train2014/COCO_train2014_*.jpg",
+                    "COCO's images",
+                    other=("../coco/train2014/COCO_train2014_*.jpg",),
+                ),
+            ),
+            (f"{folder}/refs.json --split val --image-root coco",),
+        )
+        for name, folder, author in (
+            ("RefCOCO", "refcoco", "unc"),
+            ("RefCOCO+", "refcoco+", "unc"),
+            ("RefCOCOg", "refcocog", "umd"),
+        )
+    ),
 )

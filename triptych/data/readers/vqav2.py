@@ -12,6 +12,7 @@ from triptych.data.lines import load_json
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, RecordList, check_split, choose_layout
+from triptych.data.spec import Expected, Format, Layout
 
 
 def is_vqav2(data: Any) -> bool:
@@ -152,3 +153,45 @@ def _is_whole(value: Any) -> bool:
     if isinstance(value, str):
         return value.isascii() and value.isdigit()
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+VQA_2 = "v2_OpenEnded_mscoco_{}_questions.json"
+FORMAT = Format(
+    name="vqav2",
+    title="VQAv2 (Goyal et al. 2017): questions with ten answers",
+    fields=("image", "question", "answers", "question_type", "answer_type"),
+    read_json=read_vqav2,
+    tells="'questions' with an 'image_id'",
+    of_json=is_vqav2,
+    beside=lambda path: annotation_paths(path) if path.suffix.lower() == ".json" else [],
+    layouts=(
+        Layout(
+            "VQAv2",
+            "vqav2",
+            "https://visualqa.org/download.html",
+            (
+                Expected(VQA_2.format("train2014"), "443,757 questions for training"),
+                Expected("v2_mscoco_train2014_annotations.json", "their answers"),
+                Expected(VQA_2.format("val2014"), "214,354 questions for validation"),
+                Expected("v2_mscoco_val2014_annotations.json", "their answers"),
+                Expected(VQA_2.format("test-dev2015"), "questions without answers", optional=True),
+                Expected(VQA_2.format("test2015"), "questions without answers", optional=True),
+                *(
+                    Expected(
+                        f"{part}/COCO_{part}_*.jpg",
+                        "COCO's images",
+                        count,
+                        optional=part == "test2015",
+                        other=(f"../coco/{part}/COCO_{part}_*.jpg",),
+                    )
+                    for part, count in (
+                        ("train2014", 82_783),
+                        ("val2014", 40_504),
+                        ("test2015", 81_434),
+                    )
+                ),
+            ),
+            (f"vqav2/{VQA_2.format('val2014')} --image-root coco",),
+        ),
+    ),
+)

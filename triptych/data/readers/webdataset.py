@@ -23,6 +23,7 @@ from triptych.data.lines import cannot_read
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, check_split
+from triptych.data.spec import Expected, Format, Layout
 from triptych.data.storage import glob_urls, is_url, open_file, read_whole
 
 FIRST_EXTENSIONS = ("jpg", "jpeg", "png", "webp")  # what an image is, if a sample has several
@@ -313,3 +314,27 @@ def _not_a_shard(shard: str, file: BinaryIO, error: Exception) -> DataError:
     if start in COMPRESSED:
         return DataError(f"{shard}: is compressed ({COMPRESSED[start]}); {UNPACK}")
     return DataError(f"{shard}: is not a tar file: {error}")
+
+
+FORMAT = Format(
+    name="webdataset",
+    title="WebDataset: tar shards of images with texts, JSON or class numbers",
+    fields=("image", "caption", "label", "text", "codes"),
+    read=read_webdataset,
+    tells=f"{SUFFIX} shards",
+    of_path=is_shards,
+    is_fallback=True,
+    files=expand_shards,
+    layouts=(
+        Layout(
+            "shards, such as those of `triptych data shard`",
+            "shards",
+            "https://github.com/webdataset/webdataset",
+            (
+                Expected("*.tar", "images as KEY.jpg with KEY.txt, KEY.json or KEY.cls"),
+                Expected("*.tar.index", "their records, of `triptych data shard`", optional=True),
+            ),
+            ("shards", "'shards/{000000..000012}.tar'", "hf://datasets/OWNER/NAME/*.tar"),
+        ),
+    ),
+)
