@@ -64,3 +64,24 @@ def test_ratio_value_draws_items_and_not_their_parts():
 def test_no_item_is_an_error():
     with pytest.raises(DataError, match="no item"):
         bootstrap.bootstrap_interval([])
+
+
+def test_mean_of_means_weights_groups_equally():
+    first, second = [1.0, 0.0], [1.0] * 98
+    value = bootstrap.mean_of_means("both", [first, second], "Made up.")
+    assert (value.value, value.num_items) == (0.75, 100)
+    assert (value.low, value.high) == (0.5, 1.0)  # of two draws from 0 and 1, a quarter is 0
+    with pytest.raises(DataError, match="no item"):
+        bootstrap.mean_of_means("both", [first, []], "Made up.")
+
+
+def test_mean_of_means_agrees_with_a_numpy_bootstrap():
+    rng = np.random.default_rng(5)
+    groups = [rng.random(40), rng.random(60)]
+    drawn = [
+        np.mean([rng.choice(group, len(group)).mean() for group in groups]) for _ in range(2000)
+    ]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    value = bootstrap.mean_of_means("both", groups, "Made up.")
+    assert value.low == pytest.approx(low, abs=0.02)
+    assert value.high == pytest.approx(high, abs=0.02)

@@ -114,7 +114,10 @@ def test_retrieval_metric_both_ways():
     assert values["t2i_r1"].value == 0.75
     assert (values["i2t_r1"].num_items, values["t2i_r1"].num_items) == (2, 4)
     assert "ITC" in values["t2i_r1"].protocol
-    assert set(values) == {f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
+    recalls = {f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
+    assert set(values) == {*recalls, "r_mean"}
+    assert values["r_mean"].value == pytest.approx((5 + 0.75) / 6)  # five recalls are 1
+    assert values["r_mean"].low <= values["r_mean"].value <= values["r_mean"].high == 1.0
 
 
 def test_retrieval_metric_counts_a_shared_caption_as_right():

@@ -73,22 +73,69 @@ def test_keys_join_duplicate_images_and_captions():
     assert (captions_of.num_candidates, images_of.num_candidates) == (4, 2)
 
 
+def both_lists(topk):
+    return (
+        retrieval.shortlist_from_scores(SCORES, topk),
+        retrieval.shortlist_from_scores(SCORES.T.contiguous(), topk),
+    )
+
+
 def test_rerank_by_matching_alone_and_with_similarity():
     matching = torch.tensor([[0.0, 9.0, 1.0], [0.0, 0.45, 0.0], [0.2, 0.0, 0.1]])
     seen = []
 
-    def score(query, candidate):
-        seen.extend(zip(query.tolist(), candidate.tolist(), strict=True))
-        return matching[query, candidate]
+    def score(image, caption):
+        seen.extend(zip(image.tolist(), caption.tolist(), strict=True))
+        return matching[image, caption]
 
-    alone = retrieval.rerank(SCORES, 2, score)
-    # First two by similarity: {0, 2}, {0, 2}, {1, 0}. Caption 1 of row 1 and caption 2 of row 2
-    # are not listed, so both wrong candidates are ahead of them; row 0 prefers caption 2 now.
-    assert seen == [(0, 0), (0, 2), (1, 0), (1, 2), (2, 1), (2, 0)]
-    assert retrieval.compute_shortlist_ranks(alone, DIAGONAL).tolist() == [1, 2, 2]
-    both = retrieval.rerank(SCORES, 3, score, "itm+itc")
+    captions, images = retrieval.rerank(*both_lists(2), score)
+    # First two captions of the images: {0, 2}, {0, 2}, {1, 0}; first two images of the captions:
+    # {0, 1}, {2, 1}, {0, 2}. (0, 0), (0, 2), (1, 0) and (2, 1) are on both sides' lists.
+    assert seen == [(0, 0), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]
+    # Caption 1 of image 1 and caption 2 of image 2 are not listed, so both wrong candidates are
+    # ahead of them; image 0 prefers caption 2 now.
+    assert retrieval.compute_shortlist_ranks(captions, DIAGONAL).tolist() == [1, 2, 2]
+    # Caption 0: images 0 and 1 tie, image 2 is not listed. Caption 1: image 1 wins. Caption 2:
+    # image 0 wins.
+    assert retrieval.compute_shortlist_ranks(images, DIAGONAL).tolist() == [1, 0, 1]
+    captions, _ = retrieval.rerank(*both_lists(3), score, "itm+itc")
     # Sums: [0.9, 9.1, 1.8], [0.7, 0.65, 0.3], [0.7, 0.6, 0.5].
-    assert retrieval.compute_shortlist_ranks(both, DIAGONAL).tolist() == [2, 1, 2]
+    assert retrieval.compute_shortlist_ranks(captions, DIAGONAL).tolist() == [2, 1, 2]
+
+
+def test_equal_captions_are_scored_once():
+    asked = []
+
+    def score(image, caption):
+        asked.extend(zip(image.tolist(), caption.tolist(), strict=True))
+        return image * 10.0 + caption
+
+    numbers = torch.tensor([0, 1, 0])  # the third caption equals the first
+    captions, images = retrieval.rerank(*both_lists(3), score, caption_numbers=numbers)
+    assert asked == [(i, c) for i in range(3) for c in (0, 1)]
+    for row, listed in enumerate(captions.candidates.tolist()):
+        assert captions.scores[row].tolist() == [row * 10.0 + (c % 2) for c in listed]
+    for row, listed in enumerate(images.candidates.tolist()):
+        assert images.scores[row].tolist() == [i * 10.0 + (row % 2) for i in listed]
+
+
+def test_rerank_equals_two_loops_over_random_lists():
+    generator = torch.Generator().manual_seed(3)
+    sim, matching = (torch.randn(8, 20, generator=generator) for _ in range(2))
+    first = retrieval.shortlist_from_scores(sim, 5), retrieval.shortlist_from_scores(sim.T, 3)
+    calls = []
+
+    def score(image, caption):
+        calls.append(len(image))
+        return matching[image, caption]
+
+    captions, images = retrieval.rerank(*first, score, pairs_at_once=7)
+    for image, listed in enumerate(captions.candidates.tolist()):
+        assert captions.scores[image].tolist() == [matching[image, c] for c in listed]
+    for caption, listed in enumerate(images.candidates.tolist()):
+        assert images.scores[caption].tolist() == [matching[i, caption] for i in listed]
+    assert max(calls) == 7
+    assert sum(calls) < 8 * 5 + 20 * 3
 
 
 def test_shortlist_of_embeddings_equals_that_of_the_matrix():
@@ -101,9 +148,10 @@ def test_shortlist_of_embeddings_equals_that_of_the_matrix():
 
 
 def test_reranking_every_candidate_by_its_similarity_changes_nothing():
-    listed = retrieval.rerank(SCORES, 3, lambda q, c: SCORES[q, c])
-    ranks = retrieval.compute_shortlist_ranks(listed, DIAGONAL)
-    assert ranks.tolist() == retrieval.compute_ranks(SCORES, DIAGONAL).tolist()
+    captions, images = retrieval.rerank(*both_lists(3), lambda i, c: SCORES[i, c])
+    for listed, scores in ((captions, SCORES), (images, SCORES.T)):
+        ranks = retrieval.compute_shortlist_ranks(listed, DIAGONAL)
+        assert ranks.tolist() == retrieval.compute_ranks(scores, DIAGONAL).tolist()
 
 
 def test_wrong_input_is_named():
@@ -116,6 +164,6 @@ def test_wrong_input_is_named():
     with pytest.raises(DataError, match="2 image keys but 1"):
         retrieval.relevance_from_keys("ab", "a")
     with pytest.raises(ConfigError, match="topk = 0"):
-        retrieval.rerank(SCORES, 0, lambda q, c: SCORES[q, c])
+        both_lists(0)
     with pytest.raises(ConfigError, match="choose 'itm'"):
-        retrieval.rerank(SCORES, 1, lambda q, c: SCORES[q, c], "itc")
+        retrieval.rerank(*both_lists(1), lambda i, c: SCORES[i, c], "itc")

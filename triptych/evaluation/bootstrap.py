@@ -6,7 +6,7 @@ the statistic. Every item counts as independent: five captions of one image are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -40,21 +40,28 @@ def bootstrap_sums(
     Raises:
         DataError: There is no item.
     """
+    values = [statistic(sums) for sums in _resampled_sums(items, seed, num_resamples)]
+    return _percentiles(np.concatenate(values))
+
+
+def _resampled_sums(items: npt.ArrayLike, seed: int, num_resamples: int) -> Iterator[Array]:
+    """Yield (R, K) sums over N drawn items, `num_resamples` rows in all."""
     table = np.asarray(items, dtype=np.float64)
     num_items = len(table)
     if num_items == 0:
         raise DataError("there is no item to compute an interval over; evaluate at least one")
     generator = np.random.default_rng(seed)
     at_once = max(1, min(num_resamples, _CELLS_AT_ONCE // num_items))
-    values = []
     for start in range(0, num_resamples, at_once):
         rows = min(at_once, num_resamples - start)
         drawn = generator.integers(num_items, size=(rows, num_items))
         drawn += np.arange(rows)[:, None] * num_items
         counts = np.bincount(drawn.ravel(), minlength=rows * num_items)
-        sums = counts.reshape(rows, num_items).astype(np.float64) @ table
-        values.append(statistic(sums))
-    low, high = np.percentile(np.concatenate(values), [2.5, 97.5])
+        yield counts.reshape(rows, num_items).astype(np.float64) @ table
+
+
+def _percentiles(values: Array) -> tuple[float, float]:
+    low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)
 
 
@@ -106,6 +113,36 @@ def mean_value(
         low=low,
         high=high,
         num_items=len(array),
+        protocol=f"{protocol} {interval_text()}",
+    )
+
+
+def mean_of_means(
+    name: str, groups: Sequence[npt.ArrayLike], protocol: str, *, seed: int = 0
+) -> MetricValue:
+    """Return the mean of the means of several groups of items, each resampled by itself.
+
+    Args:
+        name: Key of the metric.
+        groups: (N,) one number an item, for each group; groups may differ in size.
+        protocol: How the numbers were computed, in one sentence.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        DataError: A group has no item.
+    """
+    columns = [np.asarray(group, dtype=np.float64).reshape(-1, 1) for group in groups]
+    drawn = [
+        np.concatenate(list(_resampled_sums(column, seed + number, NUM_RESAMPLES))) / len(column)
+        for number, column in enumerate(columns)
+    ]
+    low, high = _percentiles(np.mean(drawn, axis=0)[:, 0])
+    return MetricValue(
+        name=name,
+        value=float(np.mean([column.mean() for column in columns])),
+        low=low,
+        high=high,
+        num_items=sum(map(len, columns)),
         protocol=f"{protocol} {interval_text()}",
     )
 

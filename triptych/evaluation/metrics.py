@@ -17,7 +17,7 @@ from torch import Tensor
 from triptych.core.errors import CapabilityError, DataError
 from triptych.core.outputs import MetricValue, Predictions
 from triptych.evaluation import captions, ptb, retrieval
-from triptych.evaluation.bootstrap import bootstrap_sums, interval_text, mean_value
+from triptych.evaluation.bootstrap import bootstrap_sums, interval_text, mean_of_means, mean_value
 from triptych.evaluation.boxes import iou_xyxy, xywh_to_xyxy
 from triptych.evaluation.vqa import OFFICIAL_NUM_ANSWERS, vqa_accuracy
 
@@ -322,6 +322,8 @@ class SecondStage:
 class RetrievalMetric:
     """Recall at 1, 5 and 10 both ways ("i2t_r1", "t2i_r1", ...; "..._itm" for a second stage).
 
+    "r_mean" is the mean of the six, by which papers choose models.
+
     Each distinct image is one candidate (its first embedding); each sample's caption is another.
     """
 
@@ -417,40 +419,26 @@ class RetrievalMetric:
             return ranks
         image_at = torch.tensor([positions[record] for record in first])
         text_at = torch.tensor(positions)
-        return [
-            *ranks,
-            _second_ranks(
-                stage,
-                retrieval.shortlist(image, text, stage.topk),
-                lambda query, number: stage.score_pairs(image_at[query], text_at[number]),
-                captions_of,
-            ),
-            _second_ranks(
-                stage,
-                retrieval.shortlist(text, image, stage.topk),
-                lambda query, number: stage.score_pairs(image_at[number], text_at[query]),
-                images_of,
-            ),
-        ]
-
-
-def _second_ranks(
-    stage: SecondStage,
-    first: retrieval.Shortlist,
-    score_pairs: retrieval.PairScores,
-    relevance: retrieval.Relevance,
-) -> Tensor:
-    """Re-rank a shortlist and return the ranks."""
-    scored = retrieval.rerank_shortlist(
-        first, score_pairs, stage.combine, pairs_at_once=stage.pairs_at_once
-    )
-    return retrieval.compute_shortlist_ranks(scored, relevance)
+        numbers: dict[Hashable, int] = {}
+        for number, position in enumerate(positions):
+            numbers.setdefault(self._caption_keys[position], number)
+        ranked = retrieval.rerank(
+            retrieval.shortlist(image, text, stage.topk),
+            retrieval.shortlist(text, image, stage.topk),
+            lambda shown, caption: stage.score_pairs(image_at[shown], text_at[caption]),
+            stage.combine,
+            caption_numbers=torch.tensor([numbers[self._caption_keys[p]] for p in positions]),
+            pairs_at_once=stage.pairs_at_once,
+        )
+        for listed, relevance in zip(ranked, (captions_of, images_of), strict=True):
+            ranks.append(retrieval.compute_shortlist_ranks(listed, relevance))
+        return ranks
 
 
 def _recalls(suffix: str, i2t: Tensor, t2i: Tensor, protocol: str) -> list[MetricValue]:
-    """Return recall at each k in both directions."""
+    """Return recall at each k in both directions, and the mean of all."""
     directions = (("i2t", "Image to text", i2t), ("t2i", "Text to image", t2i))
-    return [
+    values = [
         mean_value(
             f"{key}_r{k}{suffix}",
             retrieval.hits_at(ranks, k).numpy(),
@@ -459,3 +447,6 @@ def _recalls(suffix: str, i2t: Tensor, t2i: Tensor, protocol: str) -> list[Metri
         for key, words, ranks in directions
         for k in RECALLS
     ]
+    hits = [torch.stack([retrieval.hits_at(r, k) for k in RECALLS]).mean(0) for r in (i2t, t2i)]
+    words = f"Mean of the {2 * len(RECALLS)} recalls: {protocol}"
+    return [*values, mean_of_means(f"r_mean{suffix}", [hit.numpy() for hit in hits], words)]

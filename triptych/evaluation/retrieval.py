@@ -20,7 +20,7 @@ from triptych.core.errors import ConfigError, DataError
 ScoreRows = Callable[[int, int], Tensor]
 """From the first and the one after the last query to their (rows, C) scores."""
 PairScores = Callable[[Tensor, Tensor], Tensor]
-"""From (n,) query numbers and (n,) candidate numbers to (n,) scores of the pairs."""
+"""From (n,) image numbers and (n,) caption numbers to (n,) scores of the pairs."""
 Combine = Literal["itm", "itm+itc"]
 ROWS_AT_ONCE = 512
 
@@ -277,55 +277,58 @@ def shortlist_from_scores(scores: Tensor, topk: int) -> Shortlist:
     return Shortlist(numbers, values, scores.shape[1])
 
 
-def rerank_shortlist(
-    first: Shortlist,
-    itm_score_fn: PairScores,
+def rerank(
+    captions_of: Shortlist,
+    images_of: Shortlist,
+    score_pairs: PairScores,
     combine: Combine = "itm",
     *,
+    caption_numbers: Tensor | None = None,
     pairs_at_once: int = 256,
-) -> Shortlist:
-    """Score the pairs of a shortlist by image-text matching.
+) -> tuple[Shortlist, Shortlist]:
+    """Score the pairs of both directions' shortlists by image-text matching, each pair once.
+
+    A pair that both an image's and a caption's list holds is scored once, and so are captions that
+    are equal. Pairs are asked for image by image, so that what depends on the image alone can be
+    computed once.
 
     Args:
-        first: The candidates of the first stage and their similarities.
-        itm_score_fn: Scores pairs, given query and candidate numbers; higher is a better match.
+        captions_of: The first captions of each of the N images.
+        images_of: The first images of each of the M captions.
+        score_pairs: Scores pairs, given image and caption numbers; higher is a better match.
         combine: "itm" takes the new score alone (ALBEF, mPLUG); "itm+itc" adds the similarity of
             the first stage (BLIP).
-        pairs_at_once: Pairs in one call of `itm_score_fn`.
+        caption_numbers: (M,) int64, for each caption the number of the first one that equals it;
+            None if all differ.
+        pairs_at_once: Pairs in one call of `score_pairs`.
 
     Returns:
-        The same candidates with new scores, in the old order.
+        Both lists with new scores, their candidates in the old order.
 
     Raises:
         ConfigError: `combine` is unknown.
     """
     if combine not in ("itm", "itm+itc"):
         raise ConfigError(f"combine = {combine!r}; choose 'itm' or 'itm+itc'")
-    num_queries, length = first.candidates.shape
-    query = torch.arange(num_queries).repeat_interleave(length)
-    candidate = first.candidates.flatten().cpu()
-    starts = range(0, len(query), pairs_at_once)
-    parts = [slice(start, start + pairs_at_once) for start in starts]
-    matching = torch.cat([itm_score_fn(query[part], candidate[part]).cpu() for part in parts])
-    matching = matching.view(num_queries, length)
-    if combine == "itm+itc":
-        matching = matching + first.scores.cpu()
-    return Shortlist(first.candidates.cpu(), matching, first.num_candidates)
-
-
-def rerank(sim: Tensor, topk: int, itm_score_fn: PairScores, combine: Combine = "itm") -> Shortlist:
-    """Take the first `topk` candidates by similarity and score them by image-text matching.
-
-    Args:
-        sim: (Q, C) similarities of the first stage.
-        topk: How many candidates of each query reach the second stage.
-        itm_score_fn: Scores pairs, given (n,) query and (n,) candidate numbers.
-        combine: "itm" or "itm+itc"; see `rerank_shortlist`.
-
-    Raises:
-        ConfigError: `topk` or `combine` is out of range.
-    """
-    return rerank_shortlist(shortlist_from_scores(sim, topk), itm_score_fn, combine)
+    num_captions = captions_of.num_candidates
+    same = torch.arange(num_captions) if caption_numbers is None else caption_numbers.cpu()
+    captions, images = captions_of.candidates.cpu(), images_of.candidates.cpu()
+    by_image = torch.arange(len(captions))[:, None] * num_captions + same[captions]
+    by_caption = images * num_captions + same[torch.arange(len(images))][:, None]
+    pairs = torch.unique(torch.cat([by_image.flatten(), by_caption.flatten()]))  # in order
+    scores = torch.cat(
+        [
+            score_pairs(part // num_captions, part % num_captions).cpu()
+            for part in pairs.split(pairs_at_once)  # type: ignore[no-untyped-call]
+        ]
+    )
+    found = []
+    for first, asked in ((captions_of, by_image), (images_of, by_caption)):
+        matching = scores[torch.searchsorted(pairs, asked)]
+        if combine == "itm+itc":
+            matching = matching + first.scores.cpu()
+        found.append(Shortlist(first.candidates.cpu(), matching, first.num_candidates))
+    return found[0], found[1]
 
 
 def compute_shortlist_ranks(listed: Shortlist, relevance: Relevance) -> Tensor:
