@@ -196,6 +196,9 @@ def test_recalls_equal_those_of_the_whole_matrix(tmp_path, image_paths, itm_scor
         for suffix, scores in (("", s), ("_itm", shortlisted(s, m, 4))):
             found_at = recalls(scores, r)
             expected |= {f"{way}_r{k}{suffix}": v for k, v in zip((1, 5, 10), found_at)}
+    for suffix in ("", "_itm"):
+        six = [expected[f"{way}_r{k}{suffix}"] for way in ("i2t", "t2i") for k in (1, 5, 10)]
+        expected[f"r_mean{suffix}"] = sum(six) / 6
     assert values_of(found) == pytest.approx(expected)
     assert any(0 < value < 1 for value in expected.values())
     protocols = [result.protocol for result in found if result.name.endswith("_itm")]
@@ -207,7 +210,7 @@ def test_without_candidates_for_itm_its_numbers_are_absent(tmp_path, image_paths
     lines = [{"image": str(path), "caption": text} for path, text in captioned(image_paths)]
     source = manifest(tmp_path / "d.jsonl", lines)
     names = set(values_of(evaluate_model(folder, "retrieval", source, rerank_top_k=0)))
-    assert names == {f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)}
+    assert names == {"r_mean", *(f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10))}
 
 
 def test_answers_and_their_score_equal_those_of_a_plain_loop(tmp_path, image_paths):
@@ -323,7 +326,8 @@ def test_a_limit_takes_the_first_records(tmp_path, folder, lines):
     ]
     same = evaluate_model(folder, "retrieval", manifest(tmp_path / "e.jsonl", lines[:5]))
     assert some == same
-    assert {result.num_items for result in some} == {5}
+    counts = {result.name: result.num_items for result in some}
+    assert counts == {name: 10 if "mean" in name else 5 for name in counts}  # both directions
 
 
 @pytest.mark.parametrize("limit", [0, -1])

@@ -122,7 +122,7 @@ def encode_records(
     local_batch_size: int,
     log: SkipLog,
     device: torch.device,
-    progress: Callable[[int], None] | None,
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[EncodedSet, dict[int, int], dict[int, int]]:
     """Encode distinct images and all texts.
 
