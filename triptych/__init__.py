@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from triptych.models.families import create_model, list_models
     from triptych.serving.engine import load
+    from triptych.tasks.matrix import task_matrix
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "create_model", "list_models", "load"]
+__all__ = ["__version__", "create_model", "list_models", "load", "task_matrix"]
 
 _HOMES = {
     "load": "triptych.serving.engine",
     "create_model": "triptych.models.families",
     "list_models": "triptych.models.families",
+    "task_matrix": "triptych.tasks.matrix",
 }
 
 

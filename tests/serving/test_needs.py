@@ -41,8 +41,8 @@ def test_every_recipe_that_is_named_exists():
         ("vlmo_tiny", "answer", "vlmo.vqa"),
         ("vlmo_tiny", "match", "vlmo.retrieval"),
         ("flava_tiny", "answer", "flava.vqa"),
-        ("flava_tiny", "match", "flava.joint"),
-        ("flava_tiny", "embed", "flava.joint"),
+        ("flava_tiny", "match", "flava.retrieval"),
+        ("flava_tiny", "embed", "flava.retrieval"),
     ],
 )
 def test_the_recipe_is_that_of_the_family(name, asked, recipe):
@@ -52,7 +52,7 @@ def test_the_recipe_is_that_of_the_family(name, asked, recipe):
 
 def test_what_no_recipe_teaches_a_family_is_said():
     with pytest.raises(CapabilityError, match="No recipe teaches it to models of this family"):
-        check_trained("judge", Model("flava_tiny"), ["pretraining"], FOLDER)
+        check_trained("judge", Model("dvae_tiny"), ["pretraining"], FOLDER)
 
 
 def is_refused(asked, trained):
@@ -101,12 +101,13 @@ def test_without_a_decoder_nothing_is_said(asked):
 @pytest.mark.parametrize(
     ("name", "task", "recipe"),
     [
-        ("flava_tiny", "retrieval", "flava.joint"),
-        ("flava_tiny", "zero_shot", "flava.joint"),
+        ("flava_tiny", "retrieval", "flava.retrieval"),
+        ("flava_tiny", "zero_shot", "flava.retrieval"),
         ("flava_tiny", "vqa", "flava.vqa"),
         ("flava_tiny", "snli_ve", "flava.snli_ve"),
         ("flava_tiny", "classification", "classify.pairs"),
-        ("flava_tiny", "nlvr2", None),
+        ("flava_tiny", "nlvr2", "flava.nlvr2"),
+        ("flava_tiny", "hateful_memes", "flava.hateful_memes"),
         ("vlmo_tiny", "retrieval", "vlmo.retrieval"),
         ("vlmo_tiny", "zero_shot", "vlmo.retrieval"),
         ("mplug_tiny", "retrieval", "mplug.retrieval"),

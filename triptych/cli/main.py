@@ -75,6 +75,7 @@ VERBS = {
         "export_model", "RUN_FOLDER --out FOLDER", "make a model folder of a run's checkpoint"
     ),
     "models": Verb("models", "", "list the model sizes that can be trained"),
+    "tasks": Verb("tasks", "", "list which models can do which task, and why not"),
     "completion": Verb("completion", "bash|zsh|fish|tcsh", "print a shell completion script"),
 }
 

@@ -14,10 +14,12 @@ from triptych.recipes import scales
 from triptych.recipes.classification import answer_list
 from triptych.recipes.config import RunConfig
 from triptych.recipes.scales import PAPER_SCALES, check_scale, linear_optim, small_optim
-from triptych.tasks.finetuning.base import FLAVA_HEAD
+from triptych.tasks.finetuning.base import FLAVA_HEAD, HeadConfig
+from triptych.tasks.finetuning.flava_retrieval import FLAVARetrievalConfig
 from triptych.tasks.finetuning.image_text_classification import (
     ImageTextClassificationConfig,
 )
+from triptych.tasks.finetuning.nlvr2 import NLVR2Config
 from triptych.tasks.finetuning.text_classification import TextClassificationConfig
 from triptych.tasks.pretraining.flava import FLAVAPretrainingConfig
 from triptych.tasks.pretraining.flava_stages import FLAVAImageConfig, FLAVATextConfig
@@ -123,6 +125,26 @@ def joint(scale: str) -> RunConfig:
     return replace(run, weights=weights)
 
 
+def retrieval(scale: str) -> RunConfig:
+    """Return retrieval by GC and ITM, from a model of the joint stage.
+
+    base, large: the paper retrieves without fine-tuning; these are VLMo's settings: 3,000 steps of
+    3,072 pairs of COCO at 384 px, learning rate 3e-5, 300 warm-up steps. Each process takes its
+    part of the batch in chunks of 128 pairs.
+    """
+    check_scale(scale)
+    task = FLAVARetrievalConfig()
+    weights = (ObjectiveWeight(name="gc"), ObjectiveWeight(name="itm"))
+    if scale in PAPER_SCALES:
+        run = _finetune("flava.retrieval", scale, replace(task, chunk_size=128), 3000)
+        train = replace(run.train, global_batch_size=3072, micro_batch_size=None)
+        model = replace(run.model, image_size=384)
+        return replace(run, train=train, model=model, weights=weights)
+    steps = {"smoke": 4, "tiny": 1000, "small": 6000}[scale]
+    run = _small_run("flava.retrieval", scale, task, steps, 5e-4)
+    return replace(run, weights=weights)
+
+
 def vqa(scale: str) -> RunConfig:
     """Return visual question answering by a closed list of answers from the training data.
 
@@ -151,6 +173,23 @@ def snli_ve(scale: str) -> RunConfig:
         return _finetune("flava.snli_ve", scale, task, 41_000)
     steps = {"smoke": 4, "tiny": 1000, "small": 6000}[scale]
     return _small_run("flava.snli_ve", scale, task, steps, 7e-4)
+
+
+def nlvr2(scale: str) -> RunConfig:
+    """Return the classification of statements about two images, NLVR2; it is not in the paper.
+
+    base, large: FLAVA's classifier on the class states of both pairs; the optimisation of
+    `flava.vqa` for as long as VLMo trains: 10 epochs of 86,000 statements at a batch of 128 are
+    6,750 steps; 384 px.
+    """
+    check_scale(scale)
+    task = NLVR2Config(swap_probability=0.0, head=FLAVA_HEAD)
+    if scale in PAPER_SCALES:
+        run = _finetune("flava.nlvr2", scale, task, 6750)
+        return replace(run, model=replace(run.model, image_size=384))
+    steps = {"smoke": 4, "tiny": 2000, "small": 6000}[scale]
+    task = NLVR2Config(head=HeadConfig(hidden_ratio=1.0))
+    return _small_run("flava.nlvr2", scale, task, steps, 7e-4)
 
 
 def hateful_memes(scale: str) -> RunConfig:

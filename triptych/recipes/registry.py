@@ -31,6 +31,7 @@ for _build in (
     mplug.grounding,
     mplug.nlvr2,
     mplug.snli_ve,
+    mplug.hateful_memes,
 ):
     RECIPES.register(f"mplug.{_build.__name__}")(_build)
 for _build in (classification.answers, classification.pairs, classification.texts):
@@ -43,6 +44,7 @@ for _build in (
     vlmo.vqa,
     vlmo.nlvr2,
     vlmo.snli_ve,
+    vlmo.hateful_memes,
 ):
     RECIPES.register(f"vlmo.{_build.__name__}")(_build)
 RECIPES.register(dvae.RECIPE)(dvae.dvae)
@@ -51,7 +53,9 @@ for _build in (
     flava.image,
     flava.text,
     flava.joint,
+    flava.retrieval,
     flava.vqa,
+    flava.nlvr2,
     flava.snli_ve,
     flava.hateful_memes,
     flava.glue,

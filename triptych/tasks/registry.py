@@ -17,6 +17,7 @@ from triptych.data.records import Record
 from triptych.models.families import FAMILIES, family_of
 from triptych.tasks.finetuning import (
     captioning,
+    flava_retrieval,
     grounding,
     image_text_classification,
     nlvr2,
@@ -55,6 +56,7 @@ BUILT_IN: tuple[TaskSpec[Any], ...] = (
     scst.SPEC,
     retrieval.SPEC,
     retrieval.VLMO_SPEC,
+    flava_retrieval.SPEC,
     image_text_classification.ANSWERS_SPEC,
     vlmo_stages.VISION_SPEC,
     vlmo_stages.LANGUAGE_SPEC,
@@ -170,11 +172,12 @@ def check_model(task: TaskConfig, model: Any, recipe: str, named: str) -> None:
         ConfigError: The model is of another family, or lacks a capability.
     """
     models = task_spec(task).models
-    if not models.accept(model):
+    reason = models.refusal(model)
+    if reason is not None:
         raise ConfigError(
             f"{recipe} trains {models.words()}, and {named} is of "
             f"{family_of(model.config).title}: name another model there, or take another recipe "
-            "(`triptych train --help` lists them)"
+            f"({reason}; `triptych tasks` lists what trains which model)"
         )
 
 

@@ -29,6 +29,14 @@ ABILITIES = {
 }
 """Capabilities and contracts of models in words."""
 
+LACKS = {
+    "decode": "has no decoder",
+    "itc": "has no embeddings that images and texts share",
+    "itm": "has no matching head",
+    "TwoImageReader": "has no way to join two images",
+}
+"""What a model is without that lacks them."""
+
 CONFIGS: dict[str, type[TaskConfig]] = {}
 """Config classes of the registered tasks by each `kind` that loads them."""
 
@@ -119,10 +127,22 @@ class TrainedModels:
 
     def accept(self, model: Any) -> bool:
         """Return whether the task trains a model."""
-        able = set(self.capabilities) <= set(model.capabilities)
-        able = able and (self.contract is None or isinstance(model, self.contract))
+        return self.refusal(model) is None
+
+    def refusal(self, model: Any) -> str | None:
+        """Return why the task cannot train a model, in words; None where it can."""
+        title = family_of(model.config).title
+        lacking = [name for name in self.capabilities if name not in model.capabilities]
+        if self.contract is not None and not isinstance(model, self.contract):
+            lacking.append(self.contract.__name__)
+        if lacking:
+            first = lacking[0]
+            has_not = LACKS.get(first, f"lacks `{first}`")
+            return f"{title} {has_not}, so it cannot {ABILITIES.get(first, first)}"
         known = [FAMILIES.get(name) for name in self.families]
-        return able and (not known or family_of(model.config) in known)
+        if known and family_of(model.config) not in known:
+            return f"only {self.words()} are trained for it"
+        return None
 
     def words(self) -> str:
         """Return which models these are, such as "mPLUG models"."""

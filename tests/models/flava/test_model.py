@@ -101,6 +101,22 @@ def test_matching_reads_the_class_token_alone(model, batch):
     assert isinstance(model, PairMatcher)
 
 
+@pytest.mark.parametrize("padding", ["masked", "attended"])
+@torch.no_grad()
+def test_two_images_are_two_pairs_side_by_side(batch, padding):
+    torch.manual_seed(0)
+    model = FLAVA(small_config(pad_attention=padding, padded_text_len=12)).eval()
+    ids, mask, pairs = batch["token_ids"], batch["text_mask"], batch["image"].unflatten(0, (3, 2))
+    found = model.two_image_state(pairs, ids[:3], mask[:3], model.prepare_two_images(None))
+    assert found.shape == (3, model.two_image_dim)
+    for row, (images, words, known) in zip(found, zip(pairs, ids, mask), strict=False):
+        text = model.encode_text(words[None], known[None])
+        sides = [model.fuse(model.encode_image(image[None]), text).pooled for image in images]
+        torch.testing.assert_close(row[None], torch.cat(sides, dim=1), **CLOSE)
+    with pytest.raises(ConfigError, match="FLAVA has one way to read two images"):
+        model.prepare_two_images("mean")
+
+
 @torch.no_grad()
 def test_hidden_patches_may_be_a_grid(model, batch):
     hidden = batch["hidden_patches"]

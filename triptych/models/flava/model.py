@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -230,6 +231,46 @@ class FLAVA(nn.Module):
         self, image: ImageFeatures, text: TextFeatures, *, image_index: Tensor | None = None
     ) -> Tensor:
         """Return `match_logits(fuse(...))`; the last block computes the class token alone."""
+        return self.itm_head(self._pair_class(image, text, image_index))  # type: ignore[no-any-return]
+
+    @property
+    def two_image_dim(self) -> int:
+        """Width of `two_image_state`: two class states."""
+        return 2 * self.feature_dims.fused
+
+    def prepare_two_images(self, merge: Literal["mean", "linear"] | None) -> None:
+        """Return None: FLAVA reads two images with its own layers.
+
+        Raises:
+            ConfigError: `merge` is given: the two states stand side by side.
+        """
+        check(merge is None, "merge", merge, "be absent: FLAVA has one way to read two images")
+
+    def two_image_state(
+        self, image: Tensor, token_ids: Tensor, text_mask: Tensor, pairs: nn.Module | None
+    ) -> Tensor:
+        """Return the class states of (first image, text) and (second image, text): (B, 2·D).
+
+        The paper has no such task; this is how VLMo reads two images. The text is encoded once.
+
+        Args:
+            image: (B, 2, 3, image_size, image_size) float.
+            token_ids: (B, L) int64.
+            text_mask: (B, L) bool, True = real token.
+            pairs: None: FLAVA needs nothing besides its own layers.
+        """
+        del pairs
+        images = self.encode_image(image.flatten(0, 1))  # first, second, first, second ...
+        text = self.encode_text(token_ids, text_mask)
+        both = TextFeatures(
+            text.tokens.repeat_interleave(2, dim=0), text.mask.repeat_interleave(2, dim=0)
+        )
+        return self._pair_class(images, both, None).view(len(image), self.two_image_dim)
+
+    def _pair_class(
+        self, image: ImageFeatures, text: TextFeatures, image_index: Tensor | None
+    ) -> Tensor:
+        """Return the class states (M, D) of pairs; the last block computes no other state."""
         states = self.fusion(
             image.tokens,
             text.tokens,
@@ -237,7 +278,7 @@ class FLAVA(nn.Module):
             image_index=image_index,
             positions=first_token(text.tokens),
         )
-        return self.itm_head(self.fusion.final_norm(states[:, 0]))  # type: ignore[no-any-return]
+        return self.fusion.final_norm(states[:, 0])  # type: ignore[no-any-return]
 
     def word_logits(self, states: Tensor) -> Tensor:
         """Score every token at fused text states (..., D): (..., V) logits of MMM."""

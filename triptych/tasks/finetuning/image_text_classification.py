@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from triptych.core.config import check
+from triptych.core.errors import DataError
 from triptych.core.outputs import Predictions
 from triptych.data.collate.classification import (
     AnswerClassCollator,
@@ -275,6 +276,27 @@ def _pair_metrics(
     return class_metrics(config.labels, records)
 
 
+def _meme_metrics(
+    config: ImageTextClassificationConfig,
+    records: Sequence[Record],
+    all_records: Sequence[Record],
+) -> list[Metric]:
+    """Return AUROC and accuracy, the two numbers of the Hateful Memes challenge.
+
+    Raises:
+        DataError: The model knows other than two classes, or the data shows one alone.
+    """
+    del all_records
+    truth = {i: str(record.label) for i, record in enumerate(records)}
+    if len(config.labels) != 2 or len(set(truth.values())) != 2:
+        raise DataError(
+            f"hateful_memes is AUROC of two classes: the model knows {', '.join(config.labels)}, "
+            f"and the data shows {', '.join(sorted(set(truth.values())))}; other labels are scored "
+            "by --task classification"
+        )
+    return [AUROCMetric(truth, positive=config.labels[1]), ClassificationMetric(truth)]
+
+
 def _complete_pairs(
     config: ImageTextClassificationConfig, records: Sequence[Record]
 ) -> ImageTextClassificationConfig:
@@ -300,6 +322,12 @@ _ENTAILMENT = ("entail", "snli_ve")
 _LABELS = ("label", "classification")
 
 
+_MEMES = ("hateful_memes",)
+
+
+_MEME = ("image", "text", "label")
+
+
 PAIRS_SPEC = TaskSpec(
     config=ImageTextClassificationConfig,
     trained_for="image_text_classification",
@@ -310,19 +338,16 @@ PAIRS_SPEC = TaskSpec(
         TaskRecipe("mplug.snli_ve", "mplug", teaches=_ENTAILMENT, default=True),
         TaskRecipe("vlmo.snli_ve", "vlmo", teaches=_ENTAILMENT),
         TaskRecipe("flava.snli_ve", "flava", teaches=_ENTAILMENT),
-        TaskRecipe(
-            "flava.hateful_memes",
-            "flava",
-            needs=("image", "text", "label"),
-            teaches=(),
-            default=True,
-        ),
+        TaskRecipe("flava.hateful_memes", "flava", needs=_MEME, teaches=_MEMES, default=True),
+        TaskRecipe("mplug.hateful_memes", "mplug", needs=_MEME, teaches=_MEMES),
+        TaskRecipe("vlmo.hateful_memes", "vlmo", needs=_MEME, teaches=_MEMES),
         TaskRecipe("classify.pairs", needs=("image", "text|hypothesis", "label"), teaches=_LABELS),
     ),
     serves=("entail", "label"),
     evaluations=(
         Evaluation("snli_ve", "label", _entailment_metrics),
         Evaluation("classification", "label", _pair_metrics),
+        Evaluation("hateful_memes", "label", _meme_metrics),
     ),
     has_classifier=True,
     complete=_complete_pairs,

@@ -43,8 +43,8 @@ class NLVR2Config(TaskConfig):
     Attributes:
         merge: How mPLUG merges what the text reads from the two images: "mean", or "linear", a
             layer initialised as the mean; None is "mean". The paper says "merged"; BLIP has the
-            mean in its lower six layers and a linear layer in the upper six. Must be None for VLMo,
-            which classifies the concatenated states of both pairs.
+            mean in its lower six layers and a linear layer in the upper six. Must be None for VLMo
+            and FLAVA, which classify the concatenated states of both pairs.
         max_text_tokens: Longest statement, including [CLS] and [SEP].
         swap_probability: Share of training samples whose images are swapped, and the words left and
             right with them (mPLUG's released dataset code: half; VLMo's: none).
@@ -88,8 +88,8 @@ class NLVR2(ModelTask[VisionLanguageModel]):
     """Cross-entropy on true or false.
 
     Args:
-        model: Must be able to read two images: an mPLUG whose fusion network allows it, or a VLMo,
-            which gets a type row for the second image if it has none.
+        model: Must be able to read two images: an mPLUG whose fusion network allows it, a FLAVA, or
+            a VLMo, which gets a type row for the second image if it has none.
         config: Merge and classifier.
 
     Raises:
@@ -103,7 +103,7 @@ class NLVR2(ModelTask[VisionLanguageModel]):
         if not isinstance(model, TwoImageReader):
             raise CapabilityError(
                 f"{type(model).__name__} cannot read two images, which statements about pairs "
-                "need: take an mPLUG or a VLMo"
+                "need: take an mPLUG, a VLMo or a FLAVA"
             )
         pairs = model.prepare_two_images(config.merge)
         head: nn.Module = config.head.build(model.two_image_dim, len(TRUTH))
@@ -161,6 +161,7 @@ SPEC = TaskSpec(
     recipes=(
         TaskRecipe("mplug.nlvr2", "mplug", default=True),
         TaskRecipe("vlmo.nlvr2", "vlmo"),
+        TaskRecipe("flava.nlvr2", "flava"),
     ),
     serves=("judge",),
     evaluations=(Evaluation("nlvr2", "label", _truth_metrics, num_images=2),),

@@ -225,7 +225,8 @@ def _padded(states: Tensor, width: int) -> Tensor:
     return F.pad(states, (0, 0, 0, width - states.shape[1]))
 
 
-def _retrieval_collator(config: object, inputs: CollatorInputs) -> RetrievalCollator:
+def retrieval_collator(config: object, inputs: CollatorInputs) -> RetrievalCollator:
+    """Build the collator of pairs with the keys of their images and captions."""
     del config
     captions = inputs.captions
     return RetrievalCollator(
@@ -243,7 +244,7 @@ SPEC = TaskSpec(
     config=RetrievalConfig,
     trained_for="retrieval",
     build=lambda config, model, *_: Retrieval(model, config),
-    collator=_retrieval_collator,
+    collator=retrieval_collator,
     needs=("image", "caption"),
     models=TrainedModels(families=("mplug",)),
     recipes=(TaskRecipe("mplug.retrieval", "mplug"),),
@@ -257,7 +258,7 @@ VLMO_SPEC = TaskSpec(
     config=VLMoRetrievalConfig,
     trained_for="retrieval",
     build=lambda config, model, *_: Retrieval(model, config),
-    collator=_retrieval_collator,
+    collator=retrieval_collator,
     needs=("image", "caption"),
     models=TrainedModels(families=("vlmo",)),
     recipes=(TaskRecipe("vlmo.retrieval", "vlmo"),),

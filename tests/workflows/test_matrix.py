@@ -1,0 +1,154 @@
+"""Every possible cell of model and task: trained for two steps, scored, saved, loaded, asked.
+
+Recipes and scores come from `task_matrix`, so that a new task is here as soon as it is registered.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from triptych.checkpoint.model_folder import save_model_folder
+from triptych.core.config import to_dict
+from triptych.data.source import DataSourceConfig
+from triptych.models.families import create_model
+from triptych.recipes.registry import build_recipe
+from triptych.tasks.matrix import possible_cells
+from triptych.tasks.registry import needs_of
+from triptych.text import Tokenizer
+from triptych.workflows.evaluate import evaluate_model
+from triptych.workflows.run import train_run
+
+from .small_runs import small_run
+
+NUM_RECORDS, SIZE = 8, 32
+WORDS = ["a red star", "a blue circle", "is it true ?", "what is red", "yes no green"]
+
+CELLS = possible_cells()
+TRAINED = sorted({(cell.family, recipe) for cell in CELLS for recipe in cell.recipes})
+ZERO_SHOT = sorted({(c.family, c.evaluation, c.scored_on) for c in CELLS if c.zero_shot})
+
+VALUES: dict[str, Callable[[int], Any]] = {
+    "image": lambda i: f"{i}.png",
+    "images": lambda i: [f"{i}.png", f"{(i + 1) % NUM_RECORDS}.png"],
+    "caption": lambda i: f"{WORDS[i % 2]} {i}",
+    "text": lambda i: f"{WORDS[i % 2]} {i}",
+    "question": lambda i: WORDS[3],
+    "answers": lambda i: [("star", "circle")[i % 2]] * 10,
+    "phrase": lambda i: WORDS[i % 2],
+    "box": lambda i: [i, i, 20, 12],
+    "statement": lambda i: WORDS[i % 2],
+    "hypothesis": lambda i: WORDS[i % 2],
+}
+"""What the i-th record has in a field that a task needs."""
+
+
+def label(needs, i):
+    """Return the label of the i-th record: a truth, a relation, or the name of a class."""
+    if "statement" in needs:
+        return i % 2 == 0
+    return ("entailment", "neutral", "contradiction")[i % 3 if "hypothesis" in needs else i % 2]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """Return a function that writes a manifest of records with the fields that are needed."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for i in range(NUM_RECORDS):
+        pixels = rng.integers(0, 256, (SIZE, SIZE + 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(root / f"{i}.png")
+
+    def write(needs):
+        fields = [need.split("|")[0] for need in needs]
+        unknown = set(fields) - {"label", *VALUES}
+        assert not unknown, f"VALUES must tell what a record has in {unknown}"
+        path = root / f"{'_'.join(fields)}.jsonl"
+        lines = [
+            {name: label(fields, i) if name == "label" else VALUES[name](i) for name in fields}
+            for i in range(NUM_RECORDS)
+        ]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return DataSourceConfig(path=str(path))
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def starts(tmp_path_factory):
+    """Model folders of each family as pre-training leaves them, with random weights."""
+    tokenizer = Tokenizer.train(WORDS, vocab_size=200, num_unused=64)
+    found = {}
+    for family in sorted({cell.family for cell in CELLS}):
+        torch.manual_seed(1)
+        model = create_model(f"{family}_tiny", image_size=SIZE, vocab_size=tokenizer.vocab_size)
+        found[family] = save_model_folder(
+            tmp_path_factory.mktemp("starts") / family,
+            config={
+                "model": to_dict(model.config, tagged=True),
+                "trained_for": ["pretraining"],
+                "text": {"max_text_tokens": 20},
+            },
+            state_dict=model.state_dict(),
+            tokenizer_json=tokenizer.to_json(),
+            preprocess=to_dict(replace(build_recipe("dvae", "smoke").image, image_size=SIZE)),
+            card="# Tiny\n",
+        )
+    return found
+
+
+def scores(folder, evaluation, data):
+    """Return the scores of a folder, and what it predicted of each record."""
+    kept: dict[int, Any] = {}
+
+    def keep(predictions):
+        for row, index in enumerate(predictions.index):
+            kept[index] = (
+                None if predictions.texts is None else predictions.texts[row],
+                None if predictions.boxes_xyxy is None else predictions.boxes_xyxy[row].tolist(),
+            )
+
+    values = evaluate_model(folder, evaluation, data, rerank_top_k=2, local_batch_size=4, keep=keep)
+    assert values
+    for value in values:
+        assert math.isfinite(value.value), value
+        assert value.num_items > 0
+    return [(v.name, v.value) for v in values], kept
+
+
+@pytest.mark.parametrize(("family", "recipe"), TRAINED, ids=lambda value: value)
+def test_a_recipe_trains_and_each_of_its_cells_is_scored(family, recipe, starts, source, tmp_path):
+    needs = needs_of(build_recipe(recipe, "smoke").task, recipe)
+    run = small_run(recipe, source(needs), max_steps=2, global_batch_size=4, log_every_steps=1)
+    if "text" in needs[1]:
+        run = replace(run, task=replace(run.task, **text_field(run.task)))
+    run = replace(run, model=replace(run.model, init_from=str(starts[family])))
+    train_run(run, tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert math.isfinite(json.loads(lines[-1])["loss/total"])
+    mine = [cell for cell in CELLS if cell.family == family and recipe in cell.recipes]
+    assert mine
+    for cell in mine:
+        data = source(cell.scored_on if recipe == cell.recipes[0] else needs)
+        found = scores(tmp_path / "run" / "model", cell.evaluation, data)
+        assert found == scores(tmp_path / "run" / "model", cell.evaluation, data)
+
+
+def text_field(task):
+    """Return the setting that a classifier of pairs needs to read the field `text`."""
+    return {"text_field": "text"} if hasattr(task, "text_field") else {}
+
+
+@pytest.mark.parametrize(("family", "evaluation", "needs"), ZERO_SHOT, ids=lambda v: str(v)[:12])
+def test_a_pre_trained_model_is_scored_without_fine_tuning(
+    family, evaluation, needs, starts, source
+):
+    assert scores(starts[family], evaluation, source(needs)) == scores(
+        starts[family], evaluation, source(needs)
+    )
