@@ -63,7 +63,9 @@ NUMBERS = [
     ("glue", "task.head.activation", "relu", "relu", "tmm: MLP 768-768-C"),
     ("glue", "task.head.dropout", 0.5, 0.5, "tmm: MLP 768-768-C"),
 ]
-NAMES = ("image", "text", "joint", "vqa", "snli_ve", "hateful_memes", "glue")
+NAMES = (
+    "image", "text", "joint", "retrieval", "vqa", "nlvr2", "snli_ve", "hateful_memes", "glue",
+)  # fmt: skip
 
 
 def test_base_and_large_have_the_published_numbers():

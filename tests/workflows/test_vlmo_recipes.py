@@ -66,7 +66,7 @@ NUMBERS = [
     ("nlvr2", "model.image_size", 384, 384, "code: image384"),
     ("nlvr2", "model.drop_path", 0.1, 0.15, "code"),
 ]
-NAMES = sorted({row[0] for row in NUMBERS} | {"snli_ve"})
+NAMES = sorted({row[0] for row in NUMBERS} | {"snli_ve", "hateful_memes"})
 
 
 def test_base_and_large_have_the_released_numbers():
