@@ -61,6 +61,7 @@ class SourceOptions:
         image_root: Folder that relative image paths start from; if absent, the manifest's own.
         split: The part to read if a file has several.
         annotations: VQAv2's annotations or RefCOCO's instances, if not next to the file.
+        class_names: A file of lines `<label> <name>`, or JSON: what the classes are called.
         index: Whether records are kept in columns on disk, in the cache folder: auto, which does
             so for large data, always, or never.
     """
@@ -69,6 +70,7 @@ class SourceOptions:
     image_root: str | None = None
     split: str | None = None
     annotations: str | None = None
+    class_names: str | None = None
     index: Literal["auto", "always", "never"] = "auto"
 
     def source(self, path: str) -> DataSourceConfig:
@@ -79,6 +81,7 @@ class SourceOptions:
             image_root=self.image_root,
             split=self.split,
             annotations=self.annotations,
+            class_names=self.class_names,
             index=self.index,
         )
 
@@ -89,6 +92,7 @@ class SourceOptions:
             "image-root": self.image_root,
             "split": self.split,
             "annotations": self.annotations,
+            "class-names": self.class_names,
             "index": None if self.index == "auto" else self.index,
         }
         return "".join(f" --{name} {shlex.quote(v)}" for name, v in values.items() if v is not None)

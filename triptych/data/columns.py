@@ -63,6 +63,8 @@ def _split_record(record: Record) -> tuple[Any, ...]:
         rest["images"] = [_plain(source) for source in record.images]
     if record.codes is not None:
         rest["codes"] = _plain(record.codes)
+    if image is not None and image.raw is not None:
+        rest["raw"] = image.raw
     own_name = None if image is None else str(image)
     return (
         record.record_id,
@@ -79,7 +81,6 @@ def _split_record(record: Record) -> tuple[Any, ...]:
 
 def _join_record(values: tuple[Any, ...]) -> Record:
     record_id, path, offset, size, member, image_id, caption, text, rest = values
-    image = None if path is None else ImageSource(path, offset, size, member)
     fields: dict[str, Any] = {}
     if rest is not None:
         fields = json.loads(rest)
@@ -89,6 +90,8 @@ def _join_record(values: tuple[Any, ...]) -> Record:
             fields["images"] = tuple(ImageSource(*source) for source in fields["images"])
         if "codes" in fields:
             fields["codes"] = ImageSource(*fields["codes"])
+    raw = fields.pop("raw", None)
+    image = None if path is None else ImageSource(path, offset, size, member, raw)
     return Record(
         record_id=record_id,
         image=image,
@@ -100,7 +103,8 @@ def _join_record(values: tuple[Any, ...]) -> Record:
 
 
 def _plain(source: ImageSource) -> list[Any]:
-    return [source.path, source.offset, source.size, source.member]
+    plain = [source.path, source.offset, source.size, source.member]
+    return plain if source.raw is None else [*plain, source.raw]
 
 
 def _split_skipped(entry: Skipped) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ from itertools import accumulate, chain
 from typing import overload
 
 from triptych.core.errors import DataError
+from triptych.data.pixels import encode_pixels
 from triptych.data.skips import ImageProblem, SkipKind
 from triptych.data.storage import read_slice, read_whole
 from triptych.data.tables import read_cell
@@ -17,7 +18,7 @@ from triptych.data.tables import read_cell
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """Where the encoded bytes of one image lie: a file, a slice of a tar shard, or a table's cell.
+    """Where the bytes of one image lie: a file, a slice of a tar shard, or a table's cell.
 
     Attributes:
         path: The image file, the `.tar` shard or the `.parquet` table, or the URL of one.
@@ -26,15 +27,17 @@ class ImageSource:
             image ends with the file.
         member: Name in the shard, for messages; in a table `column@row group[row]`; None for a
             file.
+        raw: How the pixels of the slice lie, if they are not encoded: see `pixels.pixel_layout`.
     """
 
     path: str
     offset: int | None = None
     size: int | None = None
     member: str | None = None
+    raw: str | None = None
 
     def read(self) -> bytes:
-        """Return the encoded bytes.
+        """Return the encoded bytes; of pixels that are not encoded, a PNG.
 
         Raises:
             ImageProblem: The file is missing, cannot be read, or ends before the slice does.
@@ -58,7 +61,7 @@ class ImageSource:
         if len(data) < self.size:
             message = f"{self}: the shard ends after {len(data)} of {self.size} bytes"
             raise ImageProblem(SkipKind.TRUNCATED, message)
-        return data
+        return data if self.raw is None else encode_pixels(data, self.raw, str(self))
 
     @property
     def shard(self) -> str:

@@ -30,6 +30,9 @@ class DataSourceConfig:
             column); None reads all parts.
         annotations: A second file that some formats have: VQAv2's annotations, RefCOCO's instances.
             None looks for it next to the first, under its official name.
+        class_names: A file with the names of the classes that labels stand for: a line
+            `<label> <name>` for each, or JSON (ImageNet's `imagenet_class_index.json`). None takes
+            the labels as they are; ImageNet's names are also found beside its folders.
         kind: Kind of its batches, for tasks that take several: "pair", "image" or "text" in
             pre-training. None infers it from the first record.
         ratio: How often a step draws it, relative to the sum of all ratios. If all are None, the
@@ -46,6 +49,7 @@ class DataSourceConfig:
     image_root: str | None = None
     split: str | None = None
     annotations: str | None = None
+    class_names: str | None = None
     kind: str | None = None
     ratio: float | None = None
     name: str | None = None

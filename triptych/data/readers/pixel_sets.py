@@ -1,0 +1,457 @@
+"""Image classification sets that store pixels: CIFAR, MNIST, STL-10, SVHN, FER2013, PatchCamelyon.
+
+Each folder is read as it is published. What is compressed is unpacked into the cache folder once.
+The order of bytes in a file comes from the page that publishes it, named at each reader.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from triptych.core.errors import ConfigError, DataError, nearest
+from triptych.data.lines import cannot_read
+from triptych.data.matlab import load_mat
+from triptych.data.pixels import pixel_layout, unpacked
+from triptych.data.readers.set_names import CIFAR10, FACES, STL10, TISSUE
+from triptych.data.records import ImageSource, Record
+from triptych.data.skips import SkipKind, Skipped
+from triptych.data.source import DataSourceConfig, Parts
+
+AGAIN = "Download it again"
+Entries = Iterator[Record | Skipped | Parts]
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Images of one file, one behind the other.
+
+    Attributes:
+        path: The file that holds the pixels.
+        name: What a record's id begins with, and messages call it.
+        start: Byte of the first image's first pixel.
+        stride: Bytes from one image to the next.
+        shape: Order, channels, height and width, as `pixels.pixel_layout` takes them.
+        labels: The class of each image, as a number; None where there are none.
+    """
+
+    path: Path
+    name: str
+    start: int
+    stride: int
+    shape: tuple[str, int, int, int]
+    labels: Sequence[int] | None
+    count: int
+
+    def records(self, names: Sequence[str]) -> Iterator[Record | Skipped]:
+        """Yield a record for each image; an image whose label has no name is skipped."""
+        order, channels, height, width = self.shape
+        layout = pixel_layout(order, channels, height, width)
+        for number in range(self.count):
+            own_id = f"{self.name}[{number}]"
+            label = None if self.labels is None else int(self.labels[number])
+            if label is not None and not 0 <= label < len(names):
+                message = f"label {label} is not from 0 to {len(names) - 1}"
+                yield Skipped(SkipKind.BAD_LABEL, own_id, message)
+                continue
+            image = ImageSource(
+                str(self.path),
+                self.start + number * self.stride,
+                channels * height * width,
+                own_id,
+                layout,
+            )
+            yield Record(
+                record_id=own_id,
+                image=image,
+                image_id=own_id,
+                label=None if label is None else names[label],
+            )
+
+
+def read_parts(
+    source: DataSourceConfig,
+    parts: Sequence[str],
+    read: Callable[[str], Iterator[Record | Skipped]],
+) -> Entries:
+    """Yield the records of the part that is asked for, or of all parts, one after the other.
+
+    Raises:
+        DataError: There is no such part, or what `read` raises.
+    """
+    if source.split is not None and source.split not in parts:
+        raise DataError(
+            f"{source.path}: there is no split {source.split!r}{nearest(source.split, parts)} "
+            f"(it has: {', '.join(parts)})"
+        )
+    for part in parts if source.split is None else (source.split,):
+        yield from read(part)
+    yield Parts(tuple(parts) if source.split is None else ())
+
+
+def needed(root: Path, *names: str) -> Path:
+    """Return the first of some files that exists.
+
+    Raises:
+        DataError: None does; the message names them and what the folder holds.
+    """
+    for name in names:
+        if (root / name).exists():
+            return root / name
+    held = sorted(path.name for path in root.iterdir())[:8] if root.is_dir() else []
+    raise DataError(
+        f"{root / names[0]}: there is no such file"
+        f"{''.join(f', and no {name}' for name in names[1:])}; {root} holds: "
+        f"{', '.join(held) or 'nothing'}"
+    )
+
+
+def _rows(path: Path, size: int) -> int:
+    """Return how many rows of `size` bytes a file has.
+
+    Raises:
+        DataError: It is empty, or its size is no multiple of a row's.
+    """
+    num_bytes = path.stat().st_size
+    if num_bytes == 0 or num_bytes % size:
+        raise DataError(
+            f"{path}: has {num_bytes:,} bytes, which are no rows of {size:,}: it is cut short or "
+            f"another file. {AGAIN}"
+        )
+    return num_bytes // size
+
+
+def _column(path: Path, stride: int, offset: int) -> NDArray[np.uint8]:
+    """Return one byte of each row of a file, without the rest in memory."""
+    return np.array(np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, stride)[:, offset])
+
+
+def _names(path: Path, count: int) -> tuple[str, ...]:
+    """Return the class names of a file, one a line."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+    names = tuple(line.strip().replace("_", " ") for line in lines if line.strip())
+    if len(names) != count:
+        raise DataError(f"{path}: has {len(names)} class names, {count} are needed. {AGAIN}")
+    return names
+
+
+def read_cifar(source: DataSourceConfig) -> Entries:
+    """Read CIFAR-10 or CIFAR-100, the binary version (Krizhevsky, cs.toronto.edu/~kriz/cifar.html).
+
+    A row is a label, or in CIFAR-100 a coarse and a fine one, and 3,072 bytes: 32 x 32 red, then
+    green, then blue. CIFAR-100's labels are the fine ones.
+
+    Raises:
+        DataError: The part does not exist, or a file is missing or cut short.
+    """
+    root = Path(source.path)
+    is_10 = (root / "batches.meta.txt").exists() or (root / "data_batch_1.bin").exists()
+    if is_10:
+        files = {
+            "train": [f"data_batch_{number}.bin" for number in range(1, 6)],
+            "test": ["test_batch.bin"],
+        }
+        names = CIFAR10
+    else:
+        files = {"train": ["train.bin"], "test": ["test.bin"]}
+        names = _names(needed(root, "fine_label_names.txt"), 100)
+    num_labels = 1 if is_10 else 2
+    stride = num_labels + 3072
+
+    def read(part: str) -> Iterator[Record | Skipped]:
+        for path in [needed(root, name) for name in files[part]]:
+            count = _rows(path, stride)
+            labels = _column(path, stride, num_labels - 1)
+            shape = ("planes", 3, 32, 32)
+            block = Block(path, path.stem, num_labels, stride, shape, labels.tolist(), count)
+            yield from block.records(names)
+
+    return read_parts(source, ("train", "test"), read)
+
+
+def is_cifar(path: str) -> bool:
+    """Return whether a folder is CIFAR's binary version."""
+    return any((Path(path) / name).is_file() for name in ("data_batch_1.bin", "train.bin"))
+
+
+IDX_IMAGES, IDX_LABELS = 0x00000803, 0x00000801  # unsigned bytes in three dimensions, in one
+MNIST_PARTS = {"train": "train", "test": "t10k"}
+
+
+def read_mnist(source: DataSourceConfig) -> Entries:
+    """Read MNIST's idx files, compressed or not (LeCun, yann.lecun.com/exdb/mnist).
+
+    Labels are the digits as they are written, "0" to "9".
+
+    Raises:
+        DataError: The part does not exist, or a file is missing, cut short or of another kind.
+    """
+    root = Path(source.path)
+
+    def read(part: str) -> Iterator[Record | Skipped]:
+        images = _unzipped(needed(root, *_idx_names(MNIST_PARTS[part], "images", 3)))
+        labels = _unzipped(needed(root, *_idx_names(MNIST_PARTS[part], "labels", 1)))
+        count, height, width = _idx_header(images, IDX_IMAGES, 3)
+        (num_labels,) = _idx_header(labels, IDX_LABELS, 1)
+        if num_labels != count:
+            raise DataError(f"{images}: has {count:,} images, and {labels} {num_labels:,} labels")
+        numbers = np.fromfile(labels, dtype=np.uint8, offset=8).tolist()
+        shape = ("pixels", 1, height, width)
+        block = Block(images, part, 16, height * width, shape, numbers, count)
+        yield from block.records([str(digit) for digit in range(10)])
+
+    return read_parts(source, ("train", "test"), read)
+
+
+def is_mnist(path: str) -> bool:
+    """Return whether a folder has MNIST's images."""
+    names = (name for part in MNIST_PARTS.values() for name in _idx_names(part, "images", 3))
+    return any((Path(path) / name).is_file() for name in names)
+
+
+def _idx_names(part: str, what: str, dimensions: int) -> list[str]:
+    plain = [f"{part}-{what}{sign}idx{dimensions}-ubyte" for sign in "-."]
+    return [*plain, *(f"{name}.gz" for name in plain)]
+
+
+def _idx_header(path: Path, magic: int, dimensions: int) -> tuple[int, ...]:
+    """Return the sizes that an idx file states, once they fit its length."""
+    with path.open("rb") as file:
+        header = file.read(4 + 4 * dimensions)
+    found = int.from_bytes(header[:4], "big")
+    if found != magic or len(header) < 4 + 4 * dimensions:
+        raise DataError(
+            f"{path}: is no idx file of bytes in {dimensions} dimensions: it begins with "
+            f"{found:#010x}, not {magic:#010x}. {AGAIN}"
+        )
+    sizes = struct.unpack(f">{dimensions}I", header[4:])
+    expected = len(header) + int(np.prod(sizes, dtype=np.int64))
+    num_bytes = path.stat().st_size
+    if num_bytes != expected:
+        raise DataError(
+            f"{path}: states {' x '.join(map(str, sizes))} values and so {expected:,} bytes, and "
+            f"has {num_bytes:,}. {AGAIN}"
+        )
+    return sizes
+
+
+def _unzipped(path: Path) -> Path:
+    """Return a file itself, or what it holds as a file where it is a `.gz`."""
+    if path.suffix != ".gz":
+        return path
+
+    def read() -> Iterator[bytes]:
+        try:
+            with gzip.open(path, "rb") as file:
+                while piece := file.read(2**22):
+                    yield piece
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise DataError(f"{path}: is no whole gzip file: {error}. {AGAIN}") from error
+
+    return unpacked(path, "gz", read)
+
+
+STL_PARTS = ("train", "test", "unlabeled")
+
+
+def read_stl10(source: DataSourceConfig) -> Entries:
+    """Read STL-10's binary files (Coates, cs.stanford.edu/~acoates/stl10).
+
+    96 x 96 pixels, channel by channel, and column by column in each; labels from 1.
+
+    Raises:
+        DataError: The part does not exist, or a file is missing or cut short.
+    """
+    root = Path(source.path)
+    present = [part for part in STL_PARTS if (root / f"{part}_X.bin").exists()]
+
+    def read(part: str) -> Iterator[Record | Skipped]:
+        images = needed(root, f"{part}_X.bin")
+        count = _rows(images, 3 * 96 * 96)
+        labels = None
+        if part != "unlabeled":
+            path = needed(root, f"{part}_y.bin")
+            numbers = np.fromfile(path, dtype=np.uint8)
+            if len(numbers) != count:
+                raise DataError(f"{path}: has {len(numbers):,} labels, and {images} {count:,} images")
+            labels = (numbers.astype(int) - 1).tolist()
+        shape = ("columns", 3, 96, 96)
+        block = Block(images, part, 0, 3 * 96 * 96, shape, labels, count)
+        yield from block.records(STL10)
+
+    return read_parts(source, present if present and not source.split else STL_PARTS, read)
+
+
+SVHN_PARTS = ("train", "test", "extra")
+
+
+def read_svhn(source: DataSourceConfig) -> Entries:
+    """Read SVHN's cropped digits, `train_32x32.mat` (Netzer, ufldl.stanford.edu/housenumbers).
+
+    X is (32, 32, 3, N), y (N, 1) with 10 for the digit 0. The file is compressed as a whole:
+    reading it takes its unpacked size in memory once (train 225 MB, extra 1.6 GB).
+
+    Raises:
+        DataError: The part does not exist, or a file is missing, broken or of another shape.
+    """
+    root = Path(source.path)
+    present = [part for part in SVHN_PARTS if (root / f"{part}_32x32.mat").exists()]
+
+    def read(part: str) -> Iterator[Record | Skipped]:
+        path = needed(root, f"{part}_32x32.mat")
+        content = load_mat(path)
+        x, y = content.get("X"), content.get("y")
+        fits = isinstance(x, np.ndarray) and isinstance(y, np.ndarray)
+        if not fits or x.dtype != np.uint8 or x.ndim != 4 or x.shape[2] != 3:
+            found = ", ".join(f"{k} {getattr(v, 'shape', '')}" for k, v in content.items())
+            raise DataError(f"{path}: expected X (32, 32, 3, N) of bytes and y (N, 1), found {found}")
+        height, width, _, count = x.shape
+        if y.size != count:
+            raise DataError(f"{path}: has {count:,} images and {y.size:,} labels. {AGAIN}")
+        labels = [0 if label == 10 else int(label) for label in y.ravel().tolist()]
+        target = unpacked(path, "X", lambda: iter([x.tobytes(order="F")]))
+        shape = ("columns", 3, height, width)
+        block = Block(target, part, 0, 3 * height * width, shape, labels, count)
+        yield from block.records([str(digit) for digit in range(10)])
+
+    return read_parts(source, present if present and not source.split else SVHN_PARTS, read)
+
+
+PCAM_PARTS = ("train", "valid", "test")
+
+
+def read_pcam(source: DataSourceConfig) -> Entries:
+    """Read PatchCamelyon's HDF5 files (Veeling, github.com/basveeling/pcam), `.h5` or `.h5.gz`.
+
+    Raises:
+        ConfigError: The package h5py is not installed.
+        DataError: The part does not exist, or a file is missing, broken or of another shape.
+    """
+    root = Path(source.path)
+    stem = "camelyonpatch_level_2_split_"
+    present = [part for part in PCAM_PARTS if list(root.glob(f"{stem}{part}_x.h5*"))]
+
+    def read(part: str) -> Iterator[Record | Skipped]:
+        pair = [
+            _unzipped(needed(root, f"{stem}{part}_{which}.h5", f"{stem}{part}_{which}.h5.gz"))
+            for which in "xy"
+        ]
+        target, (count, height, width) = _unpacked_hdf5(pair[0])
+        labels = _hdf5_labels(pair[1])
+        if len(labels) != count:
+            raise DataError(f"{pair[1]}: has {len(labels):,} labels, and {pair[0]} {count:,} images")
+        shape = ("pixels", 3, height, width)
+        block = Block(target, part, 0, 3 * height * width, shape, labels, count)
+        yield from block.records(TISSUE)
+
+    return read_parts(source, present if present and not source.split else PCAM_PARTS, read)
+
+
+def _h5py() -> Any:
+    try:
+        import h5py
+    except ImportError as error:
+        raise ConfigError(
+            "reading HDF5 files needs the package h5py: pip install 'triptych[hdf5]'"
+        ) from error
+    return h5py
+
+
+def _unpacked_hdf5(path: Path) -> tuple[Path, tuple[int, int, int]]:
+    """Return the file with the bytes of the dataset `x`, and its count, height and width."""
+    h5py = _h5py()
+    try:
+        with h5py.File(path, "r") as file:
+            x = file["x"]
+            if x.ndim != 4 or x.shape[3] != 3 or x.dtype != np.uint8:
+                raise DataError(f"{path}: expected x (N, 96, 96, 3) of bytes, found {x.shape}")
+            rows = max(1, 2**24 // max(int(np.prod(x.shape[1:])), 1))
+            starts = range(0, x.shape[0], rows)
+            read = lambda: (x[start : start + rows].tobytes() for start in starts)  # noqa: E731
+            return unpacked(path, "x", read), (x.shape[0], x.shape[1], x.shape[2])
+    except (OSError, KeyError, RuntimeError) as error:
+        raise DataError(f"{path}: is no whole HDF5 file with 'x': {error}. {AGAIN}") from error
+
+
+def _hdf5_labels(path: Path) -> list[int]:
+    h5py = _h5py()
+    try:
+        with h5py.File(path, "r") as file:
+            return [int(label) for label in np.asarray(file["y"]).ravel().tolist()]
+    except (OSError, KeyError, RuntimeError) as error:
+        raise DataError(f"{path}: is no whole HDF5 file with 'y': {error}. {AGAIN}") from error
+
+
+FER_FILES = ("fer2013.csv", "icml_face_data.csv")
+FER_PARTS = {"train": "Training", "val": "PublicTest", "test": "PrivateTest"}
+
+
+def read_fer2013(source: DataSourceConfig) -> Entries:
+    """Read FER2013's table `emotion,pixels,Usage` (Kaggle), a face of 48 x 48 grey values a row.
+
+    The parts train, val and test are the rows of the uses Training, PublicTest and PrivateTest.
+
+    Raises:
+        DataError: The file is missing or has other columns, or the part does not exist.
+    """
+    path = Path(source.path)
+    path = needed(path, *FER_FILES) if path.is_dir() else path
+    uses = {use: part for part, use in FER_PARTS.items()}
+    return read_parts(
+        source, tuple(FER_PARTS), lambda part: (e for p, e in _faces(path, uses) if p == part)
+    )
+
+
+def _faces(path: Path, uses: dict[str, str]) -> Iterator[tuple[str | None, Record | Skipped]]:
+    """Yield the part and the record of each row; what is no row belongs to every part."""
+    try:
+        with path.open("rb") as file:
+            header = [cell.strip() for cell in file.readline().decode("utf-8-sig").split(",")]
+            if set(header) != {"emotion", "pixels", "Usage"}:
+                raise DataError(f"{path}: expected the columns emotion,pixels,Usage, found {header}")
+            start = file.tell()
+            for number, line in enumerate(file, 2):
+                yield _face(path, header, start, line, number, uses)
+                start += len(line)
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is no text: {error}. {AGAIN}") from error
+
+
+def _face(
+    path: Path, header: list[str], start: int, line: bytes, number: int, uses: dict[str, str]
+) -> tuple[str | None, Record | Skipped]:
+    where = f"{path}:{number}"
+    cells = next(csv.reader(io.StringIO(line.decode("utf-8", "replace"))), [])
+    row = dict(zip(header, (cell.strip() for cell in cells), strict=False))
+    part = uses.get(row.get("Usage", ""))
+    if len(cells) != len(header) or part is None:
+        return "train", Skipped(SkipKind.BAD_RECORD, where, f"is no row of {', '.join(header)}")
+    if row["emotion"] not in map(str, range(len(FACES))):
+        message = f"emotion {row['emotion']!r} is not from 0 to {len(FACES) - 1}"
+        return part, Skipped(SkipKind.BAD_LABEL, where, message)
+    pixels = row["pixels"].encode()
+    image = ImageSource(
+        str(path),
+        start + line.index(pixels),
+        len(pixels),
+        f"row {number}",
+        pixel_layout("decimal", 1, 48, 48),
+    )
+    own_id = str(number)
+    label = FACES[int(row["emotion"])]
+    return part, Record(record_id=own_id, image=image, image_id=own_id, label=label)
