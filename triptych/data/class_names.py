@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,11 +118,11 @@ def find_class_names(folders: Iterable[Path]) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def name_classes(read: Callable[[], Iterable[T]], path: Path) -> Iterator[T | Record]:
+def name_classes(entries: Iterable[T], path: Path) -> Iterator[T | Record]:
     """Yield what a reader yields, with the class names of a file as labels.
 
     Args:
-        read: Begins to read.
+        entries: What the reader yields.
         path: The file of `load_class_names`.
 
     Raises:
@@ -130,7 +130,7 @@ def name_classes(read: Callable[[], Iterable[T]], path: Path) -> Iterator[T | Re
     """
     names = load_class_names(path)
     is_named = False
-    for entry in read():
+    for entry in entries:
         if not isinstance(entry, Record) or entry.label is None:
             yield entry
             continue
@@ -155,7 +155,7 @@ def name_of(own_id: str, names: Mapping[str, str], path: Path) -> str:
     )
 
 
-def check_names(labels: Iterable[object], path: str) -> None:
+def check_names(labels: Iterable[object]) -> None:
     """Raise where labels are WordNet ids, which say nothing to a model that reads them.
 
     Raises:
@@ -164,7 +164,7 @@ def check_names(labels: Iterable[object], path: str) -> None:
     found = next((label for label in labels if is_wordnet_id(label)), None)
     if found is not None:
         raise DataError(
-            f"{path}: its classes are WordNet ids ({found}), and a model is asked by names. Put "
+            f"the classes are WordNet ids ({found}), and a model is asked by names. Put "
             f"one of {', '.join(NAMES_FILES)} beside the class folders, or name a file of lines "
             f"'{found} <name>' with --class-names FILE"
         )

@@ -21,9 +21,13 @@ from triptych.data.lines import (
 )
 from triptych.data.readers import (
     coco,
+    coded_sets,
     glue,
+    imagenet,
+    listed_sets,
     manifests,
     parquet,
+    pixel_sets,
     plain,
     reasoning,
     refcoco,
@@ -49,6 +53,10 @@ BUILT_IN: tuple[Format, ...] = (
     glue.FORMAT,
     webdataset.FORMAT,
     parquet.FORMAT,
+    imagenet.FORMAT,
+    *listed_sets.FORMATS,
+    *pixel_sets.FORMATS,
+    *coded_sets.FORMATS,
     *plain.FORMATS,
 )
 """In the order in which the list shows them, and in which they are asked about a file."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from triptych.core.errors import DataError
 from triptych.data.cache import log
+from triptych.data.class_names import name_classes
 from triptych.data.columns import ROWS
 from triptych.data.formats import AUTO, FORMATS, format_of_path, recognise
 from triptych.data.index import FileFacts, IndexReady, IndexStore, IndexWriter
@@ -17,7 +19,7 @@ from triptych.data.lines import load_json
 from triptych.data.readers.refcoco import reject_pickle
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import Skipped
-from triptych.data.source import DataSourceConfig, RecordList
+from triptych.data.source import DataSourceConfig, Parts, RecordList
 from triptych.data.storage import is_url
 
 __all__ = ["DataSourceConfig", "FoundRecords", "read_records", "source_facts"]
@@ -93,6 +95,11 @@ def _read(source: DataSourceConfig, writer: IndexWriter | None) -> FoundRecords:
         assert known.read_json is not None, "a format reads a source or its content"
         content = load_json(Path(source.path)) if content is None else content
         entries = known.read_json(content, source)
+    if source.class_names is not None:
+        if isinstance(entries, RecordList):
+            parts = [Parts(entries.parts)] if entries.parts else []
+            entries = chain(entries.records, entries.skipped, parts)
+        entries = name_classes(entries, Path(source.class_names))
     found = RecordList()
     if isinstance(entries, RecordList):
         found = entries
@@ -121,7 +128,7 @@ def _store(source: DataSourceConfig) -> IndexStore:
     is_folder = Path(source.path).is_dir() and not _named_files(source)
     settings = {
         name: getattr(source, name)
-        for name in ("path", "reader", "image_root", "split", "annotations")
+        for name in ("path", "reader", "image_root", "split", "annotations", "class_names")
     }
     # Paths of images begin as the source's does, so the same file may have two indices.
     settings["folder"] = "" if is_url(source.path) else str(Path.cwd())
@@ -130,16 +137,17 @@ def _store(source: DataSourceConfig) -> IndexStore:
 
 def _files(source: DataSourceConfig) -> list[str]:
     """Return the files that a source is read from, and folders where files may come or go."""
+    own = [path for path in (source.annotations, source.class_names) if path is not None]
     named = _named_files(source)
     if named:
-        return named
+        return [*named, *own]
     path = Path(source.path)
+    files = [source.path, *own]
     if path.is_dir():
         root = path if source.split is None else path / source.split
-        return [source.path, *(folder for folder, _, _ in os.walk(root))]
-    files = [source.path]
+        files += (folder for folder, _, _ in os.walk(root))
     if source.annotations is not None:
-        return [*files, source.annotations]
+        return files
     for known in FORMATS.entries().values():
         if known.beside is not None and source.reader in (AUTO, known.name):
             files += map(str, known.beside(path))

@@ -29,7 +29,7 @@ COMPLEX = 0x08
 MAX_DEPTH = 32
 
 
-class _Unusable(ValueError):
+class _BrokenError(ValueError):
     """The bytes are not what the format says."""
 
 
@@ -61,7 +61,7 @@ def load_mat(path: Path) -> dict[str, Any]:
         )
     try:
         return dict(_variables(memoryview(data)[HEADER_BYTES:], order))
-    except (_Unusable, struct.error, zlib.error) as error:
+    except (_BrokenError, struct.error, zlib.error) as error:
         raise DataError(f"{path}: is broken or cut short: {error}. Download it again") from error
 
 
@@ -86,25 +86,25 @@ def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
         else:
             position = end if kind == COMPRESSED else end + -size % 8
         if end > len(data):
-            raise _Unusable(f"an element of {size} bytes where {len(data) - start} are left")
+            raise _BrokenError(f"an element of {size} bytes where {len(data) - start} are left")
         yield kind, data[start:end]
 
 
 def _matrix(data: memoryview, order: str, depth: int) -> tuple[str, Any]:
     """Return the name and the value of a variable, a cell or a field."""
     if depth > MAX_DEPTH:
-        raise _Unusable(f"nests more than {MAX_DEPTH} deep")
+        raise _BrokenError(f"nests more than {MAX_DEPTH} deep")
     parts = list(_elements(data, order))
     if not parts:  # how an empty cell is written
         return "", np.zeros((0, 0))
     if len(parts) < 3:
-        raise _Unusable("a variable has no flags, size or name")
+        raise _BrokenError("a variable has no flags, size or name")
     flags = struct.unpack_from(f"{order}I", parts[0][1])[0]
     kind, is_complex = flags & 0xFF, bool(flags >> 8 & COMPLEX)
     shape = tuple(int(size) for size in _numbers(*parts[1], order))
     name = bytes(parts[2][1]).decode("latin-1")
     if min(shape, default=0) < 0:
-        raise _Unusable(f"variable {name!r} has the size {shape}")
+        raise _BrokenError(f"variable {name!r} has the size {shape}")
     rest = parts[3:]
     if kind == CELL:
         return name, [_matrix(part, order, depth + 1)[1] for _, part in rest]
@@ -115,7 +115,7 @@ def _matrix(data: memoryview, order: str, depth: int) -> tuple[str, Any]:
     if kind in CLASSES and rest and not is_complex:
         values = _numbers(*rest[0], order)
         if len(values) != np.prod(shape, dtype=np.int64):
-            raise _Unusable(f"variable {name!r} of size {shape} holds {len(values)} numbers")
+            raise _BrokenError(f"variable {name!r} of size {shape} holds {len(values)} numbers")
         return name, values.astype(CLASSES[kind], copy=False).reshape(shape, order="F")
     return name, None
 
@@ -123,7 +123,7 @@ def _matrix(data: memoryview, order: str, depth: int) -> tuple[str, Any]:
 def _numbers(kind: int, data: memoryview, order: str) -> np.ndarray[Any, Any]:
     code = NUMBERS.get(kind)
     if code is None or len(data) % int(code[1]):
-        raise _Unusable(f"{len(data)} bytes are no numbers of type {kind}")
+        raise _BrokenError(f"{len(data)} bytes are no numbers of type {kind}")
     return np.frombuffer(data, dtype=f"{order}{code}")
 
 
@@ -132,7 +132,7 @@ def _structs(
 ) -> list[dict[str, Any]]:
     """Return the dicts of a struct array: a length, the names, then all fields of each."""
     if len(parts) < 2:
-        raise _Unusable("a struct has no field names")
+        raise _BrokenError("a struct has no field names")
     width = int(_numbers(*parts[0], order)[0]) if len(parts[0][1]) else 0
     text = bytes(parts[1][1])
     if width <= 0:
@@ -143,7 +143,7 @@ def _structs(
     ]
     count = int(np.prod(shape, dtype=np.int64))
     if len(parts) - 2 != count * len(names):
-        raise _Unusable(f"{count} structs of {len(names)} fields hold {len(parts) - 2} values")
+        raise _BrokenError(f"{count} structs of {len(names)} fields hold {len(parts) - 2} values")
     values = [_matrix(part, order, depth + 1)[1] for _, part in parts[2:]]
     return [
         dict(zip(names, values[i * len(names) : (i + 1) * len(names)], strict=True))
@@ -158,10 +158,10 @@ def _texts(kind: int, data: memoryview, shape: tuple[int, ...], order: str) -> s
         letters = _numbers(kind, data, order)
     rows = shape[0] if shape else 0
     if rows * (len(letters) // max(rows, 1)) != len(letters):
-        raise _Unusable(f"{len(letters)} characters in {rows} rows")
+        raise _BrokenError(f"{len(letters)} characters in {rows} rows")
     grid = letters.reshape(rows, -1, order="F") if rows else letters.reshape(0, 0)
     try:
         texts = ["".join(map(chr, row.tolist())) for row in grid]
     except (ValueError, OverflowError) as error:
-        raise _Unusable(f"a character that is none: {error}") from error
-    return texts[0] if len(texts) == 1 else ("" if not texts else texts)
+        raise _BrokenError(f"a character that is none: {error}") from error
+    return texts if len(texts) > 1 else "".join(texts)

@@ -13,6 +13,7 @@ from torch import Tensor
 from triptych.core.errors import ConfigError, DataError
 from triptych.core.outputs import MetricValue, Predictions
 from triptych.data.caption_cleaning import clean_caption
+from triptych.data.class_names import check_names
 from triptych.data.collate import ImageKeyCollator
 from triptych.data.collate.classification import class_names
 from triptych.data.manifest import FoundRecords, read_records
@@ -101,10 +102,14 @@ def evaluate_zero_shot(
 ) -> list[MetricValue]:
     """Classify images by sentences about the classes of the data, and score it.
 
+    Raises:
+        DataError: The classes are WordNet ids, which no model has read.
+
     Returns:
         "zero_shot" and "zero_shot_top5" (with more than five classes), then each class's accuracy.
     """
     names = _classes(data.labels)
+    check_names(names)
     model = loaded.model
     with evaluation_mode(model), torch.inference_mode(), loaded.autocast():
         classes = name_embeddings(loaded, names, templates, device)

@@ -13,6 +13,7 @@ from typing import Any
 
 from triptych.core.errors import DataError
 from triptych.data.class_names import (
+    NAMES_FILES,
     find_class_names,
     is_wordnet_id,
     load_class_names,
@@ -25,11 +26,13 @@ from triptych.data.matlab import load_mat
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, Parts, check_split
+from triptych.data.spec import Expected, Format, Layout
 
 PARTS = ("train", "val", "test")
 FLAT_PREFIXES = ("ILSVRC2012_val_", "ILSVRC2012_test_")
 TRUTH_FILE, KAGGLE_FILE = "ILSVRC2012_validation_ground_truth.txt", "LOC_val_solution.csv"
 META_FILE, KIT = "meta.mat", "ILSVRC2012_devkit_t12/data"
+TRUTH_FILES = (KAGGLE_FILE, TRUTH_FILE, META_FILE)
 NUM_CLASSES = 1000  # the kit's further numbers are of what lies above the classes in WordNet
 NUM_PARENTS = 4  # Kaggle's class names lie so far above ILSVRC/Data/CLS-LOC/val
 
@@ -107,9 +110,7 @@ def _class_names(source: DataSourceConfig, folder: Path) -> tuple[Path, dict[str
     return meta, unique_names(leaves, meta)
 
 
-def _labelled(
-    folder: Path, prefix: str, source: DataSourceConfig
-) -> Iterator[Record | Skipped]:
+def _labelled(folder: Path, prefix: str, source: DataSourceConfig) -> Iterator[Record | Skipped]:
     suffixes = image_suffixes()
     classes = sorted(path for path in folder.iterdir() if is_wordnet_id(path.name))
     for one in classes:
@@ -188,10 +189,56 @@ def _synsets(path: Path) -> list[tuple[int, str, str]]:
     entries: Any = load_mat(path).get("synsets")
     try:
         return [
-            (int(entry["ILSVRC2012_ID"].item()), entry["WNID"], entry["words"])
-            for entry in entries
+            (int(entry["ILSVRC2012_ID"].item()), entry["WNID"], entry["words"]) for entry in entries
         ]
     except (TypeError, KeyError, AttributeError, ValueError) as error:
-        raise DataError(
-            f"{path}: holds no 'synsets' with ILSVRC2012_ID, WNID and words"
-        ) from error
+        raise DataError(f"{path}: holds no 'synsets' with ILSVRC2012_ID, WNID and words") from error
+
+
+FORMAT = Format(
+    name="imagenet",
+    title="ImageNet-1k, and other folders named by WordNet ids",
+    fields=("image", "label"),
+    read=read_imagenet,
+    tells="folders named by WordNet ids",
+    of_path=lambda path: Path(path).is_dir() and is_imagenet(Path(path)),
+    beside=lambda path: [p / name for p in _places(path) for name in (*NAMES_FILES, *TRUTH_FILES)],
+    parts=", ".join(PARTS),
+    layouts=(
+        Layout(
+            "ImageNet-1k (ILSVRC2012)",
+            "imagenet",
+            "https://www.image-net.org",
+            (
+                Expected(
+                    "train/n*/*.JPEG",
+                    "training images",
+                    1_281_167,
+                    other=("ILSVRC/Data/CLS-LOC/train/n*/*.JPEG",),
+                ),
+                Expected(
+                    "val/n*/*.JPEG",
+                    "validation images, by class or flat",
+                    50_000,
+                    other=("val/*.JPEG", "ILSVRC/Data/CLS-LOC/val/*.JPEG"),
+                ),
+                Expected(
+                    "LOC_val_solution.csv",
+                    "classes of validation images that lie flat",
+                    optional=True,
+                    other=(f"{KIT}/{TRUTH_FILE}", f"val/{TRUTH_FILE}"),
+                ),
+                Expected(
+                    "classnames.txt",
+                    "class names, a line '<id> <name>' each",
+                    other=(
+                        "LOC_synset_mapping.txt",
+                        "imagenet_class_index.json",
+                        f"{KIT}/{META_FILE}",
+                    ),
+                ),
+            ),
+            ("imagenet --split val",),
+        ),
+    ),
+)

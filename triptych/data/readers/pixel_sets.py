@@ -11,25 +11,31 @@ import gzip
 import io
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.core.errors import ConfigError, DataError, nearest
+from triptych.core.errors import ConfigError, DataError
 from triptych.data.lines import cannot_read
 from triptych.data.matlab import load_mat
 from triptych.data.pixels import pixel_layout, unpacked
+from triptych.data.readers.class_sets import (
+    AGAIN,
+    Entries,
+    Found,
+    class_format,
+    needed,
+    read_parts,
+)
 from triptych.data.readers.set_names import CIFAR10, FACES, STL10, TISSUE
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
-from triptych.data.source import DataSourceConfig, Parts
-
-AGAIN = "Download it again"
-Entries = Iterator[Record | Skipped | Parts]
+from triptych.data.source import DataSourceConfig
+from triptych.data.spec import Expected, Format
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,7 @@ class Block:
     labels: Sequence[int] | None
     count: int
 
-    def records(self, names: Sequence[str]) -> Iterator[Record | Skipped]:
+    def records(self, names: Sequence[str]) -> Found:
         """Yield a record for each image; an image whose label has no name is skipped."""
         order, channels, height, width = self.shape
         layout = pixel_layout(order, channels, height, width)
@@ -77,43 +83,6 @@ class Block:
                 image_id=own_id,
                 label=None if label is None else names[label],
             )
-
-
-def read_parts(
-    source: DataSourceConfig,
-    parts: Sequence[str],
-    read: Callable[[str], Iterator[Record | Skipped]],
-) -> Entries:
-    """Yield the records of the part that is asked for, or of all parts, one after the other.
-
-    Raises:
-        DataError: There is no such part, or what `read` raises.
-    """
-    if source.split is not None and source.split not in parts:
-        raise DataError(
-            f"{source.path}: there is no split {source.split!r}{nearest(source.split, parts)} "
-            f"(it has: {', '.join(parts)})"
-        )
-    for part in parts if source.split is None else (source.split,):
-        yield from read(part)
-    yield Parts(tuple(parts) if source.split is None else ())
-
-
-def needed(root: Path, *names: str) -> Path:
-    """Return the first of some files that exists.
-
-    Raises:
-        DataError: None does; the message names them and what the folder holds.
-    """
-    for name in names:
-        if (root / name).exists():
-            return root / name
-    held = sorted(path.name for path in root.iterdir())[:8] if root.is_dir() else []
-    raise DataError(
-        f"{root / names[0]}: there is no such file"
-        f"{''.join(f', and no {name}' for name in names[1:])}; {root} holds: "
-        f"{', '.join(held) or 'nothing'}"
-    )
 
 
 def _rows(path: Path, size: int) -> int:
@@ -164,14 +133,14 @@ def read_cifar(source: DataSourceConfig) -> Entries:
             "train": [f"data_batch_{number}.bin" for number in range(1, 6)],
             "test": ["test_batch.bin"],
         }
-        names = CIFAR10
+        names: Sequence[str] = CIFAR10
     else:
         files = {"train": ["train.bin"], "test": ["test.bin"]}
         names = _names(needed(root, "fine_label_names.txt"), 100)
     num_labels = 1 if is_10 else 2
     stride = num_labels + 3072
 
-    def read(part: str) -> Iterator[Record | Skipped]:
+    def read(part: str) -> Found:
         for path in [needed(root, name) for name in files[part]]:
             count = _rows(path, stride)
             labels = _column(path, stride, num_labels - 1)
@@ -180,11 +149,6 @@ def read_cifar(source: DataSourceConfig) -> Entries:
             yield from block.records(names)
 
     return read_parts(source, ("train", "test"), read)
-
-
-def is_cifar(path: str) -> bool:
-    """Return whether a folder is CIFAR's binary version."""
-    return any((Path(path) / name).is_file() for name in ("data_batch_1.bin", "train.bin"))
 
 
 IDX_IMAGES, IDX_LABELS = 0x00000803, 0x00000801  # unsigned bytes in three dimensions, in one
@@ -201,7 +165,7 @@ def read_mnist(source: DataSourceConfig) -> Entries:
     """
     root = Path(source.path)
 
-    def read(part: str) -> Iterator[Record | Skipped]:
+    def read(part: str) -> Found:
         images = _unzipped(needed(root, *_idx_names(MNIST_PARTS[part], "images", 3)))
         labels = _unzipped(needed(root, *_idx_names(MNIST_PARTS[part], "labels", 1)))
         count, height, width = _idx_header(images, IDX_IMAGES, 3)
@@ -214,12 +178,6 @@ def read_mnist(source: DataSourceConfig) -> Entries:
         yield from block.records([str(digit) for digit in range(10)])
 
     return read_parts(source, ("train", "test"), read)
-
-
-def is_mnist(path: str) -> bool:
-    """Return whether a folder has MNIST's images."""
-    names = (name for part in MNIST_PARTS.values() for name in _idx_names(part, "images", 3))
-    return any((Path(path) / name).is_file() for name in names)
 
 
 def _idx_names(part: str, what: str, dimensions: int) -> list[str]:
@@ -278,7 +236,7 @@ def read_stl10(source: DataSourceConfig) -> Entries:
     root = Path(source.path)
     present = [part for part in STL_PARTS if (root / f"{part}_X.bin").exists()]
 
-    def read(part: str) -> Iterator[Record | Skipped]:
+    def read(part: str) -> Found:
         images = needed(root, f"{part}_X.bin")
         count = _rows(images, 3 * 96 * 96)
         labels = None
@@ -286,7 +244,9 @@ def read_stl10(source: DataSourceConfig) -> Entries:
             path = needed(root, f"{part}_y.bin")
             numbers = np.fromfile(path, dtype=np.uint8)
             if len(numbers) != count:
-                raise DataError(f"{path}: has {len(numbers):,} labels, and {images} {count:,} images")
+                raise DataError(
+                    f"{path}: has {len(numbers):,} labels, and {images} {count:,} images"
+                )
             labels = (numbers.astype(int) - 1).tolist()
         shape = ("columns", 3, 96, 96)
         block = Block(images, part, 0, 3 * 96 * 96, shape, labels, count)
@@ -310,14 +270,15 @@ def read_svhn(source: DataSourceConfig) -> Entries:
     root = Path(source.path)
     present = [part for part in SVHN_PARTS if (root / f"{part}_32x32.mat").exists()]
 
-    def read(part: str) -> Iterator[Record | Skipped]:
+    def read(part: str) -> Found:
         path = needed(root, f"{part}_32x32.mat")
         content = load_mat(path)
-        x, y = content.get("X"), content.get("y")
-        fits = isinstance(x, np.ndarray) and isinstance(y, np.ndarray)
-        if not fits or x.dtype != np.uint8 or x.ndim != 4 or x.shape[2] != 3:
+        x, y = (np.asarray(content.get(name, ())) for name in "Xy")
+        if x.dtype != np.uint8 or x.ndim != 4 or x.shape[2] != 3:
             found = ", ".join(f"{k} {getattr(v, 'shape', '')}" for k, v in content.items())
-            raise DataError(f"{path}: expected X (32, 32, 3, N) of bytes and y (N, 1), found {found}")
+            raise DataError(
+                f"{path}: expected X (32, 32, 3, N) of bytes and y (N, 1), found {found}"
+            )
         height, width, _, count = x.shape
         if y.size != count:
             raise DataError(f"{path}: has {count:,} images and {y.size:,} labels. {AGAIN}")
@@ -344,7 +305,7 @@ def read_pcam(source: DataSourceConfig) -> Entries:
     stem = "camelyonpatch_level_2_split_"
     present = [part for part in PCAM_PARTS if list(root.glob(f"{stem}{part}_x.h5*"))]
 
-    def read(part: str) -> Iterator[Record | Skipped]:
+    def read(part: str) -> Found:
         pair = [
             _unzipped(needed(root, f"{stem}{part}_{which}.h5", f"{stem}{part}_{which}.h5.gz"))
             for which in "xy"
@@ -352,7 +313,9 @@ def read_pcam(source: DataSourceConfig) -> Entries:
         target, (count, height, width) = _unpacked_hdf5(pair[0])
         labels = _hdf5_labels(pair[1])
         if len(labels) != count:
-            raise DataError(f"{pair[1]}: has {len(labels):,} labels, and {pair[0]} {count:,} images")
+            raise DataError(
+                f"{pair[1]}: has {len(labels):,} labels, and {pair[0]} {count:,} images"
+            )
         shape = ("pixels", 3, height, width)
         block = Block(target, part, 0, 3 * height * width, shape, labels, count)
         yield from block.records(TISSUE)
@@ -396,6 +359,7 @@ def _hdf5_labels(path: Path) -> list[int]:
 
 
 FER_FILES = ("fer2013.csv", "icml_face_data.csv")
+FER_COLUMNS = {"emotion", "pixels", "Usage"}
 FER_PARTS = {"train": "Training", "val": "PublicTest", "test": "PrivateTest"}
 
 
@@ -420,8 +384,10 @@ def _faces(path: Path, uses: dict[str, str]) -> Iterator[tuple[str | None, Recor
     try:
         with path.open("rb") as file:
             header = [cell.strip() for cell in file.readline().decode("utf-8-sig").split(",")]
-            if set(header) != {"emotion", "pixels", "Usage"}:
-                raise DataError(f"{path}: expected the columns emotion,pixels,Usage, found {header}")
+            if set(header) != FER_COLUMNS:
+                raise DataError(
+                    f"{path}: expected the columns emotion,pixels,Usage, found {header}"
+                )
             start = file.tell()
             for number, line in enumerate(file, 2):
                 yield _face(path, header, start, line, number, uses)
@@ -455,3 +421,129 @@ def _face(
     own_id = str(number)
     label = FACES[int(row["emotion"])]
     return part, Record(record_id=own_id, image=image, image_id=own_id, label=label)
+
+
+FORMATS: tuple[Format, ...] = (
+    class_format(
+        "cifar",
+        "CIFAR-10 and CIFAR-100, binary version",
+        read_cifar,
+        [["data_batch_*.bin"], ["test_batch.bin"], ["fine_label_names.txt"]],
+        tells="CIFAR's binary files",
+        parts="train, test",
+        layout=(
+            "cifar-10-batches-bin",
+            "https://www.cs.toronto.edu/~kriz/cifar.html (binary version)",
+            (
+                Expected(
+                    "data_batch_*.bin", "training images of CIFAR-10", 5, other=("train.bin",)
+                ),
+                Expected("test_batch.bin", "test images", other=("test.bin",)),
+                Expected("fine_label_names.txt", "class names of CIFAR-100", optional=True),
+            ),
+            ("cifar-10-batches-bin --split test", "cifar-100-binary --split test"),
+        ),
+    ),
+    class_format(
+        "mnist",
+        "MNIST, idx files",
+        read_mnist,
+        [[f"{part}-images?idx3-ubyte*"] for part in MNIST_PARTS.values()],
+        tells="MNIST's idx files",
+        parts="train, test",
+        layout=(
+            "MNIST/raw",
+            "http://yann.lecun.com/exdb/mnist",
+            tuple(
+                Expected(
+                    f"{part}-{what}-idx{n}-ubyte.gz", what, other=(f"{part}-{what}-idx{n}-ubyte",)
+                )
+                for part in MNIST_PARTS.values()
+                for what, n in (("images", 3), ("labels", 1))
+            ),
+            ("MNIST/raw --split test",),
+        ),
+    ),
+    class_format(
+        "stl10",
+        "STL-10, binary files",
+        read_stl10,
+        [[f"{part}_X.bin"] for part in STL_PARTS],
+        tells="STL-10's binary files",
+        parts="train, test, unlabeled",
+        layout=(
+            "stl10_binary",
+            "https://cs.stanford.edu/~acoates/stl10",
+            (
+                Expected("train_X.bin", "training images"),
+                Expected("train_y.bin", "their labels"),
+                Expected("test_X.bin", "test images"),
+                Expected("test_y.bin", "their labels"),
+                Expected("unlabeled_X.bin", "images without labels", optional=True),
+            ),
+            ("stl10_binary --split test",),
+        ),
+    ),
+    class_format(
+        "svhn",
+        "SVHN, cropped digits",
+        read_svhn,
+        [[f"{part}_32x32.mat"] for part in SVHN_PARTS],
+        tells="SVHN's cropped digits as .mat",
+        parts="train, test, extra",
+        layout=(
+            "SVHN",
+            "http://ufldl.stanford.edu/housenumbers (format 2)",
+            (
+                Expected("train_32x32.mat", "training images and labels"),
+                Expected("test_32x32.mat", "test images and labels"),
+                Expected("extra_32x32.mat", "easier training images", optional=True),
+            ),
+            ("SVHN --split test",),
+        ),
+    ),
+    class_format(
+        "pcam",
+        "PatchCamelyon",
+        read_pcam,
+        [[f"camelyonpatch_level_2_split_{part}_x.h5*"] for part in PCAM_PARTS],
+        tells="PatchCamelyon's HDF5 files",
+        parts="train, valid, test",
+        layout=(
+            "pcam",
+            "https://github.com/basveeling/pcam (needs the package h5py)",
+            tuple(
+                Expected(
+                    f"camelyonpatch_level_2_split_{part}_{which}.h5.gz",
+                    what,
+                    other=(f"camelyonpatch_level_2_split_{part}_{which}.h5",),
+                )
+                for part in PCAM_PARTS
+                for which, what in (("x", "images"), ("y", "labels"))
+            ),
+            ("pcam --split test",),
+        ),
+    ),
+    replace(
+        class_format(
+            "fer2013",
+            "FER2013",
+            read_fer2013,
+            [[name] for name in FER_FILES],
+            tells="FER2013's table",
+            parts="train, val, test (the uses Training, PublicTest, PrivateTest)",
+            layout=(
+                "fer2013",
+                "https://www.kaggle.com/c/challenges-in-representation-learning-facial-expression-recognition-challenge",
+                (
+                    Expected(
+                        "fer2013.csv", "faces with emotion and use", other=("icml_face_data.csv",)
+                    ),
+                ),
+                ("fer2013/fer2013.csv --split test",),
+            ),
+        ),
+        of_line=lambda line: {cell.strip() for cell in line.split(",")} == FER_COLUMNS,
+        suffixes=(".csv",),
+    ),
+)

@@ -68,8 +68,8 @@ LAND = {
 }
 """Of EuroSAT's folders."""
 
-_COUNTRIES = """AD Andorra|AE United Arab Emirates|AF Afghanistan|AG Antigua and Barbuda|AI Anguilla|
-AL Albania|AM Armenia|AO Angola|AQ Antarctica|AR Argentina|AS American Samoa|AT Austria|
+_COUNTRIES = """AD Andorra|AE United Arab Emirates|AF Afghanistan|AG Antigua and Barbuda|
+AI Anguilla|AL Albania|AM Armenia|AO Angola|AQ Antarctica|AR Argentina|AS American Samoa|AT Austria|
 AU Australia|AW Aruba|AX Aland Islands|AZ Azerbaijan|BA Bosnia and Herzegovina|BB Barbados|
 BD Bangladesh|BE Belgium|BF Burkina Faso|BG Bulgaria|BH Bahrain|BI Burundi|BJ Benin|
 BL Saint Barthelemy|BM Bermuda|BN Brunei|BO Bolivia|BQ Bonaire|BR Brazil|BS Bahamas|BT Bhutan|
@@ -106,7 +106,5 @@ UM United States Minor Outlying Islands|US United States|UY Uruguay|UZ Uzbekista
 VC Saint Vincent and the Grenadines|VE Venezuela|VG British Virgin Islands|
 VI United States Virgin Islands|VN Vietnam|VU Vanuatu|WF Wallis and Futuna|WS Samoa|XK Kosovo|
 YE Yemen|YT Mayotte|ZA South Africa|ZM Zambia|ZW Zimbabwe"""
-COUNTRIES = dict(
-    (entry[:2], entry[3:]) for entry in _COUNTRIES.replace("\n", "").split("|")
-)
+COUNTRIES = {entry[:2]: entry[3:] for entry in _COUNTRIES.replace("\n", "").split("|")}
 """By their codes in two letters (XK is in use, though not ISO's)."""
