@@ -85,7 +85,7 @@ def _is_word_character(character: str) -> bool:
 
 
 def split_sentences(text: str) -> Iterator[str]:
-    """Yield a text's sentences, without the space between them; nothing else is left out.
+    """Yield a text's sentences, without the space between them, which is all that is lost.
 
     A sentence ends at a full stop, question mark or exclamation mark before a space and a capital
     letter or a digit, but not after an initial or a title (`J.`, `Dr.`).

@@ -35,7 +35,7 @@ def read_parts(
         )
     for part in parts if source.split is None else (source.split,):
         yield from read(part)
-    yield Parts(tuple(parts) if source.split is None else ())
+    yield Parts(tuple(parts) if source.split is None and len(parts) > 1 else ())
 
 
 def needed(root: Path, *names: str) -> Path:

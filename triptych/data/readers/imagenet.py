@@ -97,6 +97,14 @@ def _places(folder: Path) -> list[Path]:
     return [place for one in near for place in (one, one / "data", one / KIT)]
 
 
+def _beside(folder: Path) -> list[Path]:
+    """Return the files that an index of a folder of ImageNet depends on, there or not."""
+    if not (folder.is_dir() and is_imagenet(folder)):
+        return []
+    names = (*NAMES_FILES, *TRUTH_FILES)
+    return [place / name for place in _places(folder) for name in names]
+
+
 def _class_names(source: DataSourceConfig, folder: Path) -> tuple[Path, dict[str, str]]:
     if source.class_names is not None:  # every reader's labels are replaced by its names
         return Path(source.class_names), {}
@@ -202,7 +210,7 @@ FORMAT = Format(
     read=read_imagenet,
     tells="folders named by WordNet ids",
     of_path=lambda path: Path(path).is_dir() and is_imagenet(Path(path)),
-    beside=lambda path: [p / name for p in _places(path) for name in (*NAMES_FILES, *TRUTH_FILES)],
+    beside=_beside,
     parts=", ".join(PARTS),
     layouts=(
         Layout(
