@@ -55,8 +55,7 @@ def encode_scenes(loaded: LoadedModel, number: int) -> EncodedSet:
         )
         records = read_records(format_source(files, "captions", "test")).records
         log = SkipLog(None, len(records), 0.0)
-        encoded, *_ = encode_records(loaded, records, 64, log, loaded.device)
-    return encoded
+        return encode_records(loaded, records, 64, log, loaded.device).encoded
 
 
 def padded(text: TextFeatures) -> TextFeatures:

@@ -49,6 +49,14 @@ class ImageFeatures:
             None if self.inputs is None else self.inputs.index_select(0, index),
         )
 
+    def to(self, device: torch.device) -> ImageFeatures:
+        """Return the same states on a device."""
+        return ImageFeatures(
+            self.tokens.to(device),
+            None if self.cls is None else self.cls.to(device),
+            None if self.inputs is None else self.inputs.to(device),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class TextFeatures:
@@ -79,6 +87,15 @@ class TextFeatures:
             self.mask.index_select(0, index)[:, :length],
             None if self.cls is None else self.cls.index_select(0, index),
             None if inputs is None else inputs.index_select(0, index)[:, :length],
+        )
+
+    def to(self, device: torch.device) -> TextFeatures:
+        """Return the same states on a device."""
+        return TextFeatures(
+            self.tokens.to(device),
+            self.mask.to(device),
+            None if self.cls is None else self.cls.to(device),
+            None if self.inputs is None else self.inputs.to(device),
         )
 
 

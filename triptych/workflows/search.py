@@ -19,11 +19,14 @@ from triptych.data.records import Record
 from triptych.data.skips import SkipKind, SkipLog, Skipped
 from triptych.data.stream import BatchLoader, build_loader
 from triptych.data.transforms.pipeline import ImageTransform
+from triptych.distributed.collectives import all_reduce_sum, gather_objects
+from triptych.distributed.env import rank, world_size
 from triptych.evaluation.evaluator import evaluation_mode
 from triptych.evaluation.metrics import RetrievalMetric, SecondStage
 from triptych.serving.loading import LoadedModel
 from triptych.tasks.finetuning.retrieval import (
     EncodedSet,
+    StateStore,
     encode_images,
     encode_texts,
     score_pairs,
@@ -38,11 +41,13 @@ class RetrievalProtocol:
         rerank_top_k: Candidates of each query that ITM re-ranks; 0 disables ITM.
         itm_score: Whether ITM alone ranks them, or ITM plus the similarity.
         folds: Parts of equally many images that are searched apart.
+        states_mib: Memory for the states that ITM reads, in MiB; more lies in temporary files.
     """
 
     rerank_top_k: int = 16
     itm_score: Literal["itm", "itm+itc"] = "itm"
     folds: int = 1
+    states_mib: int = 4096
 
 
 def first_captions(records: Sequence[Record], captions_per_image: int | None) -> list[Record]:
@@ -86,20 +91,25 @@ def evaluate_retrieval(
         DataError: Nothing can be read, or too much is bad.
     """
     with evaluation_mode(loaded.model), torch.inference_mode():
-        encoded, image_row, text_row = encode_records(
-            loaded, records, local_batch_size, log, device, progress
-        )
+        store = StateStore(protocol.states_mib)
+        found = encode_records(loaded, records, local_batch_size, log, device, progress, store)
 
         def score(images: Tensor, texts: Tensor) -> Tensor:
-            rows = [[image_row[i] for i in images.tolist()], [text_row[t] for t in texts.tolist()]]
-            pairs = torch.tensor(rows, device=device).T
-            return score_pairs(loaded.model, encoded, pairs).cpu()
+            """Score pairs of records; each process those whose image it has."""
+            rows = [found.image_row.get(image, -1) for image in images.tolist()]
+            own = torch.tensor(rows) >= 0
+            texts_of = [found.text_row[text] for text in texts[own].tolist()]
+            pairs = torch.tensor([[row for row in rows if row >= 0], texts_of], device=device).T
+            scores = torch.zeros(len(images), device=device)
+            if len(pairs):
+                scores[own.to(device)] = score_pairs(loaded.model, found.encoded, pairs)
+            return all_reduce_sum(scores).cpu()
 
         stage = None
         if protocol.rerank_top_k > 0 and "itm" in loaded.model.capabilities:
             stage = SecondStage(
                 score_pairs=score,
-                topk=min(protocol.rerank_top_k, len(text_row)),
+                topk=min(protocol.rerank_top_k, len(found.text_row)),
                 combine=protocol.itm_score,
                 pairs_at_once=1 << 20,
             )
@@ -109,11 +119,32 @@ def evaluate_retrieval(
             stage,
             folds=protocol.folds,
         )
-        positions = list(text_row)
-        images = encoded.image_embedding.cpu()[[image_row[position] for position in positions]]
-        texts = encoded.text_embedding.cpu()[[text_row[position] for position in positions]]
+        own_images = found.image_row, found.encoded.image_embedding.cpu()
+        embedded = {
+            position: embeddings[row]
+            for rows, embeddings in gather_objects(own_images)
+            for position, row in rows.items()
+        }
+        positions = list(found.text_row)
+        images = torch.stack([embedded[position] for position in positions])
+        texts = found.encoded.text_embedding.cpu()[list(found.text_row.values())]
         metric.update(Predictions(index=positions, embeddings={"image": images, "text": texts}))
         return metric.compute()
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedRecords:
+    """A set of records, encoded.
+
+    Attributes:
+        encoded: States and embeddings of the images of this process and of all texts.
+        image_row: The row of the image of each record by its position, where this process has it.
+        text_row: The row of the text of each record whose image can be read, by its position.
+    """
+
+    encoded: EncodedSet
+    image_row: dict[int, int]
+    text_row: dict[int, int]
 
 
 def encode_records(
@@ -123,17 +154,29 @@ def encode_records(
     log: SkipLog,
     device: torch.device,
     progress: Callable[[int], None] | None = None,
-) -> tuple[EncodedSet, dict[int, int], dict[int, int]]:
-    """Encode distinct images and all texts.
+    store: StateStore | None = None,
+) -> EncodedRecords:
+    """Encode distinct images, each in one of the processes, and all texts in all of them.
 
-    Returns:
-        The states and embeddings, and the rows of the image and of the text of each record, by
-        its position; records of which something cannot be read are skipped in the second.
+    Texts are a small part of the work, and so any process can score any text with its images.
+
+    Args:
+        loaded: The model, on the device.
+        records: One caption of one image each.
+        local_batch_size: Images or texts at a time.
+        log: Is told of every caption whose image cannot be read.
+        device: Where to compute.
+        progress: Called with the number of records whose image this process has encoded.
+        store: Where the states lie; None keeps them in memory.
+
+    Raises:
+        DataError: Nothing can be read, or too much is bad.
     """
+    store = StateStore(1 << 30) if store is None else store
     by_key: dict[int, list[int]] = {}
     for position, record in enumerate(records):
         by_key.setdefault(image_key(record), []).append(position)
-    groups = list(by_key.values())
+    groups = list(by_key.values())[rank() :: world_size()]
     images = _loader(loaded, [records[g[0]] for g in groups], None, local_batch_size, log)
     found: list[int] = []
 
@@ -146,10 +189,10 @@ def encode_records(
             if progress is not None:
                 progress(done)
 
-    image, image_embedding = encode_images(loaded.model, image_batches())
+    image, image_embedding = encode_images(loaded.model, image_batches(), len(groups), store)
     image_row = {position: row for row, group in enumerate(found) for position in groups[group]}
     _log_other_captions(records, groups, set(found), log)
-    readable = sorted(image_row)
+    readable = sorted(position for part in gather_objects(list(image_row)) for position in part)
     texts = _loader(loaded, [records[p] for p in readable], "caption", local_batch_size, log)
     order: list[int] = []
 
@@ -158,9 +201,13 @@ def encode_records(
             order.extend(batch["index"].tolist())
             yield {key: value.to(device) for key, value in batch.items()}
 
-    text, text_embedding = encode_texts(loaded.model, text_batches())
+    text, text_embedding = encode_texts(
+        loaded.model, text_batches(), len(readable), loaded.captions().max_text_tokens, store
+    )
     text_row = {readable[index]: row for row, index in enumerate(order)}
-    return EncodedSet(image, text, image_embedding, text_embedding), image_row, text_row
+    return EncodedRecords(
+        EncodedSet(image, text, image_embedding, text_embedding), image_row, text_row
+    )
 
 
 def _loader(

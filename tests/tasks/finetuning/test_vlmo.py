@@ -18,6 +18,7 @@ from triptych.tasks.finetuning.nlvr2 import NLVR2, VLMO_NLVR2, NLVR2Config
 from triptych.tasks.finetuning.retrieval import (
     EncodedSet,
     Retrieval,
+    StateStore,
     VLMoRetrievalConfig,
     encode_images,
     encode_texts,
@@ -58,9 +59,11 @@ def test_matching_pairs_by_index_equals_fusing_them():
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["relative", "absolute"])
+@pytest.mark.parametrize(
+    ("name", "memory_mib"), [("relative", 64), ("absolute", 64), ("relative", 0)]
+)
 @torch.no_grad()
-def test_scores_of_pairs_are_those_of_fusing_them_one_by_one(name, monkeypatch):
+def test_scores_of_pairs_are_those_of_fusing_them_one_by_one(name, memory_mib, monkeypatch):
     """Texts of different lengths come from different batches; each side is encoded once."""
     model = model_of(name).eval()
     batches = [make_batch(3, length=12, seed=2), make_batch(4, length=6, seed=3)]
@@ -78,8 +81,10 @@ def test_scores_of_pairs_are_those_of_fusing_them_one_by_one(name, monkeypatch):
 
     for method in embedded:
         monkeypatch.setattr(model, method, counted(method))
-    image, image_embedding = encode_images(model, [{"image": rows} for rows in images.split(3)])
-    text, text_embedding = encode_texts(model, batches)
+    batches_of_images = [{"image": rows} for rows in images.split(3)]
+    store = StateStore(memory_mib)  # of 0 MiB: all states lie in files
+    image, image_embedding = encode_images(model, batches_of_images, len(images), store)
+    text, text_embedding = encode_texts(model, batches, 7, 12, store)
     encoded = EncodedSet(image, text, image_embedding, text_embedding)
     pairs = torch.cartesian_prod(torch.arange(4), torch.arange(7))[torch.randperm(28)]
     found = score_pairs(model, encoded, pairs, local_batch_size=5)

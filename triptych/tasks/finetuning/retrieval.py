@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from triptych.core.errors import DataError
 from triptych.core.outputs import ImageFeatures, Predictions, TextFeatures
 from triptych.data.collate import (
     RetrievalCollator,
@@ -155,35 +160,115 @@ class EncodedSet:
     text_embedding: Tensor
 
 
+class StateStore:
+    """Room for the states of a whole set: in memory up to a limit, beyond it in temporary files.
+
+    A file loses its name as soon as it is mapped, so it vanishes with the last tensor on it.
+
+    Args:
+        memory_mib: Memory for states on the device, in MiB.
+    """
+
+    def __init__(self, memory_mib: int) -> None:
+        self._left = memory_mib * 2**20
+
+    def room(self, rows: int, like: Tensor) -> Tensor:
+        """Return an uninitialised tensor (rows, ...) of the kind of `like` (B, ...).
+
+        Raises:
+            DataError: The disk has no room for it.
+        """
+        shape = (rows, *like.shape[1:])
+        numel = math.prod(shape)
+        size = numel * like.element_size()
+        if size <= self._left or size == 0:
+            self._left -= size
+            return like.new_empty(shape)
+        with tempfile.NamedTemporaryFile(prefix="triptych_states_") as file:
+            try:
+                os.posix_fallocate(
+                    file.fileno(), 0, size
+                )  # a full disk would end the process later
+            except OSError as error:
+                raise DataError(
+                    f"{Path(file.name).parent} has no room for {size / 2**30:.1f} GiB of states "
+                    f"({error.strerror}): set TMPDIR to a folder on a larger disk"
+                ) from error
+            mapped = torch.from_file(file.name, shared=True, size=numel, dtype=like.dtype)
+        return mapped.view(shape)
+
+
+class _Rows:
+    """Rows that come batch by batch, in the room of a store."""
+
+    def __init__(self, store: StateStore, most: int) -> None:
+        self._store, self._most = store, most
+        self._room: Tensor | None = None
+        self._used = 0
+
+    def add(self, part: Tensor | None) -> None:
+        """Append rows (B, ...); None for what a model does not have."""
+        if part is None:
+            return
+        if self._room is None:
+            self._room = self._store.room(self._most, part)
+        self._room[self._used : self._used + len(part)] = part
+        self._used += len(part)
+
+    @property
+    def tensor(self) -> Tensor | None:
+        """The rows so far."""
+        return None if self._room is None else self._room[: self._used]
+
+
 @torch.no_grad()
 def encode_images(
-    model: VisionLanguageModel, batches: Iterable[Mapping[str, Tensor]]
+    model: VisionLanguageModel,
+    batches: Iterable[Mapping[str, Tensor]],
+    num_images: int,
+    store: StateStore,
 ) -> tuple[ImageFeatures, Tensor]:
-    """Encode batches of `image`: states, and embeddings (I, E)."""
-    found, embeddings = [], []
+    """Encode batches of `image`, `num_images` at most: states, and embeddings (I, E)."""
+    tokens, cls, inputs = (_Rows(store, num_images) for _ in range(3))
+    embeddings = []
     for batch in batches:
-        found.append(model.encode_image(batch["image"]))
-        embeddings.append(model.embed_image(found[-1]))
-    return ImageFeatures.join(found), torch.cat(embeddings)
+        found = model.encode_image(batch["image"])
+        embeddings.append(model.embed_image(found))
+        for rows, part in ((tokens, found.tokens), (cls, found.cls), (inputs, found.inputs)):
+            rows.add(part)
+    assert tokens.tensor is not None, "there is no batch"
+    return ImageFeatures(tokens.tensor, cls.tensor, inputs.tensor), torch.cat(embeddings)
 
 
 @torch.no_grad()
 def encode_texts(
-    model: VisionLanguageModel, batches: Iterable[Mapping[str, Tensor]]
+    model: VisionLanguageModel,
+    batches: Iterable[Mapping[str, Tensor]],
+    num_texts: int,
+    max_tokens: int,
+    store: StateStore,
 ) -> tuple[TextFeatures, Tensor]:
-    """Encode batches of `token_ids` and `text_mask`: states, and embeddings (T, E)."""
-    found, embeddings = [], []
+    """Encode batches of `token_ids` and `text_mask`: states, and embeddings (T, E).
+
+    Args:
+        model: Encodes them.
+        batches: Together `num_texts` texts.
+        num_texts: T.
+        max_tokens: Width of the states; no text is longer.
+        store: Where the states lie.
+    """
+    tokens, masks, cls, inputs = (_Rows(store, num_texts) for _ in range(4))
+    embeddings = []
     for batch in batches:
-        found.append(model.encode_text(batch["token_ids"], batch["text_mask"]))
-        embeddings.append(model.embed_text(found[-1]))
-    width = max(text.mask.shape[1] for text in found)
-    joined = TextFeatures(
-        torch.cat([_padded(text.tokens, width) for text in found]),
-        torch.cat([_padded(text.mask[..., None], width)[..., 0] for text in found]),
-        _joined([text.cls for text in found]),
-        _joined([None if t.inputs is None else _padded(t.inputs, width) for t in found]),
-    )
-    return joined, torch.cat(embeddings)
+        found = model.encode_text(batch["token_ids"], batch["text_mask"])
+        embeddings.append(model.embed_text(found))
+        tokens.add(_padded(found.tokens, max_tokens))
+        masks.add(_padded(found.mask[..., None], max_tokens)[..., 0])
+        cls.add(found.cls)
+        inputs.add(None if found.inputs is None else _padded(found.inputs, max_tokens))
+    assert tokens.tensor is not None and masks.tensor is not None, "there is no batch"
+    text = TextFeatures(tokens.tensor, masks.tensor, cls.tensor, inputs.tensor)
+    return text, torch.cat(embeddings)
 
 
 @torch.no_grad()
@@ -204,20 +289,19 @@ def score_pairs(
     Returns:
         (M,) float32 logit of "match" minus logit of "no match", in the order of `pairs`.
     """
-    lengths = encoded.text.mask.sum(dim=1)[pairs[:, 1]]
+    device = encoded.image_embedding.device
+    kept_on = encoded.image.tokens.device, encoded.text.tokens.device
+    lengths = encoded.text.mask.sum(dim=1).to(pairs.device)[pairs[:, 1]]
     order = torch.argsort(pairs[:, 0] * (int(lengths.max()) + 1) + lengths)
     scores = torch.empty(len(pairs), device=pairs.device)
     for rows in torch.split(order, local_batch_size):  # type: ignore[no-untyped-call]
         images, image_index = torch.unique(pairs[rows, 0], return_inverse=True)
-        text = encoded.text.select(pairs[rows, 1], int(lengths[rows].max()))
-        logits = match_pairs(model, encoded.image.select(images), text, image_index).float()
-        scores[rows] = logits[:, 1] - logits[:, 0]
+        longest = int(lengths[rows].max())
+        text = encoded.text.select(pairs[rows, 1].to(kept_on[1]), longest).to(device)
+        image = encoded.image.select(images.to(kept_on[0])).to(device)
+        logits = match_pairs(model, image, text, image_index.to(device)).float()
+        scores[rows] = (logits[:, 1] - logits[:, 0]).to(scores.device)
     return scores
-
-
-def _joined(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """Join rows of what every part has or none."""
-    return torch.cat([part for part in parts if part is not None]) if parts[0] is not None else None
 
 
 def _padded(states: Tensor, width: int) -> Tensor:
