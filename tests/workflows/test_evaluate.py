@@ -12,10 +12,12 @@ from tests.serving.tiny_folder import IMAGE_SIZE, write_tiny_folder
 from triptych.core.errors import CapabilityError, ConfigError, DataError
 from triptych.data.manifest import read_records
 from triptych.data.source import DataSourceConfig
+from triptych.distributed.env import run_processes
 from triptych.models.mplug.model import MPLUG
 from triptych.serving.loading import load_model
 from triptych.text import Tokenizer
 from triptych.train.precision import explain_precision
+from triptych.workflows import search
 from triptych.workflows.evaluate import EvalSettings, evaluate_loaded, evaluate_model
 
 from .small_runs import trained_model
@@ -203,6 +205,46 @@ def test_recalls_equal_those_of_the_whole_matrix(tmp_path, image_paths, itm_scor
     assert any(0 < value < 1 for value in expected.values())
     protocols = [result.protocol for result in found if result.name.endswith("_itm")]
     assert all(f"ranked by {itm_score.upper()}" in text for text in protocols)
+
+
+def _scored(folder, source):
+    said = []
+    found = evaluate_model(
+        folder, "retrieval", source, rerank_top_k=4, max_bad_share=0.5, on_skipped=said.append
+    )
+    return values_of(found), [text.partition(":")[0] for text in said]
+
+
+def test_two_processes_score_as_one(tmp_path, image_paths):
+    folder = model_folder(tmp_path / "m", "pretraining")
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    pairs = [*captioned(image_paths), (broken, "one"), (broken, "two")]
+    lines = [{"image": str(path), "caption": text} for path, text in pairs]
+    source = manifest(tmp_path / "d.jsonl", lines)
+    one, said = _scored(folder, source)
+    assert said == [f"2 of {len(pairs)} samples skipped"]
+    both, said_by_both = run_processes(_scored, 2, folder, source)
+    assert said_by_both == said
+    assert both == pytest.approx(one)
+    assert any(0 < value < 1 for value in one.values())
+
+
+def test_states_in_files_give_the_same_scores(tmp_path, image_paths, monkeypatch):
+    folder = model_folder(tmp_path / "m", "pretraining")
+    lines = [{"image": str(path), "caption": text} for path, text in captioned(image_paths)]
+    source = manifest(tmp_path / "d.jsonl", lines)
+    expected = _scored(folder, source)
+    rooms = []
+    store = search.StateStore
+
+    def small(memory_mib):
+        rooms.append(memory_mib)
+        return store(0)
+
+    monkeypatch.setattr(search, "StateStore", small)
+    assert _scored(folder, source) == expected
+    assert rooms == [4096]
 
 
 def test_without_candidates_for_itm_its_numbers_are_absent(tmp_path, image_paths):

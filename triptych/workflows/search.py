@@ -191,7 +191,7 @@ def encode_records(
 
     image, image_embedding = encode_images(loaded.model, image_batches(), len(groups), store)
     image_row = {position: row for row, group in enumerate(found) for position in groups[group]}
-    _log_other_captions(records, groups, set(found), log)
+    _log_lost(records, groups, set(found), log)
     readable = sorted(position for part in gather_objects(list(image_row)) for position in part)
     texts = _loader(loaded, [records[p] for p in readable], "caption", local_batch_size, log)
     order: list[int] = []
@@ -241,16 +241,19 @@ def _loader(
     )
 
 
-def _log_other_captions(
+def _log_lost(
     records: Sequence[Record], groups: list[list[int]], found: set[int], log: SkipLog
 ) -> None:
-    """Count the other captions of images that cannot be read; the loader counted the first."""
-    lost = [
-        p for group, positions in enumerate(groups) if group not in found for p in positions[1:]
-    ]
-    log.add_all(
-        [
-            Skipped(SkipKind.UNREADABLE, str(records[p].image), "its image", records[p].record_id)
-            for p in lost
-        ]
-    )
+    """Count all captions of images that cannot be read; the loader counted this process's first."""
+    own = [positions for group, positions in enumerate(groups) if group not in found]
+    for number, lost in enumerate(gather_objects(own)):
+        first = 1 if number == rank() else 0
+        log.add_all(
+            [
+                Skipped(
+                    SkipKind.UNREADABLE, str(records[p].image), "its image", records[p].record_id
+                )
+                for positions in lost
+                for p in positions[first:]
+            ]
+        )
