@@ -137,7 +137,7 @@ def test_a_missing_clip_is_found(tmp_path):
     report = check_sources([DataSourceConfig(path=str(tmp_path / "m.jsonl"))])
     assert {(skipped.kind, skipped.where) for skipped in report.skipped} == {
         (SkipKind.MISSING_FILE, str(tmp_path / "b.mp4")),
-        (SkipKind.VIDEO, str(tmp_path / "a.mp4")),  # training reads images
+        (SkipKind.TRUNCATED, str(tmp_path / "a.mp4")),  # 0 bytes
     }
 
 

@@ -63,6 +63,8 @@ class EvalOptions:
             "1K".
         templates: Zero-shot: a text file with one sentence per line; {} stands for the class name.
         label_pattern: Zero-shot: a regular expression whose first group is the class in a label.
+        num_frames: Frames that are taken of a clip, evenly spread; if absent, the model folder's
+            (8, unless it was trained with another --image.num-frames).
         local_batch_size: Samples per batch.
         max_bad_share: Largest allowed share of unreadable samples.
         result: Where the numbers go.
@@ -79,6 +81,7 @@ class EvalOptions:
     folds: int = 1
     templates: Path | None = None
     label_pattern: str | None = None
+    num_frames: int | None = None
     local_batch_size: int = 128
     max_bad_share: float = 0.01
     result: ResultGroup = field(default_factory=ResultOptions)
@@ -125,6 +128,7 @@ def _evaluate(options: EvalOptions, source: DataSourceConfig) -> list[MetricValu
         folds=options.folds,
         templates=TEMPLATES if options.templates is None else load_templates(options.templates),
         label_pattern=options.label_pattern,
+        num_frames=options.num_frames,
     )
     columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} samples scored"))
     console = Console(stderr=True)

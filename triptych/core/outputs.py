@@ -41,6 +41,23 @@ class ImageFeatures:
             None if parts[0].inputs is None else torch.cat([_there(p.inputs) for p in parts]),
         )
 
+    def as_clips(self, num_frames: int) -> ImageFeatures:
+        """Join the images of each clip, `num_frames` in a row, as mPLUG reads clips (section 6).
+
+        Returns:
+            `tokens` and `inputs` of a clip's frames one after the other, (B, F·N, D), and as `cls`
+            the mean of what `pooled` is for its frames, so that a linear projection of it is the
+            mean of theirs.
+        """
+        tokens, cls, inputs = (
+            None if part is None else part.unflatten(0, (-1, num_frames))  # type: ignore[no-untyped-call]
+            for part in (self.tokens, self.pooled, self.inputs)
+        )
+        assert tokens is not None and cls is not None
+        return ImageFeatures(
+            tokens.flatten(1, 2), cls.mean(dim=1), None if inputs is None else inputs.flatten(1, 2)
+        )
+
     def select(self, index: Tensor) -> ImageFeatures:
         """Return the images at `index` (M,) int64, which may repeat."""
         return ImageFeatures(

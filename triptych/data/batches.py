@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from triptych.data.records import ImageSource, Record
 from triptych.data.skips import ImageProblem, SkipKind, Skipped
 from triptych.data.transforms.pipeline import ImageTransform, normalise_batch
 from triptych.data.transforms.randaugment import Pixels
+from triptych.data.video import decode_frames
 
 REPLACEMENT_STREAM = 1  # the first of MAX_REPLACEMENTS
 MAX_REPLACEMENTS = 64  # with 1 % bad samples, as many in a row have a chance of 1e-128
@@ -63,7 +64,7 @@ class ImageCache:
     def __init__(self, max_bytes: int) -> None:
         """Keep up to `max_bytes` of pixels; 0 keeps nothing."""
         self._room = max_bytes
-        self._known: dict[tuple[str, int | None], Pixels] = {}
+        self._known: dict[tuple[Hashable, ...], Pixels] = {}
 
     def __call__(self, source: ImageSource) -> Pixels:
         """Return the decoded image (H, W, 3) uint8.
@@ -71,10 +72,21 @@ class ImageCache:
         Raises:
             ImageProblem: It cannot be read or decoded.
         """
-        key = (source.path, source.offset)
+        return self._kept((source.path, source.offset), lambda: decode_image(source))
+
+    def clip(self, path: str, num_frames: int) -> Pixels:
+        """Return evenly spread frames of a clip, (num_frames, H, W, 3) uint8.
+
+        Raises:
+            ImageProblem: It cannot be read or decoded.
+            DataError: PyAV is not installed.
+        """
+        return self._kept(("clip", path, num_frames), lambda: decode_frames(path, num_frames))
+
+    def _kept(self, key: tuple[Hashable, ...], decode: Callable[[], Pixels]) -> Pixels:
         found = self._known.get(key)
         if found is None:
-            found = decode_image(source)
+            found = decode()
             if found.nbytes <= self._room:
                 self._room -= found.nbytes
                 self._known[key] = found
@@ -128,8 +140,9 @@ class BatchBuilder:
                 it is in another one's; made only for a `LedCollator` that asks.
 
         Returns:
-            The batch with `image` (B, 3, S, S) float32, or (B, 2, 3, S, S) of pairs, unless it is
-            of texts alone, and `index` (B,) int64 among its keys.
+            The batch with `image` (B, 3, S, S) float32, or (B, 2, 3, S, S) of pairs, or
+            (B, F, 3, S, S) where a sample shows a clip, unless it is of texts alone, and `index`
+            (B,) int64 among its keys. An image among clips is shown in all F frames.
 
         Raises:
             DataError: A sample failed in a way that is not its data's fault; the message names it.
@@ -155,19 +168,21 @@ class BatchBuilder:
                 if leader is None:
                     return built
                 built.batch = self._led.led_batch(made_samples, leader[2])
-            flat = [array for arrays in pixels for array in arrays]
-            if flat:
+            num_shown = max(map(len, pixels))
+            if num_shown:
+                whole = [list(shown) * (num_shown // len(shown)) for shown in pixels]
+                flat = [array for arrays in whole for array in arrays]
                 image = normalise_batch(flat, config.mean, config.std)
-                paired = (-1, 2, *image.shape[1:])
-                built.batch["image"] = image if self._pairs is None else image.view(paired)
+                several = (-1, num_shown, *image.shape[1:])
+                built.batch["image"] = image if num_shown == 1 else image.view(several)
             built.batch["index"] = int_tensor(indices)
         return built
 
     def name(self, index: int) -> str:
         """Return how messages call a record."""
         record = self.records[index]
-        where = "" if record.image is None else f" ({record.image})"
-        return f"record {record.record_id}{where}"
+        where = record.image or record.video
+        return f"record {record.record_id}" + ("" if where is None else f" ({where})")
 
     def _replaceable(
         self, epoch: int, index: int, built: Built
@@ -200,8 +215,9 @@ class BatchBuilder:
             return index, pixels, sample
         except (ImageProblem, SampleProblem) as problem:
             record = self.records[index]
-            has_image = isinstance(problem, ImageProblem) and record.image is not None
-            where = str(record.image) if has_image else f"record {record.record_id}"
+            shown = record.image or record.video
+            is_its = isinstance(problem, ImageProblem) and shown is not None
+            where = str(shown) if is_its else f"record {record.record_id}"
             skipped = Skipped(problem.kind, where, str(problem), record.record_id)
         except Exception as error:
             kind = type(error).__name__
@@ -217,13 +233,17 @@ class BatchBuilder:
             return [], self._texts.text_sample(record, rng)
         if self._pairs is not None:
             return self._make_pair(self._pairs.arrange(record, rng), self._pairs, rng)
-        if record.image is None:
-            message = f"record {record.record_id}: has no image"
-            raise SampleProblem(SkipKind.MISSING_FIELD, message)
-        allow_flip = not any(map(mentions_side, record_texts(record)))
-        image = self.transform.apply(self._decode(record.image), rng, allow_flip=allow_flip)
         collator: Collator[Any] = self.collator  # type: ignore[assignment]
-        return [image.pixels], collator.sample(record, image, rng)
+        allow_flip = not any(map(mentions_side, record_texts(record)))
+        if record.image is not None:
+            image = self.transform.apply(self._decode(record.image), rng, allow_flip=allow_flip)
+            return [image.pixels], collator.sample(record, image, rng)
+        if record.video is None:
+            message = f"record {record.record_id}: has no image and no clip"
+            raise SampleProblem(SkipKind.MISSING_FIELD, message)
+        frames = self._decode.clip(record.video, self.transform.config.num_frames)
+        images = self.transform.apply_alike(frames, rng, allow_flip=allow_flip)
+        return [image.pixels for image in images], collator.sample(record, images[0], rng)
 
     def _make_pair(
         self, record: Record, collator: PairCollator[Any], rng: np.random.Generator

@@ -24,8 +24,10 @@ from triptych.data.shards import verify_shards
 from triptych.data.skips import ImageProblem, SkipKind, Skipped
 from triptych.data.source import DataSourceConfig
 from triptych.data.transforms.pipeline import relative_box
+from triptych.data.video import decode_frames
 
-CLIPS_ARE_NOT_READ = "is a clip, and training reads images: write its frames as images"
+CLIPS_ARE_NOT_READ = "is a clip, and this task reads images alone"
+NUM_FRAMES = 8  # of a clip that are decoded
 
 COUNTED_FIELDS = (
     *("image", "images", "video", "caption", "question", "answers", "phrase", "box"),
@@ -61,9 +63,9 @@ class CheckReport:
     Attributes:
         sources: The paths that were read.
         num_records: Usable lines, before images were opened.
-        num_usable: Records whose every image decodes, whose box has a part in its image, and
-            whose caption is not empty once it is cleaned.
-        num_images: Distinct images that the records name.
+        num_usable: Records whose every image or clip decodes, whose box has a part in its image,
+            and whose caption is not empty once it is cleaned.
+        num_images: Distinct images and clips that the records name.
         field_counts: Records that have each field.
         width_px: Spread of the widths of good images, in pixels, upright.
         height_px: Spread of their heights.
@@ -138,11 +140,12 @@ class CheckReport:
     def lines(self) -> list[str]:
         """Return the report as lines of text for a terminal."""
         found = [f"{name} {count:,}" for name, count in self.field_counts.items()]
+        has_clips = "video" in self.field_counts
         lines = [
             f"sources      {', '.join(self.sources)}",
             f"records      {self.num_usable:,} usable of {self.num_total:,}",
             f"fields       {', '.join(found) or 'none'}",
-            f"images       {self.num_images:,} distinct",
+            f"images       {self.num_images:,} distinct{', clips counted' * has_clips}",
         ]
         if self.width_px.maximum:
             lines.append(f"width        {_spread(self.width_px, 'px')}")
@@ -192,12 +195,16 @@ class CheckReport:
 
 @dataclass(frozen=True, slots=True)
 class _ImageFile:
-    """What is kept of one image: its size and the hash of its bytes, or its problem."""
+    """What is kept of one image or clip: its size and a hash of its content, or its problem."""
 
     width: int = 0
     height: int = 0
     digest: bytes = b""
     problem: ImageProblem | None = None
+
+
+_Files = dict[ImageSource | str, _ImageFile]
+"""Images by where their bytes lie, clips by their paths."""
 
 
 def check_sources(
@@ -206,7 +213,7 @@ def check_sources(
     num_threads: int = 2,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> CheckReport:
-    """Read every source and decode every image.
+    """Read every source, and decode every image and some frames of every clip.
 
     Args:
         sources: The datasets.
@@ -272,10 +279,10 @@ def caption_problem(record: Record) -> str | None:
 
 def _look_at(
     records: Iterable[Record], num_threads: int, on_progress: Callable[[int, int], None] | None
-) -> dict[ImageSource, _ImageFile]:
-    """Decode each distinct image once."""
-    sources = list(dict.fromkeys(image for record in records for image in record.all_images()))
-    images: dict[ImageSource, _ImageFile] = {}
+) -> _Files:
+    """Decode each distinct image and clip once."""
+    sources = list(dict.fromkeys(shown for record in records for shown in _shown(record)))
+    images: _Files = {}
     with ThreadPoolExecutor(max(1, num_threads)) as pool:
         for start in range(0, len(sources), CHUNK):
             chunk = sources[start : start + CHUNK]
@@ -285,8 +292,18 @@ def _look_at(
     return images
 
 
-def _look_at_one(source: ImageSource) -> _ImageFile:
+def _shown(record: Record) -> tuple[ImageSource | str, ...]:
+    """Return the images of a record, or its clip, which training takes where there is no image."""
+    images = record.all_images()
+    return images if images or record.video is None else (record.video,)
+
+
+def _look_at_one(source: ImageSource | str) -> _ImageFile:
     try:
+        if isinstance(source, str):
+            frames = decode_frames(source, NUM_FRAMES)
+            digest = hashlib.blake2b(frames.tobytes(), digest_size=16).digest()
+            return _ImageFile(frames.shape[2], frames.shape[1], digest)
         data = source.read()
         height, width = decode_image(data).shape[:2]
     except ImageProblem as problem:
@@ -294,9 +311,7 @@ def _look_at_one(source: ImageSource) -> _ImageFile:
     return _ImageFile(width, height, hashlib.blake2b(data, digest_size=16).digest())
 
 
-def _file_problems(
-    report: CheckReport, records: Sequence[Record], images: dict[ImageSource, _ImageFile]
-) -> int:
+def _file_problems(report: CheckReport, records: Sequence[Record], images: _Files) -> int:
     """File each record that its images make unusable; return how many are usable."""
     num_usable = 0
     for record in records:
@@ -308,8 +323,8 @@ def _file_problems(
     return num_usable
 
 
-def _record_problem(record: Record, images: dict[ImageSource, _ImageFile]) -> Skipped | None:
-    for source in record.all_images():
+def _record_problem(record: Record, images: _Files) -> Skipped | None:
+    for source in _shown(record):
         problem = images[source].problem
         if problem is not None:
             message = str(problem).removeprefix(f"{source}: ").removeprefix("<bytes>: ")
@@ -324,14 +339,11 @@ def _record_problem(record: Record, images: dict[ImageSource, _ImageFile]) -> Sk
     if message:
         where = f"{record.image or record.video} (record {record.record_id})"
         return Skipped(SkipKind.EMPTY_CAPTION, where, message, record.record_id)
-    if record.video is not None and not Path(record.video).is_file():
-        message = "there is no such file"
-        return Skipped(SkipKind.MISSING_FILE, record.video, message, record.record_id)
-    return clip_problem(record)
+    return None
 
 
 def clip_problem(record: Record) -> Skipped | None:
-    """Return why a record that shows a clip alone cannot be trained on; None for other records."""
+    """Return why a record that shows a clip alone is left out by a task that reads images alone."""
     if record.video is None or record.image is not None:
         return None
     return Skipped(SkipKind.VIDEO, record.video, CLIPS_ARE_NOT_READ, record.record_id)
@@ -351,7 +363,7 @@ def _has(value: object) -> bool:
 def _file_duplicates(
     report: CheckReport,
     records: Sequence[Record],
-    images: dict[ImageSource, _ImageFile],
+    images: _Files,
     captions: list[str],
 ) -> None:
     groups: dict[bytes, list[str]] = {}
@@ -369,13 +381,13 @@ def _file_duplicates(
         seen.add(key)
 
 
-def _pair_key(record: Record, images: dict[ImageSource, _ImageFile]) -> Hashable:
+def _pair_key(record: Record, images: _Files) -> Hashable:
     """Return what two records share that are the same sample: image bytes and all texts."""
-    looks = tuple(images[source].digest or str(source) for source in record.all_images())
+    looks = tuple(images[source].digest or str(source) for source in _shown(record))
     texts = (record.caption, record.question, record.phrase, record.statement, record.premise)
     more = (record.hypothesis, record.text)
     words = tuple(None if text is None else normalise_text(text) for text in (*texts, *more))
-    return looks, words, record.answers, record.box, record.label, record.video
+    return looks, words, record.answers, record.box, record.label
 
 
 def _spread(spread: Spread, unit: str) -> str:

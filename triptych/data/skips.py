@@ -30,6 +30,7 @@ class SkipKind(StrEnum):
     UNREADABLE = "unreadable"
     TRUNCATED = "truncated"
     NOT_AN_IMAGE = "not_an_image"
+    NOT_A_CLIP = "not_a_clip"
     DECOMPRESSION_BOMB = "decompression_bomb"
     EMPTY_CAPTION = "empty_caption"
     CAPTION_NOT_TEXT = "caption_not_text"

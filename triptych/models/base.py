@@ -140,6 +140,17 @@ class GenerativeModel(VisionLanguageModel, Protocol):
         """Read a target sequence (B, L) int64 at once: (B, L, D) decoder states."""
 
 
+def encode_frames(model: VisionLanguageModel, image: Tensor) -> ImageFeatures:
+    """Encode images (B, 3, H, W), or clips (B, F, 3, H, W) frame by frame.
+
+    Returns:
+        Features of B images or clips; for clips see `ImageFeatures.as_clips`.
+    """
+    if image.ndim == 4:
+        return model.encode_image(image)
+    return model.encode_image(image.flatten(0, 1)).as_clips(image.shape[1])
+
+
 def match_pairs(
     model: Any, image: ImageFeatures, text: TextFeatures, image_index: Tensor | None = None
 ) -> Tensor:

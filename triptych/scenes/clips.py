@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triptych.core.errors import ConfigError, DataError
+from triptych.data.video import require_av
 from triptych.scenes.config import SceneConfig
 from triptych.scenes.language import describe, join_names, name_object
 from triptych.scenes.questions import Question
@@ -155,7 +155,7 @@ def write_mp4(path: Path, frames: NDArray[np.uint8]) -> None:
     Raises:
         DataError: PyAV is not installed, or the side is odd.
     """
-    require_av()
+    require_av("clips are written")
     import av
 
     _, height, width, _ = frames.shape
@@ -181,24 +181,11 @@ def require_clips(config: SceneConfig) -> None:
         ConfigError: H.264 has no images of this size.
         DataError: PyAV is not installed.
     """
-    require_av()
+    require_av("clips are written")
     if config.image_size % 2:
         raise ConfigError(
             f"image_size = {config.image_size}: must be even, as clips are written in H.264; or "
             "ask for num_clips = 0"
-        )
-
-
-def require_av() -> None:
-    """Check that clips can be written.
-
-    Raises:
-        DataError: PyAV is not installed; the message says how to get it.
-    """
-    if importlib.util.find_spec("av") is None:
-        raise DataError(
-            "clips are written with PyAV, which is not installed: "
-            "`pip install 'triptych[video]'`, or ask for num_clips = 0"
         )
 
 

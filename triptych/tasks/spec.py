@@ -163,6 +163,7 @@ class Evaluation(Generic[C]):
         metrics: From the settings, the scored records and all records of the source to metrics.
         num_images: How many images a record must have.
         one_per_image: Whether each image is scored once, however many records show it.
+        reads_clips: Whether a record may show a clip in place of its one image.
         procedure: "predict" scores what the task predicts of each record; "search" ranks all
             texts for each image and the other way round; "names" compares images with the names
             of classes.
@@ -173,6 +174,7 @@ class Evaluation(Generic[C]):
     metrics: Callable[[C, Sequence[Record], Sequence[Record]], list[Metric]] | None = None
     num_images: int = 1
     one_per_image: bool = False
+    reads_clips: bool = False
     procedure: Literal["predict", "search", "names"] = "predict"
 
 

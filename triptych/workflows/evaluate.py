@@ -13,6 +13,7 @@ from torch import Tensor
 from triptych.core.config import check
 from triptych.core.errors import DataError
 from triptych.core.outputs import MetricValue, Predictions
+from triptych.data.check import CLIPS_ARE_NOT_READ, clip_problem
 from triptych.data.collate.base import image_key
 from triptych.data.manifest import FoundRecords, read_records
 from triptych.data.records import Record
@@ -41,12 +42,14 @@ class EvalSettings:
             protocol of COCO's test split, 1 the "5K" one.
         templates: Zero-shot: sentences about a class; `{}` is its name.
         label_pattern: Zero-shot: a regular expression whose first group in a label is the class.
+        num_frames: Frames that are taken of a clip, evenly spread; None takes the model folder's.
     """
 
     captions_per_image: int | None = None
     folds: int = 1
     templates: tuple[str, ...] = TEMPLATES
     label_pattern: str | None = None
+    num_frames: int | None = None
 
     def __post_init__(self) -> None:
         """Reject counts out of range."""
@@ -160,6 +163,8 @@ def evaluate_loaded(
     """
     procedure = find_evaluation(task).procedure
     _check_limit(limit)
+    if settings.num_frames is not None:
+        loaded = replace(loaded, image=replace(loaded.image, num_frames=settings.num_frames))
     scored = _Scored(
         loaded, task, settings, local_batch_size, loaded.device, keep, progress, on_skipped, bound
     )
@@ -184,6 +189,9 @@ def evaluate_loaded(
             values = scored.by_retrieval(records, protocol, logs[-1])
         else:
             values = scored.by_predictions(scoring, records, found.records, logs[-1])
+    if any(record.image is None and record.video is not None for record in records):
+        seen = f" Of each clip {loaded.image.num_frames} evenly spread frames are read."
+        values = [replace(value, protocol=value.protocol + seen) for value in values]
     scored.tell(*logs)
     if on_skipped is not None and found.parts:
         on_skipped(parts_note(source.path, found.parts))
@@ -284,22 +292,25 @@ def evaluation_records(
     usable = [
         record
         for record in records
-        if _has_images(record, scoring.num_images)
-        and getattr(record, scoring.field) not in (None, (), "")
+        if _has_images(record, scoring) and getattr(record, scoring.field) not in (None, (), "")
     ]
     if scoring.one_per_image:
         usable = list({image_key(r): r for r in reversed(usable)}.values())[::-1]
     if not usable:
-        beside = ("", "an image and ", "two images and ")[scoring.num_images]
+        one = "an image or a clip and " if scoring.reads_clips else "an image and "
+        beside = ("", one, "two images and ")[scoring.num_images]
+        why = f" (each {CLIPS_ARE_NOT_READ})" if records and all(map(clip_problem, records)) else ""
         raise DataError(
             f"{where} holds nothing to evaluate {scoring.name} on: {len(records)} records, none "
-            f"with {beside}{scoring.field}"
+            f"with {beside}{scoring.field}{why * (not scoring.reads_clips)}"
         )
     return usable
 
 
-def _has_images(record: Record, number: int) -> bool:
-    return len(record.images) == 2 if number == 2 else number == 0 or record.image is not None
+def _has_images(record: Record, scoring: Evaluation[Any]) -> bool:
+    if scoring.num_images == 1:
+        return record.image is not None or (scoring.reads_clips and record.video is not None)
+    return scoring.num_images == 0 or len(record.images) == 2
 
 
 def evaluation_loader(

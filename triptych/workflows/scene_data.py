@@ -22,10 +22,11 @@ SCENES = {"smoke": 48, "tiny": 24_000, "small": 100_000}
 
 FORMATS_OF_NEEDS = {
     ("image", "caption"): "captions",
+    ("image|video", "caption"): "captions",
     ("image",): "captions",
     ("caption|image|text",): "captions",
     ("text|caption",): "text",
-    ("image", "question", "answers"): "vqa",
+    ("image|video", "question", "answers"): "vqa",
     ("image", "phrase", "box"): "refs",
     ("images", "statement", "label"): "nlvr2",
     ("image", "hypothesis", "label"): "snli_ve",

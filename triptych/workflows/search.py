@@ -251,7 +251,10 @@ def _log_lost(
         log.add_all(
             [
                 Skipped(
-                    SkipKind.UNREADABLE, str(records[p].image), "its image", records[p].record_id
+                    SkipKind.UNREADABLE,
+                    str(records[p].image or records[p].video),
+                    "its image or clip",
+                    records[p].record_id,
                 )
                 for positions in lost
                 for p in positions[first:]

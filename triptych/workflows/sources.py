@@ -115,7 +115,7 @@ def read_training_data(config: RunConfig, run_folder: Path) -> TrainingData:
         check_fields(part.records, needs, source.path, config.recipe)
     check_windows([part.records for part in found], config.data.shuffle_window)
     clips: list[Skipped] = []
-    if any(need in ("image", "images") for need in needs):
+    if not _reads_clips(needs) and any("image" in need for need in needs):
         for part in found:
             part.records, problems = _without_clips(part.records)
             clips += problems
@@ -134,6 +134,10 @@ def read_training_data(config: RunConfig, run_folder: Path) -> TrainingData:
         for source, name, part in zip(config.data.train, names, found, strict=True)
     )
     return TrainingData(sources, log)
+
+
+def _reads_clips(needs: Sequence[str]) -> bool:
+    return any("video" in need.split("|") for need in needs)
 
 
 def _without_clips(records: Sequence[Record]) -> tuple[Sequence[Record], list[Skipped]]:
@@ -157,7 +161,7 @@ def check_fields(records: Sequence[Record], needs: Sequence[str], where: str, re
     """
     if not records or any(not missing_fields(needs, record) for record in records):
         return  # mostly the first record; millions need not be looked at
-    if all(clip_problem(record) is not None for record in records):
+    if not _reads_clips(needs) and all(clip_problem(r) is not None for r in records):
         raise DataError(f"{where}: every record {CLIPS_ARE_NOT_READ}")
     names = [
         field.name

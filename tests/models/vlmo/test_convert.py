@@ -175,7 +175,7 @@ def test_exported_buffers_are_those_that_the_released_code_registers():
     assert exported["relative_position_index"].shape == (17, 17)
     assert exported["text_relative_position_index"].shape == (196, 196)
     joint = exported["text_imag_relative_position_index"]
-    ours = joint_index(196, True, 4, 196, torch.device("cpu"))  # the image stands first
+    ours = joint_index(196, 1, 4, 196, torch.device("cpu"))  # the image stands first
     assert torch.equal(joint[:196, :196], ours[17:, 17:])
     assert torch.equal(joint[196:, 196:], ours[:17, :17])
     assert torch.equal(joint[:196, 196:], ours[17:, :17])

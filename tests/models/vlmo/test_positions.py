@@ -35,7 +35,7 @@ def test_rows_are_as_many_as_in_the_released_tables(size, rows):
 
 
 def test_rows_of_a_released_64_px_model():
-    index = joint_index(40, True, 4, 196, CPU)
+    index = joint_index(40, 1, 4, 196, CPU)
     image, text = index[:17, :17], index[17:, 17:]
     assert (int(image[0, 1]), int(image[1, 0]), int(image[0, 0])) == (49, 50, 51)
     assert index[17:, :17].unique().tolist() == [52]
@@ -66,7 +66,7 @@ def test_each_head_of_each_block_reads_its_own_column():
     with torch.no_grad():
         positions.table.copy_(torch.arange(rows * 6).view(rows, 6))
     found = positions(3, True)
-    index = joint_index(3, True, 2, 5, CPU)
+    index = joint_index(3, 1, 2, 5, CPU)
     for layer in range(2):
         for head in range(3):
             assert torch.equal(found[layer, head], (index * 6 + layer * 3 + head).float())

@@ -205,7 +205,7 @@ def stable_key(text: str) -> int:
 
 
 def image_key(record: Record) -> int:
-    """Return the key of the record's image: equal for records of one image.
+    """Return the key of the record's image or clip: equal for records of one image.
 
     It is that of the place of the image, since ids of several sources may be equal: COCO's 42 is
     not Visual Genome's, and `00000/000` is in every WebDataset. Files to which one source gives the
@@ -214,6 +214,8 @@ def image_key(record: Record) -> int:
     image = record.first_image or record.image
     if image is not None:
         return stable_key(str(image))
+    if record.video is not None:
+        return stable_key(record.video)
     return stable_key(record.record_id if record.image_id is None else record.image_id)
 
 

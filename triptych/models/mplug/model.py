@@ -143,16 +143,17 @@ class MPLUG(nn.Module):
         return TextFeatures(self.text_encoder(token_ids, text_mask), text_mask)
 
     def embed_image(self, features: ImageFeatures) -> Tensor:
-        """Project the image [CLS] state: (B, E) float32, L2-normalised."""
-        return F.normalize(self.image_projection(features.tokens[:, 0]).float(), dim=-1)
+        """Project the image [CLS] state, of clips its mean: (B, E) float32, L2-normalised."""
+        return F.normalize(self.image_projection(features.pooled).float(), dim=-1)
 
     def embed_pixels(self, image: Tensor) -> Tensor:
-        """Encode pixels (B, 3, image_size, image_size) for their embedding alone: (B, E).
+        """Encode images (B, 3, H, W), or clips (B, F, 3, H, W), for their embedding alone: (B, E).
 
-        Equal to `embed_image(encode_image(image))`, without what only the other states need.
+        Equal to `embed_image(encode_frames(...))`, without what only the other states need.
         """
-        cls = self.image_adapter(self.visual_encoder(image, cls_only=True))
-        return self.embed_image(ImageFeatures(cls))
+        frames = image if image.ndim == 4 else image.flatten(0, 1)
+        cls = ImageFeatures(self.image_adapter(self.visual_encoder(frames, cls_only=True)))
+        return self.embed_image(cls if image.ndim == 4 else cls.as_clips(image.shape[1]))
 
     def embed_text(self, features: TextFeatures) -> Tensor:
         """Project the text [CLS] state: (B, E) float32, L2-normalised."""

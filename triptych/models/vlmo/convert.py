@@ -403,7 +403,7 @@ def _buffers(config: VLMoConfig) -> dict[str, Tensor]:
     if relative:
         buffers["relative_position_index"] = image_index(grid)
         buffers["text_relative_position_index"] = text_index(length, grid, length)
-        joint = joint_index(length, True, grid, length, torch.device("cpu"))
+        joint = joint_index(length, 1, grid, length, torch.device("cpu"))
         text_first = torch.arange(len(joint)).roll(length)
         buffers["text_imag_relative_position_index"] = joint[text_first][:, text_first]
     return buffers

@@ -174,8 +174,8 @@ class VLMo(nn.Module):
         return TextFeatures(states, text_mask, inputs=inputs)
 
     def embed_image(self, features: ImageFeatures) -> Tensor:
-        """Project the image [CLS] state: (B, E) float32, L2-normalised."""
-        return _unit(self.image_projection(features.tokens[:, 0]))
+        """Project the image [CLS] state, of clips its mean: (B, E) float32, L2-normalised."""
+        return _unit(self.image_projection(features.pooled))
 
     def embed_text(self, features: TextFeatures) -> Tensor:
         """Project the text [CLS] state: (B, E) float32, L2-normalised."""
@@ -234,12 +234,16 @@ class VLMo(nn.Module):
         Neither side is encoded alone, and the last block computes the text [CLS] only.
 
         Args:
-            image: (B, 3, image_size, image_size) float.
+            image: (B, 3, image_size, image_size) float, or clips (B, F, 3, ...).
             token_ids: (B, L) int64.
             text_mask: (B, L) bool, True = real token.
             image_type: 0, or 1 for the second image of a pair (NLVR2).
         """
-        images = self.image_inputs(image, image_type=image_type)
+        if image.ndim == 4:
+            images = self.image_inputs(image, image_type=image_type)
+        else:
+            frames = self.image_inputs(image.flatten(0, 1), image_type=image_type)
+            images = frames.reshape(len(image), -1, frames.shape[-1])  # (B, F·N, D)
         sequence = TokenSequence(images, self.text_inputs(token_ids), text_mask)
         states = self.trunk.read(sequence, [(slice(None), sequence.first_positions())])[0]
         return self.pool(states[:, 0])

@@ -61,18 +61,19 @@ def text_index(num_text: int, grid_size: int, max_text_tokens: int) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def joint_index(
-    num_text: int, with_image: bool, grid_size: int, max_text_tokens: int, device: torch.device
+    num_text: int, num_images: int, grid_size: int, max_text_tokens: int, device: torch.device
 ) -> Tensor:
     """Return the row of each pair of tokens of [image; text], (S, S) int64, query first.
 
     Args:
         num_text: Text tokens L; 0 for images alone.
-        with_image: Whether the image's tokens are part of the sequence.
+        num_images: Images in the sequence: 0, 1, or the frames of a clip, each of which sees the
+            others as it sees itself, place by place, since the table knows no time.
         grid_size: Patches on each side.
         max_text_tokens: Longest text of the table.
         device: Where the result lies.
     """
-    image = image_index(grid_size) if with_image else torch.empty(0, 0, dtype=torch.int64)
+    image = image_index(grid_size).repeat(num_images, num_images)
     num_image = len(image)
     size = num_image + num_text
     index = torch.empty(size, size, dtype=torch.int64)
@@ -97,18 +98,18 @@ class RelativePositions(nn.Module):
         rows = num_rows(grid_size, max_text_tokens)
         self.table = nn.Parameter(torch.zeros(rows, depth * num_heads))
 
-    def forward(self, num_text: int, with_image: bool) -> Tensor:
+    def forward(self, num_text: int, num_images: int) -> Tensor:
         """Return the scores of all blocks at once.
 
         Args:
-            num_text: Text tokens L, which follow the image; 0 for images alone.
-            with_image: Whether there are image tokens.
+            num_text: Text tokens L, which follow the images; 0 for images alone.
+            num_images: See `joint_index`.
 
         Returns:
             (depth, H, S, S).
         """
         index = joint_index(
-            num_text, with_image, self.grid_size, self.max_text_tokens, self.table.device
+            num_text, num_images, self.grid_size, self.max_text_tokens, self.table.device
         )
         scores = nn.functional.embedding(index, self.table)  # (S, S, depth·H)
         size = len(index)

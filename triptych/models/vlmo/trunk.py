@@ -407,21 +407,21 @@ class MultiwayTrunk(nn.Module):
             found.append(self._read(sequence, running, upper, reads, fused=fused)[0])
         return found[0], found[1]
 
-    def position_scores(self, num_text: int, with_image: bool = True) -> Tensor | None:
-        """Return the scores of the relative positions of [image; text], (depth, H, S, S).
+    def position_scores(self, num_text: int, num_images: int = 1) -> Tensor | None:
+        """Return the scores of the relative positions of [images; text], (depth, H, S, S).
 
         Those of images alone and of shorter texts are parts of them. None for absolute positions.
         """
         if self.relative_positions is None:
             return None
-        return self.relative_positions(num_text, with_image)  # type: ignore[no-any-return]
+        return self.relative_positions(num_text, num_images)  # type: ignore[no-any-return]
 
     def _start(self, sequence: TokenSequence, scores: Tensor | None) -> _Running:
         """Flatten a sequence and collect what its attention adds to the scores."""
         image, text, mask = sequence.image, sequence.text, sequence.text_mask
         num_image, num_text = sequence.num_image, sequence.num_text
         if scores is None:
-            scores = self.position_scores(num_text, num_image > 0)
+            scores = self.position_scores(num_text, num_image // (1 + self.config.num_patches))
         else:
             first = 0 if num_image else 1 + self.config.num_patches
             part = slice(first, first + num_image + num_text)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.core.config import check
-from triptych.models.base import GenerativeModel, VisionLanguageModel
+from triptych.models.base import GenerativeModel, VisionLanguageModel, encode_frames
 from triptych.nn.decoder import DecoderMemory, TextDecoder
 from triptych.nn.heads import ClassificationHead
 from triptych.objectives import IGNORE_INDEX
@@ -100,8 +100,8 @@ def constant_texts(batch: Mapping[str, Tensor], ids: list[int]) -> tuple[Tensor,
 def fused_memory(
     model: GenerativeModel, image: Tensor, token_ids: Tensor, text_mask: Tensor
 ) -> DecoderMemory:
-    """Fuse images (B, 3, H, W) with texts (B, L) to what the decoder reads."""
-    images = model.encode_image(image)
+    """Fuse images (B, 3, H, W), or clips (B, F, 3, H, W), with texts (B, L) for the decoder."""
+    images = encode_frames(model, image)
     return model.decoder_memory(images, model.fuse(images, model.encode_text(token_ids, text_mask)))
 
 

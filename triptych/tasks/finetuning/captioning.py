@@ -21,7 +21,7 @@ from triptych.evaluation.metrics import (
     Metric,
 )
 from triptych.generation.search import BeamConfig, Hypothesis
-from triptych.models.base import GenerativeModel
+from triptych.models.base import GenerativeModel, encode_frames
 from triptych.nn.decoder import DecoderMemory
 from triptych.objectives import IGNORE_INDEX
 from triptych.objectives.mlm import shift_targets, token_loss
@@ -107,9 +107,9 @@ class Captioning(ModelTask[GenerativeModel]):
         self._text_ids = [tokenizer.cls_id, *encoded]
 
     def memory(self, batch: Mapping[str, Tensor]) -> DecoderMemory:
-        """Encode `image` (B, 3, H, W) to what the decoder reads."""
+        """Encode `image`, (B, 3, H, W) or clips (B, F, 3, H, W), to what the decoder reads."""
         if self.reads_image:
-            image = self.model.encode_image(batch["image"])
+            image = encode_frames(self.model, batch["image"])
             return self.model.decoder.project_memory(image.tokens, None)
         return fused_memory(self.model, batch["image"], *constant_texts(batch, self._text_ids))
 
@@ -145,7 +145,7 @@ def caption_references(
     """Return all captions of each record's image, by position."""
     by_image: dict[int, list[str]] = {}
     for record in all_records:
-        if record.image is not None and record.caption:
+        if record.caption:
             by_image.setdefault(image_key(record), []).append(record.caption)
     return {i: by_image[image_key(record)] for i, record in enumerate(records)}
 
@@ -169,9 +169,11 @@ SPEC = TaskSpec(
     trained_for="captioning",
     build=lambda config, model, tokenizer, _: Captioning(model, config, tokenizer),
     collator=_captions,
-    needs=("image", "caption"),
+    needs=("image|video", "caption"),
     models=TrainedModels(capabilities=("decode",)),
     recipes=(TaskRecipe("mplug.caption", "mplug"),),
     serves=("caption",),
-    evaluations=(Evaluation("caption", "caption", _caption_metrics, one_per_image=True),),
+    evaluations=(
+        Evaluation("caption", "caption", _caption_metrics, one_per_image=True, reads_clips=True),
+    ),
 )

@@ -29,7 +29,7 @@ from triptych.evaluation.metrics import (
     Metric,
 )
 from triptych.evaluation.vqa import normalize_answer
-from triptych.models.base import PairReader, VisionLanguageModel
+from triptych.models.base import PairReader, VisionLanguageModel, encode_frames
 from triptych.objectives import IGNORE_INDEX
 from triptych.tasks.finetuning.base import HeadConfig, ModelTask
 from triptych.tasks.finetuning.vqa import vqa_metrics
@@ -103,7 +103,8 @@ class _PairTask(ModelTask[VisionLanguageModel]):
         ids, mask = batch["token_ids"], batch["text_mask"]
         if isinstance(self.model, PairReader):
             return self.scores(self.model.pair_state(batch["image"], ids, mask))
-        image, text = self.model.encode_image(batch["image"]), self.model.encode_text(ids, mask)
+        image = encode_frames(self.model, batch["image"])
+        text = self.model.encode_text(ids, mask)
         return self.scores(self.model.fuse(image, text).pooled)
 
 
@@ -223,7 +224,7 @@ ANSWERS_SPEC = TaskSpec(
     trained_for="answer_classification",
     build=lambda config, model, *_: AnswerClassification(model, config),
     collator=_answer_collator,
-    needs=("image", "question", "answers"),
+    needs=("image|video", "question", "answers"),
     recipes=(
         TaskRecipe("vlmo.vqa", "vlmo"),
         TaskRecipe("flava.vqa", "flava"),
@@ -231,7 +232,12 @@ ANSWERS_SPEC = TaskSpec(
     ),
     serves=("answer",),
     evaluations=(
-        Evaluation("vqa", "answers", lambda _, records, __: vqa_metrics(records, from_list=True)),
+        Evaluation(
+            "vqa",
+            "answers",
+            lambda _, records, __: vqa_metrics(records, from_list=True),
+            reads_clips=True,
+        ),
     ),
     has_classifier=True,
     complete=_complete_answers,

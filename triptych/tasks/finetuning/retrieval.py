@@ -19,7 +19,7 @@ from triptych.core.outputs import ImageFeatures, Predictions, TextFeatures
 from triptych.data.collate import (
     RetrievalCollator,
 )
-from triptych.models.base import VisionLanguageModel, match_pairs
+from triptych.models.base import VisionLanguageModel, encode_frames, match_pairs
 from triptych.models.mplug.model import MPLUG
 from triptych.models.vlmo.model import VLMo
 from triptych.tasks.pretraining.mplug import MPLUGPretraining, MPLUGPretrainingConfig
@@ -232,7 +232,7 @@ def encode_images(
     tokens, cls, inputs = (_Rows(store, num_images) for _ in range(3))
     embeddings = []
     for batch in batches:
-        found = model.encode_image(batch["image"])
+        found = encode_frames(model, batch["image"])
         embeddings.append(model.embed_image(found))
         for rows, part in ((tokens, found.tokens), (cls, found.cls), (inputs, found.inputs)):
             rows.add(part)
@@ -318,7 +318,7 @@ def retrieval_collator(config: object, inputs: CollatorInputs) -> RetrievalColla
     )
 
 
-SEARCH: Evaluation[Any] = Evaluation("retrieval", "caption", procedure="search")
+SEARCH: Evaluation[Any] = Evaluation("retrieval", "caption", reads_clips=True, procedure="search")
 
 
 NAMES: Evaluation[Any] = Evaluation("zero_shot", "label", procedure="names")
@@ -329,7 +329,7 @@ SPEC = TaskSpec(
     trained_for="retrieval",
     build=lambda config, model, *_: Retrieval(model, config),
     collator=retrieval_collator,
-    needs=("image", "caption"),
+    needs=("image|video", "caption"),
     models=TrainedModels(families=("mplug",)),
     recipes=(TaskRecipe("mplug.retrieval", "mplug"),),
     serves=("match", "embed", "classify"),

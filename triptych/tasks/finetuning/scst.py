@@ -266,7 +266,7 @@ def build_reward(config: SCSTConfig, records: Iterable[Record]) -> CiderReward:
     """
     captions: dict[int, list[str]] = {}
     for record in records:
-        if record.image is not None and record.caption:
+        if record.caption:
             captions.setdefault(image_key(record), []).append(record.caption)
     return CiderReward(captions, reward_end=config.reward_end)
 
@@ -287,7 +287,7 @@ SPEC = TaskSpec(
     trained_for="captioning",
     build=_build_scst,
     collator=_image_keys,
-    needs=("image", "caption"),
+    needs=("image|video", "caption"),
     models=TrainedModels(capabilities=("decode",)),
     recipes=(TaskRecipe("mplug.scst", "mplug"),),
     serves=("caption",),

@@ -148,11 +148,16 @@ SPEC = TaskSpec(
     trained_for="vqa",
     build=lambda config, model, tokenizer, _: VQA(model, config, tokenizer),
     collator=_vqa_collator,
-    needs=("image", "question", "answers"),
+    needs=("image|video", "question", "answers"),
     models=TrainedModels(capabilities=("decode",)),
     recipes=(TaskRecipe("mplug.vqa", "mplug", default=True),),
     serves=("answer",),
     evaluations=(
-        Evaluation("vqa", "answers", lambda _, records, __: vqa_metrics(records, from_list=False)),
+        Evaluation(
+            "vqa",
+            "answers",
+            lambda _, records, __: vqa_metrics(records, from_list=False),
+            reads_clips=True,
+        ),
     ),
 )

@@ -20,6 +20,7 @@ from triptych.distributed.collectives import (
     mean_over_ranks,
 )
 from triptych.distributed.env import world_size
+from triptych.models.base import encode_frames
 from triptych.models.mplug.model import MPLUG
 from triptych.objectives import IGNORE_INDEX
 from triptych.objectives.feature_queue import FeatureQueue
@@ -225,7 +226,7 @@ class MPLUGPretraining:
         Args:
             batch: `image`, `token_ids`, `text_mask`, `index`.
         """
-        image = self.model.encode_image(batch["image"])
+        image = encode_frames(self.model, batch["image"])
         text = self.model.encode_text(batch["token_ids"], batch["text_mask"])
         return Predictions(
             index=batch["index"].tolist(),
@@ -450,7 +451,7 @@ SPEC = TaskSpec(
     trained_for="pretraining",
     build=lambda config, model, *_: MPLUGPretraining(model, config),
     collator=lambda config, inputs: PretrainingCollator(inputs.tokenizer, inputs.captions),
-    needs=("image", "caption"),
+    needs=("image|video", "caption"),
     models=TrainedModels(families=("mplug",)),
     recipes=(TaskRecipe("mplug.pretrain", "mplug", default=True),),
     serves=("caption", "match", "embed", "classify"),

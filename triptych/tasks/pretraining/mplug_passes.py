@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from triptych.core.outputs import FusedFeatures, ImageFeatures, TextFeatures
+from triptych.models.base import encode_frames
 from triptych.models.mplug.model import MPLUG
 from triptych.objectives import IGNORE_INDEX
 from triptych.objectives.mlm import distillation_sum, shift_targets, token_sum
@@ -61,7 +62,7 @@ def encode_texts(model: MPLUG, ids: Tensor, mask: Tensor) -> Tensor:
 def encode_pairs(
     model: MPLUG, image: Tensor, ids: Tensor, mask: Tensor, *, embed: bool
 ) -> tuple[Tensor, ...]:
-    """Encode images (B, 3, H, W) and their K texts (B, K, L).
+    """Encode images (B, 3, H, W), or clips (B, F, 3, H, W), and their K texts (B, K, L).
 
     Args:
         model: Whose encoders.
@@ -73,7 +74,7 @@ def encode_pairs(
     Returns:
         (B, N, D) and (B, K, L, D) states; with `embed` (B, E) embeddings of images and captions.
     """
-    images, tokens = model.encode_image(image), encode_texts(model, ids, mask)
+    images, tokens = encode_frames(model, image), encode_texts(model, ids, mask)
     if not embed:
         return images.tokens, tokens
     caption = TextFeatures(tokens[:, 0], mask[:, 0])
