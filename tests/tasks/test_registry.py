@@ -53,7 +53,7 @@ def test_every_table_knows_it(titling):
     assert registry.evaluated_configs("titles") == [TitlingConfig]
     assert registry.teaching_words("titles") == ["titling"]
     assert "titling" in registry.trained_for_words()
-    assert registry.recipe_needs()["titles.train"] == ("image", "caption")
+    assert registry.recipe_needs()["titles.train"] == ("image|video", "caption")
     assert registry.needed_capabilities("titles") == {"decode"}
     assert registry.stored_task_config({"kind": "titling", "words": 2}) == TitlingConfig(words=2)
     register_task_recipe(TitlingConfig, TaskRecipe("coca.titles", "coca"))

@@ -343,7 +343,7 @@ def _record_problem(record: Record, images: _Files) -> Skipped | None:
 
 
 def clip_problem(record: Record) -> Skipped | None:
-    """Return why a record that shows a clip alone is left out by a task that reads images alone."""
+    """Return why a record that shows a clip alone does not serve a task that reads images."""
     if record.video is None or record.image is not None:
         return None
     return Skipped(SkipKind.VIDEO, record.video, CLIPS_ARE_NOT_READ, record.record_id)

@@ -131,7 +131,7 @@ def _refuse(url: str, flags: int, options: dict[str, str]) -> NoReturn:
 def _video_stream(container: Any, path: str) -> Any:
     from av.stream import Disposition
 
-    covers = Disposition.attached_pic  # the picture of a song
+    covers = Disposition.attached_pic  # the cover of an album, in its sound files
     streams = [s for s in container.streams.video if not s.disposition & covers]
     if not streams:
         raise ImageProblem(SkipKind.NOT_A_CLIP, f"{path}: holds no video, only sound or data")

@@ -65,7 +65,7 @@ def test_each_head_of_each_block_reads_its_own_column():
     rows = len(positions.table)
     with torch.no_grad():
         positions.table.copy_(torch.arange(rows * 6).view(rows, 6))
-    found = positions(3, True)
+    found = positions(3, 1)
     index = joint_index(3, 1, 2, 5, CPU)
     for layer in range(2):
         for head in range(3):
