@@ -125,9 +125,9 @@ def first_chunk_at_the_start(clip, path):
     """Return a copy whose index lies before its frames, so that a cut leaves it readable."""
     with (
         av.open(str(clip)) as given,
-        av.open(str(path), "w", options={"movflags": "faststart"}) as c,
+        av.open(str(path), "w", options={"movflags": "faststart"}) as made,
     ):
-        stream = c.add_stream_from_template(given.streams.video[0])
+        stream = made.add_stream_from_template(given.streams.video[0])
         for packet in given.demux(video=0):
             if packet.dts is not None:
                 packet.stream = stream
