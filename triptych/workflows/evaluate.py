@@ -174,6 +174,8 @@ def evaluate_loaded(
     scoring = evaluation_of(loaded.task_config(task), task)
     usable = evaluation_records(found.records, scoring, source.path)
     if procedure == "search":
+        if len({record.image is None for record in usable}) > 1:
+            raise DataError(f"{source.path} holds images and clips: search them as two datasets")
         usable = first_captions(usable, settings.captions_per_image)
     records = usable[:limit]
     log = SkipLog(None, len(usable) + len(found.skipped), max_bad_share, flag=VERB_FLAG)
