@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,13 +16,14 @@ from torch import Tensor
 
 from triptych.core.errors import CapabilityError, DataError
 from triptych.core.outputs import MetricValue, Predictions
-from triptych.evaluation import captions, ptb, retrieval
+from triptych.evaluation import captions, java_metrics, ptb, retrieval
 from triptych.evaluation.bootstrap import bootstrap_sums, interval_text, mean_of_means, mean_value
 from triptych.evaluation.boxes import iou_xyxy, xywh_to_xyxy
 from triptych.evaluation.vqa import OFFICIAL_NUM_ANSWERS, vqa_accuracy
 
 Value = TypeVar("Value")
 RECALLS = (1, 5, 10)
+JavaMetric = Literal["meteor", "spice"]
 
 
 class Metric(Protocol):
@@ -151,13 +152,19 @@ class VQAMetric:
 
 
 class CaptionMetric:
-    """BLEU-1..4, ROUGE-L and CIDEr as "bleu_1" ... "bleu_4", "rouge_l", "cider"."""
+    """BLEU-1..4, ROUGE-L and CIDEr as "bleu_1" ... "bleu_4", "rouge_l", "cider".
+
+    Args:
+        references: The reference captions by position, as people wrote them.
+        java: Out of "meteor" and "spice", which need Java: computed too.
+    """
 
     name = "caption"
 
-    def __init__(self, references: Mapping[int, Sequence[str]]) -> None:
-        """Take the reference captions by position, as people wrote them."""
-        self._references = references
+    def __init__(
+        self, references: Mapping[int, Sequence[str]], java: Sequence[JavaMetric] = ()
+    ) -> None:
+        self._references, self._java = references, java
         self._captions: ByIndex[str] = ByIndex(self.name, len(references))
 
     def update(self, predictions: Predictions) -> None:
@@ -180,7 +187,31 @@ class CaptionMetric:
             *_bleu_values(candidates, references, tail),
             mean_value("rouge_l", rouge.items, f"ROUGE-L {tail}"),
             mean_value("cider", cider.items, cider_text),
+            *self._java_values(candidates, references),
         ]
+
+    def _java_values(
+        self, candidates: Sequence[str], references: Sequence[Sequence[str]]
+    ) -> list[MetricValue]:
+        values = []
+        tail = f"through Java, programs of pycocoevalcap, PTB tokens.{self._captions.missing()}"
+        if "meteor" in self._java:
+            counts = java_metrics.count_meteor(candidates, references)
+            low, high = bootstrap_sums(counts, java_metrics.meteor_from_counts)
+            values.append(
+                MetricValue(
+                    name="meteor",
+                    value=float(java_metrics.meteor_from_counts(counts.sum(0)[None])[0]),
+                    low=low,
+                    high=high,
+                    num_items=len(candidates),
+                    protocol=f"Corpus METEOR 1.5 {tail} {interval_text()}",
+                )
+            )
+        if "spice" in self._java:
+            scores = java_metrics.compute_spice(candidates, references)
+            values.append(mean_value("spice", scores, f"Mean SPICE 1.0 {tail}"))
+        return values
 
 
 def _bleu_values(
