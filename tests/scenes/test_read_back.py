@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from triptych.core.errors import ConfigError
 from triptych.data.manifest import DataSourceConfig, read_records
 from triptych.scenes.config import SPLITS
 from triptych.scenes.write import write_scenes
@@ -76,3 +77,24 @@ def test_clips(tmp_path):
     files = write_scenes(tmp_path / "w", 2, formats=(), num_clips=3)
     found = records(files.clips, split="train")
     assert len({record.video for record in found}) == 3 and len(found) == 6
+
+
+@pytest.mark.parametrize("images_per_statement", [1, 3])
+def test_the_number_of_statements_can_be_chosen(tmp_path, images_per_statement):
+    files = write_scenes(
+        tmp_path / "world",
+        20,
+        num_val=0,
+        num_test=9,
+        num_compositional=0,
+        formats=("nlvr2",),
+        images_per_statement=images_per_statement,
+    )
+    for split in ("train", "test"):
+        found = records(files.nlvr2(split), files.nlvr2_images(split))
+        assert len(found) == SIZES[split] // images_per_statement
+
+
+def test_no_image_for_a_statement_is_an_error(tmp_path):
+    with pytest.raises(ConfigError, match="images_per_statement = 0: must be at least 1"):
+        write_scenes(tmp_path / "world", 20, formats=("nlvr2",), images_per_statement=0)

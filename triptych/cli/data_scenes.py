@@ -44,6 +44,8 @@ class ScenesOptions:
         captions_per_image: Captions per image.
         questions_per_image: Questions per image.
         phrases_per_image: Largest number of referring phrases per image.
+        images_per_statement: Images of a split for each of its statements about two of them
+            (format nlvr2).
         num_workers: Processes that render images.
         world: What the images show.
     """
@@ -58,6 +60,7 @@ class ScenesOptions:
     captions_per_image: int = 2
     questions_per_image: int = 3
     phrases_per_image: int = 2
+    images_per_statement: int = 5
     num_workers: int = 1
     world: Annotated[SceneConfig, tyro.conf.arg(name="")] = field(default_factory=SceneConfig)
 
@@ -98,6 +101,7 @@ def _write(options: ScenesOptions) -> SceneFiles:
             captions_per_image=options.captions_per_image,
             questions_per_image=options.questions_per_image,
             phrases_per_image=options.phrases_per_image,
+            images_per_statement=options.images_per_statement,
             num_workers=options.num_workers,
             progress=lambda stage, done, total: progress.update(
                 bar, description=stage, completed=done, total=total

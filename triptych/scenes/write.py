@@ -34,7 +34,6 @@ Progress = Callable[[str, int, int], None]
 
 JPEG_QUALITY = 95
 SAMPLES_PER_SHARD = 1000
-IMAGES_PER_STATEMENT = 5
 IMAGES_PER_CLASS_IMAGE = 5
 
 _CHUNK = 250  # images between two calls of the progress callback
@@ -53,6 +52,7 @@ def write_scenes(
     captions_per_image: int = 2,
     questions_per_image: int = 3,
     phrases_per_image: int = 2,
+    images_per_statement: int = 5,
     num_workers: int = 1,
     progress: Progress | None = None,
 ) -> SceneFiles:
@@ -72,6 +72,7 @@ def write_scenes(
         captions_per_image: Captions of each image, in different phrasings.
         questions_per_image: Questions on each image, and on each clip.
         phrases_per_image: Referring phrases of each image, at most.
+        images_per_statement: Images of a split for each of its statements about two of them.
         num_workers: Processes that paint and encode.
         progress: Told how far the writing is.
 
@@ -86,7 +87,9 @@ def write_scenes(
     few = min(500, max(8, num_images // 10))
     asked = (num_images, num_val, num_test, num_compositional)
     sizes = {s: few if n is None else n for s, n in zip(SPLITS, asked)}
-    per_image = _PerImage(captions_per_image, questions_per_image, phrases_per_image)
+    per_image = _PerImage(
+        captions_per_image, questions_per_image, phrases_per_image, images_per_statement
+    )
     _check_arguments(sizes, per_image, formats, num_workers)
     clips_of = _draw_clips(config, sizes, num_clips)  # now, as it may fail
     with _filled_at_once(out) as folder, ExitStack() as stack:
@@ -132,6 +135,7 @@ class _PerImage:
     captions: int
     questions: int
     phrases: int
+    for_statement: int
 
 
 def _check_arguments(
@@ -152,6 +156,9 @@ def _check_arguments(
         number = getattr(per_image, what)
         if not 1 <= number <= 10:
             raise ConfigError(f"{what}_per_image = {number}: must be within 1 and 10")
+    if per_image.for_statement < 1:
+        number = per_image.for_statement
+        raise ConfigError(f"images_per_statement = {number}: must be at least 1")
     if num_workers < 1:
         raise ConfigError(f"num_workers = {num_workers}: must be at least 1")
 
@@ -275,7 +282,7 @@ def _write_annotations(
             _write_compact(files.vqa_questions(split), questions)
             _write_compact(files.vqa_annotations(split), annotations)
         if "nlvr2" in formats:
-            _write_statements(files, content)
+            _write_statements(files, content, per_image.for_statement)
         if "snli_ve" in formats:
             _write_lines(files.snli_ve(split), fm.entailment_lines(content))
         if "shards" in formats:
@@ -292,11 +299,13 @@ def _write_annotations(
         write_atomic(files.corpus, "".join(f"{line}\n" for line in lines))
 
 
-def _write_statements(files: SceneFiles, content: fm.SplitContent) -> None:
+def _write_statements(
+    files: SceneFiles, content: fm.SplitContent, images_per_statement: int
+) -> None:
     """Write NLVR2's lines, and both images of each under the names that NLVR2 gives them."""
     folder = files.nlvr2_images(content.split)
     folder.mkdir(parents=True, exist_ok=True)
-    number = max(1, len(content.scenes) // IMAGES_PER_STATEMENT)
+    number = max(1, len(content.scenes) // images_per_statement)
     lines = []
     for line, *pair in fm.statement_lines(content, number):
         lines.append(line)

@@ -111,6 +111,7 @@ def write_once(
             config=config,
             formats=formats,
             captions_per_image=1,
+            images_per_statement=1,  # with fewer statements, a model learns them by heart
             num_workers=workers,
         )
     summary = json.loads(files.summary.read_text(encoding="utf-8"))
