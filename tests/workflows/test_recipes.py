@@ -37,8 +37,10 @@ NAMES = (
     "mplug.snli_ve",
 )
 FINE_TUNING = NAMES[1:]
-ELSEWHERE = {"mplug.hateful_memes"}
-"""The classifier of mplug.snli_ve on other texts; trained in test_matrix.py."""
+COLLECTIONS = ("pretrain_14m", "continue_4m", "vqa_vg", "grounding_mixed", "grounding_second")
+ELSEWHERE = {"mplug.hateful_memes", *(f"mplug.{name}" for name in COLLECTIONS)}
+"""The classifier of mplug.snli_ve on other texts (test_matrix.py), and the recipes of here on the
+paper's collections of data (test_mplug_data.py)."""
 
 # Field, base, large, source. "yaml": pretrain_mplug_base.yaml and pretrain_mplug_large.yaml of
 # X-PLUG/mPLUG; "paper": arXiv:2205.12005, section 5.1; "code": the released models.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -11,6 +11,7 @@ from triptych.core.config import check
 from triptych.core.errors import DataError, nearest
 from triptych.data.records import Record
 from triptych.data.skips import Skipped
+from triptych.data.storage import is_url
 
 NUM_PROBES = 16  # items whose files are looked for before a layout is given up
 
@@ -69,6 +70,29 @@ class DataSourceConfig:
     def root(self) -> Path:
         """The folder that relative paths start from."""
         return Path(self.path).parent if self.image_root is None else Path(self.image_root)
+
+    def under(self, folder: str | None) -> DataSourceConfig:
+        """Return the source with its relative paths below a folder; itself for None."""
+        if folder is None:
+            return self
+
+        def below(path: str | None) -> str | None:
+            is_whole = path is None or is_url(path) or Path(path).is_absolute()
+            return path if is_whole else str(Path(folder) / str(path))
+
+        image_root, annotations = below(self.image_root), below(self.annotations)
+        path = below(self.path) or self.path
+        return replace(self, path=path, image_root=image_root, annotations=annotations)
+
+    def absent(self) -> list[str]:
+        """Return its local paths that are not there; patterns and URLs are left to the reader."""
+        paths = [path for path in (self.path, self.image_root, self.annotations) if path]
+        local = [path for path in paths if not is_url(path) and not set(path) & set("*?[{")]
+        return [path for path in local if not Path(path).exists() or _is_empty(Path(path))]
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and not any(path.iterdir())
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,7 @@ class DataConfig:
 
     Attributes:
         train: Data sources, joined in this order or drawn by their ratios, see `DataSourceConfig`.
+        root: Folder that relative paths of sources start from; None is the current folder.
         max_bad_share: Largest allowed share of unreadable samples; above it the run stops.
         num_workers: Worker processes that prepare batches; 0 prepares them in the main process.
         cache_mib: Memory for decoded images in each of these processes, in MiB.
@@ -93,6 +94,7 @@ class DataConfig:
     """
 
     train: tuple[DataSourceConfig, ...] = ()
+    root: str | None = None
     max_bad_share: float = 0.01
     num_workers: int = 0
     cache_mib: int = 512

@@ -131,8 +131,8 @@ def vqa(scale: str) -> RunConfig:
     base, large: released VQA configs: 8 epochs at a batch of 8 x 128 = 1,024 (base) or 8 x 256 =
     2,048 (large), learning rates 3e-5 and 5e-6, decay 0.05 and 504 px in the paper (0.02, 384 base
     and 336 large in the released code), beam 5 of at most 10 tokens. The steps are 8 epochs of the
-    658,111 questions of VQAv2's training and validation splits; the released code adds those of
-    Visual Genome.
+    658,111 questions of VQAv2's training and validation splits; `mplug.vqa_vg` adds those of Visual
+    Genome, as the paper does.
     """
     steps, batch = (2_571, 2048) if scale == "large" else (5_141, 1024)
     return _finetune("mplug.vqa", scale, VQAConfig(), steps, batch, 3e-5, 5e-6)
@@ -146,9 +146,8 @@ def grounding(scale: str) -> RunConfig:
     overlap. The steps are 120 epochs of the 120,624 training phrases of RefCOCO; other data need
     their own `train.max_steps`.
 
-    The paper has two stages: the mixture of the data sets at 2e-5, then each of them at 2e-6. This
-    is the first; the second is this recipe from the first one's model folder, with
-    `--optim.learning-rate 2e-6 --optim.vision-learning-rate 2e-6`.
+    The paper has two stages: `mplug.grounding_mixed` trains on all data sets at 2e-5, and from its
+    model `mplug.grounding_second` on each of them at 2e-6.
     """
     small = scale not in PAPER_SCALES
     task = (

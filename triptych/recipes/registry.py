@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from triptych.core.registry import Registry
-from triptych.recipes import classification, dino, dvae, flava, mplug, vlmo
+from triptych.recipes import classification, dino, dvae, flava, mplug, mplug_data, vlmo
 from triptych.recipes.config import RunConfig
 from triptych.tasks.registry import TASKS
 
@@ -32,6 +32,11 @@ for _build in (
     mplug.nlvr2,
     mplug.snli_ve,
     mplug.hateful_memes,
+    mplug_data.pretrain_14m,
+    mplug_data.continue_4m,
+    mplug_data.vqa_vg,
+    mplug_data.grounding_mixed,
+    mplug_data.grounding_second,
 ):
     RECIPES.register(f"mplug.{_build.__name__}")(_build)
 for _build in (classification.answers, classification.pairs, classification.texts):

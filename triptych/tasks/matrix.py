@@ -95,7 +95,7 @@ def _cell(task: str, evaluation: str, family: str, model: Any) -> Cell:
         for spec in TASKS.values()
         if spec.pretrains and evaluation in spec.also_scored and spec.models.refusal(model) is None
         for recipe in spec.recipes
-        if recipe.family in (family, None)
+        if recipe.family in (family, None) and recipe.teaches is None
     )
     needs = (found[0][0].needs or found[0][1].needs) if found else specs[0].needs
     reason = None

@@ -278,7 +278,7 @@ def models_to_take(use: str) -> str:
         f"`triptych train {recipe.name}`"
         for spec in TASKS.values()
         for recipe in spec.recipes
-        if spec.pretrains and recipe.family in families
+        if spec.pretrains and recipe.family in families and recipe.teaches is None
     ]
     titles = " or ".join(FAMILIES.get(name).title for name in families)
     if not families:

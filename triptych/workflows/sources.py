@@ -109,9 +109,11 @@ def read_training_data(config: RunConfig, run_folder: Path) -> TrainingData:
     """
     if not config.data.train:
         raise ConfigError("data.train is empty: name a manifest with --data PATH")
-    found = [read_records(source) for source in config.data.train]
+    given = [source.under(config.data.root) for source in config.data.train]
+    _check_present(given, config)
+    found = [read_records(source) for source in given]
     needs = needs_of(config.task, config.recipe)
-    for source, part in zip(config.data.train, found, strict=True):
+    for source, part in zip(given, found, strict=True):
         check_fields(part.records, needs, source.path, config.recipe)
     check_windows([part.records for part in found], config.data.shuffle_window)
     clips: list[Skipped] = []
@@ -131,13 +133,34 @@ def read_training_data(config: RunConfig, run_folder: Path) -> TrainingData:
     names = _names(config.data.train)
     sources = tuple(
         ReadSource(source, name, part.records, part.parts)
-        for source, name, part in zip(config.data.train, names, found, strict=True)
+        for source, name, part in zip(given, names, found, strict=True)
     )
     return TrainingData(sources, log)
 
 
 def _reads_clips(needs: Sequence[str]) -> bool:
     return any("video" in need.split("|") for need in needs)
+
+
+def _check_present(sources: Sequence[DataSourceConfig], config: RunConfig) -> None:
+    """Raise where sources of several are missing; of one the reader says more.
+
+    Raises:
+        DataError: Some are not there; the message lists them all.
+    """
+    absent = {source.name or source.path: source.absent() for source in sources}
+    lines = [f"  {name}: {', '.join(paths)}" for name, paths in absent.items() if paths]
+    if len(sources) == 1 or not lines:
+        return
+    root = config.data.root
+    where = "the current folder (name another with --data.root)" if root is None else root
+    raise DataError(
+        f"{config.recipe} reads {len(sources)} sources under {where}, and of {len(lines)} of them "
+        "there is nothing at:\n"
+        + "\n".join(lines)
+        + f"\n`triptych data list --data {root or '.'}` says what each dataset consists of; "
+        "--data and data.train name others"
+    )
 
 
 def _without_clips(records: Sequence[Record]) -> tuple[Sequence[Record], list[Skipped]]:

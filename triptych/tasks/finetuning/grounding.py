@@ -234,7 +234,11 @@ SPEC = TaskSpec(
     collator=_grounding_collator,
     needs=("image", "phrase", "box"),
     models=TrainedModels(capabilities=("decode",)),
-    recipes=(TaskRecipe("mplug.grounding", "mplug", default=True),),
+    recipes=(
+        TaskRecipe("mplug.grounding", "mplug", default=True),
+        TaskRecipe("mplug.grounding_mixed", "mplug", teaches=()),
+        TaskRecipe("mplug.grounding_second", "mplug", teaches=()),
+    ),
     serves=("ground",),
     evaluations=(Evaluation("grounding", "box", _box_metrics),),
 )

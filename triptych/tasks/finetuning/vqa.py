@@ -150,7 +150,10 @@ SPEC = TaskSpec(
     collator=_vqa_collator,
     needs=("image|video", "question", "answers"),
     models=TrainedModels(capabilities=("decode",)),
-    recipes=(TaskRecipe("mplug.vqa", "mplug", default=True),),
+    recipes=(
+        TaskRecipe("mplug.vqa", "mplug", default=True),
+        TaskRecipe("mplug.vqa_vg", "mplug", teaches=()),
+    ),
     serves=("answer",),
     evaluations=(
         Evaluation(

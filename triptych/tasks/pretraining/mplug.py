@@ -453,7 +453,11 @@ SPEC = TaskSpec(
     collator=lambda config, inputs: PretrainingCollator(inputs.tokenizer, inputs.captions),
     needs=("image|video", "caption"),
     models=TrainedModels(families=("mplug",)),
-    recipes=(TaskRecipe("mplug.pretrain", "mplug", default=True),),
+    recipes=(
+        TaskRecipe("mplug.pretrain", "mplug", default=True),
+        TaskRecipe("mplug.pretrain_14m", "mplug", teaches=()),
+        TaskRecipe("mplug.continue_4m", "mplug", teaches=()),
+    ),
     serves=("caption", "match", "embed", "classify"),
     also_scored=("caption", "retrieval", "zero_shot"),
     pretrains=True,
