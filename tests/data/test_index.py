@@ -46,6 +46,7 @@ EVERYTHING = Record(
     text="t",
     video="v.mp4",
     domain="near-domain",
+    answers_weight=0.5,
     codes=ImageSource("s.tar", 1024, 10, "a.codes.npy"),
 )
 

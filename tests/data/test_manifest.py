@@ -84,7 +84,8 @@ def test_a_json_file_of_another_kind_names_its_keys(tmp_path):
         ("data.jsonl", "{bad\n[1]\n", "none of its 2 entries is usable"),
         ("data.json", '{"a": ', r"data\.json:1: not valid JSON"),
         ("data.json", '{"text": "a"}\n{"text": "b"}', "is it JSON Lines"),
-        ("refs(unc).p", "x", r"pickled file is not loaded.*refs\.json"),
+        ("refs(unc).p", "x", r"refs\(unc\)\.p: is not a pickle.*plain values"),
+        ("words.pkl", "x", r"words\.pkl: a pickled file is not loaded.*any code"),
     ],
 )
 def test_what_cannot_be_read_says_what_to_do(tmp_path, name, content, message):

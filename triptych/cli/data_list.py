@@ -76,9 +76,9 @@ def format_row(known: Format, root: Path | None) -> dict[str, Any]:
     """Return a format as plain values for JSON, with what of it lies under `root`."""
     layouts = [_layout_row(layout) for layout in known.layouts]
     if root is not None:
-        for row, (report, missing) in zip(layouts, known.find(root), strict=True):
-            state = "incomplete" if missing and report.num_present else report.state
-            row |= {"state": state, "in": str(report.folder), "missing": missing}
+        for row, report in zip(layouts, known.find(root), strict=True):
+            row |= {"state": report.state, "in": str(report.folder)}
+            row |= {"missing": report.missing, "remarks": list(report.remarks)}
     return {
         "name": known.name,
         "title": known.title,
@@ -137,6 +137,6 @@ def _found_lines(rows: list[dict[str, Any]], *, is_one: bool) -> Iterator[str]:
                 absent += [layout["dataset"]] if layout["source"] else []
                 continue
             yield f"{row['name']}: {layout['dataset']}: {layout['state']} in {layout['in']}"
-            yield from (f"  {sentence}" for sentence in layout["missing"])
+            yield from (f"  {line}" for line in (*layout["missing"], *layout["remarks"]))
     if absent:
         yield f"not there: {'; '.join(dict.fromkeys(absent))}"

@@ -28,6 +28,7 @@ T = TypeVar("T")
 _REST = (
     *("question", "answers", "question_type", "answer_type", "ocr_words", "object_words"),
     *("phrase", "box", "statement", "premise", "hypothesis", "label", "video", "domain"),
+    "answers_weight",
 )
 """Fields that share the column `rest`, as JSON: few kinds of data have them."""
 

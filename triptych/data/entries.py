@@ -14,7 +14,7 @@ from triptych.data.skips import SkipKind, Skipped
 FIELDS = (
     *("id", "image", "image_id", "images", "caption", "question", "answers", "question_type"),
     *("answer_type", "phrase", "box", "statement", "premise", "hypothesis", "label", "text"),
-    *("video", "split", "ocr_words", "object_words", "domain"),
+    *("video", "split", "ocr_words", "object_words", "domain", "answers_weight"),
 )
 # Names that other projects use. Only a clue where a field is missing: they may mean other things.
 SYNONYMS = {
@@ -235,6 +235,8 @@ def _common_fields(
     if "video" in fields:
         fields["video"] = locate(fields["video"]).path
     fields["answers"] = parse_answers(entry.get("answers"))
+    if entry.get("answers_weight") is not None:
+        fields["answers_weight"] = _weight(entry["answers_weight"])
     for name in ("ocr_words", "object_words"):
         fields[name] = parse_words(name, entry.get(name))
     if entry.get("box") is not None:
@@ -296,6 +298,13 @@ def _label(entry: Mapping[str, Any]) -> str | int | bool:
     if isinstance(label, (str, int)) and str(label).strip():
         return label.strip() if isinstance(label, str) else label
     raise EntryError(SkipKind.BAD_LABEL, f"label is {_described(label)}, not a name or a number")
+
+
+def _weight(value: Any) -> float:
+    if not _is_number(value) or value < 0:
+        message = f"answers_weight is {_described(value)}, not a number of at least 0"
+        raise EntryError(SkipKind.BAD_ANSWERS, message)
+    return float(value)
 
 
 def _id(entry: Mapping[str, Any], name: str) -> str | None:

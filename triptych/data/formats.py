@@ -19,18 +19,24 @@ from triptych.data.lines import (
     parse_json_line,
     read_lines,
 )
+from triptych.data.literals import is_pickle
 from triptych.data.readers import (
     coco,
     coded_sets,
+    downloads,
+    flickr30k,
     glue,
+    gqa,
     imagenet,
     listed_sets,
     manifests,
+    nocaps,
     parquet,
     pixel_sets,
     plain,
     reasoning,
     refcoco,
+    visual_genome,
     vqav2,
     webdataset,
 )
@@ -46,8 +52,13 @@ FORMATS: Registry[Format] = Registry("reader")
 
 BUILT_IN: tuple[Format, ...] = (
     *manifests.FORMATS,
+    nocaps.FORMAT,
     *coco.FORMATS,
+    flickr30k.FORMAT,
+    *downloads.FORMATS,
+    *visual_genome.FORMATS,
     vqav2.FORMAT,
+    gqa.FORMAT,
     refcoco.FORMAT,
     *reasoning.FORMATS,
     glue.FORMAT,
@@ -102,6 +113,8 @@ def recognise(source: DataSourceConfig) -> tuple[Format, Any]:
         return _recognise_json(path)
     elif any(suffix in known.suffixes for known in FORMATS.entries().values()):
         found = _first(_asks_line(path, suffix))
+    if found is None and is_pickle(source.path):
+        raise _unknown_pickle(path)
     if found is None:
         raise DataError(
             f"{path}: cannot tell the format from the suffix {suffix!r}; set reader to one of "
@@ -162,6 +175,14 @@ def _unknown_folder(path: Path) -> DataError:
     return DataError(
         f"{path}: the folder holds neither {' nor '.join(tells)}; "
         f"name a file in it ({', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'none'})"
+    )
+
+
+def _unknown_pickle(path: Path) -> DataError:
+    return DataError(
+        f"{path}: a pickled file is not loaded, because it can run any code; only pickles of plain "
+        "values are read, of references named refs(...).p, or with reader = refcoco. If you trust "
+        "where it comes from, write its data as JSON once"
     )
 
 

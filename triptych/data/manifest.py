@@ -16,7 +16,6 @@ from triptych.data.columns import ROWS
 from triptych.data.formats import AUTO, FORMATS, format_of_path, recognise
 from triptych.data.index import FileFacts, IndexReady, IndexStore, IndexWriter
 from triptych.data.lines import load_json
-from triptych.data.readers.refcoco import reject_pickle
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import Skipped
 from triptych.data.source import DataSourceConfig, Parts, RecordList
@@ -64,7 +63,6 @@ def read_records(source: DataSourceConfig) -> FoundRecords:
         DataError: The file is missing or of no known format, its fields are misspelt, none of the
             images is where it should be, or no record is usable.
     """
-    reject_pickle(Path(source.path))
     if source.index == "never":
         return _read(source, None)
     store = _store(source)
@@ -89,10 +87,11 @@ def _read(source: DataSourceConfig, writer: IndexWriter | None) -> FoundRecords:
         known, content = recognise(source)
     else:
         known = FORMATS.get(source.reader)
-    if known.read is not None:
+    is_json = known.read is None or source.path.lower().endswith(".json")
+    if not is_json or known.read_json is None:
+        assert known.read is not None, "a format reads a source or its content"
         entries = known.read(source)
     else:
-        assert known.read_json is not None, "a format reads a source or its content"
         content = load_json(Path(source.path)) if content is None else content
         entries = known.read_json(content, source)
     if source.class_names is not None:

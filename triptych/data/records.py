@@ -88,6 +88,8 @@ class Record:
         caption: A sentence that describes the image or the clip.
         question: A question about the image.
         answers: Human answers, 10 in VQAv2; repeated answers are kept. Empty for test questions.
+        answers_weight: The sum of the answers' weights in a generator's loss, each by its share;
+            None is 1. Visual Genome's single answers have 0.5 (mPLUG's released code).
         question_type: For example `color`, or VQAv2's `what is the`.
         answer_type: VQAv2's `yes/no`, `number` or `other`.
         ocr_words: Words that were read in the image, in order.
@@ -115,6 +117,7 @@ class Record:
     caption: str | None = None
     question: str | None = None
     answers: tuple[str, ...] = ()
+    answers_weight: float | None = None
     question_type: str | None = None
     answer_type: str | None = None
     ocr_words: tuple[str, ...] = ()

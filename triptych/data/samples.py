@@ -16,6 +16,7 @@ from triptych.data.records import ImageSource, Record
 _RECORD_FIELDS = (
     *("image_id", "question", "answers", "question_type", "answer_type", "phrase", "box"),
     *("premise", "hypothesis", "label", "ocr_words", "object_words"),
+    *("domain", "answers_weight"),
 )
 _EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _MAGIC = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"RIFF", "webp"))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from triptych.core.config import check
 from triptych.core.errors import DataError, nearest
 from triptych.data.records import Record
 from triptych.data.skips import Skipped
 from triptych.data.storage import is_url
+
+T = TypeVar("T")
 
 NUM_PROBES = 16  # items whose files are looked for before a layout is given up
 
@@ -174,6 +177,13 @@ def parts_note(path: str, parts: Sequence[str]) -> str:
         f"{path} holds the parts {', '.join(parts)}, and all of them are read: choose one with "
         "--split, or with split in a config"
     )
+
+
+def peek(items: Iterable[T]) -> tuple[list[T], Iterator[T]]:
+    """Return the first items, which `choose_layout` looks for, and all items."""
+    rest = iter(items)
+    first = list(islice(rest, NUM_PROBES))
+    return first, chain(first, rest)
 
 
 def choose_layout(

@@ -1,9 +1,9 @@
-"""What a format of datasets says about itself: how it is recognised and read, and where it lies."""
+"""What a format of datasets says about itself: how it is recognised and read, and its files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -75,11 +75,15 @@ class LayoutReport:
         layout: The dataset.
         folder: The folder.
         counts: How many of each of the layout's `files` were found.
+        also_missing: What the format says is missing, beside them.
+        remarks: What else it says.
     """
 
     layout: Layout
     folder: Path
     counts: tuple[int, ...]
+    also_missing: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     @property
     def num_present(self) -> int:
@@ -89,11 +93,12 @@ class LayoutReport:
     @property
     def missing(self) -> list[str]:
         """What is missing, and where, one sentence each."""
-        return [
+        files_missing = [
             _shortfall(self.folder, files, count)
             for files, count in zip(self.layout.files, self.counts, strict=True)
             if not files.optional and count < (files.count or 1)
         ]
+        return [*files_missing, *self.also_missing]
 
     @property
     def state(self) -> str:
@@ -115,7 +120,8 @@ class Format:
         title: Its name in words.
         fields: The fields of `Record` that it may give, beside the ids.
         read: Reads a source. A generator is never held in memory as a whole.
-        read_json: Reads the content of a file that is one JSON value.
+        read_json: Reads the content of a file that is one JSON value; where a format has both, a
+            `.json` file is read so.
         tells: What its files or folders hold, in words that follow "holds".
         of_path: Says by a path alone (a file, a folder, a pattern, a URL) whether it is read.
         of_member: The same by the first key and value of a `.json` file's object, or the first
@@ -130,6 +136,7 @@ class Format:
         parts: The splits that `split` takes, in words.
         layouts: The published datasets that it reads.
         missing: Says what else is missing in the folder of a dataset, one sentence each.
+        remarks: Says what else is to be known of such a folder.
     """
 
     name: str
@@ -150,20 +157,24 @@ class Format:
     parts: str = ""
     layouts: tuple[Layout, ...] = ()
     missing: Callable[[Path], list[str]] | None = None
+    remarks: Callable[[Path], list[str]] | None = None
 
     def __post_init__(self) -> None:
-        if (self.read is None) == (self.read_json is None):
-            raise TypeError(f"format {self.name!r} must have read or read_json, and not both")
+        if self.read is None and self.read_json is None:
+            raise TypeError(f"format {self.name!r} must have read or read_json")
 
-    def find(self, root: Path) -> list[tuple[LayoutReport, list[str]]]:
-        """Return what of each dataset lies under a folder, and all that is missing of it."""
-        found = []
-        for layout in self.layouts:
-            report = layout.find(root)
-            is_there = self.missing is not None and report.state != "absent"
-            more = self.missing(report.folder) if self.missing is not None and is_there else []
-            found.append((report, [*report.missing, *more]))
-        return found
+    def find(self, root: Path) -> list[LayoutReport]:
+        """Return what of each dataset lies under a folder."""
+        return [self._complete(layout.find(root)) for layout in self.layouts]
+
+    def _complete(self, report: LayoutReport) -> LayoutReport:
+        if not report.num_present:
+            return report
+        missing, remarks = (
+            tuple(say(report.folder)) if say is not None else ()
+            for say in (self.missing, self.remarks)
+        )
+        return replace(report, also_missing=missing, remarks=remarks)
 
 
 def _shortfall(folder: Path, files: Expected, count: int) -> str:

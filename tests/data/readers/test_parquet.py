@@ -1,5 +1,7 @@
 """Parquet tables as pyarrow writes them, and as the datasets library lays images out."""
 
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -111,3 +113,31 @@ def test_data_check_opens_the_images(tmp_path, capsys):
     assert main(["data", "check", str(tmp_path / "a.parquet")]) == 1
     said = capsys.readouterr().out
     assert "7 usable of 8" in said and "a.parquet::image@2[1]" in said
+
+
+def test_the_datasets_library_writes_bytes_or_paths(tmp_path):
+    (tmp_path / "c.png").write_bytes(IMAGES[2])
+    cells = [
+        {"bytes": IMAGES[0], "path": "a.png"},
+        {"bytes": None, "path": "c.png"},
+        {"bytes": IMAGES[1], "path": None},
+        {"bytes": None, "path": None},
+    ]
+    about = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    table = pa.table({"image": cells, "label": [1, 0, -1, 1], "caption": list("wxyz")})
+    table = table.replace_schema_metadata({"huggingface": json.dumps(about)})
+    pq.write_table(table, tmp_path / "train-00000-of-00001.parquet", row_group_size=2)
+    found = read_records(DataSourceConfig(path=str(tmp_path / "train-00000-of-00001.parquet")))
+    assert [r.label for r in found.records] == ["dog", "cat", None, "dog"]
+    assert [r.image.read() for r in found.records] == [IMAGES[0], IMAGES[2], IMAGES[1], b""]
+    assert found.records[1].image.path == str(tmp_path / "c.png")
+
+
+@pytest.mark.parametrize("about", ["{", '{"info": 3}', '{"info": {"features": {"label": {}}}}'])
+def test_class_numbers_without_names_stay(tmp_path, about):
+    table = pa.table({"image": [b"x"], "label": [1]}).replace_schema_metadata(
+        {"huggingface": about}
+    )
+    pq.write_table(table, tmp_path / "a.parquet")
+    (record,) = read_records(DataSourceConfig(path=str(tmp_path / "a.parquet"))).records
+    assert record.label == 1

@@ -1,11 +1,14 @@
 """RefCOCO-style references."""
 
 import json
+import pickle
+from dataclasses import replace
 
 import pytest
 
 from triptych.core.errors import DataError
-from triptych.data.readers.refcoco import read_refcoco, reject_pickle
+from triptych.data.manifest import read_records
+from triptych.data.readers.refcoco import read_refcoco
 from triptych.data.skips import SkipKind
 from triptych.data.source import DataSourceConfig
 
@@ -79,7 +82,85 @@ def test_missing_instances_say_where_they_were_looked_for(tmp_path):
         read_refcoco(refs(), DataSourceConfig(path=str(tmp_path / "refs.json")))
 
 
-@pytest.mark.parametrize("name", ["refs(unc).p", "refs.pkl"])
-def test_a_pickle_is_refused_with_a_way_out(tmp_path, name):
-    with pytest.raises(DataError, match=r"convert it once: python -c"):
-        reject_pickle(tmp_path / name)
+# The literal bytes that Python 2's cPickle.dump(refs, file) writes (protocol 0) for one reference.
+PYTHON_2 = b"""(lp1
+(dp2
+S'sent_ids'
+p3
+(lp4
+I0
+asS'file_name'
+p5
+S'COCO_train2014_000000000009_100.jpg'
+p6
+sS'ann_id'
+p7
+I100
+sS'sentences'
+p8
+(lp9
+(dp10
+S'tokens'
+p11
+(lp12
+S'the'
+p13
+aS'caf\\xc3\\xa9'
+p14
+asS'raw'
+p15
+S'THE caf\\xc3\\xa9'
+p16
+sS'sent_id'
+p17
+I0
+sS'sent'
+p18
+S'the caf'
+p19
+sasS'split'
+p20
+S'train'
+p21
+sS'image_id'
+p22
+I9
+sS'ref_id'
+p23
+L1L
+sa."""
+
+
+@pytest.mark.parametrize("reader", ["auto", "refcoco"])
+@pytest.mark.parametrize("name", ["refs(unc).p", "refs(google).p", "refs(umd).p"])
+def test_the_published_pickle_is_read(folder, name, reader):
+    (folder / name).write_bytes(PYTHON_2)
+    (record,) = read_records(DataSourceConfig(path=str(folder / name), reader=reader)).records
+    assert (record.record_id, record.phrase) == ("0", "THE café")
+    assert record.box == (10.5, 20.0, 100.0, 50.0)
+    assert record.image.path == str(folder / "train2014" / NAME)
+
+
+@pytest.mark.parametrize("protocol", range(6))
+def test_pickles_and_json_give_the_same(folder, protocol):
+    (folder / "refs(unc).p").write_bytes(pickle.dumps(refs(), protocol))
+    (folder / "refs.json").write_text(json.dumps(refs()))
+    source = DataSourceConfig(path=str(folder / "refs(unc).p"))
+    found = read_records(source)
+    other = read_records(replace(source, path=str(folder / "refs.json")))
+    assert found.records == other.records and found.parts == other.parts == ("testA", "train")
+    assert [s.message for s in found.skipped] == [s.message for s in other.skipped]
+    (folder / "instances.json").unlink()
+    with pytest.raises(DataError, match=r"tried: .*instances\.json"):
+        read_records(source)
+
+
+def test_images_where_the_refer_toolbox_has_them(folder):
+    own, images = folder / "refcoco", folder / "images/mscoco/images"
+    own.mkdir()
+    images.mkdir(parents=True)
+    (folder / "instances.json").rename(own / "instances.json")
+    (folder / "train2014").rename(images / "train2014")
+    (own / "refs(unc).p").write_bytes(PYTHON_2)
+    (record,) = read_records(DataSourceConfig(path=str(own / "refs(unc).p"))).records
+    assert record.image.read() == b""

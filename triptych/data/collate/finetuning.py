@@ -190,7 +190,8 @@ class VQASample:
     Attributes:
         question_ids: `[CLS] question [SEP]`, then `OCR words [SEP] object names [SEP]` if any.
         answer_ids: For each distinct answer `[CLS] answer [SEP]`.
-        answer_weights: For each distinct answer its share of the human answers.
+        answer_weights: For each distinct answer its share of the human answers, times the record's
+            `answers_weight`.
     """
 
     question_ids: IdArray
@@ -242,10 +243,11 @@ class VQACollator:
             raise SampleProblem(SkipKind.BAD_ANSWERS, message)
         counts = Counter(answer.key for answer in encoded)
         distinct = {answer.key: answer.ids for answer in encoded}
+        weight = 1.0 if record.answers_weight is None else record.answers_weight
         return VQASample(
             question_ids=self._with_words(question.ids, record),
             answer_ids=tuple(distinct.values()),
-            answer_weights=tuple(counts[key] / len(encoded) for key in distinct),
+            answer_weights=tuple(weight * counts[key] / len(encoded) for key in distinct),
         )
 
     def _with_words(self, question: IdArray, record: Record) -> IdArray:

@@ -188,6 +188,8 @@ COCO_LAYOUTS: tuple[Callable[[str], str], ...] = (
     lambda name: f"{folder_of(name)}/{name}" if folder_of(name) else "",
     lambda name: f"images/{name}",
     *(lambda name, part=part: f"{part}/{name}" for part in ("train2017", "val2017", "test2017")),
+    lambda name: f"../{folder_of(name)}/{name}" if folder_of(name) else "",
+    *(lambda name, part=part: f"../{part}/{name}" for part in ("train2017", "val2017")),
 )
 
 
@@ -326,7 +328,7 @@ FORMATS = (
                     TRAIN_2014,
                     VAL_2014,
                 ),
-                ("coco/annotations/captions_val2014.json --image-root coco",),
+                ("coco/annotations/captions_val2014.json",),
             ),
         ),
     ),

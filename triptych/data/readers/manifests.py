@@ -259,6 +259,8 @@ def _typed_cell(name: str, cell: str) -> Any:
         return _list_cell(cell, ";")
     if name == "box":
         return _box_cell(cell)
+    if name == "answers_weight":
+        return _number_cell(cell)
     if name == "label" and re.fullmatch(r"-?[0-9]{1,18}", cell):
         return int(cell)
     return cell
@@ -273,6 +275,13 @@ def _list_cell(cell: str, separator: str | None) -> Any:
     if separator is None:
         return cell
     return [item.strip() for item in cell.split(separator) if item.strip()]
+
+
+def _number_cell(cell: str) -> Any:
+    try:
+        return float(cell)
+    except ValueError:
+        return cell
 
 
 def _box_cell(cell: str) -> Any:
@@ -290,7 +299,7 @@ def _reject_utf16(line: str, path: Path) -> None:
 OWN_FIELDS = (
     *("image", "images", "caption", "question", "answers", "question_type", "answer_type"),
     *("phrase", "box", "statement", "premise", "hypothesis", "label", "text", "video"),
-    *("ocr_words", "object_words", "domain"),
+    *("ocr_words", "object_words", "domain", "answers_weight"),
 )
 """What a manifest may give."""
 

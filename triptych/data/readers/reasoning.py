@@ -143,6 +143,7 @@ SNLI_VE_LAYOUTS: tuple[Callable[[str], str], ...] = (
     lambda image_id: f"{image_id}.jpg",
     lambda image_id: f"images/{image_id}.jpg",
     lambda image_id: f"flickr30k-images/{image_id}.jpg",
+    lambda image_id: f"../flickr30k/flickr30k-images/{image_id}.jpg",
 )
 
 
@@ -234,7 +235,7 @@ FORMATS = (
                         other=("../flickr30k/flickr30k-images/*.jpg", "images/*.jpg"),
                     ),
                 ),
-                ("snli_ve/snli_ve_dev.jsonl --image-root flickr30k",),
+                ("snli_ve/snli_ve_dev.jsonl",),
             ),
         ),
     ),

@@ -1,14 +1,19 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: a list of references, with `instances.json` beside it."""
+"""RefCOCO, RefCOCO+ and RefCOCOg: a list of references, with `instances.json` beside it.
+
+They are published as pickles of plain values, `refs(unc).p`; the same list as JSON is read too.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from triptych.core.errors import DataError
 from triptych.data.entries import EntryError, parse_box, parse_text
 from triptych.data.lines import load_json
+from triptych.data.literals import load_literals
 from triptych.data.readers.coco import folder_of
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
@@ -16,7 +21,7 @@ from triptych.data.source import DataSourceConfig, RecordList, check_split, choo
 from triptych.data.spec import Expected, Format, Layout
 
 INSTANCES_FILE = "instances.json"
-PICKLE_SUFFIXES = frozenset({".p", ".pkl", ".pickle"})
+PICKLED = re.compile(r"refs(\(\w+\))?\.(p|pkl|pickle)")
 
 
 def is_refcoco(data: Any) -> bool:
@@ -26,15 +31,18 @@ def is_refcoco(data: Any) -> bool:
     return "ann_id" in data[0] and "sentences" in data[0]
 
 
-def reject_pickle(path: Path) -> None:
-    """Raise a DataError for the original pickled file: loading one can run any code."""
-    if path.suffix.lower() in PICKLE_SUFFIXES:
-        raise DataError(
-            f"{path}: a pickled file is not loaded, because it can run any code. If you trust "
-            'where it comes from, convert it once: python -c "import json, pickle; '
-            f"json.dump(pickle.load(open('{path}', 'rb')), open('{path.with_name('refs.json')}', "
-            "'w'))\" and read refs.json"
-        )
+def is_pickled_refcoco(path: str) -> bool:
+    """Return whether a path is named as the published references: `refs(unc).p`."""
+    return PICKLED.fullmatch(PurePath(path).name.lower()) is not None
+
+
+def read_pickled_refcoco(source: DataSourceConfig) -> RecordList:
+    """Read the published `refs(unc).p`, `refs(google).p` or `refs(umd).p`; nothing of it is run.
+
+    Raises:
+        DataError: The file is damaged or holds more than plain values, or see `read_refcoco`.
+    """
+    return read_refcoco(load_literals(Path(source.path)), source)
 
 
 def read_refcoco(data: Any, source: DataSourceConfig) -> RecordList:
@@ -143,6 +151,8 @@ LAYOUTS: tuple[Callable[[str], str], ...] = (
     lambda name: f"{folder_of(name)}/{name}" if folder_of(name) else "",
     lambda name: f"images/{name}",
     lambda name: f"train2014/{name}",
+    lambda name: f"../images/mscoco/images/train2014/{name}",  # where the refer toolbox has them
+    lambda name: f"../coco/train2014/{name}",
 )
 
 
@@ -150,31 +160,40 @@ FORMAT = Format(
     name="refcoco",
     title="RefCOCO, RefCOCO+ (Yu et al. 2016) and RefCOCOg (Mao et al. 2016)",
     fields=("image", "phrase", "box"),
+    read=read_pickled_refcoco,
     read_json=read_refcoco,
     tells="a list of references with 'ann_id' and 'sentences'",
+    of_path=is_pickled_refcoco,
     of_json=is_refcoco,
-    beside=lambda path: [path.with_name(INSTANCES_FILE)] if path.suffix.lower() == ".json" else [],
+    beside=lambda path: (
+        [path.with_name(INSTANCES_FILE)]
+        if path.suffix.lower() == ".json" or is_pickled_refcoco(str(path))
+        else []
+    ),
     parts="train, val, testA and testB, or test",
     layouts=tuple(
         Layout(
-            f"{name} ({author})",
+            name,
             folder,
             "https://github.com/lichengunc/refer",
             (
-                Expected("refs.json", f"the references of refs({author}).p"),
-                Expected("instances.json", "boxes, and the names of the images"),
+                *(Expected(f"refs({by}).p", "references", other=("refs.json",)) for by in authors),
+                Expected(INSTANCES_FILE, "boxes, and the names of the images"),
                 Expected(
                     "train2014/COCO_train2014_*.jpg",
                     "COCO's images",
-                    other=("../coco/train2014/COCO_train2014_*.jpg",),
+                    other=(
+                        "../images/mscoco/images/train2014/COCO_train2014_*.jpg",
+                        "../coco/train2014/COCO_train2014_*.jpg",
+                    ),
                 ),
             ),
-            (f"{folder}/refs.json --split val --image-root coco",),
+            tuple(f"'{folder}/refs({by}).p' --split val" for by in authors),
         )
-        for name, folder, author in (
-            ("RefCOCO", "refcoco", "unc"),
-            ("RefCOCO+", "refcoco+", "unc"),
-            ("RefCOCOg", "refcocog", "umd"),
+        for name, folder, authors in (
+            ("RefCOCO", "refcoco", ("unc", "google")),
+            ("RefCOCO+", "refcoco+", ("unc",)),
+            ("RefCOCOg", "refcocog", ("umd", "google")),
         )
     ),
 )

@@ -145,6 +145,7 @@ def _layouts(subtype: str) -> list[Callable[[int], str]]:
         lambda image_id: f"images/COCO_{part}_{image_id:012d}.jpg",
         lambda image_id: f"{image_id:012d}.jpg",
         lambda image_id: f"{part}/{image_id:012d}.jpg",
+        lambda image_id: f"../coco/{part}/COCO_{part}_{image_id:012d}.jpg",
     ]
     return names
 
@@ -191,7 +192,7 @@ FORMAT = Format(
                     )
                 ),
             ),
-            (f"vqav2/{VQA_2.format('val2014')} --image-root coco",),
+            (f"vqav2/{VQA_2.format('val2014')}",),
         ),
     ),
 )
