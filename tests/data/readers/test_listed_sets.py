@@ -184,7 +184,7 @@ def test_each_split_of_each_set(tmp_path, build, reader, expected):
     assert len({record.record_id for record in both.records}) == len(both.records)
     with pytest.raises(DataError, match="no split 'trian'"):
         read(root, "trian")
-    ((report, _),) = FORMATS.get(reader).find(tmp_path / "set")
+    (report,) = FORMATS.get(reader).find(tmp_path / "set")
     assert report.num_present == len([f for f in report.layout.files if not f.optional]) or (
         reader == "aircraft"
     )
