@@ -38,6 +38,7 @@ from triptych.data.readers import (
     refcoco,
     visual_genome,
     vqav2,
+    web_pairs,
     webdataset,
 )
 from triptych.data.source import DataSourceConfig
@@ -64,6 +65,7 @@ BUILT_IN: tuple[Format, ...] = (
     glue.FORMAT,
     webdataset.FORMAT,
     parquet.FORMAT,
+    *web_pairs.FORMATS,
     imagenet.FORMAT,
     *listed_sets.FORMATS,
     *pixel_sets.FORMATS,
