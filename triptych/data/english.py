@@ -1,4 +1,4 @@
-"""Whether a caption is English, and where its sentences end: rules of ours, without a model.
+"""Whether a caption is English, by rules of ours, without a model.
 
 A caption has a few words, many of them names, so a rule can only ask for signs of another
 language: letters that English lacks, and words that other languages need in most sentences. What
@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
-_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[A-Z0-9])")
-_ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[A-Z]|Mrs?|Ms|Dr|Prof|St|Sr|Jr|vs|No|approx)\.$")
 MAX_FOREIGN_LETTERS = 0.1  # of all letters: "café" and "Zürich" are in English captions
 
 _ENGLISH = """about after all and are be been before but by can did does from had has have he
@@ -82,20 +79,3 @@ def num_words(text: str) -> int:
 
 def _is_word_character(character: str) -> bool:
     return unicodedata.category(character)[0] in "LN"
-
-
-def split_sentences(text: str) -> Iterator[str]:
-    """Yield a text's sentences, without the space between them, which is all that is lost.
-
-    A sentence ends at a full stop, question mark or exclamation mark before a space and a capital
-    letter or a digit, but not after an initial or a title (`J.`, `Dr.`).
-    """
-    start = 0
-    for found in _SENTENCE_END.finditer(text):
-        sentence = text[start : found.end()].strip()
-        if _ABBREVIATION.search(sentence) is None:
-            yield sentence
-            start = found.end()
-    last = text[start:].strip()
-    if last:
-        yield last

@@ -23,6 +23,7 @@ from triptych.data.literals import is_pickle
 from triptych.data.readers import (
     coco,
     coded_sets,
+    documents,
     downloads,
     flickr30k,
     glue,
@@ -71,6 +72,7 @@ BUILT_IN: tuple[Format, ...] = (
     *pixel_sets.FORMATS,
     *coded_sets.FORMATS,
     *plain.FORMATS,
+    documents.FORMAT,
 )
 """In the order in which the list shows them, and in which they are asked about a file."""
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from triptych.core.errors import DataError
 from triptych.data.cache import log
@@ -20,6 +20,10 @@ from triptych.data.records import ImageSource, Record
 from triptych.data.skips import Skipped
 from triptych.data.source import DataSourceConfig, Parts, RecordList
 from triptych.data.storage import is_url
+from triptych.data.texts import cut_texts
+
+if TYPE_CHECKING:
+    from triptych.data.spec import Found
 
 __all__ = ["DataSourceConfig", "FoundRecords", "read_records", "source_facts"]
 
@@ -94,12 +98,8 @@ def _read(source: DataSourceConfig, writer: IndexWriter | None) -> FoundRecords:
     else:
         content = load_json(Path(source.path)) if content is None else content
         entries = known.read_json(content, source)
-    if source.class_names is not None:
-        if isinstance(entries, RecordList):
-            parts = [Parts(entries.parts)] if entries.parts else []
-            entries = chain(entries.records, entries.skipped, parts)
-        entries = name_classes(entries, Path(source.class_names))
     found = RecordList()
+    entries = _adapted(entries, source)
     if isinstance(entries, RecordList):
         found = entries
     else:
@@ -117,6 +117,23 @@ def _read(source: DataSourceConfig, writer: IndexWriter | None) -> FoundRecords:
     return FoundRecords(found.records, found.skipped, found.parts)
 
 
+def _adapted(entries: Found, source: DataSourceConfig) -> Found:
+    """Return what a reader gives, with named classes and without long texts where asked."""
+    if source.class_names is None and source.max_text_tokens is None:
+        return entries
+    changed: Iterable[Record | Skipped | Parts]
+    if isinstance(entries, RecordList):
+        parts = [Parts(entries.parts)] if entries.parts else []
+        changed = chain(entries.records, entries.skipped, parts)
+    else:
+        changed = entries
+    if source.class_names is not None:
+        changed = name_classes(changed, Path(source.class_names))
+    if source.max_text_tokens is not None:
+        changed = cut_texts(changed, source.max_text_tokens, source.tokenizer)
+    return changed
+
+
 def source_facts(source: DataSourceConfig) -> FileFacts:
     """Return the files that a source is read from, with their sizes and times."""
     return _store(source).facts()
@@ -129,6 +146,8 @@ def _store(source: DataSourceConfig) -> IndexStore:
         name: getattr(source, name)
         for name in ("path", "reader", "image_root", "split", "annotations", "class_names")
     }
+    if source.max_text_tokens is not None:
+        settings |= {"max_text_tokens": source.max_text_tokens, "tokenizer": source.tokenizer}
     # Paths of images begin as the source's does, so the same file may have two indices.
     settings["folder"] = "" if is_url(source.path) else str(Path.cwd())
     return IndexStore(source.path, settings, lambda: _files(source), lists_again=not is_folder)
@@ -136,7 +155,8 @@ def _store(source: DataSourceConfig) -> IndexStore:
 
 def _files(source: DataSourceConfig) -> list[str]:
     """Return the files that a source is read from, and folders where files may come or go."""
-    own = [path for path in (source.annotations, source.class_names) if path is not None]
+    beside = (source.annotations, source.class_names, source.tokenizer)
+    own = [path for path in beside if path is not None]
     named = _named_files(source)
     if named:
         return [*named, *own]

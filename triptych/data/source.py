@@ -37,6 +37,11 @@ class DataSourceConfig:
         class_names: A file with the names of the classes that labels stand for: a line
             `<label> <name>` for each, or JSON (ImageNet's `imagenet_class_index.json`). None takes
             the labels as they are; ImageNet's names are also found beside its folders.
+        max_text_tokens: Longest text alone, [CLS] and [SEP] counted: longer ones are cut into
+            several records, where a sentence ends or else between words. None takes the length
+            that a recipe for texts trains on, and elsewhere cuts nothing.
+        tokenizer: A stored tokenizer that counts these tokens; None takes the one of
+            `tokenizer.path`, or estimates them.
         kind: Kind of its batches, for tasks that take several: "pair", "image" or "text" in
             pre-training. None infers it from the first record.
         ratio: How often a step draws it, relative to the sum of all ratios. If all are None, the
@@ -54,6 +59,8 @@ class DataSourceConfig:
     split: str | None = None
     annotations: str | None = None
     class_names: str | None = None
+    max_text_tokens: int | None = None
+    tokenizer: str | None = None
     kind: str | None = None
     ratio: float | None = None
     name: str | None = None
@@ -66,6 +73,8 @@ class DataSourceConfig:
         known = reader_names()
         names = f"be one of {', '.join(known)}{nearest(self.reader, known)}"
         check(self.reader in known, "reader", self.reader, names)
+        length = self.max_text_tokens
+        check(length is None or length >= 3, "max_text_tokens", length, "be at least 3, or absent")
         usable = self.ratio is None or 0 <= self.ratio < float("inf")
         check(usable, "ratio", self.ratio, "be a number of at least 0, or absent")
 
@@ -83,13 +92,17 @@ class DataSourceConfig:
             is_whole = path is None or is_url(path) or Path(path).is_absolute()
             return path if is_whole else str(Path(folder) / str(path))
 
-        image_root, annotations = below(self.image_root), below(self.annotations)
-        path = below(self.path) or self.path
-        return replace(self, path=path, image_root=image_root, annotations=annotations)
+        names = ("image_root", "annotations", "class_names")
+        named = {name: below(getattr(self, name)) for name in names}
+        return replace(self, path=below(self.path) or self.path, **named)
 
     def absent(self) -> list[str]:
         """Return its local paths that are not there; patterns and URLs are left to the reader."""
-        paths = [path for path in (self.path, self.image_root, self.annotations) if path]
+        paths = [
+            path
+            for path in (self.path, self.image_root, self.annotations, self.class_names)
+            if path
+        ]
         local = [path for path in paths if not is_url(path) and not set(path) & set("*?[{")]
         return [path for path in local if not Path(path).exists() or _is_empty(Path(path))]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -109,10 +109,12 @@ def read_training_data(config: RunConfig, run_folder: Path) -> TrainingData:
     """
     if not config.data.train:
         raise ConfigError("data.train is empty: name a manifest with --data PATH")
-    given = [source.under(config.data.root) for source in config.data.train]
+    needs = needs_of(config.task, config.recipe)
+    given = [
+        _with_length(source.under(config.data.root), config, needs) for source in config.data.train
+    ]
     _check_present(given, config)
     found = [read_records(source) for source in given]
-    needs = needs_of(config.task, config.recipe)
     for source, part in zip(given, found, strict=True):
         check_fields(part.records, needs, source.path, config.recipe)
     check_windows([part.records for part in found], config.data.shuffle_window)
@@ -161,6 +163,18 @@ def _check_present(sources: Sequence[DataSourceConfig], config: RunConfig) -> No
         + f"\n`triptych data list --data {root or '.'}` says what each dataset consists of; "
         "--data and data.train name others"
     )
+
+
+def _with_length(
+    source: DataSourceConfig, config: RunConfig, needs: Sequence[str]
+) -> DataSourceConfig:
+    """Return a source of texts with the length that the run trains on; others as they are."""
+    reads_texts = any("text" in need.split("|") for need in needs) and "label" not in needs
+    if not reads_texts or source.max_text_tokens is not None:
+        return source
+    length = getattr(config.task, "max_text_tokens", config.captions.max_text_tokens)
+    tokenizer = source.tokenizer or config.tokenizer.path
+    return replace(source, max_text_tokens=length, tokenizer=tokenizer)
 
 
 def _without_clips(records: Sequence[Record]) -> tuple[Sequence[Record], list[Skipped]]:

@@ -18,7 +18,7 @@ from urllib.parse import unquote, unquote_plus, urlsplit
 
 from triptych.core.errors import DataError
 from triptych.data.cache import log
-from triptych.data.english import is_english, num_words, split_sentences
+from triptych.data.english import is_english, num_words
 from triptych.data.entries import EntryError, parse_caption
 from triptych.data.lines import cannot_read, load_json
 from triptych.data.readers.class_sets import Entries
@@ -27,6 +27,7 @@ from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, check_split, choose_layout
 from triptych.data.spec import Expected, Format, Layout
+from triptych.data.texts import split_sentences
 
 Names = Sequence[Callable[[Any], str]]
 NUM_LOOKED_FOR = 1024
