@@ -92,9 +92,13 @@ class DataSourceConfig:
             is_whole = path is None or is_url(path) or Path(path).is_absolute()
             return path if is_whole else str(Path(folder) / str(path))
 
-        names = ("image_root", "annotations", "class_names")
-        named = {name: below(getattr(self, name)) for name in names}
-        return replace(self, path=below(self.path) or self.path, **named)
+        return replace(
+            self,
+            path=below(self.path) or self.path,
+            image_root=below(self.image_root),
+            annotations=below(self.annotations),
+            class_names=below(self.class_names),
+        )
 
     def absent(self) -> list[str]:
         """Return its local paths that are not there; patterns and URLs are left to the reader."""

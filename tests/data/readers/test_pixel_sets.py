@@ -106,6 +106,14 @@ def test_cifar100_takes_the_fine_labels(tmp_path):
         read(root, "train")
 
 
+@pytest.mark.parametrize("names", [["batches.meta", "test_batch"], ["meta", "train", "test"]])
+def test_the_python_version_is_refused(tmp_path, names):
+    for name in names:
+        (tmp_path / name).write_bytes(b"\x80\x02c__builtin__\neval\n")
+    with pytest.raises(DataError, match=r"pickles.*cifar-10-binary\.tar\.gz"):
+        read(tmp_path, "test")
+
+
 def idx(array):
     sizes = struct.pack(f">{array.ndim}I", *array.shape)
     return bytes([0, 0, 8, array.ndim]) + sizes + array.tobytes()

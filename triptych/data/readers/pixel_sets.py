@@ -124,9 +124,16 @@ def read_cifar(source: DataSourceConfig) -> Entries:
     green, then blue. CIFAR-100's labels are the fine ones.
 
     Raises:
-        DataError: The part does not exist, or a file is missing or cut short.
+        DataError: The part does not exist, a file is missing or cut short, or the files are those
+            of the python version.
     """
     root = Path(source.path)
+    if any((root / name).is_file() for name in ("batches.meta", "meta")):
+        raise DataError(
+            f"{root}: is CIFAR's python version, whose files are pickles: they could run code and "
+            "are not read. Download the binary version from the same page "
+            "(cifar-10-binary.tar.gz, cifar-100-binary.tar.gz)"
+        )
     is_10 = (root / "batches.meta.txt").exists() or (root / "data_batch_1.bin").exists()
     if is_10:
         files = {
@@ -428,7 +435,13 @@ FORMATS: tuple[Format, ...] = (
         "cifar",
         "CIFAR-10 and CIFAR-100, binary version",
         read_cifar,
-        [["data_batch_*.bin"], ["test_batch.bin"], ["fine_label_names.txt"]],
+        [
+            ["data_batch_*.bin"],
+            ["test_batch.bin"],
+            ["fine_label_names.txt"],
+            ["batches.meta", "test_batch"],
+            ["meta", "train", "test"],
+        ],
         tells="CIFAR's binary files",
         parts="train, test",
         layout=(
