@@ -21,6 +21,7 @@ from triptych.data.lines import (
 )
 from triptych.data.literals import is_pickle
 from triptych.data.readers import (
+    clips,
     coco,
     coded_sets,
     documents,
@@ -59,6 +60,7 @@ BUILT_IN: tuple[Format, ...] = (
     flickr30k.FORMAT,
     *downloads.FORMATS,
     *visual_genome.FORMATS,
+    *clips.FORMATS,
     vqav2.FORMAT,
     gqa.FORMAT,
     refcoco.FORMAT,

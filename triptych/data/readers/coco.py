@@ -1,4 +1,4 @@
-"""Captions of COCO (also NoCaps), of Karpathy's split file, and of MSRVTT's clips."""
+"""Captions of COCO (also NoCaps), and of Karpathy's split file."""
 
 from __future__ import annotations
 
@@ -193,80 +193,6 @@ COCO_LAYOUTS: tuple[Callable[[str], str], ...] = (
 )
 
 
-def is_msrvtt(data: Any) -> bool:
-    """Return whether JSON content lists videos, and sentences by video id."""
-    return isinstance(data, dict) and all(
-        isinstance(data.get(name), list) for name in ("videos", "sentences")
-    )
-
-
-def read_msrvtt(data: Any, source: DataSourceConfig) -> RecordList:
-    """Read one record for each sentence; those of a clip share `image_id`.
-
-    The file's splits are `train`, `validate` and `test`; `val` is taken for `validate`. A clip
-    `video7` is `video7.mp4` in `image_root`, or its `videos`, `video` or `TrainValVideo` folder.
-
-    Args:
-        data: The file's content.
-        source: Where the clips are, and the split.
-
-    Raises:
-        DataError: No such split, no clip where it was looked for, or another format.
-    """
-    if not is_msrvtt(data):
-        raise DataError(f"{source.path}: not an MSRVTT file: needs 'videos' and 'sentences'")
-    found = RecordList()
-    parts: dict[str, str | None] = {}
-    for index, video in enumerate(data["videos"]):
-        if isinstance(video, dict) and isinstance(video.get("video_id"), str):
-            parts[video["video_id"]] = video.get("split")
-        else:
-            where = f"{source.path}: videos[{index}]"
-            found.skipped.append(Skipped(SkipKind.MISSING_FIELD, where, "has no 'video_id'"))
-    splits = {str(part) for part in parts.values() if part is not None}
-    wanted = source.split
-    if wanted == "val" and "val" not in splits and "validate" in splits:
-        wanted = "validate"
-    found.parts = check_split(wanted, splits, source.path)
-    chosen = [name for name, part in parts.items() if wanted in (None, part)]
-    layout = choose_layout(source.root, CLIP_LAYOUTS, chosen, "clips")
-    paths = {name: str(source.root / layout(name)) for name in chosen}
-    for index, sentence in enumerate(data["sentences"]):
-        video_id = sentence.get("video_id") if isinstance(sentence, dict) else None
-        if isinstance(video_id, str) and video_id in parts and video_id not in paths:
-            continue
-        where = f"{source.path}: sentences[{index}]"
-        found.add([_clip_record(sentence, index, where, paths)])
-    return found
-
-
-def _clip_record(
-    sentence: Any, index: int, where: str, paths: Mapping[str, str]
-) -> Record | Skipped:
-    video_id = sentence.get("video_id") if isinstance(sentence, dict) else None
-    if not isinstance(video_id, str) or video_id not in paths:
-        message = f"video_id {video_id!r} is not among 'videos'"
-        return Skipped(SkipKind.BAD_RECORD, where, message)
-    try:
-        caption = parse_caption(sentence.get("caption"))
-    except EntryError as error:
-        return Skipped(error.kind, where, str(error))
-    return Record(
-        record_id=str(sentence.get("sen_id", index)),
-        image_id=video_id,
-        caption=caption,
-        video=paths[video_id],
-    )
-
-
-CLIP_LAYOUTS: tuple[Callable[[str], str], ...] = (
-    lambda name: f"{name}.mp4",
-    lambda name: f"videos/{name}.mp4",
-    lambda name: f"video/{name}.mp4",
-    lambda name: f"TrainValVideo/{name}.mp4",
-)
-
-
 COCO_URL = "https://cocodataset.org/#download"
 TRAIN_2014 = Expected("train2014/COCO_train2014_*.jpg", "images for training", 82_783)
 VAL_2014 = Expected("val2014/COCO_val2014_*.jpg", "images for validation", 40_504)
@@ -329,34 +255,6 @@ FORMATS = (
                     VAL_2014,
                 ),
                 ("coco/annotations/captions_val2014.json",),
-            ),
-        ),
-    ),
-    Format(
-        name="msrvtt",
-        title="MSRVTT (Xu et al. 2016): captions of clips",
-        fields=("video", "caption"),
-        read_json=read_msrvtt,
-        tells="'videos' and 'sentences'",
-        of_json=is_msrvtt,
-        parts="train, validate (or val), test",
-        layouts=(
-            Layout(
-                "MSRVTT",
-                "msrvtt",
-                "https://www.microsoft.com/en-us/research/publication/msr-vtt-a-large-video-"
-                "description-dataset-for-bridging-video-and-language/",
-                (
-                    Expected("train_val_videodatainfo.json", "captions of 7,010 clips"),
-                    Expected("test_videodatainfo.json", "captions of 2,990 clips"),
-                    Expected(
-                        "videos/video*.mp4",
-                        "clips",
-                        10_000,
-                        other=("video*.mp4", "video/video*.mp4", "TrainValVideo/video*.mp4"),
-                    ),
-                ),
-                ("msrvtt/test_videodatainfo.json --split test",),
             ),
         ),
     ),
