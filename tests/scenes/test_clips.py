@@ -8,7 +8,9 @@ import pytest
 
 from triptych.core.errors import DataError
 from triptych.scenes.clips import (
+    MOTION_TYPES,
     ask_about_clip,
+    ask_about_looks,
     caption_clip,
     generate_clip,
     render_clip,
@@ -16,7 +18,7 @@ from triptych.scenes.clips import (
 )
 from triptych.scenes.config import PALETTE, SceneConfig, held_out_pairs
 
-from .oracle import only, things
+from .oracle import answer, only, things
 
 CONFIG = SceneConfig()
 CLIPS = [generate_clip(CONFIG, "train", index) for index in range(60)]
@@ -76,7 +78,20 @@ def test_answers_follow_from_the_motion():
                 continue
             types.add(question.question_type)
             assert question.answer == _answer(question.text, objects, seen), question.text
-    assert types == {"direction", "mover", "moves", "count"}
+    assert types == set(MOTION_TYPES)
+
+
+def test_answers_about_looks_hold_in_every_frame():
+    types = set()
+    for clip in CLIPS:
+        for attempt in range(12):
+            rng = random.Random(f"{clip.scene.index}{attempt}")
+            question = ask_about_looks(clip, CONFIG, rng)
+            if question:
+                types.add(question.question_type)
+                for time in (0, 0.5, 1):
+                    assert answer(question.text, things(clip.at(time))) == question.answer
+    assert types == {"yes_no", "count", "color", "shape"}
 
 
 def _answer(text, objects, seen):

@@ -14,7 +14,7 @@ from triptych.core.errors import ConfigError, DataError
 from triptych.data.video import require_av
 from triptych.scenes.config import SceneConfig
 from triptych.scenes.language import describe, join_names, name_object
-from triptych.scenes.questions import Question
+from triptych.scenes.questions import Question, ask
 from triptych.scenes.render import finish, paint_background, paint_object
 from triptych.scenes.world import Scene, SceneObject, generate_scene, scene_random
 
@@ -30,6 +30,10 @@ MOTIONS: dict[str, tuple[int, int]] = {
 }
 """Direction of each motion, x to the right and y down."""
 
+MOTION_TYPES = ("direction", "mover", "moves", "movers")
+"""Types of questions that no single frame answers."""
+
+_SIDES = {"left", "right", "above", "below"}
 _DISTANCES = (0.3, 0.5)  # way from the first frame to the last, as a share of the side
 _MOTION_TRIES, _SCENE_TRIES = 30, 100
 
@@ -122,13 +126,13 @@ def caption_clip(clip: Clip, config: SceneConfig, phrasing: int) -> str:
 def ask_about_clip(clip: Clip, rng: random.Random) -> Question | None:
     """Return a question on motion; None when the draw does not fit the clip.
 
-    The types are "direction", "mover", "moves" (yes or no, equally often) and "count".
+    The types are `MOTION_TYPES`; "moves" is answered yes or no, equally often.
     """
-    way = rng.choice(["direction", "mover", "moves", "count"])
+    way = rng.choice(MOTION_TYPES)
     target = rng.randrange(len(clip.motions))
     item, motion = clip.scene.objects[target], clip.motions[target]
     said = describe(clip.scene, item, rng)
-    if way == "count":
+    if way == "movers":
         moving = sum(m != "nowhere" for m in clip.motions)
         return Question("how many objects move?", str(moving), way)
     if way == "direction":
@@ -143,6 +147,16 @@ def ask_about_clip(clip: Clip, rng: random.Random) -> Question | None:
     if not choices:
         return None
     return Question(f"does the {said} move {rng.choice(choices)}?", "yes" if yes else "no", way)
+
+
+def ask_about_looks(clip: Clip, config: SceneConfig, rng: random.Random) -> Question | None:
+    """Return a question that any frame answers, as on an image; None when the draw does not fit.
+
+    Places and sides are not asked for: they change.
+    """
+    asked = replace(config, question_mix=replace(config.question_mix, relation=0.0))
+    question = ask(clip.scene, asked, rng)
+    return None if question is None or _SIDES & set(question.text.split()) else question
 
 
 def write_mp4(path: Path, frames: NDArray[np.uint8]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from triptych.core.errors import DataError
 from triptych.scenes.clips import FRAMES_PER_S as CLIP_FRAMES_PER_S
-from triptych.scenes.clips import NUM_FRAMES, Clip, ask_about_clip, caption_clip
+from triptych.scenes.clips import NUM_FRAMES, Clip, ask_about_clip, ask_about_looks, caption_clip
 from triptych.scenes.config import SceneConfig
 from triptych.scenes.language import caption_variants, refer_variants
 from triptych.scenes.layout import image_name
@@ -229,22 +229,29 @@ def clip_questions_json(
 ) -> list[Json]:
     """Return the questions on the clips of one split as MSRVTT-QA's file.
 
+    Beside the official fields each has a `question_type`.
+
     Args:
         clips: All clips, in the order of their numbers.
         config: The world.
         split: The split whose clips are asked about.
-        questions_per_clip: How many different questions at most.
+        questions_per_clip: How many different questions at most on motion, and on looks.
     """
     lines: list[Json] = []
     for number, clip in enumerate(clips):
         if clip.scene.split != split:
             continue
         rng = scene_random(config, split, clip.scene.index, "clip questions")
-        drawn = [ask_about_clip(clip, rng) for _ in range(8 * questions_per_clip)]
-        distinct = {question.text: question for question in drawn if question}
-        for question in list(distinct.values())[:questions_per_clip]:
-            ids = {"id": len(lines), "video_id": number, "category_id": 0}
-            lines.append({**ids, "question": question.text, "answer": question.answer})
+        tries = range(8 * questions_per_clip)
+        for drawn in (
+            [ask_about_clip(clip, rng) for _ in tries],
+            [ask_about_looks(clip, config, rng) for _ in tries],
+        ):
+            distinct = {question.text: question for question in drawn if question}
+            for question in list(distinct.values())[:questions_per_clip]:
+                ids = {"id": len(lines), "video_id": number, "category_id": 0}
+                told = {"question": question.text, "answer": question.answer}
+                lines.append({**ids, **told, "question_type": question.question_type})
     return lines
 
 
