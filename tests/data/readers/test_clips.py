@@ -182,7 +182,7 @@ def test_vatex(tmp_path):
 
 def test_the_list_says_what_is_missing(tmp_path):
     place(tmp_path, {"AllVideoDescriptions.txt": DESCRIPTIONS}, "YouTubeClips/a.avi")
-    ((report, missing),) = FORMATS.get("msvd").find(tmp_path)
-    assert report.state == "incomplete" and "1 of 1,970 (clips)" in missing[0]
-    ((report, _),) = FORMATS.get("vatex").find(tmp_path / "none")
+    (report,) = FORMATS.get("msvd").find(tmp_path)
+    assert report.state == "incomplete" and "1 of 1,970 (clips)" in report.missing[0]
+    (report,) = FORMATS.get("vatex").find(tmp_path / "none")
     assert report.state == "absent"
