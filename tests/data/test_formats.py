@@ -1,5 +1,6 @@
 """The table of formats: every format says how it is recognised and where it lies."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from triptych.data.lines import CHUNK, first_member, iterate_json
 from triptych.data.manifest import DataSourceConfig, read_records
 from triptych.data.records import Record
 from triptych.data.spec import Expected, Format, Layout
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("known", FORMATS.entries().values(), ids=lambda known: known.name)
@@ -90,6 +93,20 @@ def test_the_list_says_what_is_missing_where(tmp_path, capsys):
     assert row["layouts"][0]["state"] == "absent"
     assert any("v2_mscoco_val2014_annotations.json" in m for m in row["layouts"][0]["missing"])
     assert main(["data", "list", "--data", str(tmp_path / "none")]) == 2
+
+
+def test_the_page_of_formats_is_written_by_the_code(capsys):
+    page = (ROOT / "docs/reference/formats.md").read_text(encoding="utf-8")
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs/_hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    file = type("Page", (), {"file": type("File", (), {"src_uri": "reference/formats.md"})})
+    shown = hooks.on_page_markdown(page, file)
+    assert main(["data", "list", "--markdown"]) == 0
+    assert capsys.readouterr().out.strip() in shown
+    for known in FORMATS.entries().values():
+        assert f"\n## {known.name}\n" in shown and known.title in shown
+    assert main(["data", "list", "--markdown", "--data", "."]) == 2
 
 
 MEMBERS = [

@@ -35,23 +35,29 @@ class ListOptions:
         name: A format, as `reader` takes it; all if absent.
         data: A folder of datasets, or of one: say what is there and what is missing.
         json: Print JSON, one object a line.
+        markdown: Print the list as the section of a page.
     """
 
     name: tyro.conf.Positional[Annotated[str | None, tyro.conf.arg(metavar="NAME")]] = None
     data: Path | None = None
     json: bool = False
+    markdown: bool = False
 
 
 def run(arguments: Sequence[str]) -> int:
     """Print the list; 1 where a format is named and something of it is missing."""
     options = parse(ListOptions, arguments, verb="data list", description=HELP)
     formats = _chosen(options.name)
+    if options.markdown and options.data is not None:
+        raise ConfigError("--markdown prints what is expected, without --data")
     if options.data is not None and not options.data.is_dir():
         raise ConfigError(f"--data {options.data}: there is no such folder")
     rows = [format_row(known, options.data) for known in formats]
     if options.json:
         for row in rows:
             print(json_module.dumps(row, ensure_ascii=False))
+    elif options.markdown:
+        print("\n".join(line for known in formats for line in markdown_lines(known)))
     elif options.data is None:
         print("\n\n".join("\n".join(format_lines(known)) for known in formats))
     else:
@@ -122,10 +128,32 @@ def format_lines(known: Format) -> Iterator[str]:
         yield from (f"    triptych data check {example}" for example in layout.examples)
 
 
-def described(files: Expected) -> str:
-    """Return what files hold, how many there are, and where else they may lie."""
+def markdown_lines(known: Format) -> Iterator[str]:
+    """Yield a format as a section of a page, its datasets as tables of files."""
+    yield f"## {known.name}\n\n{known.title}. Gives {', '.join(known.fields)}."
+    if known.parts:
+        yield f"Splits: {known.parts}."
+    yield f"It is recognised by {known.tells}.\n"
+    for layout in known.layouts:
+        name = f"[{layout.dataset}]({layout.source})" if layout.source else layout.dataset
+        yield f"{name}:\n\n| file | what it holds |\n|---|---|"
+        for files in layout.files:
+            yield f"| `{layout.folder}/{files.path}` | {described(files, '`')} |"
+        yield "\n```sh"
+        yield from (f"triptych data check {example}" for example in layout.examples)
+        yield "```\n"
+
+
+def described(files: Expected, quote: str = "") -> str:
+    """Return what files hold, how many there are, and where else they may lie.
+
+    Args:
+        files: The files.
+        quote: Stands around each path.
+    """
     count = f"{files.count:,} " if files.count else ""
-    other = f"; or {', '.join(files.other)}" if files.other else ""
+    paths = ", ".join(f"{quote}{path}{quote}" for path in files.other)
+    other = f"; or {paths}" if paths else ""
     return f"{count}{files.what}{' (optional)' if files.optional else ''}{other}"
 
 

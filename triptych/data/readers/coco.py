@@ -209,7 +209,7 @@ FORMATS = (
         parts="train (with COCO's restval), val, test",
         layouts=(
             Layout(
-                "COCO, Karpathy's split (5K test)",
+                "COCO, Karpathy's split (5K test; 1K by `eval --folds 5`)",
                 "coco",
                 "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip",
                 (
