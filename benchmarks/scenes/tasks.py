@@ -1,6 +1,8 @@
 """Fine-tune a pre-trained model for one task of the papers on the built-in scenes; prints JSON.
 
-The part names the task and the family, such as `nlvr2_vlmo`; `--start` names the pre-trained model.
+The part names the task and the family, such as `nlvr2_vlmo`. `--start` names the pre-trained model;
+if absent, it is that of `triptych demo --out runs/demo` for mPLUG, and for VLMo and FLAVA that of
+`benchmarks.scenes.vlmo_scenes stagewise` and `benchmarks.scenes.flava_scenes joint`.
 The recipe is the family's own at scale tiny, in fewer steps where `--steps` says so. The scores are
 those of the 500 unseen scenes of `test`, and of `compositional`, whose shapes never had these
 colours in training. `processor_minutes` is the processor time of training, summed over threads: on
@@ -8,8 +10,8 @@ two idle cores a run takes at most this long, and other work on the machine does
 
 Runs that are finished are not trained again; `benchmarks/scenes/scene_runs.py` says how.
 
-    python -m benchmarks.scenes.tasks nlvr2_mplug --start runs/demo/pretrain/model
-    python -m benchmarks.scenes.tasks vqa --start runs/demo/pretrain/model --steps 4000
+    python -m benchmarks.scenes.tasks nlvr2_mplug
+    python -m benchmarks.scenes.tasks vqa --steps 4000
 """
 
 from __future__ import annotations
@@ -44,6 +46,13 @@ from triptych.workflows.scene_data import format_source, write_once
 
 FORMATS = ("captions", "vqa", "refs", "nlvr2", "snli_ve")
 SPLITS = ("test", "compositional")
+STARTS = {
+    "mplug": Path("runs/demo/pretrain/model"),
+    "vlmo": Path("runs/vlmo_bench/stagewise/pretrain/model"),
+    "flava": Path("runs/flava_bench/stagewise/joint/model"),
+}
+"""Pre-trained models by family: of `triptych demo`, and of the scenes' stagewise benchmarks."""
+
 CLOCK = "processor_minutes.json"
 """In a run's folder: the processor time of its training, if that was not interrupted."""
 
@@ -145,7 +154,8 @@ def measure(goal: Goal, options: argparse.Namespace) -> dict[str, Any]:
         formats=FORMATS,
     )
     folder = options.out / goal.key
-    config = tuned_run(goal, options.start, files, options)
+    start = options.start or STARTS[goal.recipe.split(".")[0]]
+    config = tuned_run(goal, start, files, options)
     minutes = processor_minutes(config, folder, console)
     assert is_finished(folder)
     found = {split: score(goal, folder / MODEL_FOLDER, files, split) for split in SPLITS}
@@ -169,7 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("part", choices=sorted(GOALS))
-    parser.add_argument("--start", type=Path, required=True, help="pre-trained model folder")
+    parser.add_argument("--start", type=Path, default=None, help="pre-trained model folder")
     parser.add_argument("--out", type=Path, default=Path("runs/tasks_bench"))
     parser.add_argument("--scale", default="tiny", help="tiny, or smoke to try the program")
     parser.add_argument("--steps", type=int, default=None, help="the recipe's if absent")
