@@ -124,6 +124,7 @@ def test_init_fills_in_the_users_data(capsys, here):
         ({"image": "a.png", "text": "x", "label": 0}, "flava.hateful_memes"),
         ({"image": "a.png"}, "dvae"),
         ({"image": "a.png", "label": "cat"}, "dvae"),
+        ({"image": "a.png", "mask": "a.png"}, "segment.images"),
     ],
 )
 def test_the_fields_choose_the_recipe(here, entry, recipe):
@@ -136,9 +137,8 @@ def test_an_image_folder_and_a_text_file_have_recipes(capsys, here):
     Path("a.png").rename("images/cat/a.png")
     Path("corpus.txt").write_text("a sentence\n")
     assert main(["init", "images", "--out", "images.yaml"]) == 0
-    assert "also good for --recipe vlmo.vision, flava.image, flava.joint, dino" in (
-        capsys.readouterr().out
-    )
+    others = "classify.images, vlmo.vision, flava.image, flava.joint, dino"
+    assert f"also good for --recipe {others}" in capsys.readouterr().out
     assert main(["init", "corpus.txt", "--out", "text.yaml"]) == 0
     assert "also good for --recipe vlmo.language, flava.joint" in capsys.readouterr().out
     recipes = [load_yaml(RunConfig, Path(f"{name}.yaml")).recipe for name in ("images", "text")]

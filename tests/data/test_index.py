@@ -48,6 +48,7 @@ EVERYTHING = Record(
     domain="near-domain",
     answers_weight=0.5,
     codes=ImageSource("s.tar", 1024, 10, "a.codes.npy"),
+    mask=ImageSource("mask.png"),
 )
 
 

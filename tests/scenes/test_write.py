@@ -13,6 +13,9 @@ from PIL import Image
 
 from tests.processes import children_of, runs
 from triptych.core.errors import ConfigError, DataError, TriptychError
+from triptych.data.manifest import read_records
+from triptych.data.masks import decode_mask
+from triptych.data.source import DataSourceConfig
 from triptych.scenes.config import PALETTE, SPLITS, SceneConfig
 from triptych.scenes.layout import FORMATS, SceneFiles
 from triptych.scenes.write import write_scenes
@@ -172,6 +175,34 @@ def test_class_folders_hold_images_of_their_class(files):
         assert strong.sum() > 25
         gaps = np.abs(image[strong].mean(axis=0) - PALETTE[color]).max()
         assert gaps < 40
+
+
+def test_masks_show_the_shape_at_every_pixel(files):
+    """Shapes without noise are told from the background by colour; a pixel is whole or mixed."""
+    names = files.mask_names.read_text().split()
+    assert names == ["background", *SceneConfig().shapes]
+    for split, size in SIZES.items():
+        records = read_records(DataSourceConfig(path=str(files.masks(split)),
+                                                image_root=str(files.root))).records  # fmt: skip
+        assert len(records) == size
+        lines = read_lines(files.truth(split))
+        for record, line in zip(records, lines, strict=True):
+            assert record.image.path.endswith(line["file_name"])
+            mask = decode_mask(record.mask)
+            assert set(np.unique(mask)) == {0} | {names.index(o["shape"]) for o in line["objects"]}
+            pixels = np.asarray(Image.open(record.image.path)).astype(int)
+            boxes = np.zeros(mask.shape, dtype=bool)
+            for thing in line["objects"]:
+                x, y, width, height = thing["box"]
+                inside = np.s_[int(y) : int(y + height) + 1, int(x) : int(x + width) + 1]
+                boxes[inside] = True
+                near = np.abs(pixels[inside] - PALETTE[thing["color"]]).max(axis=2)
+                pale = np.ptp(pixels[inside], axis=2) <= 60 if thing["color"] != "black" else (
+                    pixels[inside].min(axis=2) > 120)  # fmt: skip
+                shown = mask[inside] == names.index(thing["shape"])
+                assert shown[near <= 24].mean() > 0.97
+                assert (mask[inside] > 0)[pale & (near > 120)].sum() <= 3
+            assert not mask[~boxes].any()
 
 
 def test_shards_hold_the_same_bytes_as_the_files(files):

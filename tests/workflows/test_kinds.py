@@ -17,6 +17,7 @@ OF_ANY = {
     "mplug.snli_ve", "vlmo.vqa", "vlmo.snli_ve", "flava.vqa", "flava.snli_ve",
     "mplug.hateful_memes", "vlmo.hateful_memes", "flava.hateful_memes", "flava.glue",
     "classify.answers", "classify.pairs", "classify.texts", "dino",
+    "classify.images", "segment.images", "vlmo.segmentation",
 }  # fmt: skip
 """Classifiers and DINO read what every family has."""
 

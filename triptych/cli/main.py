@@ -55,7 +55,8 @@ VERBS = {
     "caption": Verb("use", "MODEL_FOLDER IMAGE...", "describe images"),
     "answer": Verb("use", "MODEL_FOLDER IMAGE QUESTION", "answer a question about an image"),
     "ground": Verb("use", "MODEL_FOLDER IMAGE PHRASE", "find the object that a phrase names"),
-    "classify": Verb("use", "MODEL_FOLDER IMAGE --labels a,b,c", "choose among class names"),
+    "classify": Verb("use", "MODEL_FOLDER IMAGE [--labels a,b,c]", "choose among classes"),
+    "segment": Verb("use", "MODEL_FOLDER IMAGE --out mask.png", "find the class of each pixel"),
     "match": Verb("use", "MODEL_FOLDER IMAGE TEXT...", "score how well texts fit an image"),
     "judge": Verb("use", "MODEL_FOLDER IMAGE1 IMAGE2 STATEMENT...", "judge if texts are true"),
     "entail": Verb(

@@ -1,4 +1,4 @@
-"""The commands that ask a model: caption, answer, ground, classify, match, judge and entail.
+"""The commands that ask a model: caption, answer, ground, classify, segment, match and others.
 
 Each is a row of `USES`: its options, its help, and what it asks of the engine. One function loads
 the model and prints what it answers, as text or with --json as one object a line.
@@ -18,6 +18,9 @@ from triptych.cli.parsing import EngineGroup, EngineOptions, FolderArgument, Ima
 from triptych.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from triptych.generation.sampling import SamplingConfig
     from triptych.serving.engine import Engine
 
@@ -101,9 +104,10 @@ class ClassifyOptions:
     """What to classify.
 
     Attributes:
-        folder: A model folder that was pre-trained, or fine-tuned for retrieval.
+        folder: A model folder that was pre-trained, or fine-tuned for retrieval or with
+            classify.images.
         images: Image files.
-        labels: Class names, separated by commas.
+        labels: Class names, separated by commas; a model of classify.images has its own.
         templates: A text file with one sentence per line; {} stands for the class name. If absent,
             eighty built-in ones.
         top: Print only the likeliest classes of each image; 0 prints all.
@@ -112,9 +116,26 @@ class ClassifyOptions:
 
     folder: FolderArgument
     images: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="IMAGE...")]]
-    labels: str
+    labels: str | None = None
     templates: Path | None = None
     top: int = 0
+    engine: EngineGroup = field(default_factory=EngineOptions)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SegmentOptions:
+    """What to segment.
+
+    Attributes:
+        folder: A model folder that was fine-tuned with segment.images or vlmo.segmentation.
+        image: An image file.
+        out: Also write the mask to this PNG; its values are those of the masks in training.
+        engine: How the model computes.
+    """
+
+    folder: FolderArgument
+    image: ImageArgument
+    out: Path | None = None
     engine: EngineGroup = field(default_factory=EngineOptions)
 
 
@@ -252,7 +273,8 @@ def _classify(options: ClassifyOptions, engine: Engine) -> Iterator[Answer]:
     from triptych.evaluation.zero_shot import TEMPLATES, load_templates
 
     templates = TEMPLATES if options.templates is None else load_templates(options.templates)
-    labels = [label.strip() for label in options.labels.split(",")]
+    names = options.labels
+    labels = None if names is None else [label.strip() for label in names.split(",")]
     found = engine.classify(list(options.images), labels, templates=templates)
     assert isinstance(found, list)
     for image, probabilities in zip(options.images, found, strict=True):
@@ -260,6 +282,41 @@ def _classify(options: ClassifyOptions, engine: Engine) -> Iterator[Answer]:
         before = f"{image}\t" if len(options.images) > 1 else ""
         text = "\n".join(f"{before}{value:.4f}\t{label}" for label, value in shown.items())
         yield {"image": image, "labels": {k: round(v, 6) for k, v in shown.items()}}, text
+
+
+def _segment(options: SegmentOptions, engine: Engine) -> Iterator[Answer]:
+    mask = engine.segment([options.image])[0]
+    classes = engine.segment_classes
+    if options.out is not None:
+        write_mask(options.out, classes.values(mask))
+    counts = ((mask == number).mean() for number in range(len(classes.names)))
+    shares = {name: float(share) for name, share in zip(classes.names, counts, strict=True)}
+    shown = {name: share for name, share in shares.items() if share > 0}
+    shown = dict(sorted(shown.items(), key=lambda pair: -pair[1]))
+    text = "\n".join(f"{share:.4f}\t{name}" for name, share in shown.items())
+    told = {"image": options.image, "shares": {k: round(v, 6) for k, v in shown.items()}}
+    yield told if options.out is None else told | {"mask": str(options.out)}, text
+
+
+def write_mask(out: Path, values: NDArray[np.uint8]) -> None:
+    """Write values (H, W) as a PNG with a palette, so that classes look different.
+
+    Raises:
+        ConfigError: It cannot be written there.
+    """
+    import colorsys
+
+    from PIL import Image
+
+    if out.suffix.lower() != ".png":
+        raise ConfigError(f"out = {str(out)!r}: masks are written as PNG: name a file.png")
+    image = Image.frombytes("P", values.shape[::-1], values.tobytes())
+    hues = (colorsys.hsv_to_rgb(0.618 * k % 1, 0.35 + 0.1 * (k % 6), 0.9) for k in range(1, 256))
+    image.putpalette([0, 0, 0, *(round(255 * part) for rgb in hues for part in rgb)])
+    try:
+        image.save(out)
+    except OSError as error:
+        raise ConfigError(f"cannot write {out}: {error}") from error
 
 
 def _match(options: MatchOptions, engine: Engine) -> Iterator[Answer]:
@@ -363,13 +420,26 @@ Examples:
         "classify",
         ClassifyOptions,
         _classify,
-        """Print the probability of each class for each image, from the class names alone.
+        """Print the probability of each class for each image.
+
+The classes are those that the model was fine-tuned for, or any, from their names alone.
 
 Examples:
+  triptych classify runs/classes/model image.jpg --top 5
   triptych classify runs/mine/model image.jpg --labels "red circle,blue star,green cross"
   triptych classify runs/mine/model *.jpg --labels cat,dog --templates sentences.txt
 """,
         many=("images", "image", "MODEL_FOLDER IMAGE..."),
+    ),
+    Use(
+        "segment",
+        SegmentOptions,
+        _segment,
+        """Print the share of an image that each class covers, and write the mask.
+
+Example:
+  triptych segment runs/segmentation/model image.jpg --out mask.png
+""",
     ),
     Use(
         "match",

@@ -19,6 +19,7 @@ from triptych.core.files import write_atomic
 from triptych.data.caption_cleaning import clean_caption
 from triptych.data.images import decode_image
 from triptych.data.manifest import read_records
+from triptych.data.masks import check_mask_size, decode_mask
 from triptych.data.records import ImageSource, JoinedRecords, Record
 from triptych.data.shards import verify_shards
 from triptych.data.skips import ImageProblem, SkipKind, Skipped
@@ -31,7 +32,7 @@ NUM_FRAMES = 8  # of a clip that are decoded
 
 COUNTED_FIELDS = (
     *("image", "images", "video", "caption", "question", "answers", "phrase", "box"),
-    *("statement", "premise", "hypothesis", "label", "text"),
+    *("statement", "premise", "hypothesis", "label", "text", "mask"),
 )
 OTHER_USES = ("question", "phrase", "statement", "hypothesis")  # of a record with a caption
 NUM_EXAMPLES = 3  # first examples of each kind that the report quotes
@@ -335,6 +336,11 @@ def _record_problem(record: Record, images: _Files) -> Skipped | None:
         if message:
             where = f"{record.image} (record {record.record_id})"
             return Skipped(SkipKind.BAD_BOX, where, message, record.record_id)
+        if record.mask is not None:
+            try:
+                check_mask_size(decode_mask(record.mask), image.width, image.height, record.mask)
+            except ImageProblem as problem:
+                return Skipped(problem.kind, str(record.mask), str(problem), record.record_id)
     message = caption_problem(record) or ""
     if message:
         where = f"{record.image or record.video} (record {record.record_id})"
@@ -387,7 +393,7 @@ def _pair_key(record: Record, images: _Files) -> Hashable:
     texts = (record.caption, record.question, record.phrase, record.statement, record.premise)
     more = (record.hypothesis, record.text)
     words = tuple(None if text is None else normalise_text(text) for text in (*texts, *more))
-    return looks, words, record.answers, record.box, record.label
+    return looks, words, record.answers, record.box, record.label, record.mask
 
 
 def _spread(spread: Spread, unit: str) -> str:

@@ -33,6 +33,7 @@ _REST = (
 """Fields that share the column `rest`, as JSON: few kinds of data have them."""
 
 _TUPLES = frozenset({"answers", "ocr_words", "object_words", "box"})
+_SOURCES = ("codes", "mask")  # files beside the image, in `rest` as well
 _SAME = "\0"  # in the column `image_id`: it is the image's own name
 
 
@@ -62,8 +63,10 @@ def _split_record(record: Record) -> tuple[Any, ...]:
             rest[name] = value
     if record.images:
         rest["images"] = [_plain(source) for source in record.images]
-    if record.codes is not None:
-        rest["codes"] = _plain(record.codes)
+    for name in _SOURCES:
+        source = getattr(record, name)
+        if source is not None:
+            rest[name] = _plain(source)
     if image is not None and image.raw is not None:
         rest["raw"] = image.raw
     own_name = None if image is None else str(image)
@@ -89,8 +92,9 @@ def _join_record(values: tuple[Any, ...]) -> Record:
             fields[name] = tuple(fields[name])
         if "images" in fields:
             fields["images"] = tuple(ImageSource(*source) for source in fields["images"])
-        if "codes" in fields:
-            fields["codes"] = ImageSource(*fields["codes"])
+        for name in _SOURCES:
+            if name in fields:
+                fields[name] = ImageSource(*fields[name])
     raw = fields.pop("raw", None)
     image = None if path is None else ImageSource(path, offset, size, member, raw)
     return Record(

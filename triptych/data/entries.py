@@ -14,7 +14,7 @@ from triptych.data.skips import SkipKind, Skipped
 FIELDS = (
     *("id", "image", "image_id", "images", "caption", "question", "answers", "question_type"),
     *("answer_type", "phrase", "box", "statement", "premise", "hypothesis", "label", "text"),
-    *("video", "split", "ocr_words", "object_words", "domain", "answers_weight"),
+    *("video", "split", "ocr_words", "object_words", "domain", "answers_weight", "mask"),
 )
 # Names that other projects use. Only a clue where a field is missing: they may mean other things.
 SYNONYMS = {
@@ -24,8 +24,9 @@ SYNONYMS = {
     "phrase": "expression referring_expression",
     "video": "clip video_path",
     "label": "class category",
+    "mask": "segmentation seg_map label_map",
 }
-SUBJECTS = ("caption", "question", "phrase", "statement", "hypothesis", "label", "text")
+SUBJECTS = ("caption", "question", "phrase", "statement", "hypothesis", "label", "text", "mask")
 TEXT_FIELDS = (
     *("question", "question_type", "answer_type", "phrase", "statement", "premise", "hypothesis"),
     *("text", "video", "domain"),
@@ -221,6 +222,8 @@ def _common_fields(
     fields: dict[str, Any] = {"record_id": _id(entry, "id") or record_id}
     if entry.get("image") is not None:
         fields["image"] = locate(parse_text("image", entry["image"]))
+    if entry.get("mask") is not None:
+        fields["mask"] = locate(parse_text("mask", entry["mask"]))
     if entry.get("images") is not None:
         fields["images"] = _images(entry["images"], locate)
     own_id = _id(entry, "image_id")
@@ -273,6 +276,8 @@ def _incomplete(record: Record) -> str | None:
         return "statement needs 'images', a list of two or more"
     if record.hypothesis is not None and record.image is None and record.premise is None:
         return "hypothesis needs 'image' or 'premise' beside it"
+    if record.mask is not None and record.image is None:
+        return "mask needs 'image' beside it"
     if record.answers and record.question is None:
         return "answers need 'question' beside them"
     has_subject = any(getattr(record, name) is not None for name in SUBJECTS)

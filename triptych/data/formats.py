@@ -21,6 +21,7 @@ from triptych.data.lines import (
 )
 from triptych.data.literals import is_pickle
 from triptych.data.readers import (
+    ade20k,
     clips,
     coco,
     coded_sets,
@@ -73,6 +74,7 @@ BUILT_IN: tuple[Format, ...] = (
     *listed_sets.FORMATS,
     *pixel_sets.FORMATS,
     *coded_sets.FORMATS,
+    ade20k.FORMAT,
     *plain.FORMATS,
     documents.FORMAT,
 )

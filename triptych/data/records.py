@@ -107,6 +107,7 @@ class Record:
             `near-domain` and `out-domain`.
         codes: Where the codes of the whole image lie, as `triptych data tokenize-images` stores
             them: an .npy array (P,).
+        mask: The class of each pixel of `image`: a PNG whose values are classes.
     """
 
     record_id: str
@@ -132,6 +133,7 @@ class Record:
     video: str | None = None
     domain: str | None = None
     codes: ImageSource | None = None
+    mask: ImageSource | None = None
 
     def all_images(self) -> tuple[ImageSource, ...]:
         """Return every image of the record: `image`, then `images`."""

@@ -61,6 +61,7 @@ REFUSED = {
     "images": "several images",
     "video": "a clip",
     "text": "a text beside its image, which a shard could not tell from a caption",
+    "mask": "a mask of its image's pixels",
     "codes": "stored codes, which `triptych data tokenize-images` writes",
 }
 

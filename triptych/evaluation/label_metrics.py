@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,12 @@ from torch import Tensor
 from triptych.core.errors import CapabilityError, DataError
 from triptych.core.outputs import MetricValue, Predictions
 from triptych.evaluation import classification
-from triptych.evaluation.bootstrap import NUM_RESAMPLES, bootstrap_sums, interval_text
+from triptych.evaluation.bootstrap import (
+    NUM_RESAMPLES,
+    bootstrap_sums,
+    interval_text,
+    mean_value,
+)
 from triptych.evaluation.metrics import ByIndex, reference_of
 
 Floats = npt.NDArray[np.float64]
@@ -140,4 +145,96 @@ def _bootstrap_auroc(scores: Floats, right: npt.NDArray[np.bool_]) -> tuple[floa
     if not areas:
         raise DataError("too few samples for an interval of AUROC")
     low, high = np.percentile(areas, [2.5, 97.5])
+    return float(low), float(high)
+
+
+class MeanPerClassMetric(_OfPairs):
+    """Mean over classes of the share of their items that are right, as "NAME_per_class".
+
+    The protocol of Caltech-101, Pets, Aircraft and Flowers among FLAVA's probes (as for CLIP).
+    Every class that an item has counts alike, however few have it.
+    """
+
+    def __init__(self, labels: Mapping[int, Hashable], name: str) -> None:
+        """Take the right labels by position, and the name of the classifier's accuracy."""
+        super().__init__(f"{name}_per_class", labels, "label")
+
+    def compute(self) -> list[MetricValue]:
+        """Return the number; classes that a resample lacks are not in its mean."""
+        predicted, labels = self.pairs()
+        names = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+        hits = np.array([guess == label for guess, label in zip(predicted, labels, strict=True)])
+        numbers = np.array([names[label] for label in labels])
+        low, high = _bootstrap_class_mean(hits, numbers)
+        return [
+            MetricValue(
+                name=self.name,
+                value=_class_mean(hits, numbers),
+                low=low,
+                high=high,
+                num_items=len(labels),
+                protocol=(
+                    f"Mean over {len(names)} classes of the share of their items that are right."
+                    f"{self._found.missing()} {interval_text()}"
+                ),
+            )
+        ]
+
+
+class TopKMetric:
+    """Share of items whose class is among the k likeliest, as "NAME_topK".
+
+    Among equally likely classes the first counts as likelier, as for the one that is predicted. A
+    class that the classifier does not know is never among them.
+
+    Args:
+        labels: The right labels by position.
+        classes: The classifier's classes, in the order of the probabilities.
+        name: Of the classifier's accuracy.
+        k: How many.
+    """
+
+    def __init__(
+        self, labels: Mapping[int, Hashable], classes: Sequence[Hashable], name: str, k: int = 5
+    ) -> None:
+        self.name, self._references, self.k = f"{name}_top{k}", labels, k
+        self._numbers = {label: number for number, label in enumerate(classes)}
+        self._hits: ByIndex[float] = ByIndex(self.name, len(labels))
+
+    def update(self, predictions: Predictions) -> None:
+        """Take in `predictions.scores["probabilities"]` (B, C)."""
+        if "probabilities" not in predictions.scores:
+            raise CapabilityError(f"{self.name}: the task predicts no probabilities")
+        rows = np.asarray(predictions.scores["probabilities"], dtype=np.float64)
+        hits = []
+        for position, row in zip(predictions.index, rows, strict=True):
+            number = self._numbers.get(reference_of(self._references, int(position), self.name))
+            hits.append(0.0 if number is None else float(_rank(row, number) < self.k))
+        self._hits.add(predictions.index, hits)
+
+    def compute(self) -> list[MetricValue]:
+        """Return the number."""
+        hits = list(self._hits.items().values())
+        protocol = f"Share of items whose class is among the {self.k} likeliest."
+        return [mean_value(self.name, hits, f"{protocol}{self._hits.missing()}")]
+
+
+def _rank(row: Floats, number: int) -> int:
+    """Return how many classes come before one of these scores (C,)."""
+    return int((row > row[number]).sum() + (row[:number] == row[number]).sum())
+
+
+def _class_mean(hits: npt.NDArray[np.bool_], numbers: npt.NDArray[np.int64]) -> float:
+    counts = np.bincount(numbers)
+    right = np.bincount(numbers, weights=hits)
+    return float((right[counts > 0] / counts[counts > 0]).mean())
+
+
+def _bootstrap_class_mean(
+    hits: npt.NDArray[np.bool_], numbers: npt.NDArray[np.int64]
+) -> tuple[float, float]:
+    """Return the interval; a table of all items by all classes would be too large."""
+    generator = np.random.default_rng(0)
+    draws = (generator.integers(len(hits), size=len(hits)) for _ in range(NUM_RESAMPLES))
+    low, high = np.percentile([_class_mean(hits[d], numbers[d]) for d in draws], [2.5, 97.5])
     return float(low), float(high)

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from triptych.core.registry import Registry
-from triptych.recipes import classification, dino, dvae, flava, mplug, mplug_data, vlmo
+from triptych.recipes import (
+    classification,
+    dino,
+    dvae,
+    flava,
+    mplug,
+    mplug_data,
+    segmentation,
+    vlmo,
+)
 from triptych.recipes.config import RunConfig
 from triptych.tasks.registry import TASKS
 
@@ -39,7 +48,14 @@ for _build in (
     mplug_data.grounding_second,
 ):
     RECIPES.register(f"mplug.{_build.__name__}")(_build)
-for _build in (classification.answers, classification.pairs, classification.texts):
+RECIPES.register("segment.images")(segmentation.images)
+RECIPES.register("vlmo.segmentation")(segmentation.segmentation)
+for _build in (
+    classification.answers,
+    classification.pairs,
+    classification.images,
+    classification.texts,
+):
     RECIPES.register(f"classify.{_build.__name__}")(_build)
 for _build in (
     vlmo.vision,

@@ -14,6 +14,7 @@ FORMATS: tuple[str, ...] = (
     "classes",
     "text",
     "shards",
+    "masks",
 )
 """What `write_scenes` can write beside images and ground truth; clips are asked for by number."""
 
@@ -108,6 +109,19 @@ class SceneFiles:
     def classes(self, split: str) -> Path:
         """Return the folder of class folders of a split."""
         return self.root / "classes" / split
+
+    def masks(self, split: str) -> Path:
+        """Return the manifest of the masks of a split; images and masks start at `root`."""
+        return self.root / "masks" / f"{split}.jsonl"
+
+    def mask_images(self, split: str) -> Path:
+        """Return the folder of the masks of a split."""
+        return self.root / "masks" / split
+
+    @property
+    def mask_names(self) -> Path:
+        """Names of the classes of masks, in the order of their values."""
+        return self.root / "masks" / "classes.txt"
 
     def shards(self, split: str) -> Path:
         """Return the folder of the WebDataset shards of a split."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import NormalDist
 
 import cv2
@@ -65,7 +66,44 @@ def paint_background(kind: str, image_size: int, rng: np.random.Generator) -> Ca
 
 def paint_object(canvas: Canvas, item: SceneObject) -> None:
     """Blend one object over (S, S, 3) float32 `canvas`, in place, by exact pixel coverage."""
-    side = canvas.shape[0]
+    found = _outlined(item, canvas.shape[0])
+    if found is None:
+        return
+    rows, columns, fine = found
+    patch = canvas[rows, columns]
+    rgb = np.array(item.rgb, dtype=np.float32)
+    _blend(patch, fine, rgb)
+    if item.material == "striped":
+        fine[_stripe_rows(fine.shape[0], item.radius * canvas.shape[0])] = 0
+        _blend(patch, fine, 0.25 * rgb + np.float32(0.75 * 255))
+
+
+def render_mask(scene: Scene, image_size: int, shapes: Sequence[str]) -> NDArray[np.uint8]:
+    """Return what each pixel of a scene shows.
+
+    Args:
+        scene: What is painted.
+        image_size: Side of the image, in pixels.
+        shapes: Names of the shapes.
+
+    Returns:
+        (image_size, image_size) uint8: k where the k-th shape, from 1, covers half of the pixel or
+        more; 0 for the background. Where two objects do, the one that is painted later shows.
+    """
+    mask = np.zeros((image_size, image_size), dtype=np.uint8)
+    for item in scene.objects:
+        found = _outlined(item, image_size)
+        if found is not None:
+            rows, columns, fine = found
+            patch = mask[rows, columns]
+            patch[_coverage(fine, patch.shape[1], patch.shape[0]) >= 128] = (
+                shapes.index(item.shape) + 1
+            )
+    return mask
+
+
+def _outlined(item: SceneObject, side: int) -> tuple[slice, slice, NDArray[np.uint8]] | None:
+    """Return rows, columns and sub-pixels of an object, 255 inside; None outside the image."""
     half_width, half_height = item.half_extent
     left = max(int((item.x - half_width) * side) - 1, 0)
     top = max(int((item.y - half_height) * side) - 1, 0)
@@ -73,18 +111,13 @@ def paint_object(canvas: Canvas, item: SceneObject) -> None:
     bottom = min(int((item.y + half_height) * side) + 2, side)
     width, height = right - left, bottom - top
     if width <= 0 or height <= 0:
-        return
+        return None
     corner = np.array([item.x * side - left, item.y * side - top])
     corners = (OUTLINES[item.shape] * (item.radius * side) + corner) * _SUPERSAMPLE - 0.5
     fixed = np.rint(corners * (1 << _SHIFT)).astype(np.int32)
     fine = np.zeros((height * _SUPERSAMPLE, width * _SUPERSAMPLE), dtype=np.uint8)
     cv2.fillPoly(fine, [fixed], 255, cv2.LINE_8, _SHIFT)
-    patch = canvas[top:bottom, left:right]
-    rgb = np.array(item.rgb, dtype=np.float32)
-    _blend(patch, fine, rgb)
-    if item.material == "striped":
-        fine[_stripe_rows(fine.shape[0], item.radius * side)] = 0
-        _blend(patch, fine, 0.25 * rgb + np.float32(0.75 * 255))
+    return slice(top, bottom), slice(left, right), fine
 
 
 def finish(canvas: Canvas, rng: np.random.Generator, noise: float) -> Image:
@@ -105,6 +138,10 @@ def _stripe_rows(num_rows: int, radius_px: float) -> NDArray[np.bool_]:
 
 def _blend(patch: Canvas, fine: Image, rgb: NDArray[np.float32]) -> None:
     height, width = patch.shape[:2]
-    coverage = cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA)
-    alpha = coverage.astype(np.float32)[..., None] / 255
+    alpha = _coverage(fine, width, height).astype(np.float32)[..., None] / 255
     patch += alpha * (rgb - patch)
+
+
+def _coverage(fine: Image, width: int, height: int) -> NDArray[np.uint8]:
+    """Return how much of each pixel is covered, of 255."""
+    return np.asarray(cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA))

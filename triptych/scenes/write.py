@@ -26,7 +26,7 @@ from triptych.scenes.clips import Clip, generate_clip, render_clip, require_clip
 from triptych.scenes.config import SPLITS, SceneConfig
 from triptych.scenes.language import class_label
 from triptych.scenes.layout import FORMATS, SceneFiles, image_name
-from triptych.scenes.render import Image, render_scene
+from triptych.scenes.render import Image, render_mask, render_scene
 from triptych.scenes.world import Scene, generate_scene
 
 Progress = Callable[[str, int, int], None]
@@ -287,6 +287,8 @@ def _write_annotations(
             _write_lines(files.snli_ve(split), fm.entailment_lines(content))
         if "shards" in formats:
             _write_shards(files, content)
+        if "masks" in formats:
+            _write_masks(files, content)
         _report(progress, "writing annotations", number + 1, len(contents))
     if "captions" in formats:
         _write_compact(files.karpathy, fm.karpathy_json(contents))
@@ -314,6 +316,25 @@ def _write_statements(
             image = _encode(_paint(content.config, scene), ".png")
             (folder / f"{stem}-img{side}.png").write_bytes(image)
     _write_lines(files.nlvr2(content.split), lines)
+
+
+def _write_masks(files: SceneFiles, content: fm.SplitContent) -> None:
+    """Write a PNG of classes for each image, a manifest of both, and the names of the classes."""
+    folder, shapes = files.mask_images(content.split), content.config.shapes
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(files.mask_names, "".join(f"{name}\n" for name in ("background", *shapes)))
+    lines = []
+    for scene in content.scenes:
+        name = content.file_name(scene.index)
+        mask = folder / f"{Path(name).stem}.png"
+        painted = render_mask(scene, content.config.image_size, shapes)
+        mask.write_bytes(bytes(cv2.imencode(".png", painted)[1].tobytes()))
+        image = files.split_images(content.split) / name
+        lines.append(
+            {what: path.relative_to(files.root).as_posix()
+             for what, path in (("image", image), ("mask", mask))}
+        )  # fmt: skip
+    _write_lines(files.masks(content.split), lines)
 
 
 def _write_shards(files: SceneFiles, content: fm.SplitContent) -> None:

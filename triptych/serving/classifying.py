@@ -12,6 +12,7 @@ from triptych.data.entries import ENTAILMENT_LABELS
 from triptych.evaluation.zero_shot import PLACEHOLDER, class_words
 from triptych.serving.loading import LoadedModel
 from triptych.tasks.finetuning.base import ModelTask
+from triptych.tasks.finetuning.image_classification import ImageClassification
 from triptych.tasks.finetuning.image_text_classification import (
     AnswerClassification,
     ImageTextClassification,
@@ -97,5 +98,5 @@ def sorted_by_probability(names: Sequence[str], probabilities: Sequence[float]) 
 def _names(task: ModelTask[Any]) -> tuple[str, ...]:
     if isinstance(task, AnswerClassification):
         return task.config.answers
-    assert isinstance(task, (ImageTextClassification, TextClassification))
+    assert isinstance(task, (ImageClassification, ImageTextClassification, TextClassification))
     return task.config.labels

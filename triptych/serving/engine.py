@@ -18,6 +18,7 @@ from triptych.core.outputs import ImageFeatures
 from triptych.data.caption_cleaning import clean_caption
 from triptych.data.collate.base import IdArray, TextCache
 from triptych.data.collate.classification import join_pair
+from triptych.data.masks import MaskClasses
 from triptych.data.transforms.pipeline import ImageTransform, normalise_batch
 from triptych.evaluation.zero_shot import (
     TEMPLATES,
@@ -46,11 +47,13 @@ from triptych.serving.inputs import (
 )
 from triptych.serving.loading import LoadedModel, load_model
 from triptych.tasks.finetuning.grounding import Grounding, GroundingConfig
+from triptych.tasks.finetuning.image_classification import ImageClassification
 from triptych.tasks.finetuning.image_text_classification import (
     AnswerClassification,
     ImageTextClassification,
 )
 from triptych.tasks.finetuning.nlvr2 import NLVR2
+from triptych.tasks.finetuning.segmentation import Segmentation
 from triptych.tasks.finetuning.text_classification import TextClassification
 from triptych.tasks.finetuning.vqa import VQA, VQAConfig
 
@@ -289,33 +292,71 @@ class Engine:
     def classify(
         self,
         images: ImageInput | Sequence[ImageInput],
-        labels: Sequence[str],
+        labels: Sequence[str] | None = None,
         *,
         templates: Sequence[str] = TEMPLATES,
     ) -> dict[str, float] | list[dict[str, float]]:
-        """Say which of some classes images show, from the names of the classes alone.
+        """Say which of some classes images show.
+
+        A model that was fine-tuned for it has classes of its own; one that was trained with a
+        contrastive objective needs no more than their names.
 
         Args:
             images: One image or many.
-            labels: Names of the classes, two or more.
+            labels: Names of the classes, two or more; None for a model with its own.
             templates: Sentences about a class; `{}` is its name. A class is their mean.
 
         Returns:
-            Probabilities by label, the likeliest first: the softmax of 100 times the cosines.
+            Probabilities by label, the likeliest first; of names, the softmax of 100 times the
+            cosines.
 
         Raises:
-            CapabilityError: The model was not trained with a contrastive objective.
-            DataError: An image cannot be read, or the labels cannot be told apart.
+            CapabilityError: The model was trained for neither.
+            DataError: An image cannot be read, or the labels are absent or unclear.
         """
         self._require("classify")
-        check_names(labels, templates)
         given, single = as_list(images)
+        task = self._classifier
+        if isinstance(task, ImageClassification):
+            if labels is not None:
+                raise DataError(f"{self.folder} has its own classes: omit the labels")
+            own: list[dict[str, float]] = []
+            for batch in self._image_batches(given):
+                own += classifier_probabilities(task, task.predict(batch))
+            return own[0] if single else own
+        if labels is None:
+            raise DataError(f"{self.folder} has no classes of its own: name some as labels")
+        check_names(labels, templates)
         sentences = [text for row in prompts(labels, templates) for text in row]
         rows = torch.from_numpy(self.embed_texts(sentences)).view(len(labels), len(templates), -1)
         embedded = torch.from_numpy(np.asarray(self.embed_images(given)))
         shares = class_probabilities(embedded, class_embeddings(rows)).tolist()
         found = [sorted_by_probability(labels, row) for row in shares]
         return found[0] if single else found
+
+    def segment(
+        self, images: ImageInput | Sequence[ImageInput]
+    ) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
+        """Return the class of each pixel of images.
+
+        Returns:
+            (H, W) uint8 an image, at its own size: positions in `segment_classes`.
+
+        Raises:
+            CapabilityError: The model was not fine-tuned for segmentation.
+            DataError: An image cannot be read.
+        """
+        task = self._segmentation()
+        given, single = as_list(images)
+        found: list[NDArray[np.uint8]] = []
+        for batch in self._image_batches(given):
+            found += task.predict(batch).scores["mask"]
+        return found[0] if single else found
+
+    @property
+    def segment_classes(self) -> MaskClasses:
+        """What the model's masks show, and how masks that it was trained on number it."""
+        return self._segmentation().config.mask_classes()
 
     def label(
         self, images: ImageInput | Sequence[ImageInput], texts: str | Sequence[str]
@@ -432,6 +473,19 @@ class Engine:
 
     def _require(self, asked: str) -> None:
         self._loaded.check_trained(asked)
+
+    def _segmentation(self) -> Segmentation:
+        self._require("segment")
+        assert isinstance(self._classifier, Segmentation)
+        return self._classifier
+
+    def _image_batches(self, images: list[ImageInput]) -> Iterator[dict[str, Tensor]]:
+        """Yield what `predict` reads of images alone, in the context for a forward pass."""
+        with torch.inference_mode(), self._loaded.autocast():
+            for rows in _chunks(len(images), IMAGES_PER_PASS):
+                image, sizes = self._prepared(images[rows], rows.start)
+                index = torch.arange(len(image))
+                yield {"image": image, "image_size_px": torch.tensor(sizes), "index": index}
 
     def _grounding(self) -> Grounding:
         config = self.settings.task_config(GroundingConfig)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from triptych.core.errors import ConfigError, DataError
+from triptych.core.errors import DataError
 from triptych.core.outputs import MetricValue, Predictions
 from triptych.data.caption_cleaning import clean_caption
 from triptych.data.class_names import check_names
 from triptych.data.collate import ImageKeyCollator
-from triptych.data.collate.classification import class_names
+from triptych.data.collate.classification import class_picker, distinct_classes
 from triptych.data.manifest import FoundRecords, read_records
 from triptych.data.records import Record
 from triptych.data.skips import VERB_FLAG, SkipLog
@@ -87,7 +86,7 @@ def read_labelled(
     log.add_all(found.skipped)
     if len(records) < len(usable):
         log = SkipLog(None, len(records), max_bad_share, flag=VERB_FLAG)
-    pick = _picker(label_pattern)
+    pick = class_picker(label_pattern)
     return LabelledImages(records, [pick(str(record.label)) for record in records], log)
 
 
@@ -108,7 +107,7 @@ def evaluate_zero_shot(
     Returns:
         "zero_shot" and "zero_shot_top5" (with more than five classes), then each class's accuracy.
     """
-    names = _classes(data.labels)
+    names = distinct_classes(data.labels)
     check_names(names)
     model = loaded.model
     with evaluation_mode(model), torch.inference_mode(), loaded.autocast():
@@ -212,7 +211,7 @@ def evaluate_probe(
     Raises:
         DataError: Fewer than two classes, or a class of another split that training lacks.
     """
-    names = _classes(train.labels)
+    names = distinct_classes(train.labels)
     numbers = {name: number for number, name in enumerate(names)}
     for split in (validation, test):
         unknown = sorted(set(split.labels) - numbers.keys())
@@ -275,26 +274,3 @@ def encode_images(
     if not parts:
         raise DataError("no image can be read; run `triptych data check` on the data")
     return torch.cat(parts), index
-
-
-def _classes(labels: Sequence[str]) -> tuple[str, ...]:
-    return class_names(Record(record_id="", label=label) for label in labels)
-
-
-def _picker(pattern: str | None) -> Callable[[str], str]:
-    if pattern is None:
-        return lambda label: label
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"label_pattern = {pattern!r}: {error}") from error
-    if compiled.groups < 1:
-        raise ConfigError(f"label_pattern = {pattern!r}: must have a group, such as '_(.+)$'")
-
-    def pick(label: str) -> str:
-        found = compiled.search(label)
-        if found is None or not found[1]:
-            raise ConfigError(f"label {label!r} does not fit label_pattern = {pattern!r}")
-        return found[1]
-
-    return pick

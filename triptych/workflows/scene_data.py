@@ -31,6 +31,8 @@ FORMATS_OF_NEEDS = {
     ("images", "statement", "label"): "nlvr2",
     ("image", "hypothesis", "label"): "snli_ve",
     ("image", "text|hypothesis", "label"): "snli_ve",
+    ("image", "label"): "classes",
+    ("image", "mask"): "masks",
 }
 """By what a recipe needs of a record, the format of the scenes that has it."""
 
@@ -177,6 +179,14 @@ def _hypotheses(files: SceneFiles, split: str) -> DataSourceConfig:
     return DataSourceConfig(path=str(files.snli_ve(split)), reader="snli_ve", image_root=images)
 
 
+def _classes(files: SceneFiles, split: str) -> DataSourceConfig:
+    return DataSourceConfig(path=str(files.classes(split)), reader="image_folder")
+
+
+def _masks(files: SceneFiles, split: str) -> DataSourceConfig:
+    return DataSourceConfig(path=str(files.masks(split)), image_root=str(files.root))
+
+
 _SOURCES: dict[str, Callable[[SceneFiles, str], DataSourceConfig]] = {
     "captions": _captions,
     "text": _texts,
@@ -184,4 +194,6 @@ _SOURCES: dict[str, Callable[[SceneFiles, str], DataSourceConfig]] = {
     "refs": _phrases,
     "nlvr2": _statements,
     "snli_ve": _hypotheses,
+    "classes": _classes,
+    "masks": _masks,
 }

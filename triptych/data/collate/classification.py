@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from triptych.core.errors import DataError
+from triptych.core.errors import ConfigError, DataError
 from triptych.data.collate.base import (
     IdArray,
     SampleProblem,
@@ -34,7 +35,15 @@ def class_names(records: Iterable[Record]) -> tuple[str, ...]:
     Raises:
         DataError: Fewer than two records differ in their label.
     """
-    labels = {record.label for record in records if record.label is not None}
+    return distinct_classes(record.label for record in records if record.label is not None)
+
+
+def distinct_classes(labels: Iterable[object]) -> tuple[str, ...]:
+    """Return distinct labels as text, as `class_names` orders them.
+
+    Raises:
+        DataError: Fewer than two differ.
+    """
     names = sorted({str(label) for label in labels}, key=_order)
     if len(names) < 2:
         found = f"all records have the label {names[0]!r}" if names else "no record has a label"
@@ -43,6 +52,35 @@ def class_names(records: Iterable[Record]) -> tuple[str, ...]:
             "the field label"
         )
     return tuple(names)
+
+
+def class_picker(pattern: str | None) -> Callable[[str], str]:
+    """Return what takes the class out of a label.
+
+    Args:
+        pattern: A regular expression whose first group in a label is the class; None takes the
+            whole label.
+
+    Raises:
+        ConfigError: It is no regular expression with a group. What is returned raises it where a
+            label does not fit.
+    """
+    if pattern is None:
+        return lambda label: label
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"label_pattern = {pattern!r}: {error}") from error
+    if compiled.groups < 1:
+        raise ConfigError(f"label_pattern = {pattern!r}: must have a group, such as '_(.+)$'")
+
+    def pick(label: str) -> str:
+        found = compiled.search(label)
+        if found is None or not found[1]:
+            raise ConfigError(f"label {label!r} does not fit label_pattern = {pattern!r}")
+        return found[1]
+
+    return pick
 
 
 def answer_vocabulary(
@@ -319,6 +357,39 @@ class TextClassCollator:
         first = needed_text(record.premise, "premise", record, self._texts).ids
         second = needed_text(record.hypothesis, "hypothesis", record, self._texts).ids
         return join_pair(first, second, self.max_text_tokens)
+
+
+class ImageClassCollator:
+    """Number the classes of images.
+
+    Args:
+        labels: The classes, in the order of the scores.
+        label_pattern: Takes the class out of a label, see `class_picker`.
+        train: Whether a record without a known label is a problem.
+    """
+
+    needs_boxes = False
+
+    def __init__(
+        self, labels: Sequence[str], *, label_pattern: str | None = None, train: bool = True
+    ) -> None:
+        self._numbers = {label: number for number, label in enumerate(labels)}
+        self._pick, self.train = class_picker(label_pattern), train
+
+    def sample(self, record: Record, image: TransformedImage, rng: np.random.Generator) -> int:
+        """Return the number of the class, IGNORE_INDEX for none.
+
+        Raises:
+            SampleProblem: In training, there is no label that is among the classes.
+        """
+        del image, rng
+        if record.label is not None and self.train:
+            record = replace(record, label=self._pick(str(record.label)))
+        return label_number(record, self._numbers, self.train) if self.train else IGNORE_INDEX
+
+    def batch(self, samples: Sequence[int]) -> dict[str, Tensor]:
+        """Return `label` (B,) int64; IGNORE_INDEX outside training, where no label is read."""
+        return {"label": int_tensor(samples)}
 
 
 def join_pair(first: IdArray, second: IdArray, max_tokens: int) -> IdArray:

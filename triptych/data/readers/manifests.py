@@ -299,7 +299,7 @@ def _reject_utf16(line: str, path: Path) -> None:
 OWN_FIELDS = (
     *("image", "images", "caption", "question", "answers", "question_type", "answer_type"),
     *("phrase", "box", "statement", "premise", "hypothesis", "label", "text", "video"),
-    *("ocr_words", "object_words", "domain", "answers_weight"),
+    *("ocr_words", "object_words", "domain", "answers_weight", "mask"),
 )
 """What a manifest may give."""
 

@@ -160,7 +160,7 @@ def _read_table(
             has_path = in_group - 1 in empty and "image" in fields
             if columns.image_cell is not None and not has_path:
                 cell = cell_name(columns.image_cell, group, in_group - 1)
-                find = _always(ImageSource(path, number, None, cell))
+                find = _in_cell(ImageSource(path, number, None, cell), cell, locate)
                 fields["image"] = cell
             yield from parse_entry(
                 fields,
@@ -223,8 +223,11 @@ def _named_class(fields: dict[str, Any], classes: tuple[str, ...]) -> dict[str, 
     return fields
 
 
-def _always(image: ImageSource) -> Callable[[str], ImageSource]:
-    return lambda _: image
+def _in_cell(
+    image: ImageSource, cell: str, locate: Callable[[str], ImageSource]
+) -> Callable[[str], ImageSource]:
+    """Return what locates the image in its cell, and other files, such as a mask, by name."""
+    return lambda name: image if name == cell else locate(name)
 
 
 FORMAT = Format(

@@ -261,7 +261,7 @@ def _json_member(file: Any, member: tarfile.TarInfo | None) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise EntryError(SkipKind.BAD_RECORD, f"{member.name} is not a JSON object")
     fields = {name: value[name] for name in FIELDS if value.get(name) is not None}
-    for name in ("images", "video", "split"):  # what a shard's sample cannot point to
+    for name in ("images", "video", "split", "mask"):  # what a shard's sample cannot point to
         fields.pop(name, None)
     text = fields.pop("text", None)
     if text is not None:

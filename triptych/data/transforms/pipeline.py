@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -226,6 +228,11 @@ class ImageTransformConfig:
         moved = self.randaugment_num_ops > 0 and self.randaugment_geometric
         return self.crop_scale is None and not moved
 
+    @property
+    def keeps_masks(self) -> bool:
+        """Whether a mask can follow the training transform: no geometric RandAugment."""
+        return self.randaugment_num_ops == 0 or not self.randaugment_geometric
+
 
 @dataclass(frozen=True, slots=True)
 class TransformedImage:
@@ -238,6 +245,7 @@ class TransformedImage:
         flipped: Whether it was mirrored.
         region: (h, w, 3) uint8, the part of the original that was resized, before mirroring and
             RandAugment: what a second view of the same crop is made from.
+        place: Where `region` lies in the original; None where it is all of it.
     """
 
     pixels: Pixels
@@ -245,6 +253,23 @@ class TransformedImage:
     height: int
     flipped: bool = False
     region: Pixels | None = None
+    place: Region | None = None
+
+    def mask(self, classes: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+        """Return the classes (H, W) of the original's pixels as those of this image: (S, S).
+
+        They are cropped, resized to the nearest pixel centre and mirrored as the image was. Holds
+        for transforms that keep masks.
+        """
+        if self.place is not None:
+            bottom, right = self.place.top + self.place.height, self.place.left + self.place.width
+            classes = classes[self.place.top : bottom, self.place.left : right]
+        side = self.pixels.shape[0]
+        rows, columns = (
+            ((np.arange(side) + 0.5) * length / side).astype(np.intp) for length in classes.shape
+        )
+        moved = classes[np.ix_(rows, columns)]
+        return moved[:, ::-1] if self.flipped else moved
 
     def box_cxcywh(self, box: Box) -> Box:
         """Return a box of the original (x, y, w, h in pixels) in this image.
@@ -293,17 +318,17 @@ class ImageTransform:
         if not self.train:
             return TransformedImage(resize(pixels, size, size), width, height, region=pixels)
         assert rng is not None, "training draws from a generator"
-        original = pixels
+        original, place = pixels, None
         if config.crop_scale is not None:
-            region: Region = draw_crop(width, height, config.crop_scale, config.crop_ratio, rng)
-            original = crop(original, region)
+            place = draw_crop(width, height, config.crop_scale, config.crop_ratio, rng)
+            original = crop(original, place)
         pixels = resize_fast(original, size, size)
         flipped = bool(rng.random() < config.flip_probability) and allow_flip
         if flipped:
             pixels = mirror(pixels)
         num_ops, magnitude = config.randaugment_num_ops, config.randaugment_magnitude
         pixels = rand_augment(pixels, rng, num_ops=num_ops, magnitude=magnitude, ops=self._ops)
-        return TransformedImage(pixels, width, height, flipped, original)
+        return TransformedImage(pixels, width, height, flipped, original, place)
 
     def apply_alike(
         self,
