@@ -45,6 +45,7 @@ VALUES: dict[str, Callable[[int], Any]] = {
     "box": lambda i: [i, i, 20, 12],
     "statement": lambda i: WORDS[i % 2],
     "hypothesis": lambda i: WORDS[i % 2],
+    "mask": lambda i: f"{i}_mask.png",
 }
 """What the i-th record has in a field that a task needs."""
 
@@ -64,6 +65,7 @@ def source(tmp_path_factory):
     for i in range(NUM_RECORDS):
         pixels = rng.integers(0, 256, (SIZE, SIZE + 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(root / f"{i}.png")
+        Image.fromarray(pixels[..., 0] // 64).save(root / f"{i}_mask.png")
 
     def write(needs):
         fields = [need.split("|")[0] for need in needs]
