@@ -15,15 +15,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from triptych.index.search import open_index
     from triptych.models.families import create_model, list_models
     from triptych.serving.engine import load
     from triptych.tasks.matrix import task_matrix
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "create_model", "list_models", "load", "task_matrix"]
+__all__ = ["__version__", "create_model", "list_models", "load", "open_index", "task_matrix"]
 
 _HOMES = {
     "load": "triptych.serving.engine",
+    "open_index": "triptych.index.search",
     "create_model": "triptych.models.families",
     "list_models": "triptych.models.families",
     "task_matrix": "triptych.tasks.matrix",

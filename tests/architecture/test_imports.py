@@ -20,6 +20,7 @@ ARROWS = {  # importer: what it may import directly; `reachable` closes this tra
     "tasks": {"models", "objectives", "generation", "evaluation", "data", "train"},
     "recipes": {"tasks"},
     "serving": {"tasks"},
+    "index": {"serving"},
     "workflows": {"recipes", "serving", "scenes"},
     "report": {"serving", "evaluation", "data"},
 }

@@ -30,7 +30,9 @@ TASKS = {
 }
 
 
-def write_tiny_folder(folder: Path, trained_for: str, *, vocab_size: int | None = None) -> Path:
+def write_tiny_folder(
+    folder: Path, trained_for: str, *, vocab_size: int | None = None, seed: int = 1
+) -> Path:
     """Write a folder as `triptych train` does, with random weights from a fixed seed."""
     tokenizer = Tokenizer.train(WORDS, vocab_size=120, num_unused=12)
     size = vocab_size or tokenizer.vocab_size
@@ -44,7 +46,7 @@ def write_tiny_folder(folder: Path, trained_for: str, *, vocab_size: int | None 
         proj_dim=8,
         init_std=0.3,
     )
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     model = MPLUG(config)
     task = TASKS[trained_for]
     return save_model_folder(

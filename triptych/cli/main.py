@@ -62,6 +62,8 @@ VERBS = {
     "entail": Verb(
         "use", "MODEL_FOLDER IMAGE HYPOTHESIS...", "predict whether an image entails a text"
     ),
+    "index": Verb("index", "MODEL_FOLDER DATA --out INDEX", "index images to be searched"),
+    "search": Verb("search", "INDEX TEXT", "find images of an index by words or by an image"),
     "import": Verb(
         "import_checkpoint",
         "FAMILY SOURCE OUT --variant V",

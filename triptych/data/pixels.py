@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-import cv2
 import numpy as np
 
 from triptych.core.errors import DataError
@@ -22,7 +21,6 @@ from triptych.data.cache import cache_folder, cache_key, log, one_at_a_time
 from triptych.data.skips import ImageProblem, SkipKind
 
 _LAYOUT = re.compile(r"(planes|pixels|columns|decimal) ([13])x(\d+)x(\d+)")
-FAST_PNG = (cv2.IMWRITE_PNG_COMPRESSION, 1)
 COPIED_BYTES = 2**22
 
 
@@ -51,6 +49,8 @@ def encode_pixels(data: bytes, layout: str, name: str) -> bytes:
         DataError: The layout is none.
         ImageProblem: The pixels are not as many as the layout says, or not from 0 to 255.
     """
+    import cv2  # here, since the command line reads records' module before any image
+
     found = _LAYOUT.fullmatch(layout)
     if found is None:
         raise DataError(f"{name}: {layout!r} is no layout of pixels, such as 'planes 3x32x32'")
@@ -68,7 +68,7 @@ def encode_pixels(data: bytes, layout: str, name: str) -> bytes:
     else:
         rgb = flat.reshape(height, width, channels)
     bgr = np.ascontiguousarray(rgb[..., ::-1])
-    is_written, png = cv2.imencode(".png", bgr, FAST_PNG)
+    is_written, png = cv2.imencode(".png", bgr, (cv2.IMWRITE_PNG_COMPRESSION, 1))
     if not is_written:
         raise ImageProblem(SkipKind.NOT_AN_IMAGE, f"{name}: cannot be written as PNG")
     return png.tobytes()

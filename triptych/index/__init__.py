@@ -1,0 +1,1 @@
+"""Indices of images: built once from any dataset, searched by words and by image."""
