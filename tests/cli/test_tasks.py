@@ -16,15 +16,19 @@ from triptych.tasks.registry import TASKS, find_evaluation, task_spec
 CELLS = task_matrix()
 
 
-def cell(task, evaluation, family):
-    (found,) = [c for c in CELLS if (c.task, c.evaluation, c.family) == (task, evaluation, family)]
+def cell(task, evaluation, family, clips=False):
+    (found,) = [
+        c
+        for c in CELLS
+        if (c.task, c.evaluation, c.family, c.clips) == (task, evaluation, family, clips)
+    ]
     return found
 
 
 def test_every_task_has_a_cell_of_every_family():
-    rows = {(c.task, c.evaluation) for c in CELLS}
+    rows = {(c.task, c.evaluation, c.clips) for c in CELLS}
     assert len(CELLS) == 3 * len(rows)
-    assert {evaluation for _, evaluation in rows} == set(registry.evaluations())
+    assert {evaluation for _, evaluation, _ in rows} == set(registry.evaluations())
     assert {c.family for c in CELLS} == {"mplug", "vlmo", "flava"}
     assert {name.split("_")[0] for name in list_models()} == {c.family for c in CELLS}
 
@@ -61,7 +65,9 @@ def test_a_new_task_is_a_row(monkeypatch):
     monkeypatch.setattr("triptych.tasks.matrix.TASKS", TASKS | {"titling": titles})
     monkeypatch.setattr(registry, "TASKS", TASKS | {"titling": titles})
     row = [c for c in task_matrix() if c.task == "titling"]
-    assert [c.is_possible for c in row] == [True, False, False]
+    assert [(c.is_possible, c.clips) for c in row] == [
+        (True, False), (False, False), (False, False), (True, True), (False, True), (False, True),
+    ]  # fmt: skip
     assert row[0].recipes == ("mplug.caption",)
 
 
@@ -74,6 +80,14 @@ def test_own_recipes_come_before_general_ones():
     )
     assert cell("captioning", "caption", "mplug").recipes == ("mplug.caption", "mplug.scst")
     assert cell("retrieval", "zero_shot", "flava").zero_shot == ("flava.joint",)
+
+
+def test_clips_are_scored_where_images_are_trained():
+    assert cell("retrieval", "retrieval", "mplug", clips=True).recipes == ("mplug.retrieval",)
+    told = cell("retrieval", "retrieval", "vlmo", clips=True)
+    assert (told.recipes, told.zero_shot) == ((), ("vlmo.pretrain", "vlmo.retrieval"))
+    assert told.scored_on == ("video", "caption")
+    assert "VLMo has no decoder" in str(cell("captioning", "caption", "vlmo", clips=True).reason)
 
 
 def test_every_recipe_is_in_a_cell_or_a_stage_of_pre_training():

@@ -135,6 +135,7 @@ BOMBS = {
     "bytes of 2**63 bytes": b"\x8e" + struct.pack("<Q", 2**63) + b"x.",
     "a negative size": b"T\xff\xff\xff\xff.",
     "a number of 5000 digits": b"I" + b"9" * 5000 + b"\n.",
+    "a number of 3000 bytes": b"\x8b" + struct.pack("<i", 3000) + b"\x01" * 3000 + b".",
     "a frame beyond the end": b"\x95" + struct.pack("<Q", 2**62) + b".",
     "an unhashable key": b"}]Ns.",
     "an unhashable key in a tuple": b"}]\x85Ns.",

@@ -19,6 +19,7 @@ from triptych.core.config import to_dict
 from triptych.data.source import DataSourceConfig
 from triptych.models.families import create_model
 from triptych.recipes.registry import build_recipe
+from triptych.scenes.clips import write_mp4
 from triptych.tasks.matrix import possible_cells
 from triptych.tasks.registry import needs_of
 from triptych.text import Tokenizer
@@ -31,11 +32,13 @@ NUM_RECORDS, SIZE = 8, 32
 WORDS = ["a red star", "a blue circle", "is it true ?", "what is red", "yes no green"]
 
 CELLS = possible_cells()
-TRAINED = sorted({(cell.family, recipe) for cell in CELLS for recipe in cell.recipes})
+TRAINED = sorted({(cell.family, recipe, cell.clips) for cell in CELLS for recipe in cell.recipes})
 ZERO_SHOT = sorted({(c.family, c.evaluation, c.scored_on) for c in CELLS if c.zero_shot})
 
 VALUES: dict[str, Callable[[int], Any]] = {
     "image": lambda i: f"{i}.png",
+    "mask": lambda i: f"mask{i}.png",
+    "video": lambda i: f"{i}.mp4",
     "images": lambda i: [f"{i}.png", f"{(i + 1) % NUM_RECORDS}.png"],
     "caption": lambda i: f"{WORDS[i % 2]} {i}",
     "text": lambda i: f"{WORDS[i % 2]} {i}",
@@ -45,7 +48,6 @@ VALUES: dict[str, Callable[[int], Any]] = {
     "box": lambda i: [i, i, 20, 12],
     "statement": lambda i: WORDS[i % 2],
     "hypothesis": lambda i: WORDS[i % 2],
-    "mask": lambda i: f"{i}_mask.png",
 }
 """What the i-th record has in a field that a task needs."""
 
@@ -63,9 +65,10 @@ def source(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
     for i in range(NUM_RECORDS):
-        pixels = rng.integers(0, 256, (SIZE, SIZE + 8, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / f"{i}.png")
-        Image.fromarray(pixels[..., 0] // 64).save(root / f"{i}_mask.png")
+        frames = rng.integers(0, 256, (4, SIZE, SIZE + 8, 3), dtype=np.uint8)
+        Image.fromarray(frames[0]).save(root / f"{i}.png")
+        Image.fromarray(frames[1, :, :, 0] // 64).save(root / f"mask{i}.png")  # classes 0 to 3
+        write_mp4(root / f"{i}.mp4", frames)
 
     def write(needs):
         fields = [need.split("|")[0] for need in needs]
@@ -124,22 +127,36 @@ def scores(folder, evaluation, data):
     return [(v.name, v.value) for v in values], kept
 
 
-@pytest.mark.parametrize(("family", "recipe"), TRAINED, ids=lambda value: value)
-def test_a_recipe_trains_and_each_of_its_cells_is_scored(family, recipe, starts, source, tmp_path):
+@pytest.mark.parametrize(("family", "recipe", "clips"), TRAINED, ids=str)
+def test_a_recipe_trains_and_each_of_its_cells_is_scored(
+    family, recipe, clips, starts, source, tmp_path
+):
+    mine = [
+        cell
+        for cell in CELLS
+        if (cell.family, cell.clips) == (family, clips) and recipe in cell.recipes
+    ]
     needs = needs_of(build_recipe(recipe, "smoke").task, recipe)
+    needs = [need.replace("image|video", "video" if clips else "image") for need in needs]
     run = small_run(recipe, source(needs), max_steps=2, global_batch_size=4, log_every_steps=1)
     if "text" in needs[1]:
         run = replace(run, task=replace(run.task, **text_field(run.task)))
-    run = replace(run, model=replace(run.model, init_from=str(starts[family])))
+    start = replace(run.model, init_from=str(starts[family]))
+    run = replace(run, model=start, image=replace(run.image, num_frames=2))
     train_run(run, tmp_path / "run")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert math.isfinite(json.loads(lines[-1])["loss/total"])
-    mine = [cell for cell in CELLS if cell.family == family and recipe in cell.recipes]
-    assert mine
-    for cell in mine:
-        data = source(cell.scored_on if recipe == cell.recipes[0] else needs)
-        found = scores(tmp_path / "run" / "model", cell.evaluation, data)
-        assert found == scores(tmp_path / "run" / "model", cell.evaluation, data)
+    scored = {(cell.evaluation, cell.scored_on) for cell in mine if recipe == cell.recipes[0]}
+    scored |= {(cell.evaluation, tuple(needs)) for cell in mine if recipe != cell.recipes[0]}
+    scored |= {
+        (cell.evaluation, cell.scored_on)
+        for cell in CELLS
+        if cell.clips and cell.family == family and recipe in cell.zero_shot
+    }
+    assert scored
+    for evaluation, fields in sorted(scored):
+        found = scores(tmp_path / "run" / "model", evaluation, source(fields))
+        assert found == scores(tmp_path / "run" / "model", evaluation, source(fields))
 
 
 def text_field(task):
@@ -147,10 +164,9 @@ def text_field(task):
     return {"text_field": "text"} if hasattr(task, "text_field") else {}
 
 
-@pytest.mark.parametrize(("family", "evaluation", "needs"), ZERO_SHOT, ids=lambda v: str(v)[:12])
+@pytest.mark.parametrize(("family", "evaluation", "needs"), ZERO_SHOT, ids=str)
 def test_a_pre_trained_model_is_scored_without_fine_tuning(
     family, evaluation, needs, starts, source
 ):
-    assert scores(starts[family], evaluation, source(needs)) == scores(
-        starts[family], evaluation, source(needs)
-    )
+    data = source(needs)
+    assert scores(starts[family], evaluation, data) == scores(starts[family], evaluation, data)

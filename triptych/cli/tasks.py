@@ -34,6 +34,9 @@ EXAMPLES: dict[str, Any] = {
 
 NONE = "–"
 
+WIDTH = 120
+"""Least width of the table in the terminal, in characters."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TasksOptions:
@@ -72,14 +75,13 @@ def _print_table(cells: Sequence[Cell]) -> None:
     from triptych.tasks.matrix import matrix_rows
 
     console = Console()
+    console.width = max(console.width, WIDTH)  # names are not cut, lines of a narrow window fold
     table = Table("task", "eval --task", *dict.fromkeys(cell.title for cell in cells))
-    for column in table.columns:
-        column.overflow = "fold"
     for row in matrix_rows(cells):
         told = ["\n".join(_names(cell)) or NONE for cell in row]
-        table.add_row(row[0].task.replace("_", " "), row[0].evaluation, *told)
+        table.add_row(row[0].name, row[0].evaluation, *told)
     console.print(table)
-    lines = ["* is zero-shot: a model of this recipe is scored without fine-tuning."]
+    lines = ["* is zero-shot: a model of this recipe is scored without fine-tuning for it."]
     lines += [f"{NONE} {reason}: {tasks}." for reason, tasks in _reasons(cells).items()]
     lines.append(f"{sum(cell.is_possible for cell in cells)} of {len(cells)} cells are possible.")
     for line in lines:
@@ -95,7 +97,7 @@ def _reasons(cells: Sequence[Cell]) -> dict[str, str]:
     found: dict[str, dict[str, None]] = {}
     for cell in cells:
         if cell.reason is not None:
-            found.setdefault(cell.reason, {})[cell.task.replace("_", " ")] = None
+            found.setdefault(cell.reason, {})[cell.name] = None
     return {reason: ", ".join(tasks) for reason, tasks in found.items()}
 
 
@@ -105,6 +107,7 @@ def matrix_json(cells: Sequence[Cell]) -> dict[str, Any]:
         {
             "task": cell.task,
             "evaluation": cell.evaluation,
+            "clips": cell.clips,
             "family": cell.family,
             "possible": cell.is_possible,
             "recipes": list(cell.recipes),
@@ -131,7 +134,7 @@ def matrix_markdown(cells: Sequence[Cell]) -> str:
         first = next((cell for cell in row if cell.recipes), row[0])
         start = [f"`{first.evaluation}`", f"`{manifest_line(first.scored_on)}`"]
         told = [_markdown_cell(cell) for cell in row]
-        lines.append(f"| {' | '.join([first.task.replace('_', ' '), *start, *told])} |")
+        lines.append(f"| {' | '.join([first.name, *start, *told])} |")
     return "\n".join(lines)
 
 
@@ -158,16 +161,23 @@ def overview_markdown(cells: Sequence[Cell]) -> str:
         lines.append(f"| {' | '.join([stage.trained_for, line, *told, ''])} |")
     tasks: dict[str, list[Cell]] = {}
     for cell in cells:
-        tasks.setdefault(cell.task, []).append(cell)
-    for task, of_task in tasks.items():
+        tasks.setdefault(cell.name, []).append(cell)
+    for name, of_task in tasks.items():
         first = next((cell for cell in of_task if cell.recipes), of_task[0])
         told = [
-            _recipe_names([name for c in of_task if c.family == family for name in c.recipes])
+            _recipe_names(
+                [
+                    recipe
+                    for cell in of_task
+                    if cell.family == family
+                    for recipe in cell.recipes or cell.zero_shot
+                ]
+            )
             for family in titles
         ]
-        verbs = ", ".join(name for name in first.serves if name in VERBS)
+        verbs = ", ".join(method for method in first.serves if method in VERBS)
         line = f"`{manifest_line(first.needs)}`"
-        lines.append(f"| {' | '.join([task.replace('_', ' '), line, *told, verbs])} |")
+        lines.append(f"| {' | '.join([name, line, *told, verbs])} |")
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -343,6 +344,7 @@ def _described(value: Any) -> str:
     """Return a short form of a wrong value for a message."""
     if value is None:
         return "null"
-    text = repr(value)
+    # A list of a pickle may hold itself, or one list a thousand times, so not all of it is written.
+    text = repr(value) if isinstance(value, (str, int, float)) else reprlib.repr(value)
     shown = text if len(text) <= 40 else f"{text[:37]}..."
     return f"{type(value).__name__} {shown}"

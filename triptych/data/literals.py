@@ -18,6 +18,7 @@ from triptych.data.lines import cannot_read
 
 PICKLE_SUFFIXES = frozenset({".p", ".pkl", ".pickle"})
 MAX_PROTOCOL = 5
+MAX_INT_BYTES = 256  # larger ones cannot be printed
 RUNS = {
     b"c": "GLOBAL",
     b"\x93": "STACK_GLOBAL",
@@ -197,10 +198,14 @@ def _quoted(line: bytes) -> str:
 def _whole(line: bytes) -> int | bool:
     if line in (b"00", b"01"):
         return line == b"01"
+    if len(line) > 2 * MAX_INT_BYTES:
+        raise ValueError(f"a whole number of {len(line)} digits")
     return int(line.removesuffix(b"L"))
 
 
 def _long(raw: bytes) -> int:
+    if len(raw) > MAX_INT_BYTES:
+        raise ValueError(f"a whole number of {len(raw)} bytes")
     return int.from_bytes(raw, "little", signed=True)
 
 

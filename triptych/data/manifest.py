@@ -23,7 +23,7 @@ from triptych.data.storage import is_url
 from triptych.data.texts import cut_texts
 
 if TYPE_CHECKING:
-    from triptych.data.spec import Found
+    from triptych.data.spec import Format, Found
 
 __all__ = ["DataSourceConfig", "FoundRecords", "read_records", "source_facts"]
 
@@ -141,7 +141,8 @@ def source_facts(source: DataSourceConfig) -> FileFacts:
 
 def _store(source: DataSourceConfig) -> IndexStore:
     """Return where the source's index lies."""
-    is_folder = Path(source.path).is_dir() and not _named_files(source)
+    known = _format_of_files(source)
+    is_folder = Path(source.path).is_dir() and known is None
     settings = {
         name: getattr(source, name)
         for name in ("path", "reader", "image_root", "split", "annotations", "class_names")
@@ -150,16 +151,17 @@ def _store(source: DataSourceConfig) -> IndexStore:
         settings |= {"max_text_tokens": source.max_text_tokens, "tokenizer": source.tokenizer}
     # Paths of images begin as the source's does, so the same file may have two indices.
     settings["folder"] = "" if is_url(source.path) else str(Path.cwd())
-    return IndexStore(source.path, settings, lambda: _files(source), lists_again=not is_folder)
+    return IndexStore(
+        source.path, settings, lambda: _files(source, known), lists_again=not is_folder
+    )
 
 
-def _files(source: DataSourceConfig) -> list[str]:
+def _files(source: DataSourceConfig, known: Format | None) -> list[str]:
     """Return the files that a source is read from, and folders where files may come or go."""
     beside = (source.annotations, source.class_names, source.tokenizer)
     own = [path for path in beside if path is not None]
-    named = _named_files(source)
-    if named:
-        return [*named, *own]
+    if known is not None and known.files is not None:
+        return [*known.files(source.path), *own]
     path = Path(source.path)
     files = [source.path, *own]
     if path.is_dir():
@@ -173,12 +175,15 @@ def _files(source: DataSourceConfig) -> list[str]:
     return list(dict.fromkeys(files))
 
 
-def _named_files(source: DataSourceConfig) -> list[str]:
-    """Return the files that a path names, of formats of several files; else none."""
+def _format_of_files(source: DataSourceConfig) -> Format | None:
+    """Return the format that says which files the source's path names; None where no format does.
+
+    To be asked once: a folder of a million files is looked through by each format.
+    """
     known = format_of_path(source.path) if source.reader == AUTO else FORMATS.get(source.reader)
     if known is None or known.files is None or known.of_path is None:
-        return []
-    return known.files(source.path) if known.of_path(source.path) else []
+        return None
+    return known if known.of_path(source.path) else None
 
 
 def _nothing_usable(source: DataSourceConfig, name: str, skipped: list[Skipped]) -> str:

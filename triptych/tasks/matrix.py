@@ -1,8 +1,8 @@
 """Which family of models can do which task: read from the specs of tasks and from the models.
 
-A row is a task and one of its scores, a column a family. Nothing is listed by hand: a cell is
-possible where a registered task trains the family's model (`TrainedModels`), and where it is not,
-the reason is the capability or the contract that the model lacks.
+A row is a task and one of its scores, on images or on clips; a column is a family. Nothing is
+listed by hand: a cell is possible where a registered task trains the family's model
+(`TrainedModels`), and where it is not, the reason is what the model lacks.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ class Cell:
     Attributes:
         task: The word in `trained_for` of a model that was trained for it.
         evaluation: What `triptych eval --task` calls its score.
+        clips: Whether records show clips instead of images.
         family: Key of the family.
         title: The family, as its paper writes it.
         recipes: What fine-tunes the family's models for it: its own recipes, else those for any.
-        zero_shot: Recipes of pre-training whose models are scored without fine-tuning.
+        zero_shot: Recipes whose models are scored without fine-tuning for it: of pre-training and,
+            on clips, those that fine-tune on images.
         needs: What a record must have for the first recipe; "a|b" where either will do.
         scored_on: What a record must have to be scored.
         serves: Methods of `triptych.load(...)` that the first recipe's model then has.
@@ -37,6 +39,7 @@ class Cell:
 
     task: str
     evaluation: str
+    clips: bool
     family: str
     title: str
     recipes: tuple[str, ...]
@@ -51,6 +54,11 @@ class Cell:
         """Whether a recipe leads to a score."""
         return self.reason is None
 
+    @property
+    def name(self) -> str:
+        """The task in words."""
+        return self.task.replace("_", " ") + (" on clips" if self.clips else "")
+
 
 def task_matrix() -> list[Cell]:
     """Return every cell, row by row in the order of registration, families in theirs.
@@ -59,8 +67,8 @@ def task_matrix() -> list[Cell]:
     """
     models = _models()
     return [
-        _cell(task, evaluation, family, model)
-        for task, evaluation in _rows()
+        _cell(task, evaluation, clips, family, model)
+        for task, evaluation, clips in _rows()
         for family, model in models.items()
     ]
 
@@ -70,51 +78,63 @@ def possible_cells() -> list[Cell]:
     return [cell for cell in task_matrix() if cell.is_possible]
 
 
-def _rows() -> list[tuple[str, str]]:
+def _rows() -> list[tuple[str, str, bool]]:
     """Return tasks with their scores; pre-training is none, since each family has its own."""
     rows = [
-        (spec.trained_for, name)
+        (spec.trained_for, name, clips)
         for spec in TASKS.values()
         if not spec.pretrains
         for name in spec.evaluation_names()
+        for clips in ((False, True) if find_evaluation(name).reads_clips else (False,))
     ]
     return list(dict.fromkeys(rows))
 
 
-def _cell(task: str, evaluation: str, family: str, model: Any) -> Cell:
-    specs = [
-        spec
-        for spec in TASKS.values()
-        if not spec.pretrains and spec.trained_for == task and evaluation in spec.evaluation_names()
+def _cell(task: str, evaluation: str, clips: bool, family: str, model: Any) -> Cell:
+    scored = [spec for spec in TASKS.values() if evaluation in spec.evaluation_names()]
+    specs = [spec for spec in scored if not spec.pretrains and spec.trained_for == task]
+    found = [
+        (recipe, spec)
+        for spec in specs
+        if spec.models.refusal(model) is None
+        for recipe in _recipes(spec, evaluation, family)
     ]
-    fits = [spec for spec in specs if spec.models.refusal(model) is None]
-    found = [(r, s) for s in fits for r in _recipes(s, evaluation, family)]
     found = [pair for pair in found if pair[0].family == family] or found
-    zero_shot = tuple(
+    zero_shot = [
         recipe.name
-        for spec in TASKS.values()
-        if spec.pretrains and evaluation in spec.also_scored and spec.models.refusal(model) is None
+        for spec in scored
+        if spec.pretrains and spec.models.refusal(model) is None
         for recipe in spec.recipes
         if recipe.family in (family, None) and recipe.teaches is None
-    )
-    needs = (found[0][0].needs or found[0][1].needs) if found else specs[0].needs
-    reason = None
-    if not found and not zero_shot:
-        refusals = [spec.models.refusal(model) for spec in specs]
-        named = [refusal for refusal in refusals if refusal is not None]
-        reason = named[0] if named else "no recipe trains it"
+    ]
+    if clips:
+        zero_shot += [recipe.name for recipe, spec in found if not _trains_on_clips(spec)]
+        found = [(recipe, spec) for recipe, spec in found if _trains_on_clips(spec)]
+    refusals = [spec.models.refusal(model) for spec in specs]
+    needs = _fields((found[0][0].needs or found[0][1].needs) if found else specs[0].needs, clips)
     return Cell(
         task=task,
         evaluation=evaluation,
+        clips=clips,
         family=family,
         title=FAMILIES.get(family).title,
         recipes=tuple(dict.fromkeys(recipe.name for recipe, _ in found)),
-        zero_shot=zero_shot,
+        zero_shot=tuple(dict.fromkeys(zero_shot)),
         needs=needs,
         scored_on=_scored_on(needs, evaluation),
         serves=found[0][1].serves if found else (),
-        reason=reason,
+        reason=None if found or zero_shot else next(filter(None, refusals), "no recipe trains it"),
     )
+
+
+def _trains_on_clips(spec: TaskSpec[Any]) -> bool:
+    return any("video" in need.split("|") for need in spec.needs)
+
+
+def _fields(needs: tuple[str, ...], clips: bool) -> tuple[str, ...]:
+    """Return needs with either the image or the clip, where a record may have both."""
+    both = {"image|video": "video" if clips else "image"}
+    return tuple((both | {"image": "video"} if clips else both).get(need, need) for need in needs)
 
 
 def _scored_on(needs: tuple[str, ...], evaluation: str) -> tuple[str, ...]:
@@ -177,7 +197,7 @@ def matrix_rows(cells: Sequence[Cell]) -> list[list[Cell]]:
     """Return the cells of each row."""
     rows: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
-        rows.setdefault((cell.task, cell.evaluation), []).append(cell)
+        rows.setdefault((cell.name, cell.evaluation), []).append(cell)
     return list(rows.values())
 
 

@@ -26,7 +26,9 @@ def read(path, **options):
 def test_lists_of_both_orders(tmp_path, turn):
     rows = [("a very typical bus station", URL), ("sierra looked stunning", "https://b.c/d")]
     text = "".join("\t".join(row[::turn]) + "\n" for row in rows)
-    (tmp_path / "Train_GCC-training.tsv").write_text(f"{text}no address\there\nx\n")
+    (tmp_path / "Train_GCC-training.tsv").write_text(
+        f"{text}no address\there\nx\na\tfile:///etc/passwd\n"
+    )
     found = read(tmp_path / "Train_GCC-training.tsv")
     assert [(r.record_id, r.caption, r.image.path) for r in found.records] == [
         ("1", "a very typical bus station", URL),
@@ -35,6 +37,7 @@ def test_lists_of_both_orders(tmp_path, turn):
     assert [(s.where[-2:], s.kind) for s in found.skipped] == [
         (":3", SkipKind.BAD_RECORD),
         (":4", SkipKind.BAD_RECORD),
+        (":5", SkipKind.BAD_RECORD),
     ]
 
 
@@ -158,6 +161,11 @@ def test_shards_that_are_incomplete_are_listed(tmp_path):
     (folder / "00004_stats.json").unlink()
     download(folder, "00005")
     (folder / "00005_stats.json").write_text("[]")
+    download(folder, "00006", "parquet")
+    table = folder / "00006.parquet"
+    table.write_bytes(table.read_bytes()[:-40])
+    download(folder, "00007")
+    (folder / "00007.tar").write_bytes(b"no tar file at all" * 40)
     found = read(folder)
     assert len(found.records) == 2 + 1 + 1 + 0 + 0 + 2
     problems = [(s.where.removeprefix(f"{folder}/")[:5], s.kind) for s in found.skipped]
@@ -167,6 +175,8 @@ def test_shards_that_are_incomplete_are_listed(tmp_path):
         ("00003", SkipKind.MISSING_FILE),
         ("00003", SkipKind.TRUNCATED),
         ("00005", SkipKind.BAD_JSON),
+        ("00006", SkipKind.UNREADABLE),
+        ("00007", SkipKind.UNREADABLE),
         ("00004", SkipKind.TRUNCATED),
     ]
 

@@ -164,3 +164,21 @@ def test_images_where_the_refer_toolbox_has_them(folder):
     (own / "refs(unc).p").write_bytes(PYTHON_2)
     (record,) = read_records(DataSourceConfig(path=str(own / "refs(unc).p"))).records
     assert record.image.read() == b""
+
+
+def test_one_list_a_billion_times_is_not_written_out(folder):
+    many = ["x"]
+    for _ in range(60):
+        many = [many, many]  # 2**60 times "x", in 61 lists
+    own = []
+    own.append(own)
+    entries = [
+        {"ann_id": 100, "image_id": 9, "split": "train", "sentences": [{"raw": many}]},
+        {"ann_id": many, "image_id": 9, "split": "train", "sentences": [{"raw": "x"}]},
+        {"ann_id": 100, "image_id": own, "split": "train", "sentences": many},
+        {"ann_id": 100, "image_id": 9, "split": "train", "sentences": [{"raw": "a cat"}]},
+    ]
+    (folder / "refs(unc).p").write_bytes(pickle.dumps(entries, 2))
+    found = read_records(DataSourceConfig(path=str(folder / "refs(unc).p")))
+    assert [r.phrase for r in found.records] == ["a cat"]
+    assert len(found.skipped) == 3 and all(len(s.message) < 200 for s in found.skipped)

@@ -24,7 +24,6 @@ from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, check_split
 from triptych.data.spec import Expected, Format, Layout
-from triptych.data.storage import is_url
 from triptych.data.tables import cell_name, open_table
 
 STATS = "_stats.json"
@@ -38,7 +37,12 @@ SBU_KEYS = ("image_urls", "captions")
 def is_url_list(first: str) -> bool:
     """Return whether a first line is a caption and an address, in either order."""
     cells = first.split("\t")
-    return len(cells) == 2 and sum(map(is_url, cells)) == 1
+    return len(cells) == 2 and sum(map(_is_address, cells)) == 1
+
+
+def _is_address(text: str) -> bool:
+    """Return whether a text is an address of the web: a list of strangers names no other files."""
+    return text.lower().startswith(("http://", "https://"))
 
 
 def read_url_list(source: DataSourceConfig) -> Iterator[Record | Skipped]:
@@ -58,7 +62,7 @@ def read_url_list(source: DataSourceConfig) -> Iterator[Record | Skipped]:
             message = "is not a caption, a tab and an address, or the other way round"
             yield Skipped(SkipKind.BAD_RECORD, where, message)
         else:
-            url, caption = sorted(line.split("\t"), key=is_url, reverse=True)
+            url, caption = sorted(line.split("\t"), key=_is_address, reverse=True)
             yield _remote(str(number), where, url, caption)
 
 
@@ -124,7 +128,7 @@ def _num_lines(path: Path) -> int:
 
 
 def _remote(record_id: str, where: str, url: Any, caption: Any) -> Record | Skipped:
-    if not isinstance(url, str) or not is_url(url):
+    if not isinstance(url, str) or not _is_address(url):
         return Skipped(SkipKind.BAD_RECORD, where, f"{str(url)[:80]!r} is no address")
     try:
         text = parse_caption(caption)
@@ -160,7 +164,8 @@ class _Outcome:
             raise ValueError("lacks the numbers 'count' and 'successes'")
         self.num_asked += count
         self.num_downloaded += successes
-        for reason, number in dict(stats.get("status_dict") or {}).items():
+        reasons = stats.get("status_dict")
+        for reason, number in reasons.items() if isinstance(reasons, dict) else ():
             if reason != "success" and isinstance(number, int):
                 self.reasons[reason] += number
         return successes
@@ -210,10 +215,10 @@ def read_download(source: DataSourceConfig) -> Iterator[Record | Skipped]:
     """Read what img2dataset wrote: tar shards, folders of files, or parquet tables with images.
 
     Addresses that it could not download are no entries, but are counted. A shard that holds fewer
-    images than its `_stats.json` says, or has none since its download was not finished, is listed.
+    images than its `_stats.json` says, cannot be read, or was not finished, is listed.
 
     Raises:
-        DataError: The folder holds no `_stats.json`, or a shard is no tar file or table.
+        DataError: The folder holds no `_stats.json`.
     """
     check_split(source.split, (), source.path)
     folder = Path(source.path)
@@ -228,10 +233,14 @@ def read_download(source: DataSourceConfig) -> Iterator[Record | Skipped]:
             yield Skipped(SkipKind.BAD_JSON, str(path), f"{error}")
             expected = 0
         num_records = num_skipped = 0
-        for entry in _shard_entries(Path(shard)):
-            num_records += isinstance(entry, Record)
-            num_skipped += isinstance(entry, Skipped)
-            yield entry
+        try:
+            for entry in _shard_entries(Path(shard)):
+                num_records += isinstance(entry, Record)
+                num_skipped += isinstance(entry, Skipped)
+                yield entry
+        except (DataError, OSError, ValueError) as error:  # pyarrow's errors are among these
+            yield Skipped(SkipKind.UNREADABLE, shard, f"{error}")
+            continue
         if num_records + num_skipped < expected:
             message = f"holds {num_records + num_skipped:,} of the {expected:,} images that were "
             yield Skipped(SkipKind.TRUNCATED, shard, f"{message}stored, as {path.name} says")

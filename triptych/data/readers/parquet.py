@@ -134,10 +134,10 @@ def _class_names(schema: Any) -> tuple[str, ...]:
     try:
         about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
         feature = about["info"]["features"]["label"]
-        names = feature["names"] if feature["_type"] == "ClassLabel" else ()
-    except (ValueError, KeyError, TypeError):
+        names = tuple(feature["names"]) if feature["_type"] == "ClassLabel" else ()
+    except (ValueError, KeyError, TypeError, RecursionError):
         return ()
-    return tuple(names) if all(isinstance(name, str) for name in names) else ()
+    return names if all(isinstance(name, str) for name in names) else ()
 
 
 def _read_table(

@@ -6,6 +6,7 @@ They are published as pickles of plain values, `refs(unc).p`; the same list as J
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -89,10 +90,11 @@ def _look_up(ref: Any, files: Mapping[Any, str], boxes: Mapping[Any, Any]) -> tu
         raise EntryError(SkipKind.BAD_RECORD, "is not an object")
     image_id, ann_id = ref.get("image_id"), ref.get("ann_id")
     if not isinstance(image_id, (int, str)) or image_id not in files:
-        message = f"image_id {image_id!r} is not in the instances file"
+        message = f"image_id {reprlib.repr(image_id)[:60]} is not in the instances file"
         raise EntryError(SkipKind.BAD_RECORD, message)
     if not isinstance(ann_id, (int, str)) or ann_id not in boxes:
-        raise EntryError(SkipKind.BAD_RECORD, f"ann_id {ann_id!r} is not in the instances file")
+        message = f"ann_id {reprlib.repr(ann_id)[:60]} is not in the instances file"
+        raise EntryError(SkipKind.BAD_RECORD, message)
     return files[image_id], parse_box(boxes[ann_id])
 
 
