@@ -102,7 +102,7 @@ def toy_batches(start: int, size: int = 4) -> Iterator[dict[str, Tensor]]:
 def toy_trainer(folder: Path, task: ToyTask | None = None, **settings: Any) -> Trainer:
     """Return a trainer of the toy task; `settings` are TrainConfig's, or others popped here."""
     batches = settings.pop("batches", toy_batches)
-    evaluate = settings.pop("evaluate", None)
+    evaluate, validator = settings.pop("evaluate", None), settings.pop("validator", None)
     muon = settings.pop("muon_learning_rate", None)
     config = {
         "max_steps": 8,
@@ -129,6 +129,7 @@ def toy_trainer(folder: Path, task: ToyTask | None = None, **settings: Any) -> T
         run_folder=folder,
         is_vision=is_vision,
         evaluate=evaluate,
+        validator=validator,
     )
 
 

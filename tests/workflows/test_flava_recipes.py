@@ -16,6 +16,7 @@ from triptych.recipes.scales import SCALES
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import write_scenes
 from triptych.tasks.pretraining import image_tokenizer
+from triptych.train.validation import ValidationConfig
 from triptych.workflows.evaluate import evaluate_model
 from triptych.workflows.run import resume_run, train_run
 from triptych.workflows.stagewise import (
@@ -151,6 +152,24 @@ def test_an_interrupted_mixture_goes_on_bitwise(files, joint, tmp_path):
     mine, theirs = trained_model(folder / "model"), trained_model(joint / "model")
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(mine.state_dict()[name], tensor), name
+
+
+def test_a_validated_mixture_trains_bitwise_the_same(files, joint, tmp_path):
+    """By the losses of each kind of batch, on images and texts that are held out."""
+    run = small_run("flava.joint", *_mixture(files), max_steps=10, global_batch_size=4,
+                    log_every_steps=1)  # fmt: skip
+    apart = source_of(files, "mplug.pretrain", "test")
+    corpus = DataSourceConfig(path=str(files.corpus), reader="text", kind="text", name="texts")
+    held_out = (replace(apart, kind="pair"), replace(apart, kind="image", name="images"), corpus)
+    run = replace(run, data=replace(run.data, val=held_out))
+    run = replace(run, validation=ValidationConfig(task="losses", every_steps=5))
+    train_run(run, tmp_path / "run")
+    mine, theirs = trained_model(tmp_path / "run" / "model"), trained_model(joint / "model")
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(mine.state_dict()[name], tensor), name
+    line = next(line for line in _lines(tmp_path / "run") if "val/loss/total" in line)
+    names = {"gc", "itm", "mmm_image", "mmm_text", "mim", "mlm", "total"}
+    assert line.keys() == {"step", *(f"val/loss/{name}" for name in names)}
 
 
 def test_image_then_text_then_answers(files, tmp_path):

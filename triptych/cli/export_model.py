@@ -11,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from triptych.cli.parsing import parse
+from triptych.core.errors import ConfigError
 
 HELP = """Write a model folder from a checkpoint of a run, also of one that is training.
 
@@ -19,6 +20,7 @@ The run folder is only read. The result is what the run writes at its end as RUN
 Examples:
   triptych export-model runs/mine --out models/now
   triptych export-model runs/mine --step 5000 --out models/step_5000
+  triptych export-model runs/mine --best --out models/best
 """
 
 
@@ -30,18 +32,26 @@ class ExportModelOptions:
         run_folder: The run, such as runs/mine.
         out: The new model folder, outside of the run.
         step: Optimizer steps of the checkpoint; the newest if absent.
+        best: Take the best model so far by validation, of a run with held-out data.
     """
 
     run_folder: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="RUN_FOLDER")]]
     out: Path
     step: int | None = None
+    best: bool = False
 
 
 def run(arguments: Sequence[str]) -> int:
     """Export, and print what was written."""
     options = parse(ExportModelOptions, arguments, verb="export-model", description=HELP)
-    from triptych.workflows.exporting import export_model
+    from triptych.workflows.exporting import export_best, export_model
 
+    if options.best:
+        if options.step is not None:
+            raise ConfigError(f"--best and --step {options.step}: name one of the two")
+        export_best(options.run_folder, options.out)
+        print(f"model: {options.out} (the best by validation)")
+        return 0
     step = export_model(
         options.run_folder,
         options.out,

@@ -205,7 +205,7 @@ def stray_path(arguments: Sequence[str]) -> str | None:
             continue
         values += 1
         looks_like_data = Path(word).suffix in DATA_SUFFIXES or "/" in word
-        if looks_like_data and values > 1 and flag != "--data":
+        if looks_like_data and values > 1 and flag not in ("--data", "--data.val"):
             return word
     return None
 

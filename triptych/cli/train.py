@@ -15,6 +15,7 @@ from triptych.cli.parsing import SourceGroup, SourceOptions, parse, refuse_repea
 from triptych.core.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
+    from triptych.data.source import DataSourceConfig
     from triptych.recipes.config import RunConfig
     from triptych.train.trainer import TrainResult
 
@@ -42,6 +43,42 @@ Scale = Literal["smoke", "tiny", "small", "base", "large"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ValidationOptions:
+    """How the data of --data.val is read, where it differs from --data.
+
+    Attributes:
+        reader: The format; if absent, that of --data.
+        image_root: Folder that relative image paths start from; if absent, that of --data.
+        split: The part to read if a file has several.
+        annotations: VQAv2's annotations or RefCOCO's instances, if not next to the file.
+    """
+
+    reader: str | None = None
+    image_root: str | None = None
+    split: str | None = None
+    annotations: str | None = None
+
+    def source(self, path: str, train: SourceOptions) -> DataSourceConfig:
+        """Return the data set at `path`, read like the training data where nothing else is said."""
+        found = train.source(path)
+        return replace(
+            found,
+            reader=self.reader or found.reader,
+            image_root=self.image_root or found.image_root,
+            split=self.split,
+            annotations=self.annotations,
+        )
+
+    def flag(self) -> str | None:
+        """Return a flag that is given, if any."""
+        given = [name for name in self.__slots__ if getattr(self, name) is not None]
+        return f"--data.val.{given[0].replace('_', '-')}" if given else None
+
+
+ValidationGroup = Annotated[ValidationOptions, tyro.conf.arg(name="data.val")]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PlainOptions:
     """The options that are not fields of the configuration.
 
@@ -56,6 +93,9 @@ class PlainOptions:
         sources: Training data, replaces data.train; if absent, the built-in scenes, which are
             written first.
         source: How that data is read.
+        val_sources: Held-out data to validate on while training, replaces data.val; read as the
+            training data, but for what --data.val.split and the like say.
+        val: How that data is read, where it differs.
         init_from: A model folder to start from; short for model.init-from.
     """
 
@@ -66,6 +106,10 @@ class PlainOptions:
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
     sources: Annotated[tuple[str, ...], tyro.conf.arg(name="data", metavar="PATH [PATH ...]")] = ()
     source: SourceGroup = field(default_factory=SourceOptions)
+    val_sources: Annotated[
+        tuple[str, ...], tyro.conf.arg(name="data.val", metavar="PATH [PATH ...]")
+    ] = ()
+    val: ValidationGroup = field(default_factory=ValidationOptions)
     init_from: str | None = None
 
 
@@ -80,7 +124,7 @@ def run(arguments: Sequence[str]) -> int:
         if "--resume" in arguments:
             raise ConfigError("name the folder of the stages: triptych train RUN_FOLDER --resume")
         return train_stagewise.run(arguments[0], arguments[1:])
-    refuse_repeats(arguments, "--data")
+    refuse_repeats(arguments, "--data", "--data.val")
     auto, arguments = _take_auto(arguments)
     plain, rest = _read_plain(arguments)
     wants_help = "-h" in rest or "--help" in rest
@@ -202,6 +246,11 @@ def _base_config(plain: PlainOptions) -> RunConfig:
     if plain.sources:
         sources = tuple(plain.source.source(path) for path in plain.sources)
         config = replace(config, data=replace(config.data, train=sources))
+    if plain.val.flag() is not None and not plain.val_sources:
+        raise ConfigError(f"{plain.val.flag()} says how to read --data.val: give --data.val too")
+    if plain.val_sources:
+        held_out = tuple(plain.val.source(path, plain.source) for path in plain.val_sources)
+        config = replace(config, data=replace(config.data, val=held_out))
     if plain.init_from is not None:
         config = replace(config, model=replace(config.model, init_from=plain.init_from))
     return config
@@ -266,8 +315,9 @@ def _resume(plain: PlainOptions, rest: Sequence[str]) -> int:
     changes, rest = _changes(rest, MAY_CHANGE)
     flags: dict[str, object] = {"scale": plain.scale, "config": plain.config, "out": plain.out}
     flags |= {"data": plain.sources or None, "init-from": plain.init_from}
+    flags |= {"data.val": plain.val_sources or None}
     given = [f"--{name}" for name, value in flags.items() if value is not None]
-    given += plain.source.flags().split()[:1]
+    given += plain.source.flags().split()[:1] + [flag for flag in [plain.val.flag()] if flag]
     given += [word for word in rest if word.startswith("-")]
     if plain.target is None:
         raise ConfigError("name the run folder: triptych train RUN_FOLDER --resume")
@@ -325,5 +375,9 @@ def _split_flag(word: str, *flags: str) -> list[str]:
 
 def _report(result: TrainResult, folder: Path) -> int:
     print(f"trained to step {result.step:,} in {result.elapsed_s:,.1f} s")
+    if result.stopped_early:
+        print("stopped early: the held-out data had no better model for too long")
     print(f"model: {folder / 'model'}")
+    if result.best_step is not None:
+        print(f"best by validation: {folder / 'best'} (step {result.best_step:,})")
     return 0

@@ -204,6 +204,7 @@ class MetricValue:
         high: Upper end of the interval.
         num_items: How many items the value is a mean over.
         protocol: How it was computed, in one sentence that a paper could print.
+        higher_is_better: Whether of two models the one with more of it is the better one.
     """
 
     name: str
@@ -212,6 +213,7 @@ class MetricValue:
     high: float
     num_items: int
     protocol: str
+    higher_is_better: bool = True
 
 
 def _there(tensor: Tensor | None) -> Tensor:

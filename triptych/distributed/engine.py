@@ -84,9 +84,11 @@ class LossRoot(nn.Module):
         self.held = task.modules
         self._task = task
 
-    def forward(self, batch: Mapping[str, Tensor], active: frozenset[str]) -> dict[str, Tensor]:
-        """Return the losses of a micro-batch."""
-        return self._task.losses(batch, active=active)
+    def forward(
+        self, batch: Mapping[str, Tensor], active: frozenset[str] | None
+    ) -> dict[str, Tensor]:
+        """Return the losses of a micro-batch; none at all where `active` is None."""
+        return {} if active is None else self._task.losses(batch, active=active)
 
 
 class Engine:
@@ -249,6 +251,8 @@ class Engine:
         """
         root: nn.Module = self.root
         units = [m for m in root.modules() if isinstance(m, FSDPModule)]
+        if units:
+            root({}, None)  # the first call of any unit must be the root's
         for unit in units:
             unit.unshard()
             unit.set_reshard_after_forward(False, recurse=False)

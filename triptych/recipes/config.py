@@ -13,6 +13,7 @@ from triptych.models.mplug.config import FusionName
 from triptych.tasks.registry import TASKS as TASKS  # loading a run needs every task
 from triptych.tasks.spec import TaskConfig, TextLengths
 from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
+from triptych.train.validation import ValidationConfig
 
 FUSION_FIELDS = ("fusion", "connected_layers", "connected_image_residual")
 """Fields of `ModelSource` that choose the fusion network of a new mPLUG model."""
@@ -84,6 +85,10 @@ class DataConfig:
     Attributes:
         train: Data sources, joined in this order or drawn by their ratios, see `DataSourceConfig`.
         root: Folder that relative paths of sources start from; None is the current folder.
+        val: Held-out data that the model is scored on while it trains, see `validation`; empty for
+            none.
+        val_share: Share of the images of `train` to hold out instead, such as 0.05. A hash of an
+            image's name decides, so it is the same images in every run on this data.
         max_bad_share: Largest allowed share of unreadable samples; above it the run stops.
         num_workers: Worker processes that prepare batches; 0 prepares them in the main process.
         cache_mib: Memory for decoded images in each of these processes, in MiB.
@@ -95,6 +100,8 @@ class DataConfig:
 
     train: tuple[DataSourceConfig, ...] = ()
     root: str | None = None
+    val: tuple[DataSourceConfig, ...] = ()
+    val_share: float | None = None
     max_bad_share: float = 0.01
     num_workers: int = 0
     cache_mib: int = 512
@@ -103,6 +110,11 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Reject shares and counts out of range."""
+        share = self.val_share
+        is_share = share is None or 0 < share < 1
+        check(is_share, "val_share", share, "be above 0 and below 1, or absent")
+        either = not self.val or share is None
+        check(either, "val_share", share, "be absent where val names held-out data")
         check(0 <= self.max_bad_share <= 1, "max_bad_share", self.max_bad_share, "be from 0 to 1")
         check(self.num_workers >= 0, "num_workers", self.num_workers, "be at least 0")
         check(self.cache_mib >= 0, "cache_mib", self.cache_mib, "be at least 0")
@@ -126,6 +138,7 @@ class RunConfig:
         lengths: Longest texts of the fine-tuning tasks.
         task: The task and its settings.
         train: Length, batch size, checkpoints.
+        validation: How the model is scored on data.val while it trains, and when it has enough.
         optim: Optimizer and learning-rate schedule.
         weights: Weights of the objectives over the steps; if empty, each is 1.
     """
@@ -141,5 +154,21 @@ class RunConfig:
     lengths: TextLengths = field(default_factory=TextLengths)
     task: TaskConfig
     train: TrainConfig
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     weights: tuple[ObjectiveWeight, ...] = ()
+
+    @property
+    def is_validated(self) -> bool:
+        """Whether there is data to validate on."""
+        return bool(self.data.val) or self.data.val_share is not None
+
+    def __post_init__(self) -> None:
+        """Reject settings of a validation that has no data."""
+        default = ValidationConfig()
+        for field_name in ValidationConfig.__slots__ if not self.is_validated else ():
+            value = getattr(self.validation, field_name)
+            is_default = value == getattr(default, field_name)
+            must = "be absent without held-out data: name some with --data.val PATH, or hold out "
+            must += "a share of the training images with --data.val-share 0.05"
+            check(is_default, f"validation.{field_name}", value, must)

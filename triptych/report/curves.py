@@ -13,7 +13,8 @@ Points = list[tuple[float, float]]
 
 _WINDOW_SHARE = 1 / 30
 _MAX_BUCKETS = 180
-_PREFIX = "loss/"
+LOSSES, VALIDATION = "loss/", "val/"
+"""How the names of curves in a log begin."""
 
 
 def keep_finite(points: Sequence[tuple[int, float]]) -> Points:
@@ -52,14 +53,15 @@ def thin(points: Points) -> Points:
     return kept
 
 
-def read_losses(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Return (step, value) points of each loss, by its name without `loss/`.
+def read_curves(path: Path, prefix: str = LOSSES) -> dict[str, list[tuple[int, float]]]:
+    """Return (step, value) points of each curve of a kind, by its name without the prefix.
 
     Lines look like `{"step": 10, "loss/itc": 2.3, "samples_per_s": 800.0}`. An incomplete last
     line, as in a run that is still going on, is skipped.
 
     Args:
         path: The file.
+        prefix: Which kind: `LOSSES` of training, or the numbers of `VALIDATION`.
 
     Raises:
         DataError: There is no such file, or a line before the last is not JSON with a `step`.
@@ -79,6 +81,6 @@ def read_losses(path: Path) -> dict[str, list[tuple[int, float]]]:
                 f"{path}:{number}: not a line of metrics ({error}); correct or remove it"
             ) from error
         for key, value in values.items():
-            if key.startswith(_PREFIX):
-                series.setdefault(key.removeprefix(_PREFIX), []).append((step, float(value)))
+            if key.startswith(prefix):
+                series.setdefault(key.removeprefix(prefix), []).append((step, float(value)))
     return series

@@ -21,7 +21,7 @@ from PIL import Image
 from triptych.core.errors import DataError
 from triptych.core.files import write_atomic
 from triptych.data.images import decode_image
-from triptych.report.curves import read_losses
+from triptych.report.curves import VALIDATION, read_curves
 from triptych.report.data import (
     RIGHT_IOU,
     Curve,
@@ -223,21 +223,25 @@ def _embedded(pixels: RGBArray, src: str) -> EmbeddedImage:
 
 
 def _charts(curves: Sequence[Curve]) -> list[Chart]:
-    """Return a chart for each stage that has a finite loss."""
+    """Return a chart for each stage that has a finite loss, and for each that was validated."""
     charts = []
     for curve in curves:
-        series = curve.series
-        if series is None:
-            series = read_losses(curve.metrics_jsonl) if curve.metrics_jsonl else {}
-        lines = build_lines(series)
-        if lines:
-            charts.append(Chart(curve.title, lines, draw_curves(lines, _label(curve, lines))))
+        series = {curve.title: curve.series or {}}
+        if curve.metrics_jsonl is not None:
+            series = {
+                curve.title: read_curves(curve.metrics_jsonl),
+                f"{curve.title}: validation": read_curves(curve.metrics_jsonl, VALIDATION),
+            }
+        for title, points in series.items():
+            lines = build_lines(points)
+            if lines:
+                charts.append(Chart(title, lines, draw_curves(lines, _label(title, lines))))
     return charts
 
 
-def _label(curve: Curve, lines: Sequence[Line]) -> str:
+def _label(title: str, lines: Sequence[Line]) -> str:
     """Return the accessible name of a chart."""
-    return f"{curve.title}: " + ", ".join(
+    return f"{title}: " + ", ".join(
         f"{line.name} from {_brief(line.smooth[0][1])} to {_brief(line.smooth[-1][1])}"
         for line in lines
     )

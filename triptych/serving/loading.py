@@ -245,7 +245,7 @@ def load_model(
         )
     try:
         preprocess = from_dict(ImageTransformConfig, content.preprocess)
-        settings = _settings(content.config)
+        settings = read_settings(content.config)
         tokenizer = Tokenizer.load(content.tokenizer_path)
     except (ConfigError, DataError) as error:
         raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
@@ -282,7 +282,8 @@ def load_model(
     )
 
 
-def _settings(config: Mapping[str, Any]) -> ServingSettings:
+def read_settings(config: Mapping[str, Any]) -> ServingSettings:
+    """Return what a model folder's `config.json` says beside the model's sizes."""
     text = config.get("text") or {}
     default = TextLimits()
     limits = TextLimits(

@@ -167,6 +167,7 @@ class Evaluation(Generic[C]):
         procedure: "predict" scores what the task predicts of each record; "search" ranks all
             texts for each image and the other way round; "names" compares images with the names
             of classes.
+        decides: The metric that says which of two models is better; None for the first.
     """
 
     name: str
@@ -176,6 +177,7 @@ class Evaluation(Generic[C]):
     one_per_image: bool = False
     reads_clips: bool = False
     procedure: Literal["predict", "search", "names"] = "predict"
+    decides: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

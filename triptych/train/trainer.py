@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from triptych.checkpoint.run import list_checkpoints, load_latest
 from triptych.checkpoint.sharded import CheckpointWriter
 from triptych.core.errors import ConfigError, DataError
+from triptych.core.outputs import MetricValue
 from triptych.core.processes import keep_freed_memory
 from triptych.core.rng import seed_step
 from triptych.distributed.collectives import (
@@ -50,6 +52,8 @@ from triptych.train.step import (
     to_device,
 )
 from triptych.train.task import Task
+from triptych.train.validation import PREFIX as VAL_PREFIX
+from triptych.train.validation import Validator, main_values
 from triptych.train.work import Recompute, StepWork
 
 Batches = Iterator[Mapping[str, Tensor]]
@@ -71,6 +75,8 @@ class TrainResult:
         elapsed_s: Seconds that this call took.
         samples_per_s: Samples a second over the last steps.
         checkpoint: The last checkpoint.
+        best_step: Optimizer steps of the best model by validation; None without any.
+        stopped_early: Whether validation ended the run before its last step.
     """
 
     step: int
@@ -78,6 +84,8 @@ class TrainResult:
     elapsed_s: float
     samples_per_s: float
     checkpoint: Path
+    best_step: int | None = None
+    stopped_early: bool = False
 
 
 class Trainer:
@@ -98,6 +106,7 @@ class Trainer:
         run_folder: Receives `metrics.jsonl`, `tensorboard/` and `checkpoints/`.
         evaluate: Called with the step, returns numbers to log as they are named. Its use of
             random numbers does not change the training.
+        validator: Scores the model on held-out data from time to time; None does not.
         is_vision: Whether the parameter of a name takes the vision learning rate.
         sources: The sources that the number `source` of a batch refers to, in order; empty where
             batches have none. A step uses one source, and the objectives that its kind allows.
@@ -119,12 +128,13 @@ class Trainer:
         run_folder: Path,
         is_vision: Callable[[str], bool],
         evaluate: Callable[[int], Mapping[str, float]] | None = None,
+        validator: Validator | None = None,
         sources: Sequence[BatchSource] = (),
         console: Console | None = None,
         work: StepWork | None = None,
     ) -> None:
         self.task, self.config, self.optim_config = task, config, optim
-        self.loader_factory, self.evaluate = loader_factory, evaluate
+        self.loader_factory, self.evaluate, self.validator = loader_factory, evaluate, validator
         self.run_folder, self.console = run_folder, console
         self.checkpoint_folder = run_folder / CHECKPOINTS
         self.objectives = ObjectiveSchedules(weights, task.objective_names)
@@ -214,6 +224,8 @@ class Trainer:
             f"from step {self.step} to {self.config.max_steps}, in {self.run_folder}; "
             f"{self.precision} {reason}"
         )
+        if self.validator is not None and not self._is_over:
+            progress.message(self.validator.begin(self._validate(trial=True)))
 
     def _trackers(self, progress: Progress) -> list[Tracker]:
         return open_trackers(
@@ -236,14 +248,17 @@ class Trainer:
         batches = iter(loader)
         losses: dict[str, float] = {}
         try:
-            while self.step < self.config.max_steps:
+            if self.validator is not None and self._has_stopped:
+                progress.message(self.validator.stop_line())
+            while not self._is_over:
                 values, source = self._train_step(batches, clock, guard)
                 losses = {**values.losses, "total": values.total}
                 progress.update(self._report(losses, clock))
                 self._log_step(values, source, log, clock)
                 self._evaluate_if_due(log, progress)
+                self._validate_if_due(log, progress)
                 self._checkpoint_if_due(log, guard, progress)
-                if self.step == self.config.max_steps:  # no later step would notice a signal
+                if self._is_over:  # no later step would notice a signal
                     guard.settle(any_rank(guard.requested is not None))
                 if guard.agreed is not None:
                     assert self._last_checkpoint is not None
@@ -261,7 +276,18 @@ class Trainer:
             elapsed_s=clock.elapsed_s,
             samples_per_s=clock.samples_per_s,
             checkpoint=self._last_checkpoint,
+            best_step=best.step if self.validator and (best := self.validator.best) else None,
+            stopped_early=self._has_stopped,
         )
+
+    @property
+    def _has_stopped(self) -> bool:
+        """Whether validation has ended the run."""
+        return self.validator is not None and self.validator.has_stopped
+
+    @property
+    def _is_over(self) -> bool:
+        return self.step == self.config.max_steps or self._has_stopped
 
     def _train_step(
         self, batches: Batches, clock: StepClock, guard: InterruptGuard
@@ -383,12 +409,31 @@ class Trainer:
         shown = "  ".join(f"{name} {value:.4f}" for name, value in values.items())
         progress.message(f"evaluation after step {self.step}: {shown}")
 
+    def _validate_if_due(self, log: MetricsLog, progress: Progress) -> None:
+        if self.validator is None or not self.validator.is_due(self.step):
+            return
+        start = time.perf_counter()
+        values = self._validate(trial=False)
+        self.validator.add(self.step, values)
+        log.write(self.step, {f"{VAL_PREFIX}{v.name}": v.value for v in main_values(values)})
+        progress.message(self.validator.line(time.perf_counter() - start))
+        if self._has_stopped:
+            progress.message(self.validator.stop_line())
+
+    def _validate(self, *, trial: bool) -> list[MetricValue]:
+        """Score the model on all processes; none of what the next step reads changes."""
+        assert self.validator is not None
+        with torch.no_grad(), self.engine.whole():
+            values = self.validator.measure(self.device, self.precision, trial=trial)
+        found: list[MetricValue] = from_main(values)
+        return found
+
     def _checkpoint_if_due(
         self, log: MetricsLog, guard: InterruptGuard, progress: Progress
     ) -> None:
         """Learn what became of the save that is under way, and save if it is time to."""
         self._finish_save(wait=False)
-        last = self.step == self.config.max_steps
+        last = self._is_over
         due = self.step % self.config.checkpoint_every_steps == 0
         if not (due or last or guard.agreed is not None):
             return
@@ -397,6 +442,8 @@ class Trainer:
         state |= {"precision": self.precision, "precision_reason": self.precision_reason}
         state |= {"means": self._means.state()}
         state |= {"sources": self.sources.state(), "loss_scale": self.loss_scale.state()}
+        if self.validator is not None:
+            state |= {"validation": self.validator.state()}
         self._writer.save(self.step, state)
         if last or guard.agreed is not None:
             self._finish_save(wait=True)
@@ -411,6 +458,8 @@ class Trainer:
         self._means.load_state(state["means"])
         self.sources.load_state(state.get("sources", {}))
         self.loss_scale.load_state(state.get("loss_scale", {}))
+        if self.validator is not None and "validation" in state:
+            self.validator.load_state(state["validation"])
         chosen = self.config.precision
         self.precision = state["precision"] if chosen == "auto" else chosen
         self.precision_reason = explain_precision(chosen, self.precision, self.device)

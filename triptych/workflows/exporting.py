@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from triptych.checkpoint.model_folder import load_model_folder, save_model_folder
 from triptych.checkpoint.run import list_checkpoints, load_checkpoint, load_latest
 from triptych.core.config import load_yaml
 from triptych.core.errors import CheckpointError, ConfigError, DataError
@@ -22,16 +23,17 @@ from triptych.tasks.registry import build_task
 from triptych.text import Tokenizer
 from triptych.train.state import load_modules
 from triptych.train.trainer import CHECKPOINTS
+from triptych.train.validation import read_validation
 from triptych.workflows.run import (
     CONFIG_FILE,
     START_FILE,
     TOKENIZER_FILE,
     prepare_model,
     prepare_tokenizer,
-    save_model,
-    trained_parts,
 )
 from triptych.workflows.sources import TrainingData, read_training_data
+from triptych.workflows.trained_model import save_model, trained_parts
+from triptych.workflows.validation import BEST_FOLDER
 
 MODULES = "/modules/"
 """Where a checkpoint holds the weights."""
@@ -64,6 +66,71 @@ def export_model(
         ConfigError: `out` lies in the run folder.
         DataError: The training data is needed and cannot be read.
     """
+    _check_folders(run_folder, out)
+    config = load_yaml(RunConfig, run_folder / CONFIG_FILE)
+    step, state = _read_state(run_folder / CHECKPOINTS, step, warn)
+    start = _read_start(run_folder, config)
+    model = build_model(start.model_config)
+    try:
+        task = build_task(config.task, model, start.tokenizer)
+    except DataError:  # its objective is made from the records
+        task = build_task(config.task, model, start.tokenizer, _read_data(config).records)
+    load_modules(task.modules, state["modules"])
+    validation = state.get("validation", {})
+    last, note = read_validation(validation.get("last")), validation.get("note", "")
+    parts = trained_parts(task, run_folder, step, last, ended=False, note=note)
+    save_model(out, config, model, start.tokenizer, start.num_records, parts)
+    return step
+
+
+def export_best(run_folder: Path, out: Path) -> None:
+    """Copy the best model of a run by validation, which may be replaced meanwhile.
+
+    Args:
+        run_folder: A run with held-out data.
+        out: The model folder; it may not lie in the run folder.
+
+    Raises:
+        CheckpointError: The run has no best model, or the folder cannot be written.
+        ConfigError: `out` lies in the run folder.
+    """
+    _check_folders(run_folder, out)
+    best = run_folder / BEST_FOLDER
+    if not best.is_dir():
+        raise CheckpointError(
+            f"{run_folder} holds no best model: {BEST_FOLDER}/ is missing; a run keeps one that is "
+            "validated (--data.val PATH or --data.val-share 0.05), from its first validation on"
+        )
+    number = best.stat().st_ino
+    try:
+        found = load_model_folder(best)
+        tokenizer = None
+        if found.tokenizer_path.is_file():
+            tokenizer = found.tokenizer_path.read_text(encoding="utf-8")
+    except (CheckpointError, OSError):
+        if _is_same(best, number):
+            raise
+        return export_best(run_folder, out)
+    if not _is_same(best, number):  # files of two models
+        return export_best(run_folder, out)
+    save_model_folder(
+        out,
+        config=found.config,
+        state_dict=found.state_dict,
+        tokenizer_json=tokenizer,
+        preprocess=found.preprocess,
+        card=found.card,
+        head=found.head or None,
+    )
+    return None
+
+
+def _is_same(folder: Path, number: int) -> bool:
+    """Return whether a folder is the one that had this inode."""
+    return folder.is_dir() and folder.stat().st_ino == number
+
+
+def _check_folders(run_folder: Path, out: Path) -> None:
     if not (run_folder / CONFIG_FILE).is_file():
         raise CheckpointError(
             f"{run_folder} holds no run: {CONFIG_FILE} is missing; name the folder that was given "
@@ -71,32 +138,20 @@ def export_model(
         )
     if out.resolve().is_relative_to(run_folder.resolve()):
         raise ConfigError(f"{out} lies in the run folder, which stays as it is: choose another")
-    config = load_yaml(RunConfig, run_folder / CONFIG_FILE)
-    step, modules = _read_modules(run_folder / CHECKPOINTS, step, warn)
-    start = _read_start(run_folder, config)
-    model = build_model(start.model_config)
-    try:
-        task = build_task(config.task, model, start.tokenizer)
-    except DataError:  # its objective is made from the records
-        task = build_task(config.task, model, start.tokenizer, _read_data(config).records)
-    load_modules(task.modules, modules)
-    parts = trained_parts(task, run_folder, until=step)
-    save_model(out, config, model, start.tokenizer, start.num_records, parts)
-    return step
 
 
-def _read_modules(
+def _read_state(
     folder: Path, step: int | None, warn: Callable[[str], None]
 ) -> tuple[int, dict[str, Any]]:
     steps = list_checkpoints(folder)
     if step is not None and step in steps:
-        return step, load_checkpoint(folder / f"step_{step}", only=MODULES)["modules"]
+        return step, load_checkpoint(folder / f"step_{step}", only=MODULES)
     found = None if step is not None else load_latest(folder, only=MODULES, warn=warn)
     if found is None:
         there = f"there are those of steps {', '.join(map(str, steps))}" if steps else "it has none"
         which = "checkpoint" if step is None else f"checkpoint of step {step}"
         raise CheckpointError(f"{folder} holds no {which}: {there}")
-    return found[0], found[1]["modules"]
+    return found
 
 
 @dataclass(frozen=True, slots=True)

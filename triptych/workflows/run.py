@@ -6,21 +6,18 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from rich.console import Console
-from torch import Tensor, nn
 
-from triptych.checkpoint.model_folder import build_model_card, save_model_folder
 from triptych.checkpoint.released import open_model_folder
 from triptych.core.config import from_dict, load_yaml, save_yaml, to_dict
 from triptych.core.errors import CheckpointError, ConfigError, DataError
 from triptych.core.files import folder_for_one, write_json
-from triptych.core.machine import current_commit, num_cores
-from triptych.core.outputs import MetricValue
+from triptych.core.machine import num_cores
 from triptych.core.rng import seed_everything
 from triptych.data.batches import RecordTexts
 from triptych.data.collate import AnyCollator
@@ -45,13 +42,11 @@ from triptych.tasks.registry import (
 )
 from triptych.tasks.spec import (
     InitialisedTask,
-    OwnWeightsTask,
     PatchView,
     SelfEvaluatedTask,
     TrainingSetup,
 )
 from triptych.text import Tokenizer
-from triptych.train.metrics_log import METRICS_FILE, read_metrics
 from triptych.train.task import Task
 from triptych.train.trainer import CHECKPOINTS, Trainer, TrainResult
 from triptych.workflows.new_model import (
@@ -61,6 +56,8 @@ from triptych.workflows.new_model import (
     skip_impossible_objectives,
 )
 from triptych.workflows.sources import read_training_data, training_loader
+from triptych.workflows.trained_model import save_model, trained_parts
+from triptych.workflows.validation import BEST_FOLDER, build_validator
 
 CONFIG_FILE = "config.yaml"
 TOKENIZER_FILE = "tokenizer.json"
@@ -145,7 +142,8 @@ def _clear_failed_run(run_folder: Path, console: Console) -> None:
             (run_folder / stale).unlink(missing_ok=True)
         for listed in run_folder.glob("skipped*.jsonl"):
             listed.unlink()
-        shutil.rmtree(run_folder / "tensorboard", ignore_errors=True)
+        for stale in ("tensorboard", BEST_FOLDER):
+            shutil.rmtree(run_folder / stale, ignore_errors=True)
 
 
 def share_threads(config: RunConfig, num_processes: int) -> RunConfig:
@@ -210,6 +208,7 @@ def _train(
             images=view,
         )
 
+    validator = build_validator(config, data, task, model, tokenizer, collator_of, run_folder)
     trainer = Trainer(
         task,
         lambda start: training_loader(config, data, sources, collator_of, start),
@@ -218,6 +217,7 @@ def _train(
         weights=config.weights,
         run_folder=run_folder,
         evaluate=task.evaluate if isinstance(task, SelfEvaluatedTask) else None,
+        validator=validator,
         sources=sources,
         console=console,
         is_vision=family_of(model.config).is_vision_parameter,
@@ -234,8 +234,10 @@ def _train(
     if data.skip_log.num_bad:
         (console or Console()).print(data.skip_log.report(), markup=False, highlight=False)
     if is_main():
-        folder = run_folder / MODEL_FOLDER
-        save_model(folder, config, model, tokenizer, len(records), trained_parts(task, run_folder))
+        last = None if validator is None else validator.last
+        note = "" if validator is None else validator.note()
+        parts = trained_parts(task, run_folder, result.step, last, ended=True, note=note)
+        save_model(run_folder / MODEL_FOLDER, config, model, tokenizer, len(records), parts)
     return result
 
 
@@ -452,124 +454,3 @@ def _set_drop_path(model: Any, rate: float) -> None:
     if not hasattr(model, "set_drop_path"):
         raise ConfigError(f"model.drop_path = {rate}: this model skips no branches; omit it")
     model.set_drop_path(rate)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedParts:
-    """What a task leaves in the model folder beside, or in place of, the model's own weights.
-
-    Attributes:
-        head: Its classifier.
-        contrast: Its learned temperature, or log(1/τ) of each contrastive loss, which an export
-            writes.
-        weights: What is saved in place of the model's own weights, such as a teacher's.
-        metrics: What the task measured at its end.
-        losses: The last losses that training logged, by name.
-    """
-
-    head: nn.Module | None = None
-    contrast: Mapping[str, float] = field(default_factory=dict)
-    weights: Mapping[str, Tensor] | None = None
-    metrics: Sequence[MetricValue] = ()
-    losses: Mapping[str, float] = field(default_factory=dict)
-
-
-def trained_parts(task: Task, run_folder: Path, *, until: int | None = None) -> TrainedParts:
-    """Return what a task leaves beside the model.
-
-    Args:
-        task: With the weights to save.
-        run_folder: With the log of its losses.
-        until: The step that the weights are of; None at the run's end, when the task also measures
-            them.
-    """
-    ended = until is None
-    return TrainedParts(
-        head=task.modules["head"] if "head" in task.modules else None,  # noqa: SIM401
-        contrast=contrast_scalars(task.modules),
-        weights=task.model_state() if isinstance(task, OwnWeightsTask) else None,
-        metrics=task.final_metrics() if ended and isinstance(task, SelfEvaluatedTask) else (),
-        losses=last_losses(run_folder / METRICS_FILE, until),
-    )
-
-
-def last_losses(metrics: Path, until: int | None = None) -> dict[str, float]:
-    """Return the losses of the last line, up to a step, of a run's log that has any, by name."""
-    found: dict[str, float] = {}
-    for line in read_metrics(metrics):
-        if until is not None and line["step"] > until:
-            break
-        names = [key for key in line if key.startswith("loss/")]
-        found = {name.removeprefix("loss/"): line[name] for name in names} or found
-    return found
-
-
-def contrast_scalars(modules: nn.ModuleDict) -> dict[str, float]:
-    """Return the scalars that a task's contrastive losses learn, by name."""
-    if "state" not in modules:
-        return {}
-    named = modules["state"].named_parameters()
-    return {name: float(value.detach()) for name, value in named if value.ndim == 0}
-
-
-def save_model(
-    folder: Path,
-    config: RunConfig,
-    model: Any,
-    tokenizer: Tokenizer,
-    num_records: int,
-    parts: TrainedParts | None = None,
-) -> None:
-    """Write the model folder of a run, with its card and what the task trained beside the model."""
-    parts = parts or TrainedParts()
-    spec = task_spec(config.task)
-    reads_text = spec.tokenizer != "none"
-    stored = config.task if spec.stored is None else spec.stored(config.task)
-    text = {
-        "max_text_tokens": config.captions.max_text_tokens,
-        "max_words": config.captions.max_words,
-        **to_dict(config.lengths),
-    }
-    settings = {
-        "model": to_dict(model.config, tagged=True),
-        "trained_for": [spec.trained_for],
-        "task": to_dict(stored, tagged=True),
-        "text": text if reads_text else None,
-    }
-    if parts.contrast:
-        settings["contrast"] = dict(parts.contrast)
-    save_model_folder(
-        folder,
-        config=settings,
-        state_dict=dict(model.state_dict() if parts.weights is None else parts.weights),
-        tokenizer_json=tokenizer.to_json() if reads_text else None,
-        preprocess=to_dict(config.image),
-        card=_card(config, model, num_records, parts),
-        head=None if parts.head is None else parts.head.state_dict(),
-    )
-
-
-def _card(config: RunConfig, model: Any, num_records: int, parts: TrainedParts) -> str:
-    """Return the model card of a run."""
-    spec = task_spec(config.task)
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
-    summary = (
-        f"{family_of(model.config).title} with {parameters:.1f} M parameters, trained for "
-        f"{spec.trained_for} for {config.train.max_steps} steps of "
-        f"{config.train.global_batch_size} samples."
-    )
-    return build_model_card(
-        title=f"{config.model.name}: {config.recipe}",
-        summary=summary if spec.summary is None else f"{summary} {spec.summary(model)}",
-        data={
-            source.path: f"reader {source.reader}, split {source.split or 'all'}"
-            for source in config.data.train
-        }
-        | {"in all": f"{num_records} records"},
-        recipe=yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True),
-        metrics=parts.metrics,
-        commit=current_commit(),
-        usage=spec.usage,
-        losses=parts.losses,
-        evaluation=next(iter(spec.evaluation_names()), None),
-    )

@@ -12,7 +12,8 @@ from typing import Any
 from triptych.core.errors import ConfigError, DataError
 from triptych.data.check import CLIPS_ARE_NOT_READ, clip_problem
 from triptych.data.collate import AnyCollator
-from triptych.data.manifest import read_records
+from triptych.data.held_out import hold_out
+from triptych.data.manifest import FoundRecords, read_records
 from triptych.data.mixture import MixtureSource, build_mixture
 from triptych.data.records import JoinedRecords, Record, SelectedRecords, kinds_of
 from triptych.data.skips import SkipLog, Skipped
@@ -68,10 +69,14 @@ class TrainingData:
     Attributes:
         sources: In the order of the config.
         skip_log: Counts what cannot be used, of all sources together.
+        held_out: What the model is validated on; empty for none.
+        divided: How many images are held out of how many, in words; empty where none are.
     """
 
     sources: tuple[ReadSource, ...]
     skip_log: SkipLog
+    held_out: tuple[ReadSource, ...] = ()
+    divided: str = ""
 
     @property
     def records(self) -> Sequence[Record]:
@@ -82,9 +87,9 @@ class TrainingData:
 
     def notes(self) -> list[str]:
         """Return what a user may not expect, a line a source."""
-        return [
-            parts_note(source.config.path, source.parts) for source in self.sources if source.parts
-        ]
+        found = dict.fromkeys((s.config.path, s.parts) for s in (*self.sources, *self.held_out))
+        notes = [parts_note(path, parts) for path, parts in found if parts]
+        return [*notes, self.divided] if self.divided else notes
 
     def batch_sources(self, task: Task) -> tuple[BatchSource, ...]:
         """Return what the trainer must know of the sources; empty where they are one dataset.
@@ -132,12 +137,41 @@ def read_training_data(config: RunConfig, run_folder: Path) -> TrainingData:
     )
     if is_main():
         log.add_all(chain(*(part.skipped for part in found), clips))
-    names = _names(config.data.train)
-    sources = tuple(
-        ReadSource(source, name, part.records, part.parts)
-        for source, name, part in zip(given, names, found, strict=True)
+    data = TrainingData(_named(given, found), log)
+    if config.data.val_share is not None:
+        return _held_out(data, config.data.val_share)
+    apart = [
+        _with_length(source.under(config.data.root), config, needs) for source in config.data.val
+    ]
+    return replace(data, held_out=_named(apart, [read_records(source) for source in apart]))
+
+
+def _held_out(data: TrainingData, share: float) -> TrainingData:
+    """Return the data without a share of its images, which become those to validate on."""
+    where = ", ".join(source.config.path for source in data.sources)
+    parts = hold_out([source.records for source in data.sources], share, where)
+    sources = [replace(s, records=p.train) for s, p in zip(data.sources, parts, strict=True)]
+    apart = [replace(s, records=p.held_out) for s, p in zip(data.sources, parts, strict=True)]
+    held = sum(len(part.held_out) for part in parts)
+    total = held + sum(len(part.train) for part in parts)
+    kind = "images" if any(r.all_images() for r in data.records[:1]) else "texts"
+    divided = (
+        f"held out for validation: {sum(p.num_images for p in parts):,} of "
+        f"{sum(p.total_images for p in parts):,} {kind} ({held:,} of {total:,} records), "
+        f"data.val_share {share:g}"
     )
-    return TrainingData(sources, log)
+    return TrainingData(
+        tuple(sources), data.skip_log, tuple(s for s in apart if len(s.records)), divided
+    )
+
+
+def _named(
+    configs: Sequence[DataSourceConfig], found: Sequence[FoundRecords]
+) -> tuple[ReadSource, ...]:
+    return tuple(
+        ReadSource(source, name, part.records, part.parts)
+        for source, name, part in zip(configs, _names(configs), found, strict=True)
+    )
 
 
 def _reads_clips(needs: Sequence[str]) -> bool:

@@ -73,6 +73,11 @@ def joint_index(
         max_text_tokens: Longest text of the table.
         device: Where the result lies.
     """
+    with torch.inference_mode(False):  # kept for training too, whoever asks first
+        return _joint_index(num_text, num_images, grid_size, max_text_tokens).to(device)
+
+
+def _joint_index(num_text: int, num_images: int, grid_size: int, max_text_tokens: int) -> Tensor:
     image = image_index(grid_size).repeat(num_images, num_images)
     num_image = len(image)
     size = num_image + num_text
@@ -82,7 +87,7 @@ def joint_index(
     index[num_image:, :num_image], index[:num_image, num_image:] = first, first + 1
     if num_text:
         index[num_image:, num_image:] = text_index(num_text, grid_size, max_text_tokens)
-    return index.to(device)
+    return index
 
 
 class RelativePositions(nn.Module):

@@ -174,6 +174,13 @@ SPEC = TaskSpec(
     recipes=(TaskRecipe("mplug.caption", "mplug"),),
     serves=("caption",),
     evaluations=(
-        Evaluation("caption", "caption", _caption_metrics, one_per_image=True, reads_clips=True),
+        Evaluation(
+            "caption",
+            "caption",
+            _caption_metrics,
+            one_per_image=True,
+            reads_clips=True,
+            decides="cider",
+        ),
     ),
 )

@@ -229,7 +229,7 @@ class Reconstructions:
         on_what = f"over {len(truth)} images of the training data"
         what = "absolute difference of pixel values in [0, 1]"
         perplexity, used = code_usage(codes, model.config.num_codes)
-        return [
+        errors = [
             mean_value(
                 "reconstruction_l1",
                 (found - truth).abs().mean(dim=(1, 2, 3)).numpy(),
@@ -240,6 +240,9 @@ class Reconstructions:
                 (mean - truth).abs().mean(dim=(1, 2, 3)).numpy(),
                 f"Mean {what} between images and their common mean image, {on_what}.",
             ),
+        ]
+        return [
+            *(replace(error, higher_is_better=False) for error in errors),
             _number(
                 "code_perplexity",
                 float(perplexity),
