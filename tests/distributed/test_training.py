@@ -18,6 +18,8 @@ from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import write_scenes
 from triptych.tasks.pretraining.mplug import MPLUGPretrainingConfig
 from triptych.train.metrics_log import WALL_CLOCK_KEYS
+from triptych.train.validation import ValidationConfig
+from triptych.workflows.evaluate import evaluate_model
 from triptych.workflows.run import resume_run, train_run
 
 
@@ -104,6 +106,28 @@ def test_another_number_of_processes_goes_on(run, tmp_path):
     text = (folder / "config.yaml").read_text().replace("num_processes: 2", "num_processes: 1")
     (folder / "config.yaml").write_text(text.replace("max_steps: 2", "max_steps: 3"))
     assert resume_run(folder).step == 3
+
+
+def test_sharded_processes_validate_together_and_train_bitwise_the_same(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("triptych.serving.loading.resolve_precision", lambda *_: "fp32")
+    train = replace(run.train, parallel="fsdp", max_steps=2)
+    plain = replace(run, train=train)
+    train_run(plain, tmp_path / "plain")
+    held_out = replace(run.data.train[0], split="test")
+    checked = replace(
+        plain,
+        data=replace(run.data, val=(held_out,)),
+        validation=ValidationConfig(every_steps=1, patience=9),
+    )
+    result = train_run(checked, tmp_path / "run")
+    weights = load_file(tmp_path / "plain" / "model" / "model.safetensors")
+    again = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
+    lines = [line for line in _lines(tmp_path / "run") if "val/r_mean" in line]
+    assert [line["step"] for line in lines] == [1, 2]
+    best = {line["step"]: line["val/r_mean"] for line in lines}[result.best_step]
+    found = evaluate_model(tmp_path / "run" / "best", "retrieval", held_out, rerank_top_k=0)
+    assert {value.name: value.value for value in found}["r_mean"] == best
 
 
 def test_a_run_of_torchrun_goes_on_without_it(run, tmp_path):

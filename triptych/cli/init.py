@@ -156,6 +156,8 @@ def _header(options: InitOptions, config: RunConfig) -> str:
         f"{config.recipe} at scale {options.scale}, for {options.manifest}.",
         f"Train:  triptych train {options.out} --out runs/{options.out.stem}",
         "Any field can also be set on the command line, such as --train.max-steps 500.",
+        "To keep the best model as well as the last: data.val_share 0.05, or held-out data in "
+        "data.val.",
     ]
     hint = _start(config)
     return "\n".join([*lines, hint] if hint else lines)

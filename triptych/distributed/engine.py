@@ -246,8 +246,7 @@ class Engine:
     def whole(self) -> Iterator[None]:
         """Hold the whole parameters on each process while entered, to use the model as it is.
 
-        All processes must enter together and do the same in it: torch notes the order in which
-        units are used, and gathers ahead by it in the next backward pass.
+        All processes must enter together; in it, each may use the model as often as it needs.
         """
         root: nn.Module = self.root
         units = [m for m in root.modules() if isinstance(m, FSDPModule)]
@@ -263,6 +262,7 @@ class Engine:
                 unit.reshard()
                 split = self._splits_weights and unit is not root
                 unit.set_reshard_after_forward(split, recurse=False)
+                _clear_order(unit)
 
     @torch.no_grad()
     def collect(self) -> None:
@@ -334,6 +334,20 @@ def shard_like(tensor: Tensor, target: Tensor) -> Tensor:
     tensor = tensor.to(target.device)
     own = DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
     return own.redistribute(mesh, placements)
+
+
+def _clear_order(unit: Any) -> None:
+    """Clear the record of the order in which units were used since the last backward pass.
+
+    The next one would gather ahead by it, and each process must gather the same. Torch has no
+    public way to say that there will be no backward pass.
+    """
+    state = unit._get_fsdp_state()
+    state._comm_ctx.post_forward_order.clear()
+    groups = getattr(state, "_fsdp_param_groups", None)  # older ones have one
+    for group in [state._fsdp_param_group] if groups is None else groups:
+        if group is not None:
+            group._post_forward_indices.clear()
 
 
 def _square_sum(tensors: Sequence[Tensor], like: Tensor) -> Tensor:

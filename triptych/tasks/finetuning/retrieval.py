@@ -318,7 +318,9 @@ def retrieval_collator(config: object, inputs: CollatorInputs) -> RetrievalColla
     )
 
 
-SEARCH: Evaluation[Any] = Evaluation("retrieval", "caption", reads_clips=True, procedure="search")
+SEARCH: Evaluation[Any] = Evaluation(
+    "retrieval", "caption", reads_clips=True, procedure="search", decides="r_mean"
+)
 
 
 NAMES: Evaluation[Any] = Evaluation("zero_shot", "label", procedure="names")
