@@ -22,7 +22,7 @@ from triptych.scenes.write import write_scenes
 from triptych.text import Tokenizer
 from triptych.workflows import run as workflow
 from triptych.workflows.evaluate import evaluate_model
-from triptych.workflows.run import save_model, train_run
+from triptych.workflows.run import train_run
 from triptych.workflows.stagewise import (
     STAGES,
     plan_stages,
@@ -31,6 +31,7 @@ from triptych.workflows.stagewise import (
     train_stagewise,
 )
 from triptych.workflows.tokenize_images import tokenize_images
+from triptych.workflows.trained_model import save_model
 
 from .small_runs import small_run, source_of
 

@@ -10,7 +10,7 @@ from triptych.checkpoint.model_folder import load_model_folder
 from triptych.models.mplug.model import MPLUG
 from triptych.tasks.pretraining.mplug import MPLUGPretraining, MPLUGPretrainingConfig
 from triptych.workflows.importing import ImportSettings, export_checkpoint, import_checkpoint
-from triptych.workflows.run import contrast_scalars
+from triptych.workflows.trained_model import contrast_scalars
 
 TAU = 0.0123456789
 

@@ -19,9 +19,9 @@ from triptych.recipes.registry import build_recipe
 from triptych.tasks.pretraining import image_tokenizer
 from triptych.tasks.pretraining.flava import check_codes
 from triptych.text import Tokenizer
-from triptych.workflows.run import save_model
 from triptych.workflows.scene_data import scene_source
 from triptych.workflows.tokenize_images import tokenize_images
+from triptych.workflows.trained_model import save_model
 
 WHOLE = ImageTransformConfig(
     image_size=64, crop_scale=None, flip_probability=0.0, randaugment_num_ops=0
