@@ -1,6 +1,6 @@
 """docs/results.md, and the table of README: figures and their targets.
 
-The page says command, commit and machine of each figure that the four gatherers leave in
+The page says command, commit and machine of each figure that the gatherers leave in
 `benchmarks/results`.
 """
 
@@ -16,6 +16,7 @@ from benchmarks.pages.foundation import FOUNDATION
 from benchmarks.pages.gather import Benchmark, load_json
 from benchmarks.pages.markdown import fill_blocks, format_value, make_row, make_table
 from benchmarks.pages.mplug import MPLUG
+from benchmarks.pages.tasks import TASKS
 from benchmarks.pages.vlmo import VLMO
 
 SMALL_DEMO = "demo_small.json"
@@ -27,6 +28,7 @@ TITLES = {
     "vlmo": "VLMo",
     "flava": "FLAVA",
     "engine": "Several processes, checkpoints and large data",
+    "tasks": "Fine-tuned models on the scenes, and the papers' protocols",
 }
 WHAT = {
     "foundation": {
@@ -110,6 +112,41 @@ WHAT = {
         "remote_resume": "samples lost over HTTP when 5 % of the requests fail",
         "contrastive_memory": "peak memory of ITC, 1,024 of 32,768 pairs, tiles over matrices",
         "table6_rungs": "rungs of mPLUG's table 6 measured at mplug_small; the file has the table",
+    },
+    "tasks": {
+        "matrix_cells": "pairs of a family and a task that are possible, all tested",
+        "nlvr2_mplug": "statements about two images judged rightly, mPLUG (chance 0.5)",
+        "nlvr2_vlmo": "the same, VLMo",
+        "nlvr2_flava": "the same, FLAVA",
+        "snli_ve_mplug": "entailment in three classes, mPLUG (chance 0.33)",
+        "snli_ve_vlmo": "the same, VLMo",
+        "snli_ve_flava": "the same, FLAVA",
+        "nlvr2_mplug_compositional": "statements about colour-shape pairs never seen, mPLUG",
+        "nlvr2_vlmo_compositional": "the same, VLMo",
+        "nlvr2_flava_compositional": "the same, FLAVA",
+        "snli_ve_mplug_compositional": "entailment, colour-shape pairs never seen, mPLUG",
+        "snli_ve_vlmo_compositional": "the same, VLMo",
+        "snli_ve_flava_compositional": "the same, FLAVA",
+        "grounding": "boxes with an IoU of at least 0.5, mPLUG",
+        "grounding_compositional": "the same, on colour-shape pairs never seen",
+        "caption_objects": "objects that captions name rightly after fine-tuning, mPLUG",
+        "caption_objects_compositional": "the same, on colour-shape pairs never seen",
+        "vqa": "VQA accuracy, generated answers, mPLUG",
+        "vqa_compositional": "the same, on colour-shape pairs never seen",
+        "image_classification_mplug": "class of one object, fine-tuned, mPLUG",
+        "image_classification_vlmo": "the same, VLMo",
+        "image_classification_flava": "the same, FLAVA",
+        "image_classification_mplug_compositional": "on colour-shape pairs never seen, mPLUG",
+        "image_classification_vlmo_compositional": "the same, VLMo",
+        "image_classification_flava_compositional": "the same, FLAVA",
+        "segmentation_miou": "mean IoU of semantic segmentation, VLMo, linear head",
+        "segmentation_miou_upernet": "the same with the UPerNet-style head",
+        "segmentation_blind": "mean IoU of the most frequent class everywhere",
+        "video_retrieval_r1": "recall at 1 among 200 clips, zero-shot, image model",
+        "video_qa": "accuracy of answers about clips, image model",
+        "video_qa_blind": "accuracy of the majority answer per question type",
+        "two_stage_over_plain": "speed-up of re-ranking 1,000 x 1,000, k = 64, over a plain loop",
+        "best_over_last": "gain of the best model by validation over the last, 600 images",
     },
 }
 """What each figure is, in the order of the page; other figures are only in the files."""
@@ -199,7 +236,7 @@ def results_page(folder: Path, _: str = "") -> str:
     """
     machines: dict[str, str] = {}
     parts = [HEAD.strip()]
-    for benchmark in (FOUNDATION, MPLUG, VLMO, FLAVA, ENGINE):
+    for benchmark in (FOUNDATION, MPLUG, VLMO, FLAVA, ENGINE, TASKS):
         path = folder / f"{benchmark.name}.json"
         if path.is_file():
             parts.append(section(benchmark, load_json(path), machines))

@@ -9,9 +9,10 @@ from benchmarks.pages.flava import FLAVA
 from benchmarks.pages.foundation import FOUNDATION
 from benchmarks.pages.mplug import MPLUG
 from benchmarks.pages.results_page import WHAT, results_page
+from benchmarks.pages.tasks import TASKS
 from benchmarks.pages.vlmo import VLMO
 
-BENCHMARKS = (FOUNDATION, MPLUG, VLMO, FLAVA, ENGINE)
+BENCHMARKS = (FOUNDATION, MPLUG, VLMO, FLAVA, ENGINE, TASKS)
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS, ids=lambda b: b.name)
