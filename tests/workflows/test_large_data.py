@@ -81,7 +81,7 @@ def test_clips_are_excluded_from_an_index_without_a_copy(scenes, tmp_path):
     path = tmp_path / "m.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     source = DataSourceConfig(path=str(path), index="always")
-    config = small_run("mplug.caption", source, max_steps=1)
+    config = small_run("vlmo.retrieval", source, max_steps=1)
     config = replace(config, data=replace(config.data, max_bad_share=0.5))
     data = read_training_data(config, tmp_path / "run")
     assert [r.caption for r in data.records] == [f"image {i}" for i in range(3)]
