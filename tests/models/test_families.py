@@ -10,7 +10,13 @@ from safetensors.torch import load_file, save_file
 
 from triptych.core.config import from_dict, kind_of, to_dict
 from triptych.core.errors import CapabilityError, ConfigError
-from triptych.models.base import VisionLanguageModel, num_parameters
+from triptych.models.base import (
+    PairReader,
+    VisionLanguageModel,
+    encode_frames,
+    match_pairs,
+    num_parameters,
+)
 from triptych.models.families import build_model, create_model, list_models, model_config
 
 KEYS = Path(__file__).parent / "keys"
@@ -295,3 +301,32 @@ def test_unknown_names_name_the_nearest():
 def test_connected_layers_must_exist_once(layers):
     with pytest.raises(ConfigError, match="connected_layers"):
         dataclasses.replace(model_config("mplug_tiny"), connected_layers=layers)
+
+
+def test_a_clip_is_its_frames_one_after_the_other(model):
+    frames, ids, mask = _batch(model, num_images=4)
+    clips = frames.unflatten(0, (2, 2))
+    with torch.inference_mode():
+        alone, clip = model.encode_image(frames), encode_frames(model, clips)
+        assert torch.equal(encode_frames(model, frames).tokens, alone.tokens)
+        assert torch.equal(clip.tokens[1], torch.cat([alone.tokens[2], alone.tokens[3]]))
+        # released: the mean of the frames' projections, then normalised
+        project = model.image_projection
+        mean = torch.stack([project(alone.pooled[i : i + 2]).mean(dim=0) for i in (0, 2)])
+        expected = torch.nn.functional.normalize(mean.float(), dim=-1)
+        torch.testing.assert_close(model.embed_image(clip), expected)
+        # two texts about one clip, and the clip twice
+        text = model.encode_text(ids[:2], mask[:2])
+        if "itm" in model.capabilities:
+            shared = match_pairs(model, clip, text, torch.tensor([1, 1]))
+            repeated = match_pairs(model, clip.select(torch.tensor([1, 1])), text)
+            torch.testing.assert_close(shared, repeated)
+            changed = clips.clone()
+            changed[1, 1] += 1  # the last frame is read
+            other = match_pairs(model, encode_frames(model, changed), text, torch.tensor([1, 1]))
+            assert not torch.allclose(shared, other)
+        if isinstance(model, PairReader):
+            pooled = model.pair_state(clips, ids[:2], mask[:2])
+            torch.testing.assert_close(pooled, model.fuse(clip, text).pooled)
+        if hasattr(model, "embed_pixels"):
+            torch.testing.assert_close(model.embed_pixels(clips), model.embed_image(clip))

@@ -36,7 +36,7 @@ class CaptionOptions:
 
     Attributes:
         folder: A model folder, such as RUN_FOLDER/model.
-        images: Image files.
+        images: Image files, or clips.
         prompt: Words that every caption begins with.
         num_beams: Width of the beam search; if absent, the model folder's.
         top_p: Sample from the likeliest words whose probabilities add up to this.
@@ -63,7 +63,7 @@ class AnswerOptions:
 
     Attributes:
         folder: A model folder that was fine-tuned with mplug.vqa.
-        image: An image file.
+        image: An image file or a clip.
         question: The question, in quotes.
         choices: Answers to choose from; if absent, the model generates freely.
         ocr_words: Words that OCR read in the image, in quotes.
@@ -145,7 +145,7 @@ class MatchOptions:
 
     Attributes:
         folder: A model folder that was pre-trained, or fine-tuned with mplug.retrieval.
-        image: An image file.
+        image: An image file or a clip.
         texts: Texts, each in quotes.
         engine: How the model computes.
     """

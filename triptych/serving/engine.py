@@ -19,7 +19,7 @@ from triptych.data.caption_cleaning import clean_caption
 from triptych.data.collate.base import IdArray, TextCache
 from triptych.data.collate.classification import join_pair
 from triptych.data.masks import MaskClasses
-from triptych.data.transforms.pipeline import ImageTransform, normalise_batch
+from triptych.data.transforms.pipeline import ImageTransform
 from triptych.evaluation.zero_shot import (
     TEMPLATES,
     class_embeddings,
@@ -27,7 +27,7 @@ from triptych.evaluation.zero_shot import (
     prompts,
 )
 from triptych.generation.sampling import SamplingConfig
-from triptych.models.base import VisionLanguageModel, match_pairs
+from triptych.models.base import VisionLanguageModel, encode_frames, match_pairs
 from triptych.serving.captioning import build_captioning, generate_captions
 from triptych.serving.classifying import (
     build_classifier,
@@ -41,9 +41,11 @@ from triptych.serving.inputs import (
     append_seen_words,
     as_list,
     broadcast,
+    check_one_kind,
     check_texts,
     pair_up,
-    read_image,
+    prepare_images,
+    reject_clips,
 )
 from triptych.serving.loading import LoadedModel, load_model
 from triptych.tasks.finetuning.grounding import Grounding, GroundingConfig
@@ -69,7 +71,8 @@ PAIRS_PER_PASS = 128
 class Engine:
     """A trained model, ready to be asked.
 
-    Images are paths, PIL images or uint8 arrays. Every method takes one of each or a list, and
+    Images are paths, PIL images or uint8 arrays, or, but for places in them, clips: paths of video
+    files or uint8 arrays (F, H, W, 3). Every method takes one of each or a list, and
     returns one result or a list of them; a single image goes with many texts, and a single text
     with many images. Not safe to be used by two threads at the same time.
 
@@ -195,6 +198,7 @@ class Engine:
         """
         self._require("ground")
         given, asked, single = broadcast(images, phrases, "phrase")
+        reject_clips(given)
         ids = self._encode(asked, "phrase", self.settings.limits.phrase)
         task = self._grounding()
         boxes: list[Box] = []
@@ -244,6 +248,7 @@ class Engine:
         task = self._classifier
         assert isinstance(task, NLVR2)
         firsts, seconds, said, single = pair_up(first, second, statements)
+        reject_clips([*firsts, *seconds])
         ids = [row.tolist() for row in self._classifier_ids(said, "statement")]
         found: list[float] = []
         with torch.inference_mode(), self._loaded.autocast():
@@ -423,7 +428,7 @@ class Engine:
         given, single = as_list(images)
         with torch.inference_mode(), self._loaded.autocast():
             rows = [
-                _numpy(self.model.embed_image(self.model.encode_image(chunk)))
+                _numpy(self.model.embed_image(encode_frames(self.model, chunk)))
                 for chunk in self._image_chunks(given)
             ]
         embeddings = self._joined(rows)
@@ -481,6 +486,7 @@ class Engine:
 
     def _image_batches(self, images: list[ImageInput]) -> Iterator[dict[str, Tensor]]:
         """Yield what `predict` reads of images alone, in the context for a forward pass."""
+        reject_clips(images)
         with torch.inference_mode(), self._loaded.autocast():
             for rows in _chunks(len(images), IMAGES_PER_PASS):
                 image, sizes = self._prepared(images[rows], rows.start)
@@ -502,7 +508,8 @@ class Engine:
         index_of = {key: number for number, key in enumerate(distinct)}
         index = torch.tensor([index_of[id(image)] for image in images], device=self.device)
         unique = list(distinct.values())
-        parts = [self.model.encode_image(chunk) for chunk in self._image_chunks(unique)]
+        check_one_kind(unique)
+        parts = [encode_frames(self.model, chunk) for chunk in self._image_chunks(unique)]
         text = self.model.encode_text(*self._padded(ids))
         logits = match_pairs(self.model, ImageFeatures.join(parts), text, index)
         scores = torch.softmax(logits.float(), dim=-1)[:, 1]
@@ -529,14 +536,9 @@ class Engine:
     def _prepared(
         self, images: list[ImageInput], first: int
     ) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Return (B, 3, S, S) float32 on the device, and original widths and heights in pixels."""
-        done = [
-            self._transform.apply(read_image(image, f"image {first + number}"))
-            for number, image in enumerate(images)
-        ]
-        pixels = [item.pixels for item in done]
-        batch = normalise_batch(pixels, self.preprocess.mean, self.preprocess.std)
-        return batch.to(self.device), [(item.width, item.height) for item in done]
+        """Return what `prepare_images` does, on the device."""
+        batch, sizes = prepare_images(images, first, self._transform)
+        return batch.to(self.device), sizes
 
     def _prompt_ids(self, prompt: str) -> list[int]:
         limit = self.settings.limits.caption

@@ -10,16 +10,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from triptych.core.errors import DataError
 from triptych.data.collate.base import TextCache
 from triptych.data.collate.finetuning import append_words
 from triptych.data.images import decode_image
+from triptych.data.transforms.pipeline import ImageTransform, normalise_batch
 from triptych.data.transforms.randaugment import Pixels
+from triptych.data.video import decode_frames, frame_positions
 from triptych.text import Tokenizer
 
 ImageInput = str | Path | Image.Image | NDArray[np.uint8]
-"""A path, a PIL image, or a uint8 array: (H, W, 3) RGB, (H, W, 4) RGBA, (H, W[, 1]) grey."""
+"""A path, a PIL image, or a uint8 array: (H, W, 3) RGB, (H, W, 4) RGBA, (H, W[, 1]) grey.
+
+A clip is a path with one of `CLIP_SUFFIXES`, or a uint8 array (F, H, W, 3) RGB.
+"""
+
+CLIP_SUFFIXES = frozenset(
+    {".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ts", ".webm", ".wmv"}
+)
 
 PNG_MODES = frozenset({"1", "L", "LA", "P", "RGB", "RGBA", "I;16"})
 TIFF_MODES = frozenset({"I", "F", "CMYK", "LAB", "I;16B"})
@@ -49,6 +59,87 @@ def read_image(image: object, name: str = "image") -> Pixels:
         f"{name} is {type(image).__name__}: pass a path, a PIL image, or a uint8 array "
         "of height x width x 3 (RGB) or 4 (RGBA), or height x width (grey)"
     )
+
+
+def is_clip(image: object) -> bool:
+    """Return whether an input shows several frames."""
+    if isinstance(image, np.ndarray):
+        return image.ndim == 4
+    return isinstance(image, (str, Path)) and Path(image).suffix.lower() in CLIP_SUFFIXES
+
+
+def read_clip(clip: object, num_frames: int, name: str = "clip") -> Pixels:
+    """Return evenly spread frames of a clip, (num_frames, H, W, 3) uint8 RGB.
+
+    Args:
+        clip: What `is_clip` says yes to.
+        num_frames: How many frames.
+        name: What to call it in messages; a path is named itself.
+
+    Raises:
+        ImageProblem: A file is missing, cut short or no clip; the message names it.
+        DataError: An array of another shape or dtype, or PyAV is missing.
+    """
+    if not isinstance(clip, np.ndarray):
+        return decode_frames(str(clip), num_frames)
+    if clip.shape[3] != 3 or 0 in clip.shape:
+        raise DataError(
+            f"{name} is an array of shape {clip.shape}: pass frames x height x width x 3 (RGB)"
+        )
+    chosen = clip[frame_positions(len(clip), num_frames)]
+    return np.stack([read_image(frame, name) for frame in chosen])
+
+
+def prepare_images(
+    images: Sequence[object], first: int, transform: ImageTransform
+) -> tuple[Tensor, list[tuple[int, int]]]:
+    """Read images, or clips, as a model wants them.
+
+    Args:
+        images: Each an `ImageInput`.
+        first: Number of the first in messages.
+        transform: Of evaluation.
+
+    Returns:
+        (B, 3, S, S) float32 of images or (B, F, 3, S, S) of clips; original widths and heights.
+
+    Raises:
+        DataError: One cannot be read, or images and clips are mixed.
+    """
+    check_one_kind(images)
+    done, config = [], transform.config
+    shows_clips = is_clip(images[0])
+    for number, image in enumerate(images):
+        if shows_clips:
+            frames = read_clip(image, config.num_frames, f"clip {first + number}")
+            done += [transform.apply(frame) for frame in frames]
+        else:
+            done.append(transform.apply(read_image(image, f"image {first + number}")))
+    batch = normalise_batch([item.pixels for item in done], config.mean, config.std)
+    if shows_clips:
+        batch = batch.view(len(images), -1, *batch.shape[1:])
+    return batch, [(item.width, item.height) for item in done[:: len(done) // len(images)]]
+
+
+def reject_clips(images: Sequence[object]) -> None:
+    """Check that there are images alone.
+
+    Raises:
+        DataError: There is a clip.
+    """
+    for image in filter(is_clip, images):
+        shown = image if isinstance(image, (str, Path)) else "an array of frames"
+        raise DataError(f"{shown} is a clip, and this asks about images alone: pass a frame of it")
+
+
+def check_one_kind(images: Sequence[object]) -> None:
+    """Check that there are images alone, or clips alone.
+
+    Raises:
+        DataError: There are both.
+    """
+    if len({is_clip(image) for image in images}) > 1:
+        raise DataError("images and clips are given together: ask about them in two calls")
 
 
 def as_list(value: Any) -> tuple[list[Any], bool]:
