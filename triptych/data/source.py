@@ -203,6 +203,14 @@ def peek(items: Iterable[T]) -> tuple[list[T], Iterator[T]]:
     return first, chain(first, rest)
 
 
+def has_file(path: Path) -> bool:
+    """Return whether a file is there; its name may be of any length, and hold anything."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def choose_layout(
     root: Path, layouts: Sequence[Callable[[Any], str]], items: Sequence[Any], what: str
 ) -> Callable[[Any], str]:
@@ -223,7 +231,7 @@ def choose_layout(
         return layouts[0]
     for layout in layouts:
         paths = (layout(item) for item in probes)
-        if any(path and (root / path).is_file() for path in paths):
+        if any(path and has_file(root / path) for path in paths):
             return layout
     relative = dict.fromkeys(layout(probes[0]) for layout in layouts)
     tried = [str(root / path) for path in relative if path]

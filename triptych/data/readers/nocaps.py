@@ -65,6 +65,8 @@ def read_nocaps(data: Any, source: DataSourceConfig) -> RecordList:
     if not annotations:
         found.records += without_caption.values()
         return found
+    if not isinstance(annotations, list):
+        raise DataError(f"{source.path}: 'annotations' is no list of captions")
     for index, annotation in enumerate(annotations):
         try:
             found.records.append(_caption_record(annotation, index, without_caption))

@@ -15,7 +15,7 @@ from triptych.data.entries import EntryError, parse_answers, parse_box, parse_ca
 from triptych.data.lines import iterate_json
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
-from triptych.data.source import DataSourceConfig, check_split, choose_layout, peek
+from triptych.data.source import DataSourceConfig, check_split, choose_layout, has_file, peek
 from triptych.data.spec import Expected, Format, Layout
 
 IMAGES_FILE = "image_data.json"
@@ -186,7 +186,7 @@ class _Finder:
     def find(self, image_id: int) -> str:
         for folder in self._folders:
             path = _in(folder)(image_id)
-            if (self._root / path).is_file():
+            if has_file(self._root / path):
                 self._folders.remove(folder)
                 self._folders.insert(0, folder)
                 return path
