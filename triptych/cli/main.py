@@ -39,6 +39,7 @@ VERBS = {
     "data list": Verb("data_list", "[NAME]", "list the formats of datasets, and what is missing"),
     "data scenes": Verb("data_scenes", "OUT --num-images N", "write the built-in scenes"),
     "data shard": Verb("data_shard", "MANIFEST --out SHARDS", "write a dataset as tar shards"),
+    "data stats": Verb("data_stats", "PATH...", "count images, pairs and words by source"),
     "data tokenize-images": Verb(
         "data_tokenize_images",
         "MANIFEST --tokenizer FOLDER --out SHARDS",
