@@ -58,7 +58,7 @@ def test_version(capsys):
         (
             ["data", "zzz"],
             "`triptych data` has no 'zzz': choose one of check, list, scenes, shard, "
-            "tokenize-images",
+            "stats, tokenize-images",
         ),
     ],
 )

@@ -12,7 +12,6 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -21,7 +20,6 @@ from triptych.data.cache import cache_folder, cache_key, log, one_at_a_time
 from triptych.data.skips import ImageProblem, SkipKind
 
 _LAYOUT = re.compile(r"(planes|pixels|columns|decimal) ([13])x(\d+)x(\d+)")
-COPIED_BYTES = 2**22
 
 
 def pixel_layout(order: str, channels: int, height: int, width: int) -> str:
@@ -115,9 +113,3 @@ def unpacked(path: Path, part: str, read: Callable[[], Iterator[bytes]]) -> Path
             "another folder with $TRIPTYCH_CACHE, or unpack the file yourself"
         ) from error
     return target
-
-
-def in_pieces(file: BinaryIO) -> Iterator[bytes]:
-    """Yield a file's bytes from where it stands."""
-    while piece := file.read(COPIED_BYTES):
-        yield piece
