@@ -23,6 +23,7 @@ CASES = {
     "m.tsv": ("text\timage\na\t", "text"),
     "m.txt": ("a", "text"),
     "m.json": ('[{"text": "a"}]', "text"),
+    "lines.json": ('{"text": "a"}\n{"text": ""}\n', "text"),
 }
 
 
@@ -83,7 +84,7 @@ def test_a_json_file_of_another_kind_names_its_keys(tmp_path):
         ("data.jsonl", "", "holds no record"),
         ("data.jsonl", "{bad\n[1]\n", "none of its 2 entries is usable"),
         ("data.json", '{"a": ', r"data\.json:1: not valid JSON"),
-        ("data.json", '{"text": "a"}\n{"text": "b"}', "is it JSON Lines"),
+        ("data.json", '{"text": "a"} {"text": "b"}', "is it JSON Lines"),
         ("refs(unc).p", "x", r"refs\(unc\)\.p: is not a pickle.*plain values"),
         ("words.pkl", "x", r"words\.pkl: a pickled file is not loaded.*any code"),
     ],

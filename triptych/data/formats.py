@@ -15,6 +15,7 @@ from triptych.core.registry import Registry
 from triptych.data.lines import (
     cannot_read,
     first_member,
+    is_json_lines,
     load_json,
     parse_json_line,
     read_lines,
@@ -115,7 +116,7 @@ def recognise(source: DataSourceConfig) -> tuple[Format, Any]:
     if not path.is_file():
         raise cannot_read(path, FileNotFoundError())
     suffix = path.suffix.lower()
-    if suffix in LINE_SUFFIXES:
+    if suffix in LINE_SUFFIXES or (suffix == ".json" and is_json_lines(path)):
         found = _first(_asks_object(path))
     elif suffix == ".json":
         return _recognise_json(path)

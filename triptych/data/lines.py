@@ -93,6 +93,17 @@ def iterate_json(path: Path) -> Iterator[tuple[str | int, Any]]:
         raise DataError(f"{path}: not UTF-8: {error}. Save the file as UTF-8") from error
 
 
+def is_json_lines(path: Path) -> bool:
+    """Return whether a file holds a JSON object a line, whatever its name: NLVR2's are `.json`."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            lines = (file.readline(CHUNK).strip() for _ in range(2))
+            first, second = lines
+        return second.startswith("{") and isinstance(parse_json_line(first), dict)
+    except (OSError, ValueError):
+        return False
+
+
 def first_member(path: Path) -> tuple[str | int, Any] | None:
     """Return the first member of a JSON file; None if it is long, or there is none to be read."""
     try:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from triptych.core.errors import DataError
+from triptych.data.manifest import read_records
 from triptych.data.readers.reasoning import read_nlvr2
 from triptych.data.skips import SkipKind
 from triptych.data.source import DataSourceConfig
@@ -48,3 +49,29 @@ def test_the_pair_comes_from_the_identifier(tmp_path, folder):
 def test_missing_images_name_what_was_tried(tmp_path):
     with pytest.raises(DataError, match=r"tried: .*dev-850-0-img0\.png"):
         read_nlvr2(write(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "image"),
+    [
+        (
+            "train",
+            {"identifier": "train-10171-0-0", "directory": 39},
+            "images/train/39/train-10171-0",
+        ),
+        ("dev", {"identifier": "dev-850-0-0"}, "dev/dev-850-0"),
+        ("test1", {"identifier": "test1-0-1-0"}, "test1/test1-0-1"),
+    ],
+)
+def test_the_published_folders_are_read_as_they_are(tmp_path, name, line, image):
+    """The files are JSON Lines named .json, in `data`; images lie beside that folder."""
+    whole = {"sentence": "Both are red.", "label": "True", "synset": "acorn", "query": "x"} | line
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / f"{name}.json"
+    path.write_text(f"{json.dumps(whole)}\n{json.dumps(whole | {'sentence': ''})}\n")
+    for side in (0, 1):
+        file = tmp_path / f"{image}-img{side}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"%d" % side)
+    (record,) = read_records(DataSourceConfig(path=str(path))).records
+    assert [source.read() for source in record.images] == [b"0", b"1"]

@@ -22,7 +22,14 @@ from triptych.data.entries import (
     misspelt_field,
     parse_entry,
 )
-from triptych.data.lines import UTF16_BOMS, cannot_read, load_json, parse_json_line, read_lines
+from triptych.data.lines import (
+    UTF16_BOMS,
+    cannot_read,
+    is_json_lines,
+    load_json,
+    parse_json_line,
+    read_lines,
+)
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, Parts, check_split
@@ -76,7 +83,7 @@ def iterate_objects(path: Path) -> Iterator[Entry | Skipped]:
 
 
 def _values(path: Path) -> Iterator[tuple[str, str, Any]]:
-    if path.suffix.lower() == ".json":
+    if path.suffix.lower() == ".json" and not is_json_lines(path):
         listed = load_json(path)
         if not isinstance(listed, list):
             raise DataError(f"{path}: expected a list of entries, found {type(listed).__name__}")

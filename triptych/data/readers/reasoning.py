@@ -81,6 +81,9 @@ NLVR2_LAYOUTS: tuple[Callable[[Mapping[str, Any]], str], ...] = (
     lambda fields: f"{_part(fields)}/{_pair(fields)}-img0.png",
     lambda fields: f"images/{_pair(fields)}-img0.png",
     lambda fields: f"images/train/{fields.get('directory', '')}/{_pair(fields)}-img0.png",
+    # The published files lie in `data`, beside the folders of images.
+    lambda fields: f"../{_part(fields)}/{_pair(fields)}-img0.png",
+    lambda fields: f"../images/train/{fields.get('directory', '')}/{_pair(fields)}-img0.png",
 )
 
 
@@ -209,7 +212,7 @@ FORMATS = (
                     Expected("dev/*.png", "images for validation"),
                     Expected("test1/*.png", "images for testing"),
                 ),
-                ("nlvr2/data/dev.json --reader nlvr2 --image-root nlvr2",),
+                ("nlvr2/data/dev.json", "nlvr2/data/train.json"),
             ),
         ),
     ),
