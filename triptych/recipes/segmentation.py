@@ -48,7 +48,7 @@ def segmentation(scale: str) -> RunConfig:
 def _run(recipe: str, scale: str, models: dict[str, str]) -> RunConfig:
     check_scale(scale)
     if scale not in PAPER_SCALES:
-        steps = {"smoke": 4, "tiny": 1000, "small": 6000}[scale]
+        steps = {"smoke": 4, "tiny": 300, "small": 6000}[scale]
         optim = small_optim(1e-3 if scale != "small" else 3e-4, min(50, steps), head_factor=2.0)
         task = SegmentationConfig(channels=64)
         run = scales.small_run(recipe, scale, models, task, steps, optim)
