@@ -2,11 +2,13 @@
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import triptych
 from tests.serving.tiny_folder import IMAGE_SIZE, write_tiny_folder, write_tiny_vlmo
@@ -104,7 +106,9 @@ def test_zero_shot_equals_a_plain_loop(folder, noise):
     values = values_of(found)
     assert values["zero_shot"] == np.mean([row[0] == t for row, t in zip(order, truth)])
     assert values["zero_shot_top5"] == np.mean([t in row[:5] for row, t in zip(order, truth)])
-    assert set(values) == {"zero_shot", "zero_shot_top5", *(f"zero_shot/{c}" for c in CLASSES)}
+    names = {"zero_shot", "zero_shot_top5", "zero_shot_per_class"}
+    assert set(values) == names | {f"zero_shot/{c}" for c in CLASSES}
+    assert values["zero_shot_per_class"] == pytest.approx(values["zero_shot"])  # as many of each
     assert "Of 6 classes, each the mean of 3 sentences." in found[0].protocol
     assert found[0].num_items == 18
 
@@ -173,9 +177,55 @@ def test_a_probe_tells_colours_apart_as_the_plain_loop_does(family, colors, requ
     torch.testing.assert_close(probe.weight, plain.weight, atol=1e-3, rtol=1e-3)
     values = values_of(found)
     assert values["probe"] == plain.accuracy(*splits[2]) == 1.0
-    assert set(values) == {"probe", *(f"probe/{name}" for name in names)}
-    assert "frozen features of 27 images" in found[0].protocol
+    assert set(values) == {"probe", "probe_per_class", *(f"probe/{name}" for name in names)}
+    assert "chosen on 9 of 27 images with frozen features" in found[0].protocol
     assert found[0].num_items == 12
+
+
+@pytest.mark.parametrize("family", ["folder", "vlmo"])
+def test_neighbours_tell_colours_apart_as_the_plain_loop_does(family, colors, request):
+    folder = request.getfixturevalue(family)
+    sources = [DataSourceConfig(path=str(root)) for root in colors]
+    found, probe = probe_folder(folder, *sources, method="knn", local_batch_size=4)
+    names = ["blue", "green", "red"]
+    bank, labels = [], []
+    for root in colors[:2]:
+        paths = images_of(root)
+        bank.append(states(folder, paths)[1])
+        labels += [names.index(path.parent.name) for path in paths]
+    bank = torch.cat(bank)
+    test = images_of(colors[2])
+    cosines = torch.nn.functional.cosine_similarity(
+        states(folder, test)[1][:, None], bank[None], dim=-1
+    )
+    hits = []
+    for path, row in zip(test, cosines, strict=True):
+        votes = [0.0] * 3
+        for place in row.argsort(descending=True)[: probe.k].tolist():
+            votes[labels[place]] += math.exp((float(row[place]) - 1) / 0.07)
+        hits.append(names[int(np.argmax(votes))] == path.parent.name)
+    values = values_of(found)
+    assert values["knn"] == pytest.approx(np.mean(hits))
+    assert set(values) == {"knn", "knn_per_class", *(f"knn/{name}" for name in names)}
+    assert "nearest neighbours by cosine, k chosen on 9 of 27 images" in found[0].protocol
+
+
+def test_a_model_of_texts_alone_is_not_probed(folder, colors, tmp_path):
+    """Random weights are refused; the same stage after one on images is not."""
+    sources = [DataSourceConfig(path=str(root)) for root in colors]
+    text_only = tmp_path / "text"
+    shutil.copytree(folder, text_only)
+    config = json.loads((text_only / "config.json").read_text())
+    config["trained_for"] = ["language"]
+    (text_only / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CapabilityError, match="for language alone: its image encoder still has"):
+        probe_folder(text_only, *sources)
+    weights = load_file(text_only / "model.safetensors")
+    name = next(n for n in weights if n.startswith("visual_encoder.blocks") and "bias" in n
+                and "norm" not in n)  # fmt: skip
+    weights[name] += 0.01
+    save_file(weights, text_only / "model.safetensors")
+    assert probe_folder(text_only, *sources)[0]
 
 
 def test_images_alone_pass_through_vlmo(vlmo, noise):
@@ -243,6 +293,10 @@ def test_the_command_line_probes(folder, colors, tmp_path, capsys):
     content = json.loads(scores.read_text())
     assert content["metrics"][0]["value"] == 1.0
     assert f"{content['c']:.6g}" in content["validation_accuracy"]
+    assert main(["probe", str(folder), *arguments, "--method", "knn", "--json", str(scores)]) == 0
+    assert "knn/red" in capsys.readouterr().out
+    content = json.loads(scores.read_text())
+    assert (content["method"], content["k"]) == ("knn", 10)
 
 
 def test_the_command_line_classifies(folder, noise, tmp_path, capsys):

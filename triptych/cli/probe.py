@@ -1,10 +1,11 @@
-"""`triptych probe`: how well a linear classifier on frozen features tells classes apart."""
+"""`triptych probe`: how well a classifier on frozen features tells classes apart."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Literal
 
 from triptych.cli.eval import print_table
 from triptych.cli.parsing import (
@@ -17,15 +18,16 @@ from triptych.cli.parsing import (
     parse,
 )
 
-HELP = """Fit and evaluate logistic regression on the frozen features of a model's image encoder.
+HELP = """Classify images by the frozen features of a model's image encoder, and score that.
 
-Data are class folders, or manifests with `image` and `label`. The strength of the penalty is chosen
-on the validation data; the classifier is then fitted on training and validation data together, and
-scored on the test data.
+Data are class folders, or manifests with `image` and `label`. The strength of the penalty of the
+logistic regression, or how many nearest neighbours vote, is chosen on the validation data; the
+classifier then has training and validation data, and is scored on the test data.
 
 Examples:
   triptych probe runs/mine/model --train classes/train --validation classes/val \\
     --test classes/test
+  triptych probe runs/mine/model --train a --validation b --test c --method knn
   triptych probe runs/mine/model --train a --validation b --test c --label-pattern "_(.+)"
 """
 
@@ -37,9 +39,10 @@ class ProbeOptions:
     Attributes:
         folder: A model folder; or released weights: a folder of transformers, or its hub id.
         train: Labelled images to fit the classifier on.
-        validation: Labelled images to choose the penalty on.
+        validation: Labelled images to choose the penalty, or the number of neighbours, on.
         test: Labelled images to score it on.
         source: How all three are read.
+        method: linear is logistic regression, knn the votes of the nearest neighbours.
         label_pattern: A regular expression whose first group is the class in a label; if absent,
             the whole label is.
         local_batch_size: Images per batch.
@@ -52,6 +55,7 @@ class ProbeOptions:
     validation: str
     test: str
     source: SourceGroup = field(default_factory=SourceOptions)
+    method: Literal["linear", "knn"] = "linear"
     label_pattern: str | None = None
     local_batch_size: int = 128
     max_bad_share: float = 0.01
@@ -62,6 +66,7 @@ def run(arguments: Sequence[str]) -> int:
     """Print a table, or JSON; and write JSON where asked."""
     options = parse(ProbeOptions, json_as_out(arguments), verb="probe", description=HELP)
     from triptych.core.machine import current_commit
+    from triptych.evaluation.linear_probe import LinearProbe
     from triptych.workflows.frozen import probe_folder
 
     metrics, probe = probe_folder(
@@ -70,6 +75,7 @@ def run(arguments: Sequence[str]) -> int:
             options.source.source(path)
             for path in (options.train, options.validation, options.test)
         ),
+        method=options.method,
         label_pattern=options.label_pattern,
         local_batch_size=options.local_batch_size,
         max_bad_share=options.max_bad_share,
@@ -81,7 +87,8 @@ def run(arguments: Sequence[str]) -> int:
         {
             "model": str(options.folder),
             "commit": current_commit(),
-            "c": probe.c,
+            "method": options.method,
+            **({"c": probe.c} if isinstance(probe, LinearProbe) else {"k": probe.k}),
             "validation_accuracy": {f"{c:.6g}": score for c, score in probe.scores.items()},
             "metrics": [asdict(metric) for metric in metrics],
         }

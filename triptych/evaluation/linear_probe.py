@@ -78,7 +78,7 @@ def fit_probe(
     Raises:
         DataError: There is no row, a feature is not finite, or a label is out of range.
     """
-    _check(features, labels, num_classes)
+    check_rows(features, labels, num_classes)
     x = features.detach().double()
     y = labels.to(x.device)
     width = x.shape[1]
@@ -134,7 +134,7 @@ def sweep_probe(
     Raises:
         DataError: A split is empty, a feature is not finite, or a label is out of range.
     """
-    _check(*validation, num_classes)
+    check_rows(*validation, num_classes)
     scores: dict[int, float] = {}
     last: LinearProbe | None = None
 
@@ -175,7 +175,12 @@ def c_at(index: int) -> float:
     return float(10.0 ** (LOWEST_EXPONENT + index / STEPS_PER_DECADE))
 
 
-def _check(features: Tensor, labels: Tensor, num_classes: int) -> None:
+def check_rows(features: Tensor, labels: Tensor, num_classes: int) -> None:
+    """Reject features (N, D) and labels (N,) that no probe can be made of.
+
+    Raises:
+        DataError: There is no row, a feature is not finite, or a label is out of range.
+    """
     if len(features) == 0 or len(features) != len(labels):
         raise DataError(
             f"a probe needs one label for each of at least one row of features, got "

@@ -1,15 +1,17 @@
-"""Frozen models as classifiers: by the names of the classes, and by a linear probe."""
+"""Frozen models as classifiers: by the names of the classes, and by probes of their features."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from triptych.core.errors import DataError
+from triptych.core.config import check
+from triptych.core.errors import CapabilityError, DataError
 from triptych.core.outputs import MetricValue, Predictions
 from triptych.data.caption_cleaning import clean_caption
 from triptych.data.class_names import check_names
@@ -23,8 +25,10 @@ from triptych.data.stream import build_loader
 from triptych.data.transforms.pipeline import ImageTransform
 from triptych.evaluation.bootstrap import mean_value
 from triptych.evaluation.evaluator import evaluation_mode
+from triptych.evaluation.label_metrics import MeanPerClassMetric
 from triptych.evaluation.linear_probe import LinearProbe, sweep_probe
 from triptych.evaluation.metrics import ClassificationMetric
+from triptych.evaluation.nearest import NearestProbe, choose_nearest
 from triptych.evaluation.zero_shot import (
     TEMPLATES,
     class_embeddings,
@@ -32,9 +36,13 @@ from triptych.evaluation.zero_shot import (
     prompts,
 )
 from triptych.serving.loading import LoadedModel, load_model
+from triptych.tasks.registry import TASKS
 
 TEXTS_AT_ONCE = 256
 Progress = Callable[[int], None]
+Method = Literal["linear", "knn"]
+METHODS: tuple[Method, ...] = get_args(Method)
+Probe = LinearProbe | NearestProbe
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +113,8 @@ def evaluate_zero_shot(
         DataError: The classes are WordNet ids, which no model has read.
 
     Returns:
-        "zero_shot" and "zero_shot_top5" (with more than five classes), then each class's accuracy.
+        "zero_shot", "zero_shot_top5" (with more than five classes) and "zero_shot_per_class", then
+        each class's accuracy.
     """
     names = distinct_classes(data.labels)
     check_names(names)
@@ -132,7 +141,9 @@ def evaluate_zero_shot(
         ]
         words = f"{protocol} Share of images whose class is among the first five."
         values.append(mean_value("zero_shot_top5", hits, words))
-    return [*values, *rest]
+    per_class = MeanPerClassMetric(dict(enumerate(data.labels)), "zero_shot")
+    per_class.update(Predictions(index=index, scores={"label": best}))
+    return [*values, *per_class.compute(), *rest]
 
 
 def name_embeddings(
@@ -160,24 +171,27 @@ def probe_folder(
     validation: DataSourceConfig,
     test: DataSourceConfig,
     *,
+    method: Method = "linear",
     label_pattern: str | None = None,
     local_batch_size: int = 128,
     max_bad_share: float = 0.01,
     on_loaded: Callable[[LoadedModel], None] | None = None,
-) -> tuple[list[MetricValue], LinearProbe]:
-    """Fit a linear classifier on a model folder's frozen features, and score it.
+) -> tuple[list[MetricValue], Probe]:
+    """Fit a classifier on a model folder's frozen features, and score it.
 
     Args:
         folder: A model folder, whatever it was trained for.
         train: Labelled images to fit on.
-        validation: Labelled images that choose the penalty.
+        validation: Labelled images that choose the penalty, or the number of neighbours.
         test: Labelled images to score on.
+        method: A linear classifier, or the nearest neighbours.
         label_pattern: A regular expression whose first group in a label is the class.
         local_batch_size: Images at a time.
         max_bad_share: Share of images that may be unreadable.
         on_loaded: Called with the model before anything is encoded.
 
     Raises:
+        CapabilityError: The model never learned to read images.
         ConfigError: The pattern does not fit the labels.
         DataError: The data lack labels, or too much of them is bad.
     """
@@ -186,9 +200,46 @@ def probe_folder(
         for source in (train, validation, test)
     ]
     loaded = load_model(folder)
+    check_reads_images(loaded)
     if on_loaded is not None:
         on_loaded(loaded)
-    return evaluate_probe(loaded, *splits, local_batch_size=local_batch_size, device=loaded.device)
+    return evaluate_probe(
+        loaded, *splits, method=method, local_batch_size=local_batch_size, device=loaded.device
+    )
+
+
+def check_reads_images(loaded: LoadedModel) -> None:
+    """Reject a model that was trained on texts alone, and whose image encoder is as initialised.
+
+    Its linear layers still have the biases that random weights come with: zeros.
+
+    Raises:
+        CapabilityError: The image encoder never learned anything.
+    """
+    words = set(loaded.settings.trained_for)
+    specs = [spec for spec in TASKS.values() if spec.trained_for in words]
+    if not specs or any("image" in need for spec in specs for need in spec.needs):
+        return
+    model = loaded.model
+    biases = [m.bias for m in model.modules() if isinstance(m, nn.Linear) and m.bias is not None]
+    trained = [bias.requires_grad for bias in biases]
+    try:
+        for bias in biases:
+            bias.requires_grad_(True)
+        with torch.enable_grad(), evaluation_mode(model):
+            pixels = torch.zeros(1, 3, model.image_size, model.image_size, device=loaded.device)
+            pooled = model.encode_image(pixels).pooled.sum()
+            read = torch.autograd.grad(pooled, biases, allow_unused=True)
+    finally:
+        for bias, was in zip(biases, trained, strict=True):
+            bias.requires_grad_(was)
+    used = [bias for bias, gradient in zip(biases, read, strict=True) if gradient is not None]
+    if used and not any(bool(bias.any()) for bias in used):
+        raise CapabilityError(
+            f"{loaded.folder} was trained for {' and '.join(loaded.settings.trained_for)} alone: "
+            "its image encoder still has random weights, and a probe of it would say nothing; "
+            "name the folder of a stage that reads images"
+        )
 
 
 def evaluate_probe(
@@ -197,20 +248,23 @@ def evaluate_probe(
     validation: LabelledImages,
     test: LabelledImages,
     *,
+    method: Method = "linear",
     local_batch_size: int = 128,
     device: torch.device,
     progress: Progress | None = None,
-) -> tuple[list[MetricValue], LinearProbe]:
-    """Fit a linear classifier on frozen features, and score it on a test split.
+) -> tuple[list[MetricValue], Probe]:
+    """Fit a classifier on frozen features, and score it on a test split.
 
-    The features are the image encoder's pooled states. C is chosen on the validation split.
+    The features are the image encoder's pooled states. C, or k, is chosen on the validation split.
 
     Returns:
-        "probe" and each class's accuracy, and the classifier.
+        "probe" or "knn" with the mean over classes and each class's accuracy, and the classifier.
 
     Raises:
+        ConfigError: No such method.
         DataError: Fewer than two classes, or a class of another split that training lacks.
     """
+    check(method in METHODS, "method", method, f"be one of {', '.join(METHODS)}")
     names = distinct_classes(train.labels)
     numbers = {name: number for number, name in enumerate(names)}
     for split in (validation, test):
@@ -230,16 +284,21 @@ def evaluate_probe(
     with evaluation_mode(model), torch.no_grad(), loaded.autocast():
         splits = [features(split) for split in (train, validation, test)]
     (x, y, _), (val_x, val_y, _), (test_x, _, index) = splits
-    probe = sweep_probe((x, y), (val_x, val_y), num_classes=len(names))
-    metric = ClassificationMetric(dict(enumerate(test.labels)), "probe")
+    probe: Probe
+    if method == "linear":
+        probe = sweep_probe((x, y), (val_x, val_y), num_classes=len(names))
+        name, words = "probe", f"Logistic regression, C = {probe.c:.3g}"
+    else:
+        probe = choose_nearest((x, y), (val_x, val_y), num_classes=len(names))
+        name, words = "knn", f"Votes of the {probe.k} nearest neighbours by cosine, k"
+    words += f" chosen on {len(val_x)} of {len(x) + len(val_x)} images with frozen features."
     best = [names[number] for number in probe.predict(test_x).tolist()]
-    metric.update(Predictions(index=index, scores={"label": best}))
-    first, *rest = metric.compute()
-    words = (
-        f"Logistic regression on frozen features of {len(x) + len(val_x)} images, C = "
-        f"{probe.c:.3g} chosen on {len(val_x)} of them."
-    )
-    return [replace(first, protocol=f"{words} {first.protocol}"), *rest], probe
+    truth = dict(enumerate(test.labels))
+    values = []
+    for metric in (ClassificationMetric(truth, name), MeanPerClassMetric(truth, name)):
+        metric.update(Predictions(index=index, scores={"label": best}))
+        values += metric.compute()
+    return [replace(values[0], protocol=f"{words} {values[0].protocol}"), *values[1:]], probe
 
 
 def encode_images(
