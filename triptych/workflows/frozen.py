@@ -294,11 +294,12 @@ def evaluate_probe(
     words += f" chosen on {len(val_x)} of {len(x) + len(val_x)} images with frozen features."
     best = [names[number] for number in probe.predict(test_x).tolist()]
     truth = dict(enumerate(test.labels))
-    values = []
-    for metric in (ClassificationMetric(truth, name), MeanPerClassMetric(truth, name)):
+    accuracy, per_class = ClassificationMetric(truth, name), MeanPerClassMetric(truth, name)
+    for metric in (accuracy, per_class):
         metric.update(Predictions(index=index, scores={"label": best}))
-        values += metric.compute()
-    return [replace(values[0], protocol=f"{words} {values[0].protocol}"), *values[1:]], probe
+    first, *rest = accuracy.compute()
+    first = replace(first, protocol=f"{words} {first.protocol}")
+    return [first, *per_class.compute(), *rest], probe
 
 
 def encode_images(
