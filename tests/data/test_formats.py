@@ -2,11 +2,15 @@
 
 import importlib.util
 import json
+import shlex
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
+from triptych.cli.data_check import CheckOptions
 from triptych.cli.main import main
+from triptych.cli.parsing import parse
 from triptych.core.errors import ConfigError, DataError
 from triptych.data.formats import FORMATS, register_format
 from triptych.data.lines import CHUNK, first_member, iterate_json
@@ -27,6 +31,20 @@ def test_every_format_is_complete(known):
     for layout in known.layouts:
         assert layout.examples and layout.files and layout.folder
         assert any(not files.optional for files in layout.files)
+
+
+@pytest.mark.parametrize("known", FORMATS.entries().values(), ids=lambda known: known.name)
+def test_examples_are_commands_on_files_of_the_layout(known):
+    for layout in known.layouts:
+        paths = [path for files in layout.files for path in (files.path, *files.other)]
+        if not layout.source:
+            continue  # of one's own data, whose names are one's own
+        for example in layout.examples:
+            options = parse(CheckOptions, shlex.split(example), verb="data check", description="")
+            options.source.source(options.manifest)
+            name = options.manifest.removeprefix(layout.folder).strip("/")
+            is_own = any(fnmatch(name, path) or path.startswith(f"{name}/") for path in paths)
+            assert not name or is_own or "://" in name or "{" in name, example
 
 
 def test_each_layout_is_found_where_it_lies(tmp_path):

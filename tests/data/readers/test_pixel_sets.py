@@ -310,7 +310,8 @@ def test_fer2013_that_is_broken(tmp_path):
 def test_the_list_of_formats_says_what_is_missing(tmp_path):
     write_cifar10(tmp_path / "cifar-10-batches-bin")
     (tmp_path / "cifar-10-batches-bin/data_batch_2.bin").unlink()
-    (report,) = FORMATS.get("cifar").find(tmp_path)
+    report, other = FORMATS.get("cifar").find(tmp_path)
+    assert other.state == "absent"
     missing = report.missing
     assert report.state == "incomplete"
     assert len(missing) == 1 and "4 of 5" in missing[0]

@@ -86,6 +86,7 @@ def class_format(
     tells: str,
     parts: str,
     layout: tuple[str, str, Sequence[Expected], Sequence[str]],
+    more_layouts: tuple[Layout, ...] = (),
 ) -> Format:
     """Return the format of a folder of images with classes.
 
@@ -97,6 +98,7 @@ def class_format(
         tells: What its folder holds, in words that follow "holds".
         parts: The splits, in words.
         layout: The folder's usual name, where it is published, its files, and examples.
+        more_layouts: Those of further sets that the format reads.
     """
 
     def is_set(path: str) -> bool:
@@ -111,5 +113,5 @@ def class_format(
         tells=tells,
         of_path=lambda path: Path(path).is_dir() and is_set(path),
         parts=parts,
-        layouts=(Layout(title, folder, source, tuple(files), tuple(examples)),),
+        layouts=(Layout(title, folder, source, tuple(files), tuple(examples)), *more_layouts),
     )

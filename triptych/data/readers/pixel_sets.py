@@ -35,7 +35,7 @@ from triptych.data.readers.set_names import CIFAR10, FACES, STL10, TISSUE
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig
-from triptych.data.spec import Expected, Format
+from triptych.data.spec import Expected, Format, Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,7 +433,7 @@ def _face(
 FORMATS: tuple[Format, ...] = (
     class_format(
         "cifar",
-        "CIFAR-10 and CIFAR-100, binary version",
+        "CIFAR-10 (and CIFAR-100), binary version",
         read_cifar,
         [
             ["data_batch_*.bin"],
@@ -448,13 +448,23 @@ FORMATS: tuple[Format, ...] = (
             "cifar-10-batches-bin",
             "https://www.cs.toronto.edu/~kriz/cifar.html (binary version)",
             (
-                Expected(
-                    "data_batch_*.bin", "training images of CIFAR-10", 5, other=("train.bin",)
-                ),
-                Expected("test_batch.bin", "test images", other=("test.bin",)),
-                Expected("fine_label_names.txt", "class names of CIFAR-100", optional=True),
+                Expected("data_batch_*.bin", "training images of CIFAR-10", 5),
+                Expected("test_batch.bin", "test images"),
             ),
-            ("cifar-10-batches-bin --split test", "cifar-100-binary --split test"),
+            ("cifar-10-batches-bin --split test",),
+        ),
+        more_layouts=(
+            Layout(
+                "CIFAR-100, binary version",
+                "cifar-100-binary",
+                "https://www.cs.toronto.edu/~kriz/cifar.html",
+                (
+                    Expected("train.bin", "training images"),
+                    Expected("test.bin", "test images"),
+                    Expected("fine_label_names.txt", "class names"),
+                ),
+                ("cifar-100-binary --split test",),
+            ),
         ),
     ),
     class_format(
