@@ -294,13 +294,19 @@ def test_fer2013_that_is_broken(tmp_path):
     path = tmp_path / "fer2013.csv"
     write_fer(path)
     with path.open("a") as file:
-        file.write("7,1 2 3,Training\nxx\n3,1 2 300,Training\n0,1 2 3,Training\n")
+        rows = ("7,1 2 3,Training", "xx", '1,"1 ""2",Training', "3,1 2 300,Training",
+                "0,1 2 3,Training")  # fmt: skip
+        file.write("\n".join(rows))
     found = read(path, "train")
-    assert [entry.kind.value for entry in found.skipped] == ["bad_label", "bad_record"]
-    assert [entry.where for entry in found.skipped] == [f"{path}:5", f"{path}:6"]
+    assert [entry.kind.value for entry in found.skipped] == [
+        "bad_label",
+        "bad_record",
+        "bad_record",
+    ]
+    assert [entry.where for entry in found.skipped] == [f"{path}:{n}" for n in (5, 6, 7)]
     assert len(found.records) == 3
     for record in found.records[1:]:
-        with pytest.raises(DataError, match=r"row [78]"):
+        with pytest.raises(DataError, match=r"row [89]"):
             decode_image(record.image)
     path.write_text("emotion,pixels\n0,1\n")
     with pytest.raises(DataError, match="expected the columns emotion,pixels,Usage"):

@@ -93,6 +93,7 @@ WIT_ROWS = (
     wit_row("C.jpg", passes="false", caption_attribution_description="eine Beschreibung",
             caption_alt_text_description="alt text"),
     wit_row("D.jpg"),
+    wit_row("F.jpg", caption_reference_description='"a ""quoted""\nword"'),
     wit_row("E.jpg", language="de", caption_reference_description="ein Bild"),
     "one\tcell",
 )  # fmt: skip
@@ -105,7 +106,7 @@ def test_wit(tmp_path, name, folder):
     (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
     image(tmp_path / folder / "A_b'.jpg")
     found = read(tmp_path / name)
-    assert captions(found) == ["a reference", "an attribution", "alt text"]
+    assert captions(found) == ["a reference", "an attribution", "alt text", 'a "quoted" word']
     assert [entry.kind.value for entry in found.skipped] == ["bad_record"]
     assert found.records[0].image.path == str(tmp_path / f"{folder}A_b'.jpg")
 
@@ -117,7 +118,7 @@ def test_broken_wit(tmp_path):
         (data[:-9], "ends early"),
         (b"plain text", "no gzip file"),
         (gzip.compress(b"a\tb\nc\td\n"), "expected WIT's columns"),
-        (data, "none of the first 3 images is found"),
+        (data, "none of the first 4 images is found"),
     ):
         path.write_bytes(content)
         with pytest.raises(DataError, match=message):

@@ -6,7 +6,6 @@ or in Kaggle's copy, holds the class of each. Class names come from a file too.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -160,17 +159,18 @@ def _truth(source: DataSourceConfig, folder: Path, stems: Sequence[str]) -> dict
 def _kaggle_truth(path: Path) -> dict[str, str]:
     """Read `ImageId,PredictionString`: an image, and `n03995372 85 1 499 272 ...`."""
     truth = {}
-    lines = csv.reader(text for _, text in read_lines(path) if isinstance(text, str))
-    for number, cells in enumerate(lines, 1):
-        if cells[:1] == ["ImageId"]:
+    for number, line in read_lines(path):
+        text = line if isinstance(line, str) else line.message
+        name, _, boxes = text.partition(",")
+        label = boxes.split(" ")[0]
+        if name == "ImageId":
             continue
-        label = cells[1].split(" ")[0] if len(cells) == 2 else ""
         if not is_wordnet_id(label):
             raise DataError(
-                f"{path}:{number}: {','.join(cells)[:60]!r} is not an image and a WordNet id, as "
-                "in 'ILSVRC2012_val_00048981,n03995372 85 1 499 272'"
+                f"{path}:{number}: {text[:60]!r} is not an image and a WordNet id, as in "
+                "'ILSVRC2012_val_00048981,n03995372 85 1 499 272'"
             )
-        truth[cells[0]] = label
+        truth[name] = label
     return truth
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -409,15 +408,18 @@ def _face(
     path: Path, header: list[str], start: int, line: bytes, number: int, uses: dict[str, str]
 ) -> tuple[str | None, Record | Skipped]:
     where = f"{path}:{number}"
-    cells = next(csv.reader(io.StringIO(line.decode("utf-8", "replace"))), [])
+    try:  # Latin-1: each byte is a character, so that places in the line stay
+        cells = next(csv.reader([line.decode("latin-1")]), [])
+    except csv.Error:
+        cells = []
     row = dict(zip(header, (cell.strip() for cell in cells), strict=False))
     part = uses.get(row.get("Usage", ""))
-    if len(cells) != len(header) or part is None:
+    pixels = row.get("pixels", "").encode("latin-1")
+    if len(cells) != len(header) or part is None or not pixels or pixels not in line:
         return "train", Skipped(SkipKind.BAD_RECORD, where, f"is no row of {', '.join(header)}")
     if row["emotion"] not in map(str, range(len(FACES))):
         message = f"emotion {row['emotion']!r} is not from 0 to {len(FACES) - 1}"
         return part, Skipped(SkipKind.BAD_LABEL, where, message)
-    pixels = row["pixels"].encode()
     image = ImageSource(
         str(path),
         start + line.index(pixels),

@@ -7,6 +7,7 @@ taken of each source.
 
 from __future__ import annotations
 
+import csv
 import gzip
 import html
 import re
@@ -158,8 +159,16 @@ def read_wit(source: DataSourceConfig) -> Entries:
 def _wit_rows(path: Path) -> Iterator[tuple[int, dict[str, str] | Skipped]]:
     """Yield line numbers and the English rows of a table."""
     header: list[str] = []
-    for number, line in _table_lines(path):
-        cells = line.split("\t")
+    table = csv.reader((line for _, line in _table_lines(path)), delimiter="\t")
+    while True:
+        number = table.line_num + 1  # where the row begins: a cell in quotation marks may go on
+        try:
+            cells = next(table, None)
+        except csv.Error as error:
+            yield number, Skipped(SkipKind.BAD_RECORD, f"{path}:{number}", f"is no row: {error}")
+            continue
+        if cells is None:
+            return
         if not header:
             header = cells
             if not set(WIT_HEADER) <= set(header):
@@ -176,7 +185,7 @@ def _table_lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, 1):
-                yield number, line.decode("utf-8", "replace").rstrip("\r\n")
+                yield number, line.decode("utf-8", "replace").replace("\r\n", "\n")
     except EOFError as error:
         raise DataError(f"{path}: ends early: {error}. Download it again") from error
     except OSError as error:
@@ -320,7 +329,7 @@ def read_yfcc(source: DataSourceConfig) -> Entries:
 def _photos(path: Path) -> Iterator[tuple[int, dict[str, str] | Skipped]]:
     """Yield line numbers and the photos of a table."""
     for number, line in _table_lines(path):
-        cells = line.split("\t")
+        cells = line.rstrip("\n").split("\t")
         if len(cells) not in YFCC_COLUMNS:
             message = f"has {len(cells)} cells, YFCC100M has 23 or 25"
             if number == 1:
