@@ -116,6 +116,7 @@ def test_broken_wit(tmp_path):
     path = tmp_path / "wit_v1.train.tsv.gz"
     for content, message in (
         (data[:-9], "ends early"),
+        (data[:40] + b"\xff" * 40 + data[80:], "is broken"),
         (b"plain text", "no gzip file"),
         (gzip.compress(b"a\tb\nc\td\n"), "expected WIT's columns"),
         (data, "none of the first 4 images is found"),

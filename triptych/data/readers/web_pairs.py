@@ -11,11 +11,12 @@ import csv
 import gzip
 import html
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, unquote_plus, urlsplit
+from urllib.parse import unquote, unquote_plus
 
 from triptych.core.errors import DataError
 from triptych.data.cache import log
@@ -120,7 +121,7 @@ def is_wit(path: str) -> bool:
 
 def _wikimedia(steps: int) -> Callable[[str], str]:
     """Return the layout that keeps the last `steps` parts of an address."""
-    return lambda url: "/".join(unquote(urlsplit(url).path).split("/")[-steps:])
+    return lambda url: "/".join(unquote(re.split(r"[?#]", url)[0]).split("/")[-steps:])
 
 
 WIT_IMAGES: Names = (_wikimedia(1), _wikimedia(3), _wikimedia(5))
@@ -186,8 +187,8 @@ def _table_lines(path: Path) -> Iterator[tuple[int, str]]:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 yield number, line.decode("utf-8", "replace").replace("\r\n", "\n")
-    except EOFError as error:
-        raise DataError(f"{path}: ends early: {error}. Download it again") from error
+    except (EOFError, zlib.error) as error:
+        raise DataError(f"{path}: ends early, or is broken: {error}. Download it again") from error
     except OSError as error:
         if isinstance(error, gzip.BadGzipFile):
             raise DataError(f"{path}: is no gzip file: {error}. Download it again") from error
