@@ -41,7 +41,8 @@ from triptych.scenes.layout import SceneFiles
 from triptych.tasks.registry import find_evaluation
 from triptych.workflows.baselines import baselines_of
 from triptych.workflows.demo import scene_objects
-from triptych.workflows.evaluate import evaluate_model, evaluation_records
+from triptych.workflows.evaluate import evaluate_model
+from triptych.workflows.predictors import evaluation_records
 from triptych.workflows.run import MODEL_FOLDER
 from triptych.workflows.scene_data import format_source, write_once
 

@@ -91,6 +91,7 @@ def test_json_holds_every_number(asked, tmp_path):
             "high": 0.875,
             "num_items": 1200,
             "protocol": "VQAv2 accuracy [soft].",
+            "higher_is_better": True,
         }
     ]
     assert (content["model"], content["task"], content["limit"]) == ("m", "vqa", 5)

@@ -13,6 +13,8 @@ import tyro
 
 from triptych.cli.parsing import (
     FolderArgument,
+    GenerationGroup,
+    GenerationOptions,
     ResultGroup,
     ResultOptions,
     SourceGroup,
@@ -34,6 +36,8 @@ _OWN_WORDS = re.compile(
 
 HELP = """Evaluate a model on held-out data; every score comes with its 95 % interval.
 
+It is `triptych predict` and `triptych score` in one, without a file.
+
 Examples:
   triptych eval runs/mine/model --task retrieval --data test.jsonl
   triptych eval runs/vqa/model --task vqa --data test.jsonl --out scores.json --limit 1000
@@ -49,8 +53,9 @@ class EvalOptions:
         folder: A model folder, such as RUN_FOLDER/model; or released weights: a folder of
             transformers, or its hub id.
         task: What to evaluate: caption, retrieval, vqa, grounding, nlvr2 (statements about two
-            images), snli_ve (entailment), classification (a fine-tuned classifier) or zero_shot
-            (classification by class names).
+            images), snli_ve (entailment), classification (a fine-tuned classifier), zero_shot
+            (classification by class names), perplexity (of captions under a decoder) or
+            pseudo_perplexity (of texts under a masked language model).
         data: Datasets; each is scored separately.
         source: How they are read.
         limit: Use only this many records of each, from the start.
@@ -65,6 +70,7 @@ class EvalOptions:
         label_pattern: Zero-shot: a regular expression whose first group is the class in a label.
         num_frames: Frames that are taken of a clip, evenly spread; if absent, the model folder's
             (8, unless it was trained with another --image.num-frames).
+        generation: Captions and answers: how they are generated.
         local_batch_size: Samples per batch.
         max_bad_share: Largest allowed share of unreadable samples.
         result: Where the numbers go.
@@ -82,6 +88,7 @@ class EvalOptions:
     templates: Path | None = None
     label_pattern: str | None = None
     num_frames: int | None = None
+    generation: GenerationGroup = field(default_factory=GenerationOptions)
     local_batch_size: int = 128
     max_bad_share: float = 0.01
     result: ResultGroup = field(default_factory=ResultOptions)
@@ -129,6 +136,7 @@ def _evaluate(options: EvalOptions, source: DataSourceConfig) -> list[MetricValu
         templates=TEMPLATES if options.templates is None else load_templates(options.templates),
         label_pattern=options.label_pattern,
         num_frames=options.num_frames,
+        generation=options.generation.settings(),
     )
     columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} samples scored"))
     console = Console(stderr=True)

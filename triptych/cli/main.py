@@ -48,6 +48,12 @@ VERBS = {
     "train": Verb("train", "RECIPE|CONFIG|RUN_FOLDER", "pre-train, fine-tune, or resume a run"),
     "estimate": Verb("estimate", "RECIPE --gpus N", "estimate memory and hours on many GPUs"),
     "eval": Verb("eval", "MODEL_FOLDER --task T --data PATH", "evaluate a model on held-out data"),
+    "predict": Verb(
+        "predict",
+        "MODEL_FOLDER --task T --data PATH --out FILE",
+        "predict data with or without labels to a file",
+    ),
+    "score": Verb("score", "FILE --data PATH", "score a file of predictions"),
     "probe": Verb(
         "probe",
         "MODEL_FOLDER --train A --validation B --test C",

@@ -6,7 +6,7 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -18,6 +18,7 @@ from triptych.data.source import DataSourceConfig
 
 if TYPE_CHECKING:
     from triptych.serving.engine import Engine
+    from triptych.tasks.finetuning.text_generator import GenerationSettings
 
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".tar", ".parquet")
 """How a path of a dataset may end."""
@@ -99,6 +100,45 @@ class SourceOptions:
 
 
 SourceGroup = Annotated[SourceOptions, tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationOptions:
+    """How texts are generated; what is absent is as in the model folder.
+
+    Attributes:
+        prompt: Words that every text begins with; what is predicted and scored goes without them.
+        num_beams: Width of the beam search.
+        min_tokens: Tokens before a text may end.
+        max_tokens: Longest text, in tokens.
+        length_penalty: Exponent of the search's length divisor; more favours longer texts.
+        stop: When the search of an image is done: none_better, or top_ended as in the released
+            code.
+        top_p: Sample from the likeliest words whose probabilities add up to this.
+        top_k: Sample from the k likeliest words.
+        temperature: Sample; values below 1 favour likely words.
+        seed: Seed of the samples; another seed gives other texts.
+    """
+
+    prompt: str | None = None
+    num_beams: int | None = None
+    min_tokens: int | None = None
+    max_tokens: int | None = None
+    length_penalty: float | None = None
+    stop: Literal["none_better", "top_ended"] | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    temperature: float | None = None
+    seed: int = 0
+
+    def settings(self) -> GenerationSettings:
+        """Return them for a task."""
+        from triptych.tasks.finetuning.text_generator import GenerationSettings
+
+        return GenerationSettings(**asdict(self))
+
+
+GenerationGroup = Annotated[GenerationOptions, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

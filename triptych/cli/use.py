@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from triptych.cli.parsing import EngineGroup, EngineOptions, FolderArgument, ImageArgument, parse
+from triptych.cli.parsing import (
+    EngineGroup,
+    EngineOptions,
+    FolderArgument,
+    GenerationGroup,
+    GenerationOptions,
+    ImageArgument,
+    parse,
+)
 from triptych.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,23 +45,13 @@ class CaptionOptions:
     Attributes:
         folder: A model folder, such as RUN_FOLDER/model.
         images: Image files, or clips.
-        prompt: Words that every caption begins with.
-        num_beams: Width of the beam search; if absent, the model folder's.
-        top_p: Sample from the likeliest words whose probabilities add up to this.
-        top_k: Sample from the k likeliest words.
-        temperature: Sample; values below 1 favour likely words.
-        seed: Seed of the samples; another seed gives other captions.
+        generation: How captions are generated; a prompt is part of what is printed.
         engine: How the model computes.
     """
 
     folder: FolderArgument
     images: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="IMAGE...")]]
-    prompt: str | None = None
-    num_beams: int | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    temperature: float | None = None
-    seed: int = 0
+    generation: GenerationGroup = field(default_factory=GenerationOptions)
     engine: EngineGroup = field(default_factory=EngineOptions)
 
 
@@ -68,6 +66,7 @@ class AnswerOptions:
         choices: Answers to choose from; if absent, the model generates freely.
         ocr_words: Words that OCR read in the image, in quotes.
         object_words: Names of the objects in the image, in quotes.
+        generation: How the answer is generated.
         engine: How the model computes.
     """
 
@@ -77,6 +76,7 @@ class AnswerOptions:
     choices: tuple[str, ...] = ()
     ocr_words: str | None = None
     object_words: str | None = None
+    generation: GenerationGroup = field(default_factory=GenerationOptions)
     engine: EngineGroup = field(default_factory=EngineOptions)
 
 
@@ -199,29 +199,24 @@ class EntailOptions:
 
 
 def _caption(options: CaptionOptions, engine: Engine) -> Iterator[Answer]:
+    given = options.generation
     captions = engine.caption(
         options.images,
-        prompt=options.prompt,
-        num_beams=options.num_beams,
-        sampling=_sampling(options),
-        seed=options.seed,
+        prompt=given.prompt,
+        sampling=_sampling(given),
+        seed=given.seed,
+        generation=given.settings(),
     )
     for image, caption in zip(options.images, captions, strict=True):
         text = caption if len(options.images) == 1 else f"{image}\t{caption}"
         yield {"image": image, "caption": caption}, text
 
 
-def _sampling(options: CaptionOptions) -> SamplingConfig | None:
+def _sampling(given: GenerationOptions) -> SamplingConfig | None:
     """Return how captions are sampled; None where no flag asks for samples."""
-    given = {name: getattr(options, name) for name in ("top_p", "top_k", "temperature")}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if not chosen:
-        return None
-    if options.num_beams is not None:
-        raise ConfigError(f"num_beams excludes {', '.join(chosen)}: use beam search or sampling")
-    from triptych.generation.sampling import SamplingConfig
+    from triptych.generation.search import BeamConfig
 
-    return SamplingConfig(max_tokens=30, **chosen)
+    return given.settings().sampling(BeamConfig(max_tokens=30))
 
 
 def _answer(options: AnswerOptions, engine: Engine) -> Iterator[Answer]:
@@ -231,6 +226,7 @@ def _answer(options: AnswerOptions, engine: Engine) -> Iterator[Answer]:
         choices=options.choices or None,
         ocr_words=options.ocr_words,
         object_words=options.object_words,
+        generation=options.generation.settings(),
     )
     yield {"image": options.image, "question": options.question, "answer": answer}, str(answer)
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from triptych.core.errors import ConfigError
 
@@ -69,6 +69,31 @@ def folder_for_one(folder: Path) -> Iterator[None]:
         except OSError:  # no locks on this file system
             pass
         yield
+
+
+def whole_file_for_one(path: Path) -> IO[bytes]:
+    """Open a file to read and write, new or as it is, and keep other processes that ask for it out.
+
+    The system lets go of a process that dies; see `folder_for_one` for where nothing is kept apart.
+
+    Raises:
+        ConfigError: Another process has the file, or it cannot be written.
+    """
+    try:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be written: {error.strerror}") from error
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # outlives another reader of the file
+        except (BlockingIOError, PermissionError) as error:
+            file.close()
+            raise ConfigError(
+                f"another process is writing to {path}: wait for it, or choose another file"
+            ) from error
+        except OSError:  # no locks on this file system
+            pass
+    return file
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

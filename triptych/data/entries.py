@@ -268,9 +268,8 @@ def _incomplete(record: Record) -> str | None:
     for name in ("caption", "question"):
         if getattr(record, name) is not None and not has_image:
             return f"{name} needs 'image' or 'video' beside it"
-    if (record.phrase is None) != (record.box is None):
-        absent, present = ("box", "phrase") if record.box is None else ("phrase", "box")
-        return f"{present!r} needs {absent!r} beside it"
+    if record.box is not None and record.phrase is None:
+        return "'box' needs 'phrase' beside it"
     if record.phrase is not None and record.image is None:
         return "phrase needs 'image' beside it"
     if record.statement is not None and len(record.images) < 2:

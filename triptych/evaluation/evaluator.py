@@ -40,6 +40,31 @@ def evaluation_mode(modules: nn.Module) -> Iterator[None]:
             module.training = True
 
 
+def predict_batches(
+    task: PredictingTask,
+    loader: Iterable[Mapping[str, Tensor]],
+    *,
+    device: torch.device | None = None,
+    offset: int = 0,
+) -> Iterator[Predictions]:
+    """Predict every batch once.
+
+    Args:
+        task: Predicts a batch.
+        loader: Batches of tensors, each sample of the split once.
+        device: Where batches are moved before `predict`; None leaves them where they are.
+        offset: Place of the loader's first sample in the split.
+    """
+    with evaluation_mode(task.modules):
+        for batch in loader:
+            moved = batch if device is None else {k: v.to(device) for k, v in batch.items()}
+            if offset:
+                moved = {**moved, "index": moved["index"] + offset}
+            with torch.inference_mode():
+                predictions = task.predict(moved)
+            yield predictions
+
+
 def evaluate(
     task: PredictingTask,
     loader: Iterable[Mapping[str, Tensor]],
@@ -66,11 +91,7 @@ def evaluate(
     """
     done = 0
     with evaluation_mode(task.modules):
-        for batch in loader:
-            if device is not None:
-                batch = {key: value.to(device) for key, value in batch.items()}
-            with torch.inference_mode():
-                predictions = task.predict(batch)
+        for predictions in predict_batches(task, loader, device=device):
             for metric in metrics:
                 metric.update(predictions)
             done += len(predictions.index)

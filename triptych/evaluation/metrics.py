@@ -7,7 +7,7 @@ An image that cannot be read is skipped, and the protocol says so.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
@@ -154,17 +154,23 @@ class VQAMetric:
 class CaptionMetric:
     """BLEU-1..4, ROUGE-L and CIDEr as "bleu_1" ... "bleu_4", "rouge_l", "cider".
 
+    Where the data has domains, as NoCaps does, also those of each: "cider/in-domain".
+
     Args:
         references: The reference captions by position, as people wrote them.
         java: Out of "meteor" and "spice", which need Java: computed too.
+        domains: The domains by position, as far as there are any.
     """
 
     name = "caption"
 
     def __init__(
-        self, references: Mapping[int, Sequence[str]], java: Sequence[JavaMetric] = ()
+        self,
+        references: Mapping[int, Sequence[str]],
+        java: Sequence[JavaMetric] = (),
+        domains: Mapping[int, str | None] | None = None,
     ) -> None:
-        self._references, self._java = references, java
+        self._references, self._java, self._domains = references, java, domains or {}
         self._captions: ByIndex[str] = ByIndex(self.name, len(references))
 
     def update(self, predictions: Predictions) -> None:
@@ -172,14 +178,37 @@ class CaptionMetric:
         self._captions.add(predictions.index, _texts(predictions, self.name))
 
     def compute(self) -> list[MetricValue]:
-        """Tokenise and score; document frequencies come from the references of these samples."""
+        """Tokenise and score; document frequencies come from the references of what is scored.
+
+        A domain is scored as if it were all, as NoCaps' server does.
+        """
         generated = self._captions.items()
-        candidates = [ptb.tokenize(text) for text in generated.values()]
-        references = [
-            [ptb.tokenize(text) for text in reference_of(self._references, position, self.name)]
+        candidates = {position: ptb.tokenize(text) for position, text in generated.items()}
+        references = {
+            position: [
+                ptb.tokenize(text) for text in reference_of(self._references, position, self.name)
+            ]
             for position in generated
-        ]
-        tail = f"as pycocoevalcap 1.2, PTB tokens.{self._captions.missing()}"
+        }
+        values = self._values(list(candidates.values()), list(references.values()), "")
+        for domain in sorted({d for p in generated if (d := self._domains.get(p)) is not None}):
+            chosen = [position for position in generated if self._domains.get(position) == domain]
+            values += [
+                replace(value, name=f"{value.name}/{domain}")
+                for value in self._values(
+                    [candidates[position] for position in chosen],
+                    [references[position] for position in chosen],
+                    f" Domain: {domain}.",
+                )
+            ]
+        return values
+
+    def _values(
+        self, candidates: Sequence[str], references: Sequence[Sequence[str]], domain: str
+    ) -> list[MetricValue]:
+        """Return the numbers of some captions."""
+        told = f"PTB tokens.{self._captions.missing()}{domain}"
+        tail = f"as pycocoevalcap 1.2, {told}"
         rouge = captions.compute_rouge_l(candidates, references)
         cider = captions.compute_cider(candidates, references)
         cider_text = f"CIDEr (document frequencies of these {len(candidates)} samples) {tail}"
@@ -187,14 +216,14 @@ class CaptionMetric:
             *_bleu_values(candidates, references, tail),
             mean_value("rouge_l", rouge.items, f"ROUGE-L {tail}"),
             mean_value("cider", cider.items, cider_text),
-            *self._java_values(candidates, references),
+            *self._java_values(candidates, references, told),
         ]
 
     def _java_values(
-        self, candidates: Sequence[str], references: Sequence[Sequence[str]]
+        self, candidates: Sequence[str], references: Sequence[Sequence[str]], told: str
     ) -> list[MetricValue]:
         values = []
-        tail = f"through Java, programs of pycocoevalcap, PTB tokens.{self._captions.missing()}"
+        tail = f"through Java, programs of pycocoevalcap, {told}"
         if "meteor" in self._java:
             counts = java_metrics.count_meteor(candidates, references)
             low, high = bootstrap_sums(counts, java_metrics.meteor_from_counts)
@@ -402,34 +431,21 @@ class RetrievalMetric:
     def compute(self) -> list[MetricValue]:
         """Return the recalls of the first stage, then of the second."""
         found = self._embeddings.items()
-        parts = self._parts(list(found))
+        keys = [self._image_keys[position] for position in found]
+        parts = [
+            [list(found)[number] for number in part]
+            for part in retrieval.fold_parts(keys, self._folds)
+        ]
         ranks = [self._ranks(found, positions) for positions in parts]
-        num_images = len({self._image_keys[position] for position in found})
-        size = (
-            f"{num_images} images, {len(found)} captions, duplicates of either count as right "
-            "(images by id or path, captions by text)."
-        )
-        if len(parts) > 1:
-            size += f" Mean over {len(parts)} folds of the images."
-        size += self._embeddings.missing()
-        i2t, t2i, *second = (torch.cat(column) for column in zip(*ranks, strict=True))
-        values = _recalls("", i2t, t2i, f"similarity of embeddings alone (ITC), {size}")
         stage = self._second_stage
-        if stage is not None:
-            protocol = f"first {stage.topk} by ITC, ranked by {stage.combine.upper()}, {size}"
-            values += _recalls("_itm", second[0], second[1], protocol)
-        return values
-
-    def _parts(self, positions: list[int]) -> list[list[int]]:
-        """Return the samples of each fold; a fold holds all samples of its images."""
-        numbers: dict[Hashable, int] = {}
-        for position in positions:
-            numbers.setdefault(self._image_keys[position], len(numbers))
-        folds = min(self._folds, len(numbers))
-        parts: list[list[int]] = [[] for _ in range(folds)]
-        for position in positions:
-            parts[numbers[self._image_keys[position]] * folds // len(numbers)].append(position)
-        return parts
+        return retrieval_values(
+            [torch.cat(column) for column in zip(*ranks, strict=True)],
+            num_images=len(set(keys)),
+            num_captions=len(found),
+            folds=len(parts),
+            missing=self._embeddings.missing(),
+            second=None if stage is None else (stage.topk, stage.combine),
+        )
 
     def _ranks(
         self, embeddings: Mapping[int, tuple[Tensor, Tensor]], positions: list[int]
@@ -464,6 +480,41 @@ class RetrievalMetric:
         for listed, relevance in zip(ranked, (captions_of, images_of), strict=True):
             ranks.append(retrieval.compute_shortlist_ranks(listed, relevance))
         return ranks
+
+
+def retrieval_values(
+    ranks: Sequence[Tensor],
+    *,
+    num_images: int,
+    num_captions: int,
+    folds: int,
+    missing: str,
+    second: tuple[int, str] | None,
+    first: str = "similarity of embeddings alone (ITC)",
+) -> list[MetricValue]:
+    """Return the recalls of ranks.
+
+    Args:
+        ranks: (Q,) of images and of captions by similarity; then of the second stage, if any.
+        num_images: Distinct images.
+        num_captions: Captions.
+        folds: Parts that were searched apart.
+        missing: A sentence on what could not be read; empty for nothing.
+        second: Candidates that the second stage ranks, and by what.
+        first: What the first stage ranks by, in words.
+    """
+    size = (
+        f"{num_images} images, {num_captions} captions, duplicates of either count as right "
+        "(images by id or path, captions by text)."
+    )
+    if folds > 1:
+        size += f" Mean over {folds} folds of the images."
+    size += missing
+    values = _recalls("", ranks[0], ranks[1], f"{first}, {size}")
+    if second is not None:
+        protocol = f"first {second[0]} by ITC, ranked by {second[1].upper()}, {size}"
+        values += _recalls("_itm", ranks[2], ranks[3], protocol)
+    return values
 
 
 def _recalls(suffix: str, i2t: Tensor, t2i: Tensor, protocol: str) -> list[MetricValue]:

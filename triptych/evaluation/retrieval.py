@@ -118,6 +118,26 @@ def relevance_from_keys(
     )
 
 
+def fold_parts(image_keys: Sequence[Hashable], folds: int) -> list[list[int]]:
+    """Divide samples into parts of equally many distinct images, in their order.
+
+    Args:
+        image_keys: (M,) key of each sample's image.
+        folds: How many parts; no more than there are images.
+
+    Returns:
+        The samples of each part, which holds all samples of its images.
+    """
+    numbers: dict[Hashable, int] = {}
+    for key in image_keys:
+        numbers.setdefault(key, len(numbers))
+    folds = min(folds, len(numbers))
+    parts: list[list[int]] = [[] for _ in range(folds)]
+    for sample, key in enumerate(image_keys):
+        parts[numbers[key] * folds // len(numbers)].append(sample)
+    return parts
+
+
 def ranks_from_rows(
     score_rows: ScoreRows, relevance: Relevance, *, rows_at_once: int = ROWS_AT_ONCE
 ) -> Tensor:

@@ -6,7 +6,8 @@ own; `load_templates` takes others from a file.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from triptych.core.errors import DataError
+from triptych.core.outputs import MetricValue, Predictions
+from triptych.evaluation.bootstrap import mean_value
+from triptych.evaluation.label_metrics import MeanPerClassMetric
+from triptych.evaluation.metrics import ByIndex, ClassificationMetric, reference_of
 
+TOP = 5
 PLACEHOLDER = "{}"
 
 _VIEWS = (
@@ -172,3 +178,46 @@ def class_probabilities(images: Tensor, classes: Tensor, scale: float = 100.0) -
     """
     cosines = F.normalize(images.float(), dim=-1) @ classes.float().T
     return torch.softmax(scale * cosines, dim=1)
+
+
+class ZeroShotMetric:
+    """Accuracy as "zero_shot", of the first five classes, the mean over classes, then each class.
+
+    Args:
+        labels: The right classes by position.
+        num_classes: How many classes the images are compared with; None if it is not known.
+        num_sentences: How many sentences each class is the mean of.
+    """
+
+    name = "zero_shot"
+
+    def __init__(
+        self, labels: Mapping[int, str], num_classes: int | None, num_sentences: int = 0
+    ) -> None:
+        self._labels, self._num_classes = labels, num_classes
+        self._best = ClassificationMetric(labels, self.name)
+        self._per_class = MeanPerClassMetric(labels, self.name)
+        self._first: ByIndex[Sequence[str]] = ByIndex(f"{self.name}_top5", len(labels))
+        known = num_classes is not None
+        words = f"Of {num_classes} classes, each the mean of {num_sentences} sentences. "
+        self._words = words if known else ""
+
+    def update(self, predictions: Predictions) -> None:
+        """Take in the "label" of each sample, and its "top5" classes where there are more."""
+        self._best.update(predictions)
+        self._per_class.update(predictions)
+        if "top5" in predictions.scores:
+            self._first.add(predictions.index, predictions.scores["top5"])
+
+    def compute(self) -> list[MetricValue]:
+        """Return the numbers."""
+        first, *rest = self._best.compute()
+        values = [replace(first, protocol=f"{self._words}{first.protocol}")]
+        if self._num_classes is not None and self._num_classes > TOP:
+            hits = [
+                float(reference_of(self._labels, position, self.name) in names)
+                for position, names in self._first.items().items()
+            ]
+            words = f"{self._words}Share of images whose class is among the first five."
+            values.append(mean_value("zero_shot_top5", hits, words))
+        return [*values, *self._per_class.compute(), *rest]

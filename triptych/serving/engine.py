@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from triptych.core.config import check
 from triptych.core.errors import DataError
 from triptych.core.outputs import ImageFeatures
 from triptych.data.caption_cleaning import clean_caption
@@ -28,7 +27,12 @@ from triptych.evaluation.zero_shot import (
 )
 from triptych.generation.sampling import SamplingConfig
 from triptych.models.base import VisionLanguageModel, encode_frames, match_pairs
-from triptych.serving.captioning import build_captioning, generate_captions
+from triptych.serving.captioning import (
+    build_captioning,
+    draw_of,
+    generate_captions,
+    refuse_generation,
+)
 from triptych.serving.classifying import (
     build_classifier,
     check_entailment,
@@ -43,6 +47,8 @@ from triptych.serving.inputs import (
     broadcast,
     check_one_kind,
     check_texts,
+    chunks,
+    encode_plain,
     pair_up,
     prepare_images,
     reject_clips,
@@ -57,6 +63,7 @@ from triptych.tasks.finetuning.image_text_classification import (
 from triptych.tasks.finetuning.nlvr2 import NLVR2
 from triptych.tasks.finetuning.segmentation import Segmentation
 from triptych.tasks.finetuning.text_classification import TextClassification
+from triptych.tasks.finetuning.text_generator import GenerationSettings
 from triptych.tasks.finetuning.vqa import VQA, VQAConfig
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -106,6 +113,7 @@ class Engine:
         num_beams: int | None = None,
         sampling: SamplingConfig | None = None,
         seed: int = 0,
+        generation: GenerationSettings | None = None,
     ) -> str | list[str]:
         """Say what images show.
 
@@ -116,6 +124,7 @@ class Engine:
             num_beams: Width of the beam search; None is the model folder's own, 5 unless set.
             sampling: Draws the captions, one for each image, in place of the search.
             seed: Seed of the draws; equal calls give equal captions.
+            generation: Lengths, length penalty and end of the search; None is the folder's own.
 
         Raises:
             CapabilityError: The model was trained neither for captioning nor with PrefixLM.
@@ -125,14 +134,11 @@ class Engine:
         self._require("caption")
         given, single = as_list(images)
         ids = None if prompt is None else self._prompt_ids(prompt)
-        task = build_captioning(
-            self.model, self.tokenizer, self.settings, num_beams=num_beams, prompt_ids=ids
-        )
-        draw = None
-        if sampling is not None:
-            check(sampling.num_samples == 1, "num_samples", sampling.num_samples, "be 1 here")
-            check(-(2**63) <= seed < 2**64, "seed", seed, "be a number of 64 bits")
-            draw = sampling, torch.Generator().manual_seed(seed)
+        search = generation or GenerationSettings()
+        search = search if num_beams is None else replace(search, num_beams=num_beams)
+        parts = (self.model, self.tokenizer, self.settings)
+        task = build_captioning(*parts, generation=search, prompt_ids=ids)
+        draw = draw_of(sampling, seed)
         texts: list[str] = []
         with torch.inference_mode(), self._loaded.autocast():
             for chunk in self._image_chunks(given):
@@ -148,6 +154,7 @@ class Engine:
         choices: Sequence[str] | None = None,
         ocr_words: str | Sequence[str] | None = None,
         object_words: str | Sequence[str] | None = None,
+        generation: GenerationSettings | None = None,
     ) -> str | list[str]:
         """Answer questions about images.
 
@@ -158,6 +165,7 @@ class Engine:
                 one, and free words otherwise.
             ocr_words: Words that were read in the image, one text a question, or one for all.
             object_words: Names of what the image holds, likewise.
+            generation: How answers are generated, unless from a list.
 
         Raises:
             CapabilityError: The model was not fine-tuned for answering.
@@ -168,6 +176,7 @@ class Engine:
         if isinstance(self._classifier, AnswerClassification):
             if choices is not None or ocr_words is not None or object_words is not None:
                 raise DataError(f"{self.folder} answers from its own list and reads no other words")
+            refuse_generation(generation, self.folder)
             said = [next(iter(shares)) for shares in self._labels(given, asked, "question")]
             return said[0] if single else said
         ids = self._encode(asked, "question", self.settings.limits.question)
@@ -178,9 +187,11 @@ class Engine:
         if choices is not None:
             config = replace(config, answer_list=tuple(check_texts(list(choices), "choice")))
         task = VQA(self._loaded.model, config, self.tokenizer)
+        if generation is not None:
+            task.generate_with(generation)
         texts: list[str] = []
         with torch.inference_mode(), self._loaded.autocast():
-            for rows in _chunks(len(given), IMAGES_PER_PASS):
+            for rows in chunks(len(given), IMAGES_PER_PASS):
                 texts += task.predict(self._batch(given, ids, rows)).texts or []
         return texts[0] if single else texts
 
@@ -203,7 +214,7 @@ class Engine:
         task = self._grounding()
         boxes: list[Box] = []
         with torch.inference_mode(), self._loaded.autocast():
-            for rows in _chunks(len(given), IMAGES_PER_PASS):
+            for rows in chunks(len(given), IMAGES_PER_PASS):
                 found = task.predict(self._batch(given, ids, rows)).boxes_xyxy
                 assert found is not None
                 boxes += [(b[0], b[1], b[2], b[3]) for b in found.tolist()]
@@ -223,7 +234,7 @@ class Engine:
         ids = self._encode_captions(said)
         scores: list[float] = []
         with torch.inference_mode(), self._loaded.autocast():
-            for rows in _chunks(len(given), PAIRS_PER_PASS):
+            for rows in chunks(len(given), PAIRS_PER_PASS):
                 scores += self._match_chunk(given[rows], ids[rows])
         return scores[0] if single else scores
 
@@ -252,7 +263,7 @@ class Engine:
         ids = [row.tolist() for row in self._classifier_ids(said, "statement")]
         found: list[float] = []
         with torch.inference_mode(), self._loaded.autocast():
-            for rows in _chunks(len(said), IMAGES_PER_PASS):
+            for rows in chunks(len(said), IMAGES_PER_PASS):
                 both = self._prepared([*firsts[rows], *seconds[rows]], rows.start)[0]
                 batch = dict(zip(("token_ids", "text_mask"), self._padded(ids[rows]), strict=True))
                 batch["image"] = both.view(2, -1, *both.shape[1:]).transpose(0, 1)
@@ -408,7 +419,7 @@ class Engine:
             ids = [join_pair(*pair, limit) for pair in zip(ids, others, strict=True)]
         found: list[dict[str, float]] = []
         with torch.inference_mode(), self._loaded.autocast():
-            for rows in _chunks(len(ids), PAIRS_PER_PASS):
+            for rows in chunks(len(ids), PAIRS_PER_PASS):
                 token_ids, text_mask = self._padded([row.tolist() for row in ids[rows]])
                 batch = {"token_ids": token_ids, "text_mask": text_mask}
                 batch["index"] = torch.arange(len(token_ids))
@@ -444,7 +455,7 @@ class Engine:
         self._require("embed")
         given, single = as_list(texts)
         ids = self._encode_captions(given)
-        rows = [self._embedded_texts(ids[part]) for part in _chunks(len(ids), PAIRS_PER_PASS)]
+        rows = [self._embedded_texts(ids[part]) for part in chunks(len(ids), PAIRS_PER_PASS)]
         embeddings = self._joined(rows)
         return embeddings[0] if single else embeddings
 
@@ -459,7 +470,7 @@ class Engine:
         assert isinstance(task, (AnswerClassification, ImageTextClassification))
         found: list[dict[str, float]] = []
         with torch.inference_mode(), self._loaded.autocast():
-            for rows in _chunks(len(images), IMAGES_PER_PASS):
+            for rows in chunks(len(images), IMAGES_PER_PASS):
                 found += classifier_probabilities(
                     task, task.predict(self._batch(images, ids, rows))
                 )
@@ -488,7 +499,7 @@ class Engine:
         """Yield what `predict` reads of images alone, in the context for a forward pass."""
         reject_clips(images)
         with torch.inference_mode(), self._loaded.autocast():
-            for rows in _chunks(len(images), IMAGES_PER_PASS):
+            for rows in chunks(len(images), IMAGES_PER_PASS):
                 image, sizes = self._prepared(images[rows], rows.start)
                 index = torch.arange(len(image))
                 yield {"image": image, "image_size_px": torch.tensor(sizes), "index": index}
@@ -530,7 +541,7 @@ class Engine:
         }
 
     def _image_chunks(self, images: list[ImageInput]) -> Iterator[Tensor]:
-        for rows in _chunks(len(images), IMAGES_PER_PASS):
+        for rows in chunks(len(images), IMAGES_PER_PASS):
             yield self._prepared(images[rows], rows.start)[0]
 
     def _prepared(
@@ -553,13 +564,7 @@ class Engine:
     def _encode(
         self, texts: list[str], what: str, max_tokens: int, *, add_sep: bool = True
     ) -> list[list[int]]:
-        """Return `[CLS] pieces [SEP]` of lower-cased texts, as training reads them."""
-        plain = [" ".join(text.lower().split()) for text in check_texts(texts, what)]
-        id_lists = self.tokenizer.encode(plain, max_tokens=max_tokens, add_sep=add_sep)
-        for text, ids in zip(texts, id_lists, strict=True):
-            if len(ids) < 2 + add_sep:
-                raise DataError(f"{what} {text!r} holds no word that can be read: say it in words")
-        return id_lists
+        return encode_plain(self.tokenizer, texts, what, max_tokens, add_sep=add_sep)
 
     def _embedded_texts(self, ids: list[list[int]]) -> NDArray[np.float32]:
         with torch.inference_mode(), self._loaded.autocast():
@@ -588,11 +593,6 @@ def load(folder: str | Path, *, device: Device = "auto", precision: Precision = 
         ConfigError: There is no such device.
     """
     return Engine(load_model(folder, device=device, precision=precision))
-
-
-def _chunks(total: int, size: int) -> Iterator[slice]:
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))
 
 
 def _numpy(embedding: Tensor) -> NDArray[np.float32]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -280,3 +280,25 @@ def _lossless_bytes(image: Image.Image) -> bytes:
     else:
         image.save(buffer, "TIFF", exif=exif)
     return buffer.getvalue()
+
+
+def chunks(total: int, size: int) -> Iterator[slice]:
+    """Yield slices of at most `size` of `total` things."""
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))
+
+
+def encode_plain(
+    tokenizer: Tokenizer, texts: list[str], what: str, max_tokens: int, *, add_sep: bool = True
+) -> list[list[int]]:
+    """Return `[CLS] pieces [SEP]` of lower-cased texts, as training reads them.
+
+    Raises:
+        DataError: A text is empty, or holds no word.
+    """
+    plain = [" ".join(text.lower().split()) for text in check_texts(texts, what)]
+    id_lists = tokenizer.encode(plain, max_tokens=max_tokens, add_sep=add_sep)
+    for text, ids in zip(texts, id_lists, strict=True):
+        if len(ids) < 2 + add_sep:
+            raise DataError(f"{what} {text!r} holds no word that can be read: say it in words")
+    return id_lists

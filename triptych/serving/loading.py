@@ -13,13 +13,14 @@ from torch import Tensor
 
 from triptych.checkpoint.model_folder import stored_config
 from triptych.checkpoint.released import find_folder, open_model_folder
-from triptych.core.config import check, from_dict, kinds_of
+from triptych.core.config import check, from_dict, kind_of, kinds_of
 from triptych.core.errors import CapabilityError, CheckpointError, ConfigError, DataError
 from triptych.data.caption_cleaning import MAX_WORDS
 from triptych.data.collate import PretrainingTextConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.models.families import model_sizes, restore_model, to_model_folder
 from triptych.tasks.registry import (
+    TASKS,
     build_task,
     evaluated_configs,
     models_to_take,
@@ -139,10 +140,16 @@ class LoadedModel:
         return autocast(self.device, self.precision)
 
     def task_config(self, task: str) -> TaskConfig:
-        """Return the stored settings of an evaluated task; its defaults if it stores others."""
+        """Return the stored settings of an evaluated task; its defaults if it stores others.
+
+        Of several tasks, these are the defaults of the first that fits the model.
+        """
         known = evaluated_configs(task)
         stored = stored_task_config(self.settings.task)
-        return stored if stored is not None and type(stored) in known else known[0]()
+        if stored is not None and type(stored) in known:
+            return stored
+        fitting = (c for c in known if TASKS[kind_of(c)].models.accept(self.model))
+        return next(fitting, known[0])()
 
     def build_task(self, task: str) -> Task:
         """Bind the model, and its classifier if the task has one.

@@ -218,13 +218,19 @@ def evaluation_of(config: TaskConfig, name: str) -> Evaluation[Any]:
     return next(e for e in task_spec(config).evaluations if e.name == name)
 
 
+def ways_to_score(name: str) -> list[tuple[type[TaskConfig], Evaluation[Any]]]:
+    """Return the evaluations of a name with the settings each may run on, the usual ones first."""
+    return [
+        (spec.config, evaluation)
+        for spec in TASKS.values()
+        for evaluation in spec.evaluations
+        if evaluation.name == name
+    ]
+
+
 def evaluated_configs(name: str) -> list[type[TaskConfig]]:
     """Return the settings that an evaluation may run on, the usual ones first."""
-    return [
-        spec.config
-        for spec in TASKS.values()
-        if any(evaluation.name == name for evaluation in spec.evaluations)
-    ]
+    return [config for config, _ in ways_to_score(name)]
 
 
 def teaching_words(use: str) -> list[str]:

@@ -168,6 +168,13 @@ class Evaluation(Generic[C]):
             texts for each image and the other way round; "names" compares images with the names
             of classes.
         decides: The metric that says which of two models is better; None for the first.
+        reads: Fields that a record without the truth must have to be predicted, beside its images;
+            "a|b" where either will do.
+        kept: Parts of the predictions that a file keeps: "text", "box_xyxy", and names of scores;
+            None keeps all.
+        forms: In which forms of `evaluation/submissions.py` predictions can be submitted.
+        method: The task's method that predicts a batch.
+        collator: What makes its batches; None is the task's own.
     """
 
     name: str
@@ -178,6 +185,16 @@ class Evaluation(Generic[C]):
     reads_clips: bool = False
     procedure: Literal["predict", "search", "names"] = "predict"
     decides: str | None = None
+    reads: tuple[str, ...] = ()
+    kept: tuple[str, ...] | None = None
+    forms: tuple[str, ...] = ()
+    method: str = "predict"
+    collator: Callable[[C, CollatorInputs], AnyCollator[Any]] | None = None
+
+    @property
+    def truth(self) -> str:
+        """The field that no prediction depends on; empty where the model reads `field` too."""
+        return "" if self.procedure == "search" or self.field in self.reads else self.field
 
 
 @dataclass(frozen=True, slots=True)

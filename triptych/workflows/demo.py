@@ -33,7 +33,8 @@ from triptych.scenes.write import write_scenes
 from triptych.tasks.finetuning.captioning import caption_references
 from triptych.tasks.registry import evaluations
 from triptych.workflows.baselines import Baseline, baselines_of
-from triptych.workflows.evaluate import evaluate_model, evaluation_records
+from triptych.workflows.evaluate import evaluate_model
+from triptych.workflows.predictors import evaluation_records
 from triptych.workflows.run import finish_run, is_finished, prepare_tokenizer
 from triptych.workflows.scene_data import scene_source
 from triptych.workflows.side_by_side import train_side_by_side

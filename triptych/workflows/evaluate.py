@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from triptych.core.config import check
 from triptych.core.errors import DataError
 from triptych.core.outputs import MetricValue, Predictions
-from triptych.data.check import CLIPS_ARE_NOT_READ, clip_problem
-from triptych.data.collate.base import image_key
 from triptych.data.manifest import FoundRecords, read_records
 from triptych.data.records import Record
 from triptych.data.skips import VERB_FLAG, SkipLog
 from triptych.data.source import DataSourceConfig, parts_note
-from triptych.data.stream import BatchLoader, build_loader
-from triptych.data.transforms.pipeline import ImageTransform
-from triptych.evaluation.evaluator import PredictingTask, evaluate
+from triptych.evaluation.evaluator import evaluate
 from triptych.evaluation.zero_shot import TEMPLATES
 from triptych.serving.loading import LoadedModel, load_model
-from triptych.tasks.registry import build_collator, evaluation_of, find_evaluation
+from triptych.tasks.finetuning.text_generator import GenerationSettings
+from triptych.tasks.registry import evaluation_of, find_evaluation
 from triptych.tasks.spec import Evaluation
 from triptych.train.task import Task
 from triptych.workflows.frozen import evaluate_zero_shot, read_labelled
+from triptych.workflows.predictors import (
+    Asked,
+    build_predictor,
+    check_generation,
+    evaluation_loader,
+    evaluation_records,
+)
 from triptych.workflows.search import RetrievalProtocol, evaluate_retrieval, first_captions
 
 
@@ -43,6 +46,8 @@ class EvalSettings:
         templates: Zero-shot: sentences about a class; `{}` is its name.
         label_pattern: Zero-shot: a regular expression whose first group in a label is the class.
         num_frames: Frames that are taken of a clip, evenly spread; None takes the model folder's.
+        classes: Zero-shot: names of the classes; those of the data if empty.
+        generation: How texts are generated, for tasks that do.
     """
 
     captions_per_image: int | None = None
@@ -50,6 +55,8 @@ class EvalSettings:
     templates: tuple[str, ...] = TEMPLATES
     label_pattern: str | None = None
     num_frames: int | None = None
+    classes: tuple[str, ...] = ()
+    generation: GenerationSettings = field(default_factory=GenerationSettings)
 
     def __post_init__(self) -> None:
         """Reject counts out of range."""
@@ -96,7 +103,7 @@ def evaluate_model(
         ConfigError: No such task, or a limit below 1.
         DataError: The data lack what the task needs, or too much of them is bad.
     """
-    find_evaluation(task)
+    check_generation(find_evaluation(task), settings.generation)
     _check_limit(limit)
     loaded = load_model(folder)
     loaded.check_trained(task)
@@ -162,6 +169,7 @@ def evaluate_loaded(
         DataError: The data lack what the task needs, or too much of them is bad.
     """
     procedure = find_evaluation(task).procedure
+    check_generation(find_evaluation(task), settings.generation)
     _check_limit(limit)
     if settings.num_frames is not None:
         loaded = replace(loaded, image=replace(loaded.image, num_frames=settings.num_frames))
@@ -191,13 +199,20 @@ def evaluate_loaded(
             values = scored.by_retrieval(records, protocol, logs[-1])
         else:
             values = scored.by_predictions(scoring, records, found.records, logs[-1])
-    if any(record.image is None and record.video is not None for record in records):
-        seen = f" Of each clip {loaded.image.num_frames} evenly spread frames are read."
-        values = [replace(value, protocol=value.protocol + seen) for value in values]
     scored.tell(*logs)
     if on_skipped is not None and found.parts:
         on_skipped(parts_note(source.path, found.parts))
-    return values
+    return with_frames(values, records, loaded.image.num_frames)
+
+
+def with_frames(
+    values: Sequence[MetricValue], records: Sequence[Record], num_frames: int
+) -> list[MetricValue]:
+    """Return numbers whose protocols say how many frames were read, where the records are clips."""
+    if not any(record.image is None and record.video is not None for record in records):
+        return list(values)
+    seen = f" Of each clip {num_frames} evenly spread frames are read."
+    return [replace(value, protocol=value.protocol + seen) for value in values]
 
 
 def _check_limit(limit: int | None) -> None:
@@ -240,10 +255,12 @@ class _Scored:
         values = evaluate_zero_shot(
             self.loaded,
             data,
+            classes=self.settings.classes,
             templates=self.settings.templates,
             local_batch_size=self.local_batch_size,
             device=self.device,
             progress=self.progress,
+            keep=self.keep,
         )
         self.tell(data.log)
         return values
@@ -271,88 +288,12 @@ class _Scored:
         assert scoring.metrics is not None, f"{scoring.name} is scored by predictions"
         bound = self.bound
         if bound is None:
-            bound = self.loaded.build_task(self.task)
-            bound.modules.to(self.device)
+            bound = build_predictor(self.loaded, self.task, self.settings.generation)
         config = self.loaded.task_config(self.task)
         return evaluate(
-            _Keeping(bound, self.keep),
+            Asked(bound, scoring.method, self.keep),
             evaluation_loader(self.loaded, self.task, records, self.local_batch_size, log),
             scoring.metrics(config, records, all_records),
             device=self.device,
             progress=self.progress,
         )
-
-
-def evaluation_records(
-    records: Sequence[Record], scoring: Evaluation[Any], where: str
-) -> list[Record]:
-    """Return the records that a task can be scored on.
-
-    Raises:
-        DataError: There is none.
-    """
-    usable = [
-        record
-        for record in records
-        if _has_images(record, scoring) and getattr(record, scoring.field) not in (None, (), "")
-    ]
-    if scoring.one_per_image:
-        usable = list({image_key(r): r for r in reversed(usable)}.values())[::-1]
-    if not usable:
-        one = "an image or a clip and " if scoring.reads_clips else "an image and "
-        beside = ("", one, "two images and ")[scoring.num_images]
-        why = f" (each {CLIPS_ARE_NOT_READ})" if records and all(map(clip_problem, records)) else ""
-        raise DataError(
-            f"{where} holds nothing to evaluate {scoring.name} on: {len(records)} records, none "
-            f"with {beside}{scoring.field}{why * (not scoring.reads_clips)}"
-        )
-    return usable
-
-
-def _has_images(record: Record, scoring: Evaluation[Any]) -> bool:
-    if scoring.num_images == 1:
-        return record.image is not None or (scoring.reads_clips and record.video is not None)
-    return scoring.num_images == 0 or len(record.images) == 2
-
-
-def evaluation_loader(
-    loaded: LoadedModel,
-    task: str,
-    records: Sequence[Record],
-    local_batch_size: int,
-    skip_log: SkipLog | None = None,
-) -> BatchLoader:
-    """Return each record once, prepared as the model wants it."""
-    return build_loader(
-        records,
-        build_collator(
-            loaded.task_config(task),
-            loaded.tokenizer,
-            loaded.captions(),
-            loaded.lengths(),
-            train=False,
-        ),
-        ImageTransform(replace(loaded.image, image_size=loaded.model.image_size), train=False),
-        seed=0,
-        local_batch_size=local_batch_size,
-        train=False,
-        skip_log=skip_log,
-    )
-
-
-@dataclass(slots=True)
-class _Keeping:
-    """A task that also hands its predictions to a listener."""
-
-    task: PredictingTask
-    keep: Callable[[Predictions], None] | None
-
-    @property
-    def modules(self) -> torch.nn.ModuleDict:
-        return self.task.modules
-
-    def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
-        predictions = self.task.predict(batch)
-        if self.keep is not None:
-            self.keep(predictions)
-        return predictions

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,16 +21,17 @@ from triptych.data.manifest import FoundRecords, read_records
 from triptych.data.records import Record
 from triptych.data.skips import VERB_FLAG, SkipLog
 from triptych.data.source import DataSourceConfig
-from triptych.data.stream import build_loader
+from triptych.data.stream import BatchLoader, build_loader
 from triptych.data.transforms.pipeline import ImageTransform
-from triptych.evaluation.bootstrap import mean_value
-from triptych.evaluation.evaluator import evaluation_mode
+from triptych.evaluation.evaluator import evaluation_mode, predict_batches
 from triptych.evaluation.label_metrics import MeanPerClassMetric
 from triptych.evaluation.linear_probe import LinearProbe, sweep_probe
 from triptych.evaluation.metrics import ClassificationMetric
 from triptych.evaluation.nearest import NearestProbe, choose_nearest
 from triptych.evaluation.zero_shot import (
     TEMPLATES,
+    TOP,
+    ZeroShotMetric,
     class_embeddings,
     class_probabilities,
     prompts,
@@ -39,6 +40,7 @@ from triptych.serving.loading import LoadedModel, load_model
 from triptych.tasks.registry import TASKS
 
 TEXTS_AT_ONCE = 256
+NOTHING_READ = "no image can be read; run `triptych data check` on the data"
 Progress = Callable[[int], None]
 Method = Literal["linear", "knn"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -102,48 +104,88 @@ def evaluate_zero_shot(
     loaded: LoadedModel,
     data: LabelledImages,
     *,
+    classes: Sequence[str] = (),
     templates: Sequence[str] = TEMPLATES,
     local_batch_size: int = 128,
     device: torch.device,
     progress: Progress | None = None,
+    keep: Callable[[Predictions], None] | None = None,
 ) -> list[MetricValue]:
-    """Classify images by sentences about the classes of the data, and score it.
+    """Classify images by sentences about classes, and score it.
 
-    Raises:
-        DataError: The classes are WordNet ids, which no model has read.
+    Args:
+        loaded: The model.
+        data: The images.
+        classes: Names of the classes; those of the data if empty.
+        templates: Sentences about a class.
+        local_batch_size: Images at a time.
+        device: Where to compute.
+        progress: Called with the number of images done.
+        keep: Called with the predictions of each batch.
 
     Returns:
         "zero_shot", "zero_shot_top5" (with more than five classes) and "zero_shot_per_class", then
         each class's accuracy.
+
+    Raises:
+        DataError: No image can be read, too much is bad, or the classes are WordNet ids, which no
+            model has read.
     """
-    names = distinct_classes(data.labels)
+    names = tuple(classes) or distinct_classes(data.labels)
     check_names(names)
-    model = loaded.model
-    with evaluation_mode(model), torch.inference_mode(), loaded.autocast():
-        classes = name_embeddings(loaded, names, templates, device)
+    metric = ZeroShotMetric(dict(enumerate(data.labels)), len(names), len(templates))
+    loader = image_loader(loaded, data.records, local_batch_size, data.log)
+    done = 0
+    with loaded.autocast():
+        for predictions in predict_batches(
+            ByNames(loaded, names, templates, device), loader, device=device
+        ):
+            metric.update(predictions)
+            if keep is not None:
+                keep(predictions)
+            done += len(predictions.index)
+            if progress is not None:
+                progress(done)
+    if done == 0:
+        raise DataError(NOTHING_READ)
+    return metric.compute()
 
-        def embed(image: Tensor) -> Tensor:
-            return loaded.model.embed_image(loaded.model.encode_image(image))  # type: ignore[no-any-return]
 
-        images, index = encode_images(loaded, data, embed, local_batch_size, device, progress)
-    shares = class_probabilities(images, classes.cpu())
-    metric = ClassificationMetric(dict(enumerate(data.labels)), "zero_shot")
-    best = [names[number] for number in shares.argmax(dim=1).tolist()]
-    metric.update(Predictions(index=index, scores={"label": best}))
-    protocol = f"Of {len(names)} classes, each the mean of {len(templates)} sentences."
-    first, *rest = metric.compute()
-    values = [replace(first, protocol=f"{protocol} {first.protocol}")]
-    if len(names) > 5:
-        top = shares.topk(5, dim=1).indices.tolist()
-        hits = [
-            float(data.labels[position] in {names[number] for number in row})
-            for position, row in zip(index, top, strict=True)
-        ]
-        words = f"{protocol} Share of images whose class is among the first five."
-        values.append(mean_value("zero_shot_top5", hits, words))
-    per_class = MeanPerClassMetric(dict(enumerate(data.labels)), "zero_shot")
-    per_class.update(Predictions(index=index, scores={"label": best}))
-    return [*values, *per_class.compute(), *rest]
+class ByNames:
+    """Predicts the class of images by sentences about the classes.
+
+    Args:
+        loaded: The model, on the device.
+        names: Names of the classes.
+        templates: Sentences about a class.
+        device: Where to compute.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        names: Sequence[str],
+        templates: Sequence[str],
+        device: torch.device,
+    ) -> None:
+        self.modules = nn.ModuleDict({"model": loaded.model})
+        self._model, self._names = loaded.model, tuple(names)
+        with evaluation_mode(loaded.model), torch.inference_mode(), loaded.autocast():
+            self._classes = name_embeddings(loaded, names, templates, device).cpu()
+
+    def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
+        """Return "label", its "probability", and with more than five classes the "top5"."""
+        images = self._model.embed_image(self._model.encode_image(batch["image"]))
+        shares = class_probabilities(images.float().cpu(), self._classes)
+        best = shares.argmax(dim=1)
+        scores: dict[str, Any] = {
+            "label": [self._names[number] for number in best.tolist()],
+            "probability": shares.gather(1, best[:, None])[:, 0],
+        }
+        if len(self._names) > TOP:
+            top = shares.topk(TOP, dim=1).indices.tolist()
+            scores["top5"] = [[self._names[number] for number in row] for row in top]
+        return Predictions(index=batch["index"].tolist(), scores=scores)
 
 
 def name_embeddings(
@@ -315,15 +357,7 @@ def encode_images(
     Raises:
         DataError: No image can be read, or too many cannot.
     """
-    loader: Iterable[Mapping[str, Tensor]] = build_loader(
-        data.records,
-        ImageKeyCollator(),
-        ImageTransform(replace(loaded.image, image_size=loaded.model.image_size), train=False),
-        seed=0,
-        local_batch_size=local_batch_size,
-        train=False,
-        skip_log=data.log,
-    )
+    loader = image_loader(loaded, data.records, local_batch_size, data.log)
     parts: list[Tensor] = []
     index: list[int] = []
     for batch in loader:
@@ -332,5 +366,20 @@ def encode_images(
         if progress is not None:
             progress(len(index))
     if not parts:
-        raise DataError("no image can be read; run `triptych data check` on the data")
+        raise DataError(NOTHING_READ)
     return torch.cat(parts), index
+
+
+def image_loader(
+    loaded: LoadedModel, records: Sequence[Record], local_batch_size: int, log: SkipLog
+) -> BatchLoader:
+    """Return images alone, each record once, prepared as the model wants them."""
+    return build_loader(
+        records,
+        ImageKeyCollator(),
+        ImageTransform(replace(loaded.image, image_size=loaded.model.image_size), train=False),
+        seed=0,
+        local_batch_size=local_batch_size,
+        train=False,
+        skip_log=log,
+    )

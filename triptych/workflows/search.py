@@ -162,7 +162,7 @@ def encode_records(
 
     Args:
         loaded: The model, on the device.
-        records: One caption of one image each.
+        records: One caption of one image each; either may be absent.
         local_batch_size: Images or texts at a time.
         log: Is told of every caption whose image cannot be read.
         device: Where to compute.
@@ -175,7 +175,8 @@ def encode_records(
     store = StateStore(1 << 30) if store is None else store
     by_key: dict[int, list[int]] = {}
     for position, record in enumerate(records):
-        by_key.setdefault(image_key(record), []).append(position)
+        if has_image(record):
+            by_key.setdefault(image_key(record), []).append(position)
     groups = list(by_key.values())[rank() :: world_size()]
     images = _loader(loaded, [records[g[0]] for g in groups], None, local_batch_size, log)
     found: list[int] = []
@@ -192,7 +193,12 @@ def encode_records(
     image, image_embedding = encode_images(loaded.model, image_batches(), len(groups), store)
     image_row = {position: row for row, group in enumerate(found) for position in groups[group]}
     _log_lost(records, groups, set(found), log)
-    readable = sorted(position for part in gather_objects(list(image_row)) for position in part)
+    shown = {position for part in gather_objects(list(image_row)) for position in part}
+    readable = [
+        position
+        for position, record in enumerate(records)
+        if record.caption is not None and (position in shown or not has_image(record))
+    ]
     texts = _loader(loaded, [records[p] for p in readable], "caption", local_batch_size, log)
     order: list[int] = []
 
@@ -208,6 +214,11 @@ def encode_records(
     return EncodedRecords(
         EncodedSet(image, text, image_embedding, text_embedding), image_row, text_row
     )
+
+
+def has_image(record: Record) -> bool:
+    """Return whether a record shows something that can be searched for."""
+    return record.image is not None or record.video is not None
 
 
 def _loader(

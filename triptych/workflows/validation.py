@@ -40,7 +40,8 @@ from triptych.train.precision import Precision, autocast
 from triptych.train.step import to_device
 from triptych.train.task import MixedTask, Task
 from triptych.train.validation import Measure, Validated, Validator
-from triptych.workflows.evaluate import evaluate_loaded, evaluation_records
+from triptych.workflows.evaluate import evaluate_loaded
+from triptych.workflows.predictors import evaluation_records
 from triptych.workflows.sources import ReadSource, TrainingData
 from triptych.workflows.trained_model import folder_settings, save_model, trained_parts
 
@@ -152,7 +153,8 @@ def _choose(config: RunConfig, model: Any, records: Sequence[Record], where: str
         return asked
     problem: DataError | None = None
     for name in names:
-        if not needed_capabilities(name) <= model.capabilities:
+        reads_likelihoods = find_evaluation(name).method != "predict"  # a loss says as much
+        if reads_likelihoods or not needed_capabilities(name) <= model.capabilities:
             continue
         try:
             evaluation_records(records, find_evaluation(name), where)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from triptych.core.config import check
@@ -221,6 +222,48 @@ class MaskedTextCollator:
             "text_mask": text_mask,
             "mlm_token_ids": self.tokenizer.pad([s.masked_ids for s in samples])[0],
             "mlm_labels": labels.masked_fill_(~text_mask, IGNORE_INDEX),
+        }
+
+
+class OneHiddenCollator:
+    """Encode texts as they are, lower-cased, and hide each token in turn: a copy for each token.
+
+    Args:
+        tokenizer: Gives the ids.
+        max_text_tokens: Longest text, [CLS] and [SEP] counted.
+    """
+
+    needs_boxes = False
+
+    def __init__(self, tokenizer: Tokenizer, max_text_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self._texts = TextCache(tokenizer, max_text_tokens)
+
+    def text_sample(self, record: Record, rng: np.random.Generator) -> IdArray:
+        """Encode one text; a record's caption is a text too.
+
+        Raises:
+            SampleProblem: There is no text, or nothing is left of it.
+        """
+        return needed_text(record.text or record.caption, "text", record, self._texts).ids
+
+    def batch(self, samples: Sequence[IdArray]) -> dict[str, Tensor]:
+        """Join samples.
+
+        Returns:
+            `mlm_token_ids`, `mlm_labels`, `text_mask` (R, L), one row for each token of each text
+            but [CLS] and [SEP]; `text_row` (R,) int64, the text that a row is of.
+        """
+        rows = [(n, place) for n, ids in enumerate(samples) for place in range(1, len(ids) - 1)]
+        token_ids, text_mask = self.tokenizer.pad([samples[n] for n, _ in rows])
+        places = torch.tensor([place for _, place in rows])[:, None]
+        labels = torch.full_like(token_ids, IGNORE_INDEX)
+        labels.scatter_(1, places, token_ids.gather(1, places))
+        return {
+            "mlm_token_ids": token_ids.scatter(1, places, self.tokenizer.mask_id),
+            "mlm_labels": labels,
+            "text_mask": text_mask,
+            "text_row": torch.tensor([n for n, _ in rows]),
         }
 
 

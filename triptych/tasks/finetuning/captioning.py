@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from triptych.core.config import check
 from triptych.core.outputs import Predictions
@@ -20,13 +21,14 @@ from triptych.evaluation.metrics import (
     CaptionMetric,
     Metric,
 )
+from triptych.evaluation.perplexity import PerplexityMetric
 from triptych.generation.search import BeamConfig, Hypothesis
 from triptych.models.base import GenerativeModel, encode_frames
 from triptych.nn.decoder import DecoderMemory
 from triptych.objectives import IGNORE_INDEX
 from triptych.objectives.mlm import shift_targets, token_loss
 from triptych.tasks.finetuning.base import ModelTask, constant_texts, fused_memory
-from triptych.tasks.finetuning.text_generator import TextGenerator
+from triptych.tasks.finetuning.text_generator import GenerationSettings, TextGenerator
 from triptych.tasks.spec import (
     CollatorInputs,
     Evaluation,
@@ -100,11 +102,25 @@ class Captioning(ModelTask[GenerativeModel]):
             config.prompt_to,
             "be 'decoder': the decoder reads image states alone, no text is encoded",
         )
-        self.text_generator = TextGenerator(
-            model.decoder, tokenizer, "" if to_encoder else config.prompt
-        )
-        encoded = self.text_generator.ids(config.prompt) if to_encoder else []
-        self._text_ids = [tokenizer.cls_id, *encoded]
+        self.text_generator = TextGenerator(model.decoder, tokenizer)
+        self.generation = GenerationSettings()
+        self._use_prompt(config.prompt)
+
+    def _use_prompt(self, prompt: str) -> None:
+        """Give the prompt to the decoder or to the encoder, as configured."""
+        to_encoder = self.config.prompt_to == "encoder"
+        ids = self.text_generator.ids(prompt)
+        self.text_generator.prompt_ids = [] if to_encoder else ids
+        cls_id = self.text_generator.tokenizer.cls_id
+        self._text_ids = [cls_id, *ids] if to_encoder else [cls_id]
+
+    def generate_with(self, settings: GenerationSettings) -> None:
+        """Generate as these settings say from now on; see `GeneratingTask`."""
+        self.generation = settings
+        self.config = replace(self.config, beam=settings.beam(self.config.beam))
+        settings.sampling(self.config.beam)
+        if settings.prompt is not None:
+            self._use_prompt(settings.prompt)
 
     def memory(self, batch: Mapping[str, Tensor]) -> DecoderMemory:
         """Encode `image`, (B, 3, H, W) or clips (B, F, 3, H, W), to what the decoder reads."""
@@ -116,6 +132,24 @@ class Captioning(ModelTask[GenerativeModel]):
     def losses(self, batch: Mapping[str, Tensor], *, active: frozenset[str]) -> dict[str, Tensor]:
         """Return {"caption": mean cross-entropy over target tokens, the prompt's excluded}."""
         del active
+        states, labels = self._states_of_targets(batch)
+        read = labels != IGNORE_INDEX
+        return {"caption": token_loss(self.model.decoder.word_logits(states[read]), labels[read])}
+
+    @torch.no_grad()
+    def likelihood(self, batch: Mapping[str, Tensor]) -> Predictions:
+        """Return the summed "nll" in nats and the "tokens" of each caption, [SEP] among them."""
+        states, labels = self._states_of_targets(batch)
+        read = labels != IGNORE_INDEX
+        logits = self.model.decoder.word_logits(states[read]).float()
+        losses = F.cross_entropy(logits, labels[read], reduction="none").double()
+        nll = torch.zeros(labels.shape, dtype=torch.float64, device=losses.device)
+        nll = nll.masked_scatter(read, losses).sum(dim=1)
+        scores = {"nll": nll.cpu(), "tokens": read.sum(dim=1).cpu()}
+        return Predictions(index=batch["index"].tolist(), scores=scores)
+
+    def _states_of_targets(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return decoder states (B, L, D), and labels (B, L), IGNORE_INDEX where none is read."""
         token_ids, mask = batch["target_token_ids"], batch["target_mask"]
         prompt = self.text_generator.prompt(len(token_ids), token_ids.device)
         token_ids = torch.cat([token_ids[:, :1], prompt, token_ids[:, 1:]], dim=1)
@@ -124,15 +158,16 @@ class Captioning(ModelTask[GenerativeModel]):
             token_ids, torch.cat([mask[:, :1], forced, mask[:, 1:]], dim=1)
         )
         labels[:, : prompt.shape[1]] = IGNORE_INDEX
-        states = self.model.decode(inputs, self.memory(batch))
-        read = labels != IGNORE_INDEX
-        return {"caption": token_loss(self.model.decoder.word_logits(states[read]), labels[read])}
+        return self.model.decode(inputs, self.memory(batch)), labels
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
         """Generate a caption for each image; reads `image` and `index`."""
-        texts = [self.text_generator.text(found[0].token_ids) for found in self.search(batch)]
-        return Predictions(index=batch["index"].tolist(), texts=texts)
+        index = batch["index"].tolist()
+        texts = self.text_generator.texts(
+            self.memory(batch), self.config.beam, self.generation, index
+        )
+        return Predictions(index=index, texts=texts)
 
     def search(self, batch: Mapping[str, Tensor]) -> list[list[Hypothesis]]:
         """Return the n-best captions of each image, best first."""
@@ -154,7 +189,16 @@ def _caption_metrics(
     config: CaptioningConfig, records: Sequence[Record], all_records: Sequence[Record]
 ) -> list[Metric]:
     del config
-    return [CaptionMetric(caption_references(records, all_records))]
+    domains = {i: record.domain for i, record in enumerate(records)}
+    return [CaptionMetric(caption_references(records, all_records), domains=domains)]
+
+
+def _likelihood_metrics(
+    config: CaptioningConfig, records: Sequence[Record], all_records: Sequence[Record]
+) -> list[Metric]:
+    del config, all_records
+    protocol = "Perplexity of people's captions given their images, per token, [SEP] among them."
+    return [PerplexityMetric(len(records), "perplexity", protocol)]
 
 
 def _captions(config: CaptioningConfig, inputs: CollatorInputs) -> CaptioningCollator:
@@ -181,6 +225,16 @@ SPEC = TaskSpec(
             one_per_image=True,
             reads_clips=True,
             decides="cider",
+            kept=("text",),
+            forms=("coco",),
+        ),
+        Evaluation(
+            "perplexity",
+            "caption",
+            _likelihood_metrics,
+            reads=("caption",),
+            method="likelihood",
+            reads_clips=True,
         ),
     ),
 )

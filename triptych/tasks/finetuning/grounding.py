@@ -240,5 +240,14 @@ SPEC = TaskSpec(
         TaskRecipe("mplug.grounding_second", "mplug", teaches=()),
     ),
     serves=("ground",),
-    evaluations=(Evaluation("grounding", "box", _box_metrics),),
+    evaluations=(
+        Evaluation(
+            "grounding",
+            "box",
+            _box_metrics,
+            reads=("phrase",),
+            kept=("box_xyxy",),
+            forms=("refcoco",),
+        ),
+    ),
 )

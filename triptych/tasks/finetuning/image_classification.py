@@ -212,7 +212,9 @@ SPEC = TaskSpec(
     needs=("image", "label"),
     recipes=(TaskRecipe("classify.images"),),
     serves=("classify",),
-    evaluations=(Evaluation(NAME, "label", _metrics),),
+    evaluations=(
+        Evaluation(NAME, "label", _metrics, kept=("label", "probabilities"), forms=("csv",)),
+    ),
     tokenizer="optional",
     has_classifier=True,
     complete=_complete,

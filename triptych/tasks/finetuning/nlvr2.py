@@ -164,6 +164,16 @@ SPEC = TaskSpec(
         TaskRecipe("flava.nlvr2", "flava"),
     ),
     serves=("judge",),
-    evaluations=(Evaluation("nlvr2", "label", _truth_metrics, num_images=2),),
+    evaluations=(
+        Evaluation(
+            "nlvr2",
+            "label",
+            _truth_metrics,
+            num_images=2,
+            reads=("statement",),
+            kept=("label", "positive"),
+            forms=("nlvr2", "csv"),
+        ),
+    ),
     has_classifier=True,
 )

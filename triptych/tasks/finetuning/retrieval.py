@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,8 @@ from triptych.tasks.spec import (
     TrainedModels,
 )
 from triptych.train.task import StatefulTask
+
+PAIRS_A_PASS = 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -271,9 +273,26 @@ def encode_texts(
     return text, torch.cat(embeddings)
 
 
+class KnownScores(Protocol):
+    """Scores of pairs that outlive a process, one pass after the other."""
+
+    def take(self, count: int) -> Tensor | None:
+        """Return the scores of the next pass (count,), or None where it was not made before."""
+        ...
+
+    def keep(self, scores: Tensor) -> None:
+        """Keep the scores of a pass."""
+        ...
+
+
 @torch.no_grad()
 def score_pairs(
-    model: Any, encoded: EncodedSet, pairs: Tensor, *, local_batch_size: int = 1024
+    model: Any,
+    encoded: EncodedSet,
+    pairs: Tensor,
+    *,
+    local_batch_size: int | None = None,
+    known: KnownScores | None = None,
 ) -> Tensor:
     """Score (image, text) pairs by the ITM head.
 
@@ -284,7 +303,8 @@ def score_pairs(
         model: The model that encoded the set, with `match_logits`.
         encoded: The images and texts.
         pairs: (M, 2) int64: image and text positions.
-        local_batch_size: Pairs a pass.
+        local_batch_size: Pairs a pass; None is `PAIRS_A_PASS`.
+        known: Scores of the passes that were made before, and where new ones are kept.
 
     Returns:
         (M,) float32 logit of "match" minus logit of "no match", in the order of `pairs`.
@@ -294,13 +314,19 @@ def score_pairs(
     lengths = encoded.text.mask.sum(dim=1).to(pairs.device)[pairs[:, 1]]
     order = torch.argsort(pairs[:, 0] * (int(lengths.max()) + 1) + lengths)
     scores = torch.empty(len(pairs), device=pairs.device)
-    for rows in torch.split(order, local_batch_size):  # type: ignore[no-untyped-call]
+    for rows in torch.split(order, local_batch_size or PAIRS_A_PASS):  # type: ignore[no-untyped-call]
+        before = None if known is None else known.take(len(rows))
+        if before is not None:
+            scores[rows] = before.to(scores)
+            continue
         images, image_index = torch.unique(pairs[rows, 0], return_inverse=True)
         longest = int(lengths[rows].max())
         text = encoded.text.select(pairs[rows, 1].to(kept_on[1]), longest).to(device)
         image = encoded.image.select(images.to(kept_on[0])).to(device)
         logits = match_pairs(model, image, text, image_index.to(device)).float()
         scores[rows] = (logits[:, 1] - logits[:, 0]).to(scores.device)
+        if known is not None:
+            known.keep(scores[rows])
     return scores
 
 
@@ -319,11 +345,16 @@ def retrieval_collator(config: object, inputs: CollatorInputs) -> RetrievalColla
 
 
 SEARCH: Evaluation[Any] = Evaluation(
-    "retrieval", "caption", reads_clips=True, procedure="search", decides="r_mean"
+    "retrieval",
+    "caption",
+    reads_clips=True,
+    procedure="search",
+    decides="r_mean",
+    forms=("trec",),
 )
 
 
-NAMES: Evaluation[Any] = Evaluation("zero_shot", "label", procedure="names")
+NAMES: Evaluation[Any] = Evaluation("zero_shot", "label", procedure="names", forms=("csv",))
 
 
 SPEC = TaskSpec(

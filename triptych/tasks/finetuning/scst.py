@@ -291,6 +291,6 @@ SPEC = TaskSpec(
     models=TrainedModels(capabilities=("decode",)),
     recipes=(TaskRecipe("mplug.scst", "mplug"),),
     serves=("caption",),
-    also_scored=("caption",),
+    also_scored=("caption", "perplexity"),
     stored=lambda config: config.captioning,
 )

@@ -154,7 +154,17 @@ SPEC = TaskSpec(
         TaskRecipe("flava.glue", "flava", teaches=("label_texts",)),
     ),
     serves=("label_texts",),
-    evaluations=(Evaluation("classification", "label", _text_metrics, num_images=0),),
+    evaluations=(
+        Evaluation(
+            "classification",
+            "label",
+            _text_metrics,
+            num_images=0,
+            reads=("text|hypothesis",),
+            kept=("label", "value", "positive", "probabilities"),
+            forms=("glue", "csv"),
+        ),
+    ),
     has_classifier=True,
     complete=_complete_texts,
 )

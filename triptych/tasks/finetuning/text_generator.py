@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from triptych.core.config import check
+from triptych.core.errors import ConfigError
 from triptych.generation.answers import AnswerTrie, rank_answers, search_answers
 from triptych.generation.decoding import CachedDecoder
 from triptych.generation.sampling import Samples, SamplingConfig, sample_texts
@@ -16,6 +20,102 @@ from triptych.text import Tokenizer
 
 SCORES_AT_ONCE = 1 << 26
 """Token scores that a ranking holds at a time: 256 MiB."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationSettings:
+    """How texts are generated, where this differs from the settings of the model folder.
+
+    Attributes:
+        prompt: Words that every text begins with and that are not part of it; None is the folder's.
+        num_beams: Width of the beam search.
+        min_tokens: Tokens before a text may end.
+        max_tokens: Longest text.
+        length_penalty: Exponent of the length divisor of the search; see `BeamConfig`.
+        stop: When the search of an image is done; see `BeamConfig`.
+        top_p: Sample from the likeliest words whose probabilities add up to this.
+        top_k: Sample from the k likeliest words.
+        temperature: Sample; values below 1 favour likely words.
+        seed: Seed of the samples.
+    """
+
+    prompt: str | None = None
+    num_beams: int | None = None
+    min_tokens: int | None = None
+    max_tokens: int | None = None
+    length_penalty: float | None = None
+    stop: Literal["none_better", "top_ended"] | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    temperature: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Reject a seed that is none, and flags of the search beside those of sampling."""
+        check(0 <= self.seed < 2**63, "seed", self.seed, "be from 0 to 2^63 - 1")
+        given = self.given()
+        search, drawn = ([n for n in names if n in given] for names in (OF_SEARCH, OF_SAMPLING))
+        if search and drawn:
+            raise ConfigError(
+                f"{', '.join(search)} excludes {', '.join(drawn)}: use beam search or sampling"
+            )
+
+    def given(self) -> dict[str, Any]:
+        """Return what differs from the folder's settings, by name."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: v for name, v in values.items() if v is not None and (name, v) != ("seed", 0)}
+
+    def beam(self, default: BeamConfig) -> BeamConfig:
+        """Return the beam search; what is not given is as in `default`.
+
+        Raises:
+            ConfigError: A number is out of range.
+        """
+        names = (*OF_SEARCH, *OF_LENGTH)
+        return replace(default, **{n: v for n, v in self.given().items() if n in names})
+
+    def sampling(self, default: BeamConfig) -> SamplingConfig | None:
+        """Return how texts are drawn, at the lengths of the search; None where they are not.
+
+        Raises:
+            ConfigError: A number is out of range.
+        """
+        chosen = {name: value for name, value in self.given().items() if name in OF_SAMPLING}
+        if not chosen:
+            return None
+        beam = self.beam(default)
+        return SamplingConfig(min_tokens=beam.min_tokens, max_tokens=beam.max_tokens, **chosen)
+
+
+OF_SEARCH = ("num_beams", "length_penalty", "stop")
+OF_SAMPLING = ("top_p", "top_k", "temperature")
+OF_LENGTH = ("min_tokens", "max_tokens")
+
+
+@runtime_checkable
+class GeneratingTask(Protocol):
+    """A task whose predictions are texts that its decoder generates."""
+
+    def generate_with(self, settings: GenerationSettings) -> None:
+        """Generate as these settings say from now on.
+
+        Raises:
+            ConfigError: One is out of range, or has no meaning for how the task generates.
+        """
+        ...
+
+
+def sample_numbers(seed: int, index: Sequence[int], max_tokens: int) -> Tensor:
+    """Return (B, 1, max_tokens) numbers in [0, 1) that decide the draws of some samples.
+
+    They depend on the seed and on the place of a sample in its data alone, so that neither the
+    batches nor an interruption change a drawn text.
+    """
+    rows = []
+    for position in index:
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + position) % 2**63)
+        rows.append(torch.rand(1, max_tokens, generator=generator, dtype=torch.float64).float())
+    return torch.stack(rows).clamp(max=1 - 2**-24)
 
 
 class TextGenerator:
@@ -58,6 +158,28 @@ class TextGenerator:
             config=config,
             prompt=self.prompt(memory.batch_size),
         )
+
+    def texts(
+        self,
+        memory: DecoderMemory,
+        config: BeamConfig,
+        settings: GenerationSettings,
+        index: Sequence[int],
+    ) -> list[str]:
+        """Return one text for each image: the best of the search, or a drawn one.
+
+        Args:
+            memory: Of B images.
+            config: The search, and the lengths of drawn texts.
+            settings: Whether texts are drawn, and how.
+            index: (B,) places of the samples in their data, which decide the draws.
+        """
+        sampling = settings.sampling(config)
+        if sampling is None:
+            return [self.text(found[0].token_ids) for found in self.search(memory, config)]
+        numbers = sample_numbers(settings.seed, index, sampling.max_tokens)
+        drawn = self.sample(memory, sampling, numbers=numbers.to(memory.layers[0].key.device))
+        return [self.text(found[0]) for found in drawn.texts()]
 
     def greedy(self, memory: DecoderMemory, *, min_tokens: int, max_tokens: int) -> list[list[int]]:
         """Return the text of each image generated by taking the likeliest token at each step."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from triptych.core.config import check
+from triptych.core.errors import ConfigError
 from triptych.core.outputs import Predictions
 from triptych.data.collate import (
     VQACollator,
@@ -23,7 +24,7 @@ from triptych.generation.search import BeamConfig
 from triptych.models.base import GenerativeModel
 from triptych.nn.decoder import DecoderMemory
 from triptych.tasks.finetuning.base import ModelTask, fused_memory, target_log_probs
-from triptych.tasks.finetuning.text_generator import TextGenerator
+from triptych.tasks.finetuning.text_generator import OF_SEARCH, GenerationSettings, TextGenerator
 from triptych.tasks.spec import (
     CollatorInputs,
     Evaluation,
@@ -93,6 +94,7 @@ class VQA(ModelTask[GenerativeModel]):
         super().__init__(model)
         self.config = config
         self.text_generator = TextGenerator(model.decoder, tokenizer)
+        self.generation = GenerationSettings()
         self._answer_ids = self.text_generator.answer_ids(config.answer_list)
 
     def memory(self, batch: Mapping[str, Tensor]) -> DecoderMemory:
@@ -111,13 +113,34 @@ class VQA(ModelTask[GenerativeModel]):
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
         """Answer each question; reads `image`, `token_ids`, `text_mask` and `index`."""
-        return Predictions(index=batch["index"].tolist(), texts=self._generate(self.memory(batch)))
+        index = batch["index"].tolist()
+        return Predictions(index=index, texts=self._generate(self.memory(batch), index))
 
-    def _generate(self, memory: DecoderMemory) -> list[str]:
+    def generate_with(self, settings: GenerationSettings) -> None:
+        """Generate as these settings say from now on; see `GeneratingTask`.
+
+        Raises:
+            ConfigError: Answers are chosen from a closed list, to which most settings mean nothing.
+        """
+        if self.config.answer_list:
+            usable = {"prompt", *(OF_SEARCH[:1] if self.config.list_search == "beam" else ())}
+            useless = [name for name in settings.given() if name not in usable]
+            if useless:
+                raise ConfigError(
+                    f"{', '.join(useless)}: the model chooses its answers from a closed list of "
+                    f"{len(self.config.answer_list)} (by {self.config.list_search}), so that this "
+                    "changes nothing: omit it"
+                )
+        self.generation = settings
+        self.config = replace(self.config, beam=settings.beam(self.config.beam))
+        settings.sampling(self.config.beam)
+        if settings.prompt is not None:
+            self.text_generator.prompt_ids = self.text_generator.ids(settings.prompt)
+
+    def _generate(self, memory: DecoderMemory, index: Sequence[int]) -> list[str]:
         answers = self.config.answer_list
         if not answers:
-            found = self.text_generator.search(memory, self.config.beam)
-            return [self.text_generator.text(texts[0].token_ids) for texts in found]
+            return self.text_generator.texts(memory, self.config.beam, self.generation, index)
         if self.config.list_search == "beam":
             beams = self.config.beam.num_beams
             positions = self.text_generator.search_list(memory, self._answer_ids, beams)
@@ -161,6 +184,9 @@ SPEC = TaskSpec(
             "answers",
             lambda _, records, __: vqa_metrics(records, from_list=False),
             reads_clips=True,
+            reads=("question",),
+            kept=("text",),
+            forms=("vqa",),
         ),
     ),
 )

@@ -31,6 +31,7 @@ from triptych.objectives.gradient_cache import Encode, run_in_chunks
 from triptych.objectives.mlm import token_sum
 from triptych.tasks.pretraining import image_tokenizer as image_tokenizers
 from triptych.tasks.pretraining.padding import cut_padding, true_positions
+from triptych.tasks.pretraining.pseudo_likelihood import text_pseudo_likelihood
 from triptych.tasks.pretraining.work import flava_work
 from triptych.tasks.spec import (
     CollatorInputs,
@@ -209,16 +210,25 @@ class FLAVAPretraining:
 
     def _mlm(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Predict hidden words from the text alone (paper, section 3.3)."""
-        model, labels = self.model, batch["mlm_labels"]
+        labels = batch["mlm_labels"]
 
         def run(ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-            positions, valid = true_positions(labels != IGNORE_INDEX)
-            states = model.text_encoder.read(ids, mask, positions)[valid]
-            logits = model.mlm_head(model.text_encoder.final_norm(states))
+            logits = self._hidden_word_logits(ids, mask, labels)
             return token_sum(logits, labels[labels != IGNORE_INDEX])[None]
 
         (sums,) = self._in_chunks(run, batch["mlm_token_ids"], batch["text_mask"], labels)
         return mean_over_ranks(sums.sum(), (labels != IGNORE_INDEX).sum())
+
+    def _hidden_word_logits(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """Return (H, V) scores of the hidden words of texts (R, L)."""
+        positions, valid = true_positions(labels != IGNORE_INDEX)
+        states = self.model.text_encoder.read(ids, mask, positions)[valid]
+        return cast(Tensor, self.model.mlm_head(self.model.text_encoder.final_norm(states)))
+
+    @torch.no_grad()
+    def pseudo_likelihood(self, batch: Mapping[str, Tensor]) -> Predictions:
+        """Return the pseudo-likelihood of each text; see `text_pseudo_likelihood`."""
+        return text_pseudo_likelihood(self._hidden_word_logits, batch)
 
     def _in_chunks(self, run: Encode, *rows: Tensor) -> tuple[Tensor, ...]:
         """Return what `run` makes of the batch, `chunk_size` rows at a time if that is set."""
@@ -478,7 +488,7 @@ SPEC = TaskSpec(
     models=TrainedModels(families=("flava",)),
     recipes=(TaskRecipe("flava.joint", "flava"),),
     serves=("match", "embed", "classify"),
-    also_scored=("retrieval", "zero_shot"),
+    also_scored=("retrieval", "zero_shot", "pseudo_perplexity"),
     pretrains=True,
     check_data=check_codes,
     notes=codebook_notes,

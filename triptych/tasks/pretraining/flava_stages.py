@@ -24,6 +24,7 @@ from triptych.tasks.pretraining.flava import (
     named_tokenizer,
 )
 from triptych.tasks.pretraining.image_tokenizer import START_HINT
+from triptych.tasks.pretraining.pseudo_likelihood import pseudo_perplexity
 from triptych.tasks.spec import TaskConfig, TaskRecipe, TaskSpec, TrainedModels
 
 
@@ -135,6 +136,10 @@ class FLAVAText(_Stage):
         super().__init__(model)
         self.config = config
 
+    def pseudo_likelihood(self, batch: Mapping[str, Tensor]) -> Predictions:
+        """Return the pseudo-likelihood of each text; see `text_pseudo_likelihood`."""
+        return self._joint.pseudo_likelihood(batch)
+
 
 IMAGE_SPEC = TaskSpec(
     config=FLAVAImageConfig,
@@ -159,5 +164,6 @@ TEXT_SPEC = TaskSpec(
     needs=("text|caption",),
     models=TrainedModels(families=("flava",)),
     recipes=(TaskRecipe("flava.text", "flava", default=True),),
+    evaluations=(pseudo_perplexity("text", lambda config, _: config.max_text_tokens),),
     pretrains=True,
 )

@@ -459,7 +459,7 @@ SPEC = TaskSpec(
         TaskRecipe("mplug.continue_4m", "mplug", teaches=()),
     ),
     serves=("caption", "match", "embed", "classify"),
-    also_scored=("retrieval", "caption", "zero_shot"),
+    also_scored=("retrieval", "caption", "perplexity", "zero_shot"),
     pretrains=True,
     optional_objectives=frozenset({"itm"}),
     work=lambda config, sizes, tokens: mplug_work(

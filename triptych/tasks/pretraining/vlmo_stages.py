@@ -24,6 +24,7 @@ from triptych.objectives.mim import code_labels, mim_loss
 from triptych.objectives.mlm import token_loss
 from triptych.tasks.pretraining import image_tokenizer as image_tokenizers
 from triptych.tasks.pretraining.padding import cut_padding, true_positions
+from triptych.tasks.pretraining.pseudo_likelihood import pseudo_perplexity, text_pseudo_likelihood
 from triptych.tasks.spec import (
     CollatorInputs,
     TaskConfig,
@@ -206,12 +207,20 @@ class VLMoLanguage(_StageTask):
         del active
         batch = cut_padding(batch)
         labels = batch["mlm_labels"]
-        inputs = self.model.text_inputs(batch["mlm_token_ids"])
-        positions, valid = true_positions(labels != IGNORE_INDEX)
-        sequence = TokenSequence(text=inputs, text_mask=batch["text_mask"])
-        states = self.model.trunk.read(sequence, [(slice(None), positions)])[0][valid]
-        logits = self.model.word_logits(states)
+        logits = self._hidden_word_logits(batch["mlm_token_ids"], batch["text_mask"], labels)
         return {"mlm": token_loss(logits, labels[labels != IGNORE_INDEX])}
+
+    def _hidden_word_logits(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+        """Return (H, V) scores of the hidden words of texts (R, L)."""
+        positions, valid = true_positions(labels != IGNORE_INDEX)
+        sequence = TokenSequence(text=self.model.text_inputs(ids), text_mask=mask)
+        states = self.model.trunk.read(sequence, [(slice(None), positions)])[0][valid]
+        return self.model.word_logits(states)
+
+    @torch.no_grad()
+    def pseudo_likelihood(self, batch: Mapping[str, Tensor]) -> Predictions:
+        """Return the pseudo-likelihood of each text; see `text_pseudo_likelihood`."""
+        return text_pseudo_likelihood(self._hidden_word_logits, batch)
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
@@ -253,5 +262,6 @@ LANGUAGE_SPEC = TaskSpec(
     needs=("text|caption",),
     models=TrainedModels(families=("vlmo",)),
     recipes=(TaskRecipe("vlmo.language", "vlmo"),),
+    evaluations=(pseudo_perplexity("text", lambda _, inputs: inputs.captions.max_text_tokens),),
     pretrains=True,
 )
