@@ -1,6 +1,7 @@
 import hashlib
 import json
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -262,6 +263,13 @@ def test_vqa_weights_distinct_answers(tokenizer):
     assert batch["answer_mask"].sum(dim=1).tolist() == [3, 3, 4, 3]
     torch.testing.assert_close(batch["answer_weight"], torch.tensor([0.7, 0.2, 0.1, 1.0]))
     assert batch["answer_row"].tolist() == [0, 0, 0, 1]
+
+
+def test_answers_of_another_set_may_weigh_less(tokenizer):
+    records = [question(["yes"]), question(["yes", "no"]), question(["two"])]
+    records = [replace(r, answers_weight=w) for r, w in zip(records, (0.5, 0.5, None), strict=True)]
+    batch = make(VQACollator(tokenizer), *records)
+    torch.testing.assert_close(batch["answer_weight"], torch.tensor([0.5, 0.25, 0.25, 1.0]))
 
 
 SEEN = {"ocr_words": ("two", "runs"), "object_words": ("red dog", "shirt")}

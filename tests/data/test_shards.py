@@ -42,6 +42,9 @@ def manifest(tmp_path):
         line = {"image": f"{i}.{suffix}", "image_id": f"i{i}", "caption": f"caption of {i}"}
         if i % 4 == 1:
             line |= {"phrase": "it", "box": [6.0, 3.0, 30.0, 12.0]}
+        if i % 4 == 2:
+            line |= {"question": "what?", "answers": ["it"], "answers_weight": 0.5}
+            line |= {"domain": "near-domain"}
         lines.append(line)
         if i % 3 == 0:
             later.append(line | {"caption": f"another of {i}"})
@@ -60,7 +63,8 @@ def digests(folder):
 
 
 def known(record):
-    return record.image_id, record.caption, record.phrase, record.box
+    texts = (record.image_id, record.caption, record.phrase, record.question, record.answers)
+    return (*texts, record.box, record.domain, record.answers_weight)
 
 
 def test_shards_hold_what_the_source_held_in_another_order(tmp_path, manifest):
