@@ -9,7 +9,9 @@ questions about images answers questions about clips. Figures are of the clips o
 - `video_qa_blind`, `video_qa_motion_blind`: the most frequent answer of each type of question in
   the clips of `train`, given without a look.
 
-    python -m benchmarks.scenes.video --retrieval runs/demo/pretrain/model --vqa runs/demo/vqa/model
+The models are those of `triptych demo --out runs/demo`.
+
+    python -m benchmarks.scenes.video
 """
 
 from __future__ import annotations
@@ -38,8 +40,10 @@ from triptych.workflows.evaluate import EvalSettings, evaluate_model
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--retrieval", type=Path, required=True, help="a pre-trained model")
-    parser.add_argument("--vqa", type=Path, required=True, help="a model fine-tuned on questions")
+    demo = Path("runs/demo")
+    pretrained, answering = demo / "pretrain/model", demo / "vqa/model"
+    parser.add_argument("--retrieval", type=Path, default=pretrained, help="pre-trained on images")
+    parser.add_argument("--vqa", type=Path, default=answering, help="fine-tuned on questions")
     parser.add_argument("--data", type=Path, default=Path("runs/clips"), help="where clips lie")
     parser.add_argument("--num-clips", type=int, default=200, help="clips of test")
     parser.add_argument("--num-frames", type=int, default=8, help="frames that are read of a clip")
@@ -58,7 +62,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     found = _retrieval(options.retrieval, files, options.num_frames)
     found |= _questions(options.vqa, files, options.num_frames)
-    found |= {"num_frames": options.num_frames, "num_threads": torch.get_num_threads()}
+    found |= {
+        "protocol": f"Zero-shot by models of images, {options.num_frames} frames of each clip. "
+        "Retrieval is from text to clip by embeddings, equal captions count as right; questions "
+        "are those that any frame answers, and the blind answer is the most frequent one of "
+        "their type.",
+        "num_threads": torch.get_num_threads(),
+    }
     print(json.dumps(found))
 
 
