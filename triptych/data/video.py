@@ -28,7 +28,7 @@ from triptych.data.storage import is_url, read_whole
 BOX_NAMES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"moof", b"sidx", b"styp")
 """Names of the boxes that MP4 and QuickTime files begin with."""
 
-FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,flv,ogg,asf,gif,nut,mxf"
+FORMATS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,obu,ivf,flv,ogg,asf,nut,mxf"
 """FFmpeg's formats that hold a clip in one file: no playlists and no descriptions of streams."""
 
 EBML_ID, SEGMENT_ID = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
@@ -116,6 +116,9 @@ def _container(file: BinaryIO, path: str) -> Iterator[Any]:
         only = {"format_whitelist": FORMATS, "protocol_whitelist": ""}
         with av.open(file, io_open=_refuse, container_options=only) as container:
             yield container
+    except av.ArgumentError as error:  # what FFmpeg says of a format outside of the list
+        message = f"{path}: is in none of the formats that are read as clips"
+        raise ImageProblem(SkipKind.NOT_A_CLIP, message) from error
     except av.FFmpegError as error:
         reason = getattr(error, "strerror", None) or str(error)
         message = f"{path}: no clip that FFmpeg can decode ({reason})"
