@@ -73,6 +73,19 @@ def test_each_layout_is_found_where_it_lies(tmp_path):
     assert layout.find(tmp_path).state == layout.find(folder).state == "complete"
 
 
+def test_common_names_alone_are_not_a_dataset(tmp_path):
+    names = ("train.jsonl", "dev.jsonl", "test.jsonl", "img/*.png")
+    layout = Layout("ours", "ours", "https://example.org", tuple(Expected(n, n) for n in names))
+    (tmp_path / "train.jsonl").touch()
+    assert layout.find(tmp_path).state == "absent"
+    (tmp_path / "dev.jsonl").touch()
+    (tmp_path / "test.jsonl").touch()
+    assert layout.find(tmp_path).state == "incomplete"
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours/train.jsonl").touch()
+    assert layout.find(tmp_path / "ours").state == "incomplete"
+
+
 def test_a_format_reads_one_way():
     with pytest.raises(TypeError, match="must have read or read_json"):
         Format(name="x", title="x", fields=("text",))

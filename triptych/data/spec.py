@@ -59,9 +59,12 @@ class Layout:
 
     def find(self, root: Path) -> LayoutReport:
         """Say what of the dataset lies under a folder, be it its own or one of several datasets."""
-        places = [root / self.folder, root]
-        reports = [LayoutReport(self, place, self._counts(place)) for place in places]
-        return max(reports, key=lambda report: report.num_present)
+        named, own = (
+            LayoutReport(self, place, self._counts(place)) for place in (root / self.folder, root)
+        )
+        # A few files of common names, such as train.jsonl, do not make a folder the dataset's.
+        is_own = root.name == Path(self.folder).name or 2 * own.num_present > len(self.files)
+        return own if is_own and own.num_present > named.num_present else named
 
     def _counts(self, folder: Path) -> tuple[int, ...]:
         return tuple(files.num_found(folder) for files in self.files)

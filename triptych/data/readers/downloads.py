@@ -390,7 +390,7 @@ FORMATS = (
         read=read_url_list,
         tells="lines of a caption and an address",
         of_line=is_url_list,
-        suffixes=(".tsv", ".txt"),
+        suffixes=(".tsv",),
         layouts=(
             Layout(
                 "Conceptual Captions 3M, addresses",
