@@ -1,6 +1,7 @@
 """Scores of a model folder equal what plain loops over single images compute."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,17 @@ from tests.serving.tiny_folder import IMAGE_SIZE, write_tiny_folder
 from triptych.core.errors import CapabilityError, ConfigError, DataError
 from triptych.data.manifest import read_records
 from triptych.data.source import DataSourceConfig
-from triptych.distributed.env import run_processes
 from triptych.models.mplug.model import MPLUG
 from triptych.serving.loading import load_model
 from triptych.text import Tokenizer
 from triptych.train.precision import explain_precision
 from triptych.workflows import search
-from triptych.workflows.evaluate import EvalSettings, evaluate_loaded, evaluate_model
+from triptych.workflows.evaluate import (
+    EvalSettings,
+    evaluate_in_processes,
+    evaluate_loaded,
+    evaluate_model,
+)
 
 from .small_runs import trained_model
 
@@ -224,10 +229,22 @@ def test_two_processes_score_as_one(tmp_path, image_paths):
     source = manifest(tmp_path / "d.jsonl", lines)
     one, said = _scored(folder, source)
     assert said == [f"2 of {len(pairs)} samples skipped"]
-    both, said_by_both = run_processes(_scored, 2, folder, source)
-    assert said_by_both == said
-    assert both == pytest.approx(one)
+    ask = partial(evaluate_model, folder, "retrieval", source, rerank_top_k=4, max_bad_share=0.5)
+    both, notes = evaluate_in_processes(2, "retrieval", ask)
+    assert [text.partition(":")[0] for text in notes] == said
+    assert values_of(both) == pytest.approx(one)
     assert any(0 < value < 1 for value in one.values())
+    with pytest.raises(ConfigError, match="only retrieval is shared"):
+        evaluate_in_processes(2, "caption", ask)
+
+
+def test_java_metrics_are_for_captions(tmp_path, image_paths):
+    folder = model_folder(tmp_path / "m", "pretraining")
+    lines = [{"image": str(path), "caption": text} for path, text in captioned(image_paths)]
+    source = manifest(tmp_path / "d.jsonl", lines)
+    settings = EvalSettings(java_metrics=("meteor",))
+    with pytest.raises(ConfigError, match="only captions are scored by them"):
+        evaluate_model(folder, "retrieval", source, settings=settings)
 
 
 def test_states_in_files_give_the_same_scores(tmp_path, image_paths, monkeypatch):

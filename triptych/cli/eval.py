@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -71,6 +72,8 @@ class EvalOptions:
         num_frames: Frames that are taken of a clip, evenly spread; if absent, the model folder's
             (8, unless it was trained with another --image.num-frames).
         generation: Captions and answers: how they are generated.
+        java_metrics: Captions: also METEOR or SPICE, Java programs of `pip install triptych[coco]`.
+        num_processes: Retrieval: processes that share the images.
         local_batch_size: Samples per batch.
         max_bad_share: Largest allowed share of unreadable samples.
         result: Where the numbers go.
@@ -89,6 +92,8 @@ class EvalOptions:
     label_pattern: str | None = None
     num_frames: int | None = None
     generation: GenerationGroup = field(default_factory=GenerationOptions)
+    java_metrics: tuple[Literal["meteor", "spice"], ...] = ()
+    num_processes: int = 1
     local_batch_size: int = 128
     max_bad_share: float = 0.01
     result: ResultGroup = field(default_factory=ResultOptions)
@@ -101,6 +106,8 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError("name at least one dataset with --data PATH")
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"limit = {options.limit}: must be at least 1")
+    if options.num_processes < 1:
+        raise ConfigError(f"num_processes = {options.num_processes}: must be at least 1")
     from triptych.core.machine import current_commit
     from triptych.tasks.registry import find_evaluation
 
@@ -128,7 +135,7 @@ def _evaluate(options: EvalOptions, source: DataSourceConfig) -> list[MetricValu
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
     from triptych.evaluation.zero_shot import TEMPLATES, load_templates
-    from triptych.workflows.evaluate import EvalSettings, evaluate_model
+    from triptych.workflows.evaluate import EvalSettings, evaluate_in_processes, evaluate_model
 
     settings = EvalSettings(
         captions_per_image=options.captions_per_image,
@@ -137,23 +144,32 @@ def _evaluate(options: EvalOptions, source: DataSourceConfig) -> list[MetricValu
         label_pattern=options.label_pattern,
         num_frames=options.num_frames,
         generation=options.generation.settings(),
+        java_metrics=options.java_metrics,
     )
+    ask = partial(
+        evaluate_model,
+        options.folder,
+        options.task,
+        source,
+        limit=options.limit,
+        rerank_top_k=options.rerank_top_k,
+        itm_score=options.itm_score,
+        settings=settings,
+        local_batch_size=options.local_batch_size,
+        max_bad_share=options.max_bad_share,
+    )
+    if options.num_processes > 1:
+        values, notes = evaluate_in_processes(options.num_processes, options.task, ask)
+        for note in notes:
+            print(note, file=sys.stderr)
+        return values
     columns = (SpinnerColumn(), TextColumn("{task.completed:,.0f} samples scored"))
     console = Console(stderr=True)
     with Progress(
         *columns, console=console, transient=True, disable=not shows_progress()
     ) as progress:
         bar = progress.add_task("", total=None)
-        return evaluate_model(
-            options.folder,
-            options.task,
-            source,
-            limit=options.limit,
-            rerank_top_k=options.rerank_top_k,
-            itm_score=options.itm_score,
-            settings=settings,
-            local_batch_size=options.local_batch_size,
-            max_bad_share=options.max_bad_share,
+        return ask(
             progress=lambda done: progress.update(bar, completed=done),
             on_skipped=lambda text: print(text, file=sys.stderr),
             on_loaded=lambda model: print(f"evaluating on {model.described()}", file=sys.stderr),

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -34,6 +34,7 @@ class ScoreOptions:
         task: What was predicted; if absent, what the file says or what its form is for.
         format: The form of the file, as for `triptych predict`; if absent, it is recognised.
         allow_missing: Score what is predicted, where samples have no prediction.
+        java_metrics: Captions: also METEOR or SPICE, Java programs of `pip install triptych[coco]`.
         source: How the data is read.
         result: Where the numbers go.
     """
@@ -43,6 +44,7 @@ class ScoreOptions:
     task: str | None = None
     format: str | None = None
     allow_missing: bool = False
+    java_metrics: tuple[Literal["meteor", "spice"], ...] = ()
     source: SourceGroup = field(default_factory=SourceOptions)
     result: ResultGroup = field(default_factory=ResultOptions)
 
@@ -59,6 +61,7 @@ def run(arguments: Sequence[str]) -> int:
         task=options.task,
         form=options.format,
         allow_missing=options.allow_missing,
+        java_metrics=options.java_metrics,
     )
     for note in scored.notes:
         print(note, file=sys.stderr)

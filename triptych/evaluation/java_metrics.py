@@ -93,6 +93,18 @@ def meteor_from_counts(counts: Array) -> Array:
     return mean * (1 - GAMMA * breaks**BETA)  # type: ignore[no-any-return]
 
 
+def check_java(names: Sequence[str]) -> None:
+    """Raise a CapabilityError where what METEOR or SPICE needs is missing.
+
+    Args:
+        names: Out of "meteor" and "spice".
+    """
+    for name, jar in (("meteor", METEOR_JAR), ("spice", SPICE_JAR)):
+        if name in names:
+            _java(name.upper())
+            _check_corenlp(_jar(jar, name.upper()))
+
+
 def compute_spice(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
     """Return SPICE of each caption: the F-score of its scene graph's parts.
 
@@ -105,16 +117,7 @@ def compute_spice(candidates: Sequence[str], references: Sequence[Sequence[str]]
         DataError: The program failed.
     """
     jar = _jar(SPICE_JAR, "SPICE")
-    lacking = [
-        name
-        for name in (f"{CORENLP}.jar", f"{CORENLP}-models.jar")
-        if not (jar.parent / "lib" / name).is_file()
-    ]
-    if lacking:
-        raise CapabilityError(
-            f"SPICE needs {' and '.join(lacking)} in {jar.parent / 'lib'}; they come from "
-            f"{CORENLP_URL}"
-        )
+    _check_corenlp(jar)
     asked = [
         {"image_id": number, "test": candidate, "refs": list(texts)}
         for number, (candidate, texts) in enumerate(zip(candidates, references, strict=True))
@@ -175,6 +178,20 @@ def _jar(name: Path, metric: str) -> Path:
             "pip install triptych[coco]"
         )
     return Path(folders[0]) / name
+
+
+def _check_corenlp(jar: Path) -> None:
+    """Raise where the parser that SPICE needs is missing."""
+    lacking = [
+        name
+        for name in (f"{CORENLP}.jar", f"{CORENLP}-models.jar")
+        if not (jar.parent / "lib" / name).is_file()
+    ]
+    if lacking and jar.name == SPICE_JAR.name:
+        raise CapabilityError(
+            f"SPICE needs {' and '.join(lacking)} in {jar.parent / 'lib'}; they come from "
+            f"{CORENLP_URL}"
+        )
 
 
 def _run(command: Sequence[str], metric: str, given: str | None = None) -> str:

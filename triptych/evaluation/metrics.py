@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from triptych.core.errors import CapabilityError, DataError
+from triptych.core.errors import CapabilityError, ConfigError, DataError
 from triptych.core.outputs import MetricValue, Predictions
 from triptych.evaluation import captions, java_metrics, ptb, retrieval
 from triptych.evaluation.bootstrap import bootstrap_sums, interval_text, mean_of_means, mean_value
@@ -170,7 +170,8 @@ class CaptionMetric:
         java: Sequence[JavaMetric] = (),
         domains: Mapping[int, str | None] | None = None,
     ) -> None:
-        self._references, self._java, self._domains = references, java, domains or {}
+        self.java = tuple(java)
+        self._references, self._domains = references, domains or {}
         self._captions: ByIndex[str] = ByIndex(self.name, len(references))
 
     def update(self, predictions: Predictions) -> None:
@@ -224,7 +225,7 @@ class CaptionMetric:
     ) -> list[MetricValue]:
         values = []
         tail = f"through Java, programs of pycocoevalcap, {told}"
-        if "meteor" in self._java:
+        if "meteor" in self.java:
             counts = java_metrics.count_meteor(candidates, references)
             low, high = bootstrap_sums(counts, java_metrics.meteor_from_counts)
             values.append(
@@ -237,7 +238,7 @@ class CaptionMetric:
                     protocol=f"Corpus METEOR 1.5 {tail} {interval_text()}",
                 )
             )
-        if "spice" in self._java:
+        if "spice" in self.java:
             scores = java_metrics.compute_spice(candidates, references)
             values.append(mean_value("spice", scores, f"Mean SPICE 1.0 {tail}"))
         return values
@@ -267,6 +268,23 @@ def _bleu_values(
             )
         )
     return values
+
+
+def add_java_metrics(metrics: Sequence[Metric], names: Sequence[JavaMetric]) -> None:
+    """Let the captions among metrics be scored by METEOR or SPICE too.
+
+    Raises:
+        CapabilityError: What they need is missing.
+        ConfigError: There are no captions among the metrics.
+    """
+    if not names:
+        return
+    scored = [metric for metric in metrics if isinstance(metric, CaptionMetric)]
+    if not scored:
+        raise ConfigError(f"java_metrics = {' '.join(names)}: only captions are scored by them")
+    java_metrics.check_java(names)
+    for metric in scored:
+        metric.java = tuple(names)
 
 
 class BoxMetric:

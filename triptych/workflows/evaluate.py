@@ -10,13 +10,16 @@ from typing import Any, Literal
 import torch
 
 from triptych.core.config import check
-from triptych.core.errors import DataError
+from triptych.core.errors import ConfigError, DataError
+from triptych.core.machine import num_cores
 from triptych.core.outputs import MetricValue, Predictions
 from triptych.data.manifest import FoundRecords, read_records
 from triptych.data.records import Record
 from triptych.data.skips import VERB_FLAG, SkipLog
 from triptych.data.source import DataSourceConfig, parts_note
+from triptych.distributed.env import run_processes, world_size
 from triptych.evaluation.evaluator import evaluate
+from triptych.evaluation.metrics import JavaMetric, add_java_metrics
 from triptych.evaluation.zero_shot import TEMPLATES
 from triptych.serving.loading import LoadedModel, load_model
 from triptych.tasks.finetuning.text_generator import GenerationSettings
@@ -48,6 +51,7 @@ class EvalSettings:
         num_frames: Frames that are taken of a clip, evenly spread; None takes the model folder's.
         classes: Zero-shot: names of the classes; those of the data if empty.
         generation: How texts are generated, for tasks that do.
+        java_metrics: Captions: out of "meteor" and "spice", which need Java.
     """
 
     captions_per_image: int | None = None
@@ -57,6 +61,7 @@ class EvalSettings:
     num_frames: int | None = None
     classes: tuple[str, ...] = ()
     generation: GenerationSettings = field(default_factory=GenerationSettings)
+    java_metrics: tuple[JavaMetric, ...] = ()
 
     def __post_init__(self) -> None:
         """Reject counts out of range."""
@@ -103,7 +108,10 @@ def evaluate_model(
         ConfigError: No such task, or a limit below 1.
         DataError: The data lack what the task needs, or too much of them is bad.
     """
-    check_generation(find_evaluation(task), settings.generation)
+    scoring = find_evaluation(task)
+    check_generation(scoring, settings.generation)
+    if scoring.procedure != "predict":
+        add_java_metrics([], settings.java_metrics)
     _check_limit(limit)
     loaded = load_model(folder)
     loaded.check_trained(task)
@@ -123,6 +131,37 @@ def evaluate_model(
         progress=progress,
         on_skipped=on_skipped,
     )
+
+
+def evaluate_in_processes(
+    num_processes: int, task: str, ask: Callable[..., list[MetricValue]]
+) -> tuple[list[MetricValue], list[str]]:
+    """Score retrieval with several processes on this machine, which share the images.
+
+    Args:
+        num_processes: At least 2.
+        task: The task that is scored; it must search.
+        ask: `evaluate_model` with its arguments, none of them a function.
+
+    Returns:
+        The numbers, and what `on_skipped` is told.
+
+    Raises:
+        ConfigError: The task is another one.
+    """
+    if find_evaluation(task).procedure != "search":
+        raise ConfigError(
+            f"num_processes = {num_processes}: only retrieval is shared by processes; omit it"
+        )
+    return run_processes(_evaluate_share, num_processes, ask)
+
+
+def _evaluate_share(
+    ask: Callable[..., list[MetricValue]],
+) -> tuple[list[MetricValue], list[str]]:
+    said: list[str] = []
+    torch.set_num_threads(max(1, num_cores() // world_size()))
+    return ask(on_skipped=said.append), said
 
 
 def evaluate_loaded(
@@ -290,10 +329,12 @@ class _Scored:
         if bound is None:
             bound = build_predictor(self.loaded, self.task, self.settings.generation)
         config = self.loaded.task_config(self.task)
+        metrics = scoring.metrics(config, records, all_records)
+        add_java_metrics(metrics, self.settings.java_metrics)
         return evaluate(
             Asked(bound, scoring.method, self.keep),
             evaluation_loader(self.loaded, self.task, records, self.local_batch_size, log),
-            scoring.metrics(config, records, all_records),
+            metrics,
             device=self.device,
             progress=self.progress,
         )

@@ -14,7 +14,7 @@ from triptych.data.collate.classification import class_picker
 from triptych.data.manifest import FoundRecords, read_records
 from triptych.data.records import Record
 from triptych.data.source import DataSourceConfig
-from triptych.evaluation.metrics import Metric
+from triptych.evaluation.metrics import JavaMetric, Metric, add_java_metrics
 from triptych.evaluation.submissions import (
     FORMS,
     OWN,
@@ -73,6 +73,7 @@ def score_file(
     task: str | None = None,
     form: str | None = None,
     allow_missing: bool = False,
+    java_metrics: Sequence[JavaMetric] = (),
 ) -> ScoredFile:
     """Score a file of predictions.
 
@@ -82,8 +83,10 @@ def score_file(
         task: The name of an `Evaluation`; None is what the file says, or what its form is for.
         form: The name of its form; None recognises it.
         allow_missing: Whether samples without a prediction are excluded.
+        java_metrics: Captions: out of "meteor" and "spice", which need Java.
 
     Raises:
+        CapabilityError: What a metric needs is missing.
         ConfigError: The task is not the file's, or cannot be told.
         DataError: The file is broken; a sample is predicted twice, is unknown, or is missing.
     """
@@ -95,7 +98,7 @@ def score_file(
         raise DataError(f"{path} is no file of predictions of ours: omit --format {OWN}")
     else:
         file = _foreign(path, task, form)
-    return file.score(source, read_records(source), allow_missing)
+    return file.score(source, read_records(source), allow_missing, java_metrics)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +120,16 @@ class _File:
     form: SubmissionForm | None = None
 
     def score(
-        self, source: DataSourceConfig, found: FoundRecords, allow_missing: bool
+        self,
+        source: DataSourceConfig,
+        found: FoundRecords,
+        allow_missing: bool,
+        java_metrics: Sequence[JavaMetric],
     ) -> ScoredFile:
         """Return the numbers."""
         config, scoring = self._way(found.records)
         if scoring.procedure == "search":
+            add_java_metrics([], java_metrics)
             return self._score_search(evaluation_records(found.records, scoring, source.path))
         labelled = evaluation_records(found.records, scoring, source.path)
         limit = None if self.header is None else self.header.settings.get("limit")
@@ -131,6 +139,7 @@ class _File:
         positions = [position for position, _ in matched.rows]
         predictions = predictions_of([row for _, row in matched.rows], positions)
         metrics = self._metrics(config, scoring, matched.records, found.records)
+        add_java_metrics(metrics, java_metrics)
         values, without = _computed(metrics, predictions, self.path)
         words = [f"{name} cannot be computed: the file does not hold it" for name in without]
         return ScoredFile(
