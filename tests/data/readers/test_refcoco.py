@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from triptych.core.errors import DataError
+from triptych.data.formats import FORMATS
 from triptych.data.manifest import read_records
 from triptych.data.readers.refcoco import read_refcoco
 from triptych.data.skips import SkipKind
@@ -155,8 +156,9 @@ def test_pickles_and_json_give_the_same(folder, protocol):
         read_records(source)
 
 
-def test_images_where_the_refer_toolbox_has_them(folder):
-    own, images = folder / "refcoco", folder / "images/mscoco/images"
+@pytest.mark.parametrize("parent", ["images/mscoco/images", "images/mscoco", "images", "coco"])
+def test_images_where_the_refer_toolbox_and_others_have_them(folder, parent):
+    own, images = folder / "refcoco", folder / parent
     own.mkdir()
     images.mkdir(parents=True)
     (folder / "instances.json").rename(own / "instances.json")
@@ -164,6 +166,8 @@ def test_images_where_the_refer_toolbox_has_them(folder):
     (own / "refs(unc).p").write_bytes(PYTHON_2)
     (record,) = read_records(DataSourceConfig(path=str(own / "refs(unc).p"))).records
     assert record.image.read() == b""
+    layout = FORMATS.get("refcoco").layouts[0]
+    assert layout.find(folder).state == "complete"
 
 
 def test_one_list_a_billion_times_is_not_written_out(folder):

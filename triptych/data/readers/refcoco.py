@@ -148,13 +148,19 @@ def _load_instances(source: DataSourceConfig) -> tuple[dict[Any, str], dict[Any,
     return files, boxes
 
 
+BESIDE = (
+    "../images/mscoco/images/train2014",
+    "../images/mscoco/train2014",
+    "../images/train2014",
+    "../coco/train2014",
+)
 LAYOUTS: tuple[Callable[[str], str], ...] = (
     lambda name: name,
     lambda name: f"{folder_of(name)}/{name}" if folder_of(name) else "",
     lambda name: f"images/{name}",
     lambda name: f"train2014/{name}",
-    lambda name: f"../images/mscoco/images/train2014/{name}",  # where the refer toolbox has them
-    lambda name: f"../coco/train2014/{name}",
+    # The refer toolbox has them in the first of these; the others are usual, too.
+    *(lambda name, folder=folder: f"{folder}/{name}" for folder in BESIDE),
 )
 
 
@@ -179,15 +185,20 @@ FORMAT = Format(
             folder,
             "https://github.com/lichengunc/refer",
             (
-                *(Expected(f"refs({by}).p", "references", other=("refs.json",)) for by in authors),
+                *(
+                    Expected(
+                        f"refs({by}).p",
+                        f"references, split by {by}",
+                        optional=by != authors[0],
+                        other=("refs.json",),
+                    )
+                    for by in authors
+                ),
                 Expected(INSTANCES_FILE, "boxes, and the names of the images"),
                 Expected(
                     "train2014/COCO_train2014_*.jpg",
                     "COCO's images",
-                    other=(
-                        "../images/mscoco/images/train2014/COCO_train2014_*.jpg",
-                        "../coco/train2014/COCO_train2014_*.jpg",
-                    ),
+                    other=tuple(f"{folder}/COCO_train2014_*.jpg" for folder in BESIDE),
                 ),
             ),
             tuple(f"'{folder}/refs({by}).p' --split val" for by in authors),

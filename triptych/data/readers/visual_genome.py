@@ -139,7 +139,7 @@ def _entries(
 
 
 def _id(entry: Mapping[str, Any], name: str) -> str:
-    value = entry.get(name)
+    value = entry.get(name, entry.get("id"))  # version 1.0 says "id"
     if isinstance(value, bool) or not isinstance(value, (int, str)):
         raise EntryError(SkipKind.MISSING_FIELD, f"has no {name!r}")
     return str(value)
