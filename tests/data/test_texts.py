@@ -106,7 +106,7 @@ def test_only_long_texts_alone_are_cut():
     skipped = Skipped(SkipKind.BAD_RECORD, "a:1", "bad")
     entries = [
         Record(record_id="0", text="a  b"),
-        Record(record_id="1", text="a b c d e f", domain="x"),
+        Record(record_id="1", text="a b c d e f", domain="x"),  # more letters than tokens
         Record(record_id="2", text="a b c d e f", label="x"),
         Record(record_id="3", caption="a b c d e f"),
         skipped,

@@ -142,6 +142,21 @@ def test_zero_shot_needs_labels_and_a_contrastive_model(tmp_path, folder, noise)
         evaluate_model(folder, "zero_shot", DataSourceConfig(path=str(manifest)))
 
 
+def test_wordnet_ids_are_no_prompts(tmp_path, folder, noise, capsys):
+    ids = ("n01440764", "n01484850")
+    for own_id, image in zip(ids, images_of(noise), strict=False):
+        (tmp_path / "imagenet" / own_id).mkdir(parents=True)
+        shutil.copy(image, tmp_path / "imagenet" / own_id / "a.png")
+    arguments = ["eval", str(folder), "--task", "zero_shot", "--data", str(tmp_path / "imagenet")]
+    assert main(arguments) == 2
+    assert "--class-names FILE" in capsys.readouterr().err
+    names = tmp_path / "names.txt"
+    names.write_text(f"{ids[0]} tench\n{ids[1]} great white shark\n")
+    assert main([*arguments, "--class-names", str(names)]) == 0
+    out = capsys.readouterr().out
+    assert "tench" in out and ids[0] not in out
+
+
 def write_colors(root, per_class, seed):
     rng = np.random.default_rng(seed)
     for channel, name in enumerate(("red", "green", "blue")):

@@ -16,7 +16,9 @@ from triptych.data.mixture import SourceOrder
 from triptych.data.skips import SkipLog
 from triptych.data.source import DataSourceConfig, parts_note
 from triptych.recipes.config import RunConfig
+from triptych.recipes.registry import build_recipe
 from triptych.tasks.finetuning.captioning import Captioning
+from triptych.text import Tokenizer
 from triptych.train.interrupts import TrainingInterrupted
 from triptych.train.sources import BatchSource
 from triptych.workflows.evaluate import evaluate_model
@@ -191,3 +193,24 @@ def test_a_source_without_records_is_named(tmp_path):
 def test_a_ratio_is_a_number_of_at_least_nothing(ratio):
     with pytest.raises(ConfigError, match="ratio"):
         DataSourceConfig(path="x", ratio=ratio)
+
+
+@pytest.mark.parametrize("recipe", ["flava.text", "vlmo.language", "classify.texts"])
+def test_long_texts_of_language_stages_lose_nothing(tmp_path, recipe):
+    sentences = [f"sentence number {number} has eight words in it." for number in range(40)]
+    path = tmp_path / "texts.jsonl"
+    label = {"label": "news"} if recipe == "classify.texts" else {}
+    path.write_text(json.dumps({"text": " ".join(sentences)} | label))
+    config = build_recipe(recipe, "smoke")
+    source = DataSourceConfig(path=str(path))
+    config = replace(config, data=replace(config.data, train=(source,)))
+    data = read_training_data(config, tmp_path / "run")
+    texts = [record.text for record in data.records]
+    assert " ".join(texts) == " ".join(sentences)
+    if label:  # a class is that of the whole text
+        assert len(texts) == 1
+        return
+    length = getattr(config.task, "max_text_tokens", config.captions.max_text_tokens)
+    tokenizer = Tokenizer.train(texts, 200)
+    assert len(texts) > 4
+    assert all(len(tokenizer.encode_words(text)[0]) + 2 <= length for text in texts)

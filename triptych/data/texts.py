@@ -44,6 +44,7 @@ def split_sentences(text: str) -> Iterator[str]:
         yield last
 
 
+@lru_cache(maxsize=MAX_KNOWN_WORDS)
 def estimate_tokens(word: str) -> int:
     """Return about how many tokens a word has at most; ideographs are one each."""
     return sum(
@@ -128,7 +129,8 @@ def cut_texts(entries: Iterable[T], max_tokens: int, tokenizer: str | None) -> I
         if not isinstance(entry, Record) or entry.text is None:
             yield entry
             continue
-        if not TEXT_FIELDS.issuperset(present_fields(entry)):
+        is_short = entry.text.isascii() and len(entry.text) <= max_tokens - SPECIAL_TOKENS
+        if is_short or not TEXT_FIELDS.issuperset(present_fields(entry)):
             yield entry
             continue
         pieces = cut_text(entry.text, max_tokens, count)

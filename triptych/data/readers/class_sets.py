@@ -102,7 +102,7 @@ def class_format(
     """
 
     def is_set(path: str) -> bool:
-        return any(all(any(Path(path).glob(mark)) for mark in group) for group in marks)
+        return any(all((Path(path) / mark).exists() for mark in group) for group in marks)
 
     folder, source, files, examples = layout
     return Format(

@@ -7,6 +7,7 @@ or in Kaggle's copy, holds the class of each. Class names come from a file too.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ TRUTH_FILE, KAGGLE_FILE = "ILSVRC2012_validation_ground_truth.txt", "LOC_val_sol
 META_FILE, KIT = "meta.mat", "ILSVRC2012_devkit_t12/data"
 TRUTH_FILES = (KAGGLE_FILE, TRUTH_FILE, META_FILE)
 NUM_CLASSES = 1000  # the kit's further numbers are of what lies above the classes in WordNet
+NUM_LOOKED_AT = 256  # entries of a folder, which may hold a million images
 NUM_PARENTS = 4  # Kaggle's class names lie so far above ILSVRC/Data/CLS-LOC/val
 
 
@@ -85,9 +87,8 @@ def read_imagenet(source: DataSourceConfig) -> Iterator[Record | Skipped | Parts
 def _is_part(folder: Path) -> bool:
     if not folder.is_dir():
         return False
-    return any(
-        is_wordnet_id(path.name) or path.name.startswith(FLAT_PREFIXES) for path in folder.iterdir()
-    )
+    first = (path.name for path in islice(folder.iterdir(), NUM_LOOKED_AT))
+    return any(is_wordnet_id(name) or name.startswith(FLAT_PREFIXES) for name in first)
 
 
 def _places(folder: Path) -> list[Path]:

@@ -438,7 +438,7 @@ FORMATS: tuple[Format, ...] = (
         "CIFAR-10 (and CIFAR-100), binary version",
         read_cifar,
         [
-            ["data_batch_*.bin"],
+            *([f"data_batch_{number}.bin"] for number in range(1, 6)),
             ["test_batch.bin"],
             ["fine_label_names.txt"],
             ["batches.meta", "test_batch"],
@@ -473,7 +473,7 @@ FORMATS: tuple[Format, ...] = (
         "mnist",
         "MNIST, idx files",
         read_mnist,
-        [[f"{part}-images?idx3-ubyte*"] for part in MNIST_PARTS.values()],
+        [[name] for part in MNIST_PARTS.values() for name in _idx_names(part, "images", 3)],
         tells="MNIST's idx files",
         parts="train, test",
         layout=(
@@ -531,7 +531,11 @@ FORMATS: tuple[Format, ...] = (
         "pcam",
         "PatchCamelyon",
         read_pcam,
-        [[f"camelyonpatch_level_2_split_{part}_x.h5*"] for part in PCAM_PARTS],
+        [
+            [f"camelyonpatch_level_2_split_{part}_x.h5{zipped}"]
+            for part in PCAM_PARTS
+            for zipped in ("", ".gz")
+        ],
         tells="PatchCamelyon's HDF5 files",
         parts="train, valid, test",
         layout=(
