@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from triptych.core.errors import DataError
+from triptych.core.errors import ConfigError, DataError
 from triptych.data.source import DataSourceConfig
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import write_scenes
@@ -53,15 +53,22 @@ def test_questions_about_clips(files, tmp_path):
     questions = DataSourceConfig(path=str(files.clip_questions("train")))
     model = trained("mplug.vqa", questions, tmp_path / "run")
     answers = {}
+
+    def keep(said):
+        answers.update(zip(said.index, said.texts, strict=True))
+
     source = DataSourceConfig(path=str(files.clip_questions("test")))
     values = evaluate_model(
         model,
         "vqa",
         source,
         settings=EvalSettings(num_frames=2),
-        keep=lambda said: answers.update(zip(said.index, said.texts, strict=True)),
+        keep=keep,
     )
     assert len(answers) == values[0].num_items and "Of each clip 2 evenly" in values[0].protocol
+    listed = EvalSettings(answers=("blue", "never"))
+    values = evaluate_model(model, "vqa", source, settings=listed, keep=keep)
+    assert set(answers.values()) <= {"blue", "never"} and "from a closed list" in values[0].protocol
     engine = load(model, device="cpu", precision="fp32")
     clip = str(files.videos / "video0.mp4")
     one, two = engine.answer([clip, clip], ["how many objects move?", "is there a star?"])
@@ -73,6 +80,8 @@ def test_captions_of_clips_and_what_takes_images_alone(files, tmp_path):
     model = trained("mplug.caption", captions, tmp_path / "run")
     values = evaluate_model(model, "caption", DataSourceConfig(path=str(files.clips), split="test"))
     assert values[0].num_items == 1  # one clip with two references
+    with pytest.raises(ConfigError, match="answers: a list of 2 is given, and `caption`"):
+        evaluate_model(model, "caption", captions, settings=EvalSettings(answers=("a", "b")))
     engine = load(model, device="cpu", precision="fp32")
     clip = files.videos / "video0.mp4"
     from triptych.data.video import decode_frames

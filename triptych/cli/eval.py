@@ -22,6 +22,7 @@ from triptych.cli.parsing import (
     SourceOptions,
     json_as_out,
     parse,
+    read_names,
     shows_progress,
 )
 from triptych.core.errors import ConfigError
@@ -71,6 +72,8 @@ class EvalOptions:
         label_pattern: Zero-shot: a regular expression whose first group is the class in a label.
         num_frames: Frames that are taken of a clip, evenly spread; if absent, the model folder's
             (8, unless it was trained with another --image.num-frames).
+        answers: Questions: answers to choose from, each ranked by its likelihood, separated by
+            commas, or a text file with one a line; if absent, they are generated.
         generation: Captions and answers: how they are generated.
         java_metrics: Captions: also METEOR or SPICE, Java programs of `pip install triptych[coco]`.
         num_processes: Retrieval: processes that share the images.
@@ -91,6 +94,7 @@ class EvalOptions:
     templates: Path | None = None
     label_pattern: str | None = None
     num_frames: int | None = None
+    answers: str | None = None
     generation: GenerationGroup = field(default_factory=GenerationOptions)
     java_metrics: tuple[Literal["meteor", "spice"], ...] = ()
     num_processes: int = 1
@@ -143,6 +147,7 @@ def _evaluate(options: EvalOptions, source: DataSourceConfig) -> list[MetricValu
         templates=TEMPLATES if options.templates is None else load_templates(options.templates),
         label_pattern=options.label_pattern,
         num_frames=options.num_frames,
+        answers=read_names("answers", options.answers),
         generation=options.generation.settings(),
         java_metrics=options.java_metrics,
     )

@@ -267,3 +267,30 @@ def refuse_repeats(arguments: Sequence[str], *flags: str) -> None:
 def shows_progress() -> bool:
     """Return whether a person watches the error stream, where progress is drawn."""
     return sys.stderr.isatty()
+
+
+def read_names(flag: str, given: str | None) -> tuple[str, ...]:
+    """Return names from a text file with one a line, or separated by commas.
+
+    Args:
+        flag: What they are names of, as the flag is called.
+        given: Its value; absent, there are none.
+
+    Raises:
+        ConfigError: The file cannot be read, or there are fewer than two names, or one twice.
+    """
+    if given is None:
+        return ()
+    path = Path(given)
+    try:
+        from_file = "," not in given and path.is_file()
+        parts = path.read_text(encoding="utf-8").splitlines() if from_file else given.split(",")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--{flag} {given}: cannot be read: {error}") from error
+    names = tuple(name.strip() for name in parts if name.strip())
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ConfigError(
+            f"--{flag} {given}: must name two {flag} or more, each once, separated by commas, or "
+            "a text file with one a line"
+        )
+    return names

@@ -17,6 +17,7 @@ from triptych.cli.parsing import (
     SourceGroup,
     SourceOptions,
     parse,
+    read_names,
     shows_progress,
 )
 from triptych.core.errors import ConfigError
@@ -61,6 +62,8 @@ class PredictOptions:
         itm_score: Retrieval: whether the re-ranked candidates are ordered by ITM alone, or by ITM
             plus the similarity.
         list_length: Retrieval: candidates of each query that are written.
+        answers: Questions: answers to choose from, each ranked by its likelihood, separated by
+            commas, or a text file with one a line; if absent, they are generated.
         generation: Captions and answers: how they are generated.
         local_batch_size: Samples per batch.
         max_bad_share: Largest allowed share of unreadable samples.
@@ -78,6 +81,7 @@ class PredictOptions:
     templates: Path | None = None
     label_pattern: str | None = None
     num_frames: int | None = None
+    answers: str | None = None
     rerank_top_k: int = 16
     itm_score: Literal["itm", "itm+itc"] = "itm"
     list_length: int = 100
@@ -96,8 +100,9 @@ class PredictOptions:
             asked=EvalSettings(
                 templates=TEMPLATES if self.templates is None else load_templates(self.templates),
                 label_pattern=self.label_pattern,
-                classes=read_classes(self.classes),
+                classes=read_names("classes", self.classes),
                 num_frames=self.num_frames,
+                answers=read_names("answers", self.answers),
                 generation=self.generation.settings(),
             ),
             rerank_top_k=self.rerank_top_k,
@@ -107,26 +112,6 @@ class PredictOptions:
             max_bad_share=self.max_bad_share,
             overwrite=self.overwrite,
         )
-
-
-def read_classes(given: str | None) -> tuple[str, ...]:
-    """Return the names of classes, from a file with one a line or separated by commas.
-
-    Raises:
-        ConfigError: Fewer than two, or one twice.
-    """
-    if given is None:
-        return ()
-    path = Path(given)
-    from_file = "," not in given and path.is_file()
-    parts = path.read_text(encoding="utf-8").splitlines() if from_file else given.split(",")
-    names = tuple(name.strip() for name in parts if name.strip())
-    if len(names) < 2 or len(set(names)) < len(names):
-        raise ConfigError(
-            f"--classes {given}: must name two classes or more, each once, separated by commas, or "
-            "a text file with one a line"
-        )
-    return names
 
 
 def run(arguments: Sequence[str]) -> int:

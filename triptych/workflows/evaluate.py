@@ -29,6 +29,7 @@ from triptych.train.task import Task
 from triptych.workflows.frozen import evaluate_zero_shot, read_labelled
 from triptych.workflows.predictors import (
     Asked,
+    as_asked,
     build_predictor,
     check_generation,
     evaluation_loader,
@@ -50,6 +51,8 @@ class EvalSettings:
         label_pattern: Zero-shot: a regular expression whose first group in a label is the class.
         num_frames: Frames that are taken of a clip, evenly spread; None takes the model folder's.
         classes: Zero-shot: names of the classes; those of the data if empty.
+        answers: Questions: answers to choose from, each ranked by its likelihood; if empty, the
+            model folder's way.
         generation: How texts are generated, for tasks that do.
         java_metrics: Captions: out of "meteor" and "spice", which need Java.
     """
@@ -60,6 +63,7 @@ class EvalSettings:
     label_pattern: str | None = None
     num_frames: int | None = None
     classes: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
     generation: GenerationSettings = field(default_factory=GenerationSettings)
     java_metrics: tuple[JavaMetric, ...] = ()
 
@@ -210,8 +214,7 @@ def evaluate_loaded(
     procedure = find_evaluation(task).procedure
     check_generation(find_evaluation(task), settings.generation)
     _check_limit(limit)
-    if settings.num_frames is not None:
-        loaded = replace(loaded, image=replace(loaded.image, num_frames=settings.num_frames))
+    loaded = as_asked(loaded, task, settings.num_frames, settings.answers)
     scored = _Scored(
         loaded, task, settings, local_batch_size, loaded.device, keep, progress, on_skipped, bound
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,7 @@ from triptych.workflows.predictions import (
 )
 from triptych.workflows.predictors import (
     Asked,
+    as_asked,
     build_predictor,
     check_generation,
     evaluation_loader,
@@ -150,8 +151,7 @@ def predict_model(
     loaded.check_trained(task)
     if on_loaded is not None:
         on_loaded(loaded)
-    if settings.asked.num_frames is not None:
-        loaded = replace(loaded, image=replace(loaded.image, num_frames=settings.asked.num_frames))
+    loaded = as_asked(loaded, task, settings.asked.num_frames, settings.asked.answers)
     sources = (source,) if isinstance(source, DataSourceConfig) else tuple(source)
     run = _Run(loaded, task, settings, sources, progress)
     wanted = None if form == OWN else find_form(form, run.scoring.forms, task)

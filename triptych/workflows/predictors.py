@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from triptych.core.config import to_dict
 from triptych.core.errors import CapabilityError, ConfigError, DataError
 from triptych.core.outputs import Predictions
 from triptych.data.check import CLIPS_ARE_NOT_READ, clip_problem
@@ -20,6 +21,7 @@ from triptych.data.transforms.pipeline import ImageTransform
 from triptych.evaluation.evaluator import PredictingTask
 from triptych.serving.loading import LoadedModel
 from triptych.tasks.finetuning.text_generator import GeneratingTask, GenerationSettings
+from triptych.tasks.finetuning.vqa import VQAConfig
 from triptych.tasks.registry import evaluation_of, missing_fields, task_spec
 from triptych.tasks.spec import CollatorInputs, Evaluation
 from triptych.train.task import Task
@@ -125,6 +127,34 @@ def evaluation_loader(
         train=False,
         skip_log=skip_log,
     )
+
+
+def as_asked(
+    loaded: LoadedModel, task: str, num_frames: int | None, answers: tuple[str, ...]
+) -> LoadedModel:
+    """Return a model that reads so many frames of a clip and chooses from these answers.
+
+    Args:
+        loaded: The model.
+        task: What it is asked for.
+        num_frames: None leaves the model folder's.
+        answers: Ranked by their likelihood; empty leaves the model folder's way to answer.
+
+    Raises:
+        ConfigError: There are answers, and the task or the model chooses from none.
+    """
+    if num_frames is not None:
+        loaded = replace(loaded, image=replace(loaded.image, num_frames=num_frames))
+    if not answers:
+        return loaded
+    config = loaded.task_config(task)
+    if not isinstance(config, VQAConfig):
+        raise ConfigError(
+            f"answers: a list of {len(answers)} is given, and `{task}` of {loaded.folder} is not "
+            "answering in words: omit it, or take a model that was fine-tuned with mplug.vqa"
+        )
+    chosen = to_dict(replace(config, answer_list=answers), tagged=True)
+    return replace(loaded, settings=replace(loaded.settings, task=chosen))
 
 
 def check_generation(scoring: Evaluation[Any], generation: GenerationSettings) -> None:

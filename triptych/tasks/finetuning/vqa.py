@@ -182,7 +182,7 @@ SPEC = TaskSpec(
         Evaluation(
             "vqa",
             "answers",
-            lambda _, records, __: vqa_metrics(records, from_list=False),
+            lambda config, records, _: vqa_metrics(records, from_list=bool(config.answer_list)),
             reads_clips=True,
             reads=("question",),
             kept=("text",),
