@@ -314,6 +314,25 @@ def test_the_command_line_probes(folder, colors, tmp_path, capsys):
     assert (content["method"], content["k"]) == ("knn", 10)
 
 
+def test_a_set_in_one_folder_is_probed_by_its_splits(folder, tmp_path, capsys):
+    root = tmp_path / "set"
+    for part, seed in (("train", 1), ("test", 2)):
+        write_colors(root / part, per_class=10, seed=seed)
+    scores = tmp_path / "scores.json"
+    arguments = ["probe", str(folder), "--train", str(root), "--train-split", "train"]
+    assert main([*arguments, "--test-split", "test", "--json", str(scores)]) == 0
+    fifth = json.loads(scores.read_text())["metrics"][0]
+    assert fifth["value"] > 0.8
+    assert "chosen on 6 of 30 images" in fifth["protocol"]
+    more = ["--validation-split", "test", "--test-split", "test", "--json", str(scores)]
+    assert main([*arguments, *more]) == 0
+    protocol = json.loads(scores.read_text())["metrics"][0]["protocol"]
+    assert "chosen on 30 of 60 images" in protocol
+    assert main(arguments) == 2
+    assert main([*arguments, "--test-split", "train"]) == 2
+    assert "name the images to score on" in capsys.readouterr().err
+
+
 def test_the_command_line_classifies(folder, noise, tmp_path, capsys):
     image, other = map(str, images_of(noise)[:2])
     labels = ["red circle", "green star", "blue square"]

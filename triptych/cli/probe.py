@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from triptych.cli.eval import print_table
@@ -17,6 +17,8 @@ from triptych.cli.parsing import (
     json_as_out,
     parse,
 )
+from triptych.core.errors import ConfigError
+from triptych.data.source import DataSourceConfig
 
 HELP = """Classify images by the frozen features of a model's image encoder, and score that.
 
@@ -27,6 +29,7 @@ classifier then has training and validation data, and is scored on the test data
 Examples:
   triptych probe runs/mine/model --train classes/train --validation classes/val \\
     --test classes/test
+  triptych probe runs/mine/model --train food-101 --train-split train --test-split test
   triptych probe runs/mine/model --train a --validation b --test c --method knn
   triptych probe runs/mine/model --train a --validation b --test c --label-pattern "_(.+)"
 """
@@ -39,8 +42,13 @@ class ProbeOptions:
     Attributes:
         folder: A model folder; or released weights: a folder of transformers, or its hub id.
         train: Labelled images to fit the classifier on.
-        validation: Labelled images to choose the penalty, or the number of neighbours, on.
-        test: Labelled images to score it on.
+        test: Labelled images to score it on; if absent, those of --train, of another split.
+        validation: Labelled images to choose the penalty, or the number of neighbours, on; if
+            absent, those of --train if --validation-split is given, and else each fifth training
+            image.
+        train_split: The part to read of --train; if absent, --split.
+        validation_split: The part to read of --validation; if absent, --split.
+        test_split: The part to read of --test; if absent, --split.
         source: How all three are read.
         method: linear is logistic regression, knn the votes of the nearest neighbours.
         label_pattern: A regular expression whose first group is the class in a label; if absent,
@@ -52,8 +60,11 @@ class ProbeOptions:
 
     folder: FolderArgument
     train: str
-    validation: str
-    test: str
+    test: str | None = None
+    validation: str | None = None
+    train_split: str | None = None
+    validation_split: str | None = None
+    test_split: str | None = None
     source: SourceGroup = field(default_factory=SourceOptions)
     method: Literal["linear", "knn"] = "linear"
     label_pattern: str | None = None
@@ -71,10 +82,7 @@ def run(arguments: Sequence[str]) -> int:
 
     metrics, probe = probe_folder(
         options.folder,
-        *(
-            options.source.source(path)
-            for path in (options.train, options.validation, options.test)
-        ),
+        *_sources(options),
         method=options.method,
         label_pattern=options.label_pattern,
         local_batch_size=options.local_batch_size,
@@ -82,7 +90,7 @@ def run(arguments: Sequence[str]) -> int:
         on_loaded=lambda model: print(f"probing on {model.described()}", file=sys.stderr),
     )
     if not options.result.json:
-        print_table(f"probe on {options.test}", metrics)
+        print_table(f"probe on {options.test or options.train}", metrics)
     options.result.report(
         {
             "model": str(options.folder),
@@ -94,3 +102,28 @@ def run(arguments: Sequence[str]) -> int:
         }
     )
     return 0
+
+
+def _sources(
+    options: ProbeOptions,
+) -> tuple[DataSourceConfig, DataSourceConfig | None, DataSourceConfig]:
+    """Return what to fit, to choose and to score on.
+
+    Raises:
+        ConfigError: The images to score on would be those to fit on.
+    """
+
+    def source(path: str, split: str | None) -> DataSourceConfig:
+        found = options.source.source(path)
+        return found if split is None else replace(found, split=split)
+
+    train = source(options.train, options.train_split)
+    test = source(options.test or options.train, options.test_split)
+    if test == train and options.test is None:
+        raise ConfigError(
+            "name the images to score on: --test PATH, or --test-split of the data of --train"
+        )
+    if options.validation is None and options.validation_split is None:
+        return train, None, test
+    path = options.validation or options.train
+    return train, source(path, options.validation_split), test

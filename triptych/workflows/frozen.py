@@ -39,6 +39,7 @@ from triptych.evaluation.zero_shot import (
 from triptych.serving.loading import LoadedModel, load_model
 from triptych.tasks.registry import TASKS
 
+HELD_OUT = 5  # of so many training images one chooses the penalty
 TEXTS_AT_ONCE = 256
 NOTHING_READ = "no image can be read; run `triptych data check` on the data"
 Progress = Callable[[int], None]
@@ -210,7 +211,7 @@ def name_embeddings(
 def probe_folder(
     folder: Path,
     train: DataSourceConfig,
-    validation: DataSourceConfig,
+    validation: DataSourceConfig | None,
     test: DataSourceConfig,
     *,
     method: Method = "linear",
@@ -224,7 +225,8 @@ def probe_folder(
     Args:
         folder: A model folder, whatever it was trained for.
         train: Labelled images to fit on.
-        validation: Labelled images that choose the penalty, or the number of neighbours.
+        validation: Labelled images that choose the penalty, or the number of neighbours; None takes
+            each fifth image of `train` for it.
         test: Labelled images to score on.
         method: A linear classifier, or the nearest neighbours.
         label_pattern: A regular expression whose first group in a label is the class.
@@ -240,7 +242,10 @@ def probe_folder(
     splits = [
         read_labelled(source, label_pattern=label_pattern, max_bad_share=max_bad_share)
         for source in (train, validation, test)
+        if source is not None
     ]
+    if validation is None:
+        splits[:1] = hold_out_fifth(splits[0])
     loaded = load_model(folder)
     check_reads_images(loaded)
     if on_loaded is not None:
@@ -248,6 +253,20 @@ def probe_folder(
     return evaluate_probe(
         loaded, *splits, method=method, local_batch_size=local_batch_size, device=loaded.device
     )
+
+
+def hold_out_fifth(data: LabelledImages) -> list[LabelledImages]:
+    """Return all but each fifth image, and each fifth: of sets without a validation split."""
+    rows = range(len(data.records))
+    parts = ([i for i in rows if i % HELD_OUT], [i for i in rows if i % HELD_OUT == 0])
+    return [
+        LabelledImages(
+            [data.records[i] for i in part],
+            [data.labels[i] for i in part],
+            SkipLog(None, len(part), data.log.max_share, flag=VERB_FLAG),
+        )
+        for part in parts
+    ]
 
 
 def check_reads_images(loaded: LoadedModel) -> None:
