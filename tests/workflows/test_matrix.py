@@ -102,10 +102,16 @@ def starts(tmp_path_factory):
             },
             state_dict=model.state_dict(),
             tokenizer_json=tokenizer.to_json(),
-            preprocess=to_dict(replace(build_recipe("dvae", "smoke").image, image_size=SIZE)),
+            preprocess=to_dict(replace(image_of(family), image_size=SIZE)),
             card="# Tiny\n",
         )
     return found
+
+
+def image_of(family):
+    """Return how the family's pre-training prepares images."""
+    names = (name for c in CELLS if c.family == family and not c.clips for name in c.zero_shot)
+    return build_recipe(next(names), "smoke").image
 
 
 def scores(folder, evaluation, data):
@@ -157,6 +163,19 @@ def test_a_recipe_trains_and_each_of_its_cells_is_scored(
     for evaluation, fields in sorted(scored):
         found = scores(tmp_path / "run" / "model", evaluation, source(fields))
         assert found == scores(tmp_path / "run" / "model", evaluation, source(fields))
+
+
+def test_a_recipe_for_any_family_normalises_images_as_its_start(starts, source, tmp_path, capsys):
+    run = small_run("classify.pairs", source(("image", "hypothesis", "label")), max_steps=1)
+    run = replace(run, model=replace(run.model, init_from=str(starts["vlmo"])))
+    train_run(run, tmp_path / "run")
+    assert "normalised as for" in capsys.readouterr().out
+    stored = json.loads((tmp_path / "run" / "model" / "preprocess.json").read_text())
+    assert stored["mean"] == stored["std"] == [0.5, 0.5, 0.5]
+    own = replace(run, image=replace(run.image, mean=(0.4, 0.4, 0.4)))
+    train_run(own, tmp_path / "own")
+    stored = json.loads((tmp_path / "own" / "model" / "preprocess.json").read_text())
+    assert stored["mean"] == [0.4, 0.4, 0.4]
 
 
 def text_field(task):

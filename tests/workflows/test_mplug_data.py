@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from triptych.cli.main import main
-from triptych.core.errors import DataError
+from triptych.core.errors import ConfigError, DataError
 from triptych.recipes.registry import build_recipe
 from triptych.workflows.run import train_run
 
@@ -147,11 +147,20 @@ def run_of(recipe, root, **train):
     return replace(config, data=data, train=train, optim=optim)
 
 
-@pytest.mark.parametrize("recipe", ["mplug.pretrain_14m", "mplug.continue_4m"])
-def test_every_source_of_pairs_is_drawn_by_its_share(recipe, root, tmp_path):
-    config = run_of(recipe, root, max_steps=24)
-    train_run(config, tmp_path / "run")
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+def test_every_source_of_pairs_is_drawn_by_its_share(root, tmp_path):
+    first = run_of("mplug.pretrain_14m", root, max_steps=24)
+    check_pairs(first, tmp_path / "first")
+    then = run_of("mplug.continue_4m", root, max_steps=24)
+    with pytest.raises(ConfigError, match="goes on from the model of an earlier run: name its"):
+        train_run(then, tmp_path / "then")
+    start = replace(then.model, init_from=str(tmp_path / "first" / "model"))
+    check_pairs(replace(then, model=start), tmp_path / "then")
+
+
+def check_pairs(config, folder):
+    recipe = config.recipe
+    train_run(config, folder)
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
     counts = {
         name.split("/")[1]: value
         for name, value in json.loads(lines[-1]).items()
@@ -164,10 +173,8 @@ def test_every_source_of_pairs_is_drawn_by_its_share(recipe, root, tmp_path):
     ratios = {source.name: source.ratio for source in config.data.train}
     texts = {"coco": 567, "visual_genome": 769, "sbu": 860, "cc3m": 3000, "cc12m": 10_000}
     assert ratios == {name: texts[name] for name in SETS[recipe]}  # paper, table 12
-    assert (
-        not (tmp_path / "run" / "skipped.jsonl").is_file()
-        or not (tmp_path / "run" / "skipped.jsonl").read_text()
-    )
+    skipped = folder / "skipped.jsonl"
+    assert not skipped.is_file() or not skipped.read_text()
 
 
 def test_questions_of_both_sets_are_one_dataset(root, tmp_path):

@@ -178,10 +178,11 @@ def check_model(task: TaskConfig, model: Any, recipe: str, named: str) -> None:
     models = task_spec(task).models
     reason = models.refusal(model)
     if reason is not None:
+        said = "" if models.families else f"{reason}; "
         raise ConfigError(
             f"{recipe} trains {models.words()}, and {named} is of "
             f"{family_of(model.config).title}: name another model there, or take another recipe "
-            f"({reason}; `triptych tasks` lists what trains which model)"
+            f"({said}`triptych tasks` lists what trains which model)"
         )
 
 

@@ -207,6 +207,7 @@ class TaskRecipe:
         needs: What a record must have, where this differs from the task's own `needs`.
         teaches: For which of the task's methods and evaluations messages advise it; None for all.
         default: Whether `triptych init` chooses it for data that has what it needs.
+        continues: Whether it goes on from the model of another run, which must then be named.
         build: From a scale to its RunConfig; None where `recipes/registry.py` lists it.
     """
 
@@ -215,6 +216,7 @@ class TaskRecipe:
     needs: tuple[str, ...] = ()
     teaches: tuple[str, ...] | None = None
     default: bool = False
+    continues: bool = False
     build: Callable[[str], Any] | None = None
 
 

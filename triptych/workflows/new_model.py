@@ -1,4 +1,4 @@
-"""What a randomly initialised model gets: its fusion network, and parts from published weights."""
+"""What a model gets before it trains: fusion network, published weights, colours of its start."""
 
 from __future__ import annotations
 
@@ -10,11 +10,16 @@ from typing import Any
 from rich.console import Console
 
 from triptych.checkpoint.foreign import read_foreign
-from triptych.core.config import check
+from triptych.checkpoint.model_folder import PREPROCESS
+from triptych.checkpoint.released import find_folder
+from triptych.core.config import check, from_dict
 from triptych.core.errors import CapabilityError, CheckpointError, ConfigError, DataError
+from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.distributed.env import is_main
 from triptych.models.families import family_of
 from triptych.recipes.config import FUSION_FIELDS, ModelSource, RunConfig
+from triptych.recipes.registry import RECIPES, build_recipe
+from triptych.recipes.scales import SCALES
 from triptych.tasks.registry import task_spec
 from triptych.text import Tokenizer
 
@@ -54,6 +59,39 @@ def choose_fusion(config: Any, source: ModelSource) -> Any:
         return replace(config, **chosen)
     except ConfigError as error:
         raise ConfigError(f"model.{error}") from error
+
+
+def check_start(config: RunConfig) -> None:
+    """Raise a ConfigError where a recipe goes on from a model and none is named."""
+    recipes = {recipe.name: recipe for recipe in task_spec(config.task).recipes}
+    recipe = recipes.get(config.recipe)
+    if recipe is not None and recipe.continues and config.model.init_from is None:
+        raise ConfigError(
+            f"{config.recipe} goes on from the model of an earlier run: name its folder with "
+            "--init-from"
+        )
+
+
+def keep_normalisation(config: RunConfig, console: Console | None = None) -> RunConfig:
+    """Return a run that normalises images as the model that it starts from was trained.
+
+    A recipe that fine-tunes any family has the mean and deviation of one. What a user sets stays.
+    """
+    start = config.model.init_from
+    if start is None or config.recipe not in RECIPES or config.scale not in SCALES:
+        return config
+    usual = build_recipe(config.recipe, config.scale).image
+    file = find_folder(start) / PREPROCESS
+    if (config.image.mean, config.image.std) != (usual.mean, usual.std) or not file.is_file():
+        return config
+    plain = json.loads(file.read_text(encoding="utf-8"))
+    stored = from_dict(ImageTransformConfig, plain)
+    if (stored.mean, stored.std) == (usual.mean, usual.std):
+        return config
+    if is_main():
+        said = f"images are normalised as for {start}: mean {stored.mean}, deviation {stored.std}"
+        (console or Console()).print(said, highlight=False, markup=False)
+    return replace(config, image=replace(config.image, mean=stored.mean, std=stored.std))
 
 
 def skip_impossible_objectives(

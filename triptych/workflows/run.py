@@ -50,8 +50,10 @@ from triptych.text import Tokenizer
 from triptych.train.task import Task
 from triptych.train.trainer import CHECKPOINTS, Trainer, TrainResult
 from triptych.workflows.new_model import (
+    check_start,
     choose_fusion,
     init_parts,
+    keep_normalisation,
     load_published_tokenizer,
     skip_impossible_objectives,
 )
@@ -169,6 +171,7 @@ def _train(
     config: RunConfig, run_folder: Path, resume: bool, console: Console | None = None
 ) -> TrainResult:
     """Train in this process, alone or as one of several."""
+    check_start(config)
     data = read_training_data(config, run_folder)
     records = data.records
     config = replace(config, task=complete_task(config.task, records))
@@ -176,6 +179,7 @@ def _train(
     tokenizer = prepare_tokenizer(config, records, console, run_folder if resume else None)
     seed_everything(config.train.seed)
     model = prepare_model(config, tokenizer, console)
+    config = keep_normalisation(config, console)
     config = replace(config, image=spec.image(config.image, model))
     config = skip_impossible_objectives(config, model, console)
     task = build_task(config.task, model, tokenizer, records)

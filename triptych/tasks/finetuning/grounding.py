@@ -237,7 +237,7 @@ SPEC = TaskSpec(
     recipes=(
         TaskRecipe("mplug.grounding", "mplug", default=True),
         TaskRecipe("mplug.grounding_mixed", "mplug", teaches=()),
-        TaskRecipe("mplug.grounding_second", "mplug", teaches=()),
+        TaskRecipe("mplug.grounding_second", "mplug", teaches=(), continues=True),
     ),
     serves=("ground",),
     evaluations=(

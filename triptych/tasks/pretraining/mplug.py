@@ -456,7 +456,7 @@ SPEC = TaskSpec(
     recipes=(
         TaskRecipe("mplug.pretrain", "mplug", default=True),
         TaskRecipe("mplug.pretrain_14m", "mplug", teaches=()),
-        TaskRecipe("mplug.continue_4m", "mplug", teaches=()),
+        TaskRecipe("mplug.continue_4m", "mplug", teaches=(), continues=True),
     ),
     serves=("caption", "match", "embed", "classify"),
     also_scored=("retrieval", "caption", "perplexity", "zero_shot"),
