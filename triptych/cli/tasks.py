@@ -34,7 +34,7 @@ EXAMPLES: dict[str, Any] = {
 
 NONE = "–"
 
-WIDTH = 120
+WIDTH = 128
 """Least width of the table in the terminal, in characters."""
 
 

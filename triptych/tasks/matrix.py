@@ -15,7 +15,7 @@ import torch
 
 from triptych.models.families import FAMILIES, create_model
 from triptych.tasks.registry import TASKS, find_evaluation
-from triptych.tasks.spec import TaskRecipe, TaskSpec
+from triptych.tasks.spec import TaskRecipe, TaskSpec, TrainedModels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,24 +79,35 @@ def possible_cells() -> list[Cell]:
 
 
 def _rows() -> list[tuple[str, str, bool]]:
-    """Return tasks with their scores; pre-training is none, since each family has its own."""
-    rows = [
-        (spec.trained_for, name, clips)
+    """Return tasks with their scores, and what only pre-training is scored on."""
+    tuned = [
+        (spec.trained_for, name)
         for spec in TASKS.values()
         if not spec.pretrains
         for name in spec.evaluation_names()
+    ]
+    known = {name for _, name in tuned}
+    rows = tuned + [
+        (spec.trained_for, evaluation.name)
+        for spec in TASKS.values()
+        if spec.pretrains
+        for evaluation in spec.evaluations
+        if evaluation.name not in known
+    ]
+    return [
+        (task, name, clips)
+        for task, name in dict.fromkeys(rows)
         for clips in ((False, True) if find_evaluation(name).reads_clips else (False,))
     ]
-    return list(dict.fromkeys(rows))
 
 
 def _cell(task: str, evaluation: str, clips: bool, family: str, model: Any) -> Cell:
     scored = [spec for spec in TASKS.values() if evaluation in spec.evaluation_names()]
-    specs = [spec for spec in scored if not spec.pretrains and spec.trained_for == task]
+    specs = [spec for spec in scored if spec.trained_for == task]
     found = [
         (recipe, spec)
         for spec in specs
-        if spec.models.refusal(model) is None
+        if not spec.pretrains and spec.models.refusal(model) is None
         for recipe in _recipes(spec, evaluation, family)
     ]
     found = [pair for pair in found if pair[0].family == family] or found
@@ -110,7 +121,6 @@ def _cell(task: str, evaluation: str, clips: bool, family: str, model: Any) -> C
     if clips:
         zero_shot += [recipe.name for recipe, spec in found if not _trains_on_clips(spec)]
         found = [(recipe, spec) for recipe, spec in found if _trains_on_clips(spec)]
-    refusals = [spec.models.refusal(model) for spec in specs]
     needs = _fields((found[0][0].needs or found[0][1].needs) if found else specs[0].needs, clips)
     return Cell(
         task=task,
@@ -123,8 +133,16 @@ def _cell(task: str, evaluation: str, clips: bool, family: str, model: Any) -> C
         needs=needs,
         scored_on=_scored_on(needs, evaluation),
         serves=found[0][1].serves if found else (),
-        reason=None if found or zero_shot else next(filter(None, refusals), "no recipe trains it"),
+        reason=None if found or zero_shot else _reason(specs, model),
     )
+
+
+def _reason(specs: Sequence[TaskSpec[Any]], model: Any) -> str:
+    """Return why none of some tasks trains a model: what it lacks, else which families they are."""
+    lacking = [spec.models.refusal(model) for spec in specs if not spec.models.families]
+    families = [family for spec in specs for family in spec.models.families]
+    named = TrainedModels(families=tuple(dict.fromkeys(families))).refusal(model)
+    return next(filter(None, [*lacking, named]), "no recipe trains it")
 
 
 def _trains_on_clips(spec: TaskSpec[Any]) -> bool:
