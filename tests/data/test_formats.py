@@ -83,6 +83,8 @@ def test_common_names_alone_are_not_a_dataset(tmp_path):
     assert layout.find(tmp_path).state == "incomplete"
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours/train.jsonl").touch()
+    classes = Layout("c", "classes", "https://example.org", (Expected("*/*.jsonl", "images"),))
+    assert classes.find(tmp_path).state == "absent"
     assert layout.find(tmp_path / "ours").state == "incomplete"
 
 

@@ -18,7 +18,7 @@ from triptych.data.spec import Expected, Format, Layout
 HELP = """List the formats of datasets that are read, the files that each expects, and where they are published.
 
 With --data, say what of them lies in a folder, and what is missing where; exits with 1 if a format
-is named and something of it is missing. A dataset lies in the folder itself, or in one in it.
+is named and none of its datasets is complete. A dataset lies in the folder itself, or in one in it.
 
 Examples:
   triptych data list
@@ -45,7 +45,7 @@ class ListOptions:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Print the list; 1 where a format is named and something of it is missing."""
+    """Print the list; 1 where a format is named and none of its datasets is complete."""
     options = parse(ListOptions, arguments, verb="data list", description=HELP)
     formats = _chosen(options.name)
     if options.markdown and options.data is not None:

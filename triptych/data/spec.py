@@ -57,13 +57,22 @@ class Layout:
     files: tuple[Expected, ...]
     examples: tuple[str, ...] = ()
 
-    def find(self, root: Path) -> LayoutReport:
-        """Say what of the dataset lies under a folder, be it its own or one of several datasets."""
+    def find(self, root: Path, is_own: bool = False) -> LayoutReport:
+        """Say what of the dataset lies under a folder, be it its own or one of several datasets.
+
+        Args:
+            root: The folder.
+            is_own: Whether it is known to be the dataset's own; else that is guessed.
+        """
         named, own = (
             LayoutReport(self, place, self._counts(place)) for place in (root / self.folder, root)
         )
-        # A few files of common names, such as train.jsonl, do not make a folder the dataset's.
-        is_own = root.name == Path(self.folder).name or 2 * own.num_present > len(self.files)
+        # Folders of images, or a few files of common names (train.jsonl), do not make it its own.
+        says = sum(
+            count > 0 and not files.path.startswith("*/")
+            for count, files in zip(own.counts, self.files, strict=True)
+        )
+        is_own |= root.name == Path(self.folder).name or 2 * says > len(self.files)
         return own if is_own and own.num_present > named.num_present else named
 
     def _counts(self, folder: Path) -> tuple[int, ...]:
@@ -168,7 +177,8 @@ class Format:
 
     def find(self, root: Path) -> list[LayoutReport]:
         """Return what of each dataset lies under a folder."""
-        return [self._complete(layout.find(root)) for layout in self.layouts]
+        is_own = self.of_path is not None and self.of_path(str(root))
+        return [self._complete(layout.find(root, is_own)) for layout in self.layouts]
 
     def _complete(self, report: LayoutReport) -> LayoutReport:
         if not report.num_present:
