@@ -19,6 +19,7 @@ GLOSSARY = ROOT / "docs" / "glossary.md"
 READ = ("triptych/**/*.py", "benchmarks/**/*.py", "*.md", "docs/**/*.md", "benchmarks/*.md")
 DATA = {
     "triptych/evaluation/zero_shot.py": {"picture*"},
+    "triptych/papers/benchmarks.py": {"picture*"},
     "triptych/scenes/language.py": {"picture*"},
     "triptych/scenes/questions.py": {"picture*"},
 }

@@ -13,6 +13,7 @@ ARROWS = {  # importer: what it may import directly; `reachable` closes this tra
     "objectives": {"core", "distributed"},
     "generation": {"core", "nn"},
     "evaluation": {"core"},
+    "papers": {"core"},
     "data": {"core", "text"},
     "scenes": {"data"},
     "checkpoint": {"distributed"},
@@ -21,7 +22,7 @@ ARROWS = {  # importer: what it may import directly; `reachable` closes this tra
     "recipes": {"tasks"},
     "serving": {"tasks"},
     "index": {"serving"},
-    "workflows": {"recipes", "serving", "scenes"},
+    "workflows": {"recipes", "serving", "scenes", "papers"},
     "report": {"serving", "evaluation", "data"},
 }
 FREE = {"cli", "__init__", "__main__"}

@@ -59,6 +59,10 @@ VERBS = {
         "MODEL_FOLDER --train A --validation B --test C",
         "probe its features",
     ),
+    "suite": Verb(
+        "suite", "flava|glue|vlmo|mplug MODEL --data ROOT", "score all benchmarks of a paper"
+    ),
+    "reproduce": Verb("reproduce", "[TABLE]", "put a table of a paper beside our numbers"),
     "caption": Verb("use", "MODEL_FOLDER IMAGE...", "describe images"),
     "answer": Verb("use", "MODEL_FOLDER IMAGE QUESTION", "answer a question about an image"),
     "ground": Verb("use", "MODEL_FOLDER IMAGE PHRASE", "find the object that a phrase names"),

@@ -132,6 +132,7 @@ class ReportData:
         title: Heading of the page.
         summary_lines: A few sentences under the heading.
         scores: The table of scores, in the order to show.
+        not_scored: Benchmarks without a score: the title of each, and why.
         curves: Loss curves, one per stage.
         images: Single images.
         images_note: How the images were chosen.
@@ -145,6 +146,7 @@ class ReportData:
     title: str
     summary_lines: tuple[str, ...] = ()
     scores: tuple[ScoreRow, ...] = ()
+    not_scored: tuple[tuple[str, tuple[str, ...]], ...] = ()
     curves: tuple[Curve, ...] = ()
     images: tuple[ImageCard, ...] = ()
     images_note: str = (

@@ -132,6 +132,7 @@ def render_report(data: ReportData) -> str:
     has_run = bool(facts or data.commands or data.configuration)
     sections = {
         "scores": ("Scores", data.scores),
+        "not_scored": ("Not scored", data.not_scored),
         "images": ("Images", data.images),
         "curves": ("Loss curves", charts),
         "times": ("Time", data.times_s),

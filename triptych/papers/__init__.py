@@ -1,0 +1,1 @@
+"""The papers' evaluations as data: their benchmarks, and every number of their tables."""
