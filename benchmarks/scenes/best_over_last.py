@@ -1,10 +1,10 @@
 """Own data of 600 images: the best model by validation against that of the last step; prints JSON.
 
-For each seed new scenes are written, and a pre-trained model is fine-tuned on their questions for
-long enough to learn them by heart. A share of the images is held out (`data.val_share`); the run
-keeps the best model by VQA accuracy on them. Both models are then scored on the questions of 500
-other scenes, which neither training nor validation has seen. `best_over_last` is the mean over
-seeds of the best model's accuracy less that of the last step.
+For each seed new scenes are written, and a pre-trained model is fine-tuned on them for long enough
+to learn them by heart: on their captions for retrieval, or on their questions. A share of the
+images is held out (`data.val_share`); the run keeps the best model by R-mean, or by VQA accuracy,
+on them. Both models are then scored on 500 other scenes, which neither training nor validation has
+seen. `best_over_last` is the mean over seeds of the best model's score less that of the last step.
 
 Runs that are finished are not trained again; `benchmarks/scenes/scene_runs.py` says how.
 
@@ -37,12 +37,13 @@ from triptych.workflows.validation import BEST_FOLDER
 
 NUM_IMAGES = 600
 VAL_SHARE = 0.2
-CURVE = "val/vqa"
+TASKS = {"retrieval": ("mplug.retrieval", "captions", "r_mean"), "vqa": ("mplug.vqa", "vqa", "vqa")}
+"""Recipe, format of the scenes, and metric."""
 
 
 def own_run(start: Path, source: Any, seed: int, options: argparse.Namespace) -> RunConfig:
     """Return the fine-tuning of a seed, validated twenty times."""
-    config = build_recipe("mplug.vqa", options.scale)
+    config = build_recipe(TASKS[options.task][0], options.scale)
     warmup = min(config.optim.warmup_steps, max(1, options.steps // 10))
     return replace(
         config,
@@ -61,7 +62,8 @@ def own_run(start: Path, source: Any, seed: int, options: argparse.Namespace) ->
 
 
 def measure_seed(seed: int, options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Train with a seed; return both models' accuracy on unseen scenes."""
+    """Train with a seed; return both models' scores on unseen scenes."""
+    _, data, metric = TASKS[options.task]
     few = options.scale == "smoke"
     folder = options.out / f"seed_{seed}"
     files = write_once(
@@ -71,16 +73,22 @@ def measure_seed(seed: int, options: argparse.Namespace, console: Console) -> di
         num_val=8,
         num_test=12 if few else 500,
         config=SceneConfig(seed=1000 + seed),
-        formats=("vqa",),
+        formats=("captions", "vqa"),
     )
-    run = folder / "run"
-    train_once(own_run(options.start, format_source(files, "vqa", "train"), seed, options),
+    run = folder / options.task
+    train_once(own_run(options.start, format_source(files, data, "train"), seed, options),
                run, console)  # fmt: skip
-    test = format_source(files, "vqa", "test")
+    test = format_source(files, data, "test")
     best, last = (
-        evaluate_model(run / name, "vqa", test)[0].value for name in (BEST_FOLDER, MODEL_FOLDER)
+        next(
+            found.value
+            for found in evaluate_model(run / name, options.task, test, rerank_top_k=0)
+            if found.name == metric
+        )
+        for name in (BEST_FOLDER, MODEL_FOLDER)
     )
-    curve = {x["step"]: x[CURVE] for x in read_metrics(run / METRICS_FILE) if CURVE in x}
+    key = f"val/{metric}"
+    curve = {x["step"]: x[key] for x in read_metrics(run / METRICS_FILE) if key in x}
     best_step = max(curve, key=lambda step: curve[step])
     return {"best": best, "last": last, "best_step": best_step, "validation": curve}
 
@@ -93,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--start", type=Path, required=True, help="pre-trained model folder")
     parser.add_argument("--out", type=Path, default=Path("runs/best_over_last"))
     parser.add_argument("--scale", default="tiny", help="tiny, or smoke to try the program")
+    parser.add_argument("--task", default="retrieval", choices=TASKS)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3, choices=sorted(T_95))
     parser.add_argument("--num-threads", type=int, default=None, help="CPU threads; all cores")
@@ -101,6 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(options.num_threads)
     console = Console(stderr=True)
     rows = [measure_seed(seed, options, console) for seed in range(options.seeds)]
+    recipe, _, metric = TASKS[options.task]
     gains = [row["best"] - row["last"] for row in rows]
     mean, half = statistics.mean(gains), t_interval(gains)
     result = {
@@ -113,9 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "best_steps": [row["best_step"] for row in rows],
         "validation": [row["validation"] for row in rows],
         "protocol": (
-            f"mplug.vqa at scale {options.scale} from the pre-trained model, {options.steps} steps "
-            f"on {NUM_IMAGES} images of which {VAL_SHARE:.0%} are held out; VQA accuracy on 500 "
-            f"unseen scenes, {options.seeds} seeds, 95 % t interval of the mean difference"
+            f"{recipe} at scale {options.scale} from the pre-trained model, {options.steps} steps "
+            f"on {NUM_IMAGES} images of which {VAL_SHARE:.0%} are held out; {metric} on 500 unseen "
+            f"scenes, {options.seeds} seeds, 95 % t interval of the mean difference"
         ),
     }
     print(json.dumps(result))

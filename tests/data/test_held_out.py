@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from triptych.core.errors import ConfigError, DataError
-from triptych.data.held_out import hold_out
+from triptych.data.held_out import count_shared, hold_out
 from triptych.data.records import ImageSource, Record
 
 
@@ -100,3 +100,10 @@ def test_too_few_images():
         hold_out([alone], 0.01, "my.jsonl")
     with pytest.raises(DataError, match="all images of a source"):
         hold_out([_captions(20), alone], 0.9999, "my.jsonl")
+
+
+def test_images_on_both_sides_are_counted():
+    records = _captions(6)
+    assert count_shared(records[:9], records[9:]) == 0
+    assert count_shared(records[:10], records[9:]) == 1  # another caption of image 3
+    assert count_shared(records, records) == 6

@@ -17,6 +17,9 @@ from triptych.data.records import ImageSource, Record, SelectedRecords
 NAME_PARTS = 2
 """Last parts of a path that name an image: a data set may lie in another folder on resume."""
 
+MAX_LOOKED_AT = 65_536
+"""Records that are looked at for images on both sides, where the user divided them."""
+
 TEXT_FIELDS = ("text", "caption", "premise", "statement", "hypothesis", "question")
 
 
@@ -70,6 +73,14 @@ def hold_out(parts: Sequence[Sequence[Record]], share: float, where: str) -> lis
         f"data.val_share = {share:g} of the {total} images of {where} holds out {which}: "
         "choose another share, or name held-out data with --data.val PATH"
     )
+
+
+def count_shared(train: Sequence[Record], held_out: Sequence[Record]) -> int:
+    """Return how many images of held-out records are trained on; 0 for too many to look at."""
+    if len(train) > MAX_LOOKED_AT:
+        return 0
+    held = {str(image) for record in held_out for image in record.all_images()}
+    return len(held & {str(image) for record in train for image in record.all_images()})
 
 
 def _divide(records: Sequence[Record], share: float, groups: _Groups) -> HeldOut:

@@ -165,8 +165,10 @@ class Validator:
 
     @property
     def has_stopped(self) -> bool:
-        """Whether patience has run out."""
-        return self._patience is not None and self._without_gain >= self._patience
+        """Whether patience has run out before the last step."""
+        if self._patience is None or self.last is None or self.last.step == self._max_steps:
+            return False
+        return self._without_gain >= self._patience
 
     def choose(self, values: Sequence[MetricValue]) -> MetricValue:
         """Return the metric that decides.
@@ -178,7 +180,8 @@ class Validator:
         if self.metric is None or (self.metric not in named and not self._is_named):
             self.metric = values[0].name
         if self.metric not in named:
-            known = [value.name for value in main_values(values)]
+            is_part = bool(named.keys() & set(_wholes(self.metric)))
+            known = list(named) if is_part else [value.name for value in main_values(values)]
             second = self.metric.endswith("_itm")
             more = "; those that end in _itm need validation.rerank_top_k 16" if second else ""
             raise ConfigError(
@@ -248,7 +251,7 @@ class Validator:
         assert self.last is not None
         return (
             f"stopped early after step {self.last.step} of {self._max_steps}: "
-            f"{self._without_gain} validations in a row were not better ({self.ranking()})"
+            f"{self._without_gain} validations in a row without a better one ({self.ranking()})"
         )
 
     def note(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from triptych.core.errors import ConfigError, DataError
 from triptych.data.check import CLIPS_ARE_NOT_READ, clip_problem
 from triptych.data.collate import AnyCollator
-from triptych.data.held_out import hold_out
+from triptych.data.held_out import count_shared, hold_out
 from triptych.data.manifest import FoundRecords, read_records
 from triptych.data.mixture import MixtureSource, build_mixture
 from triptych.data.records import JoinedRecords, Record, SelectedRecords, kinds_of
@@ -70,7 +70,8 @@ class TrainingData:
         sources: In the order of the config.
         skip_log: Counts what cannot be used, of all sources together.
         held_out: What the model is validated on; empty for none.
-        divided: How many images are held out of how many, in words; empty where none are.
+        divided: How many images are held out of how many, or are on both sides, in words; empty
+            for none.
     """
 
     sources: tuple[ReadSource, ...]
@@ -115,14 +116,16 @@ def read_training_data(config: RunConfig, run_folder: Path) -> TrainingData:
     if not config.data.train:
         raise ConfigError("data.train is empty: name a manifest with --data PATH")
     needs = needs_of(config.task, config.recipe)
-    given = [
-        _with_length(source.under(config.data.root), config, needs) for source in config.data.train
-    ]
+
+    def prepared(sources: Sequence[DataSourceConfig]) -> list[DataSourceConfig]:
+        return [_with_length(source.under(config.data.root), config, needs) for source in sources]
+
+    given, apart = prepared(config.data.train), prepared(config.data.val)
     _check_present(given, config)
-    found = [read_records(source) for source in given]
-    for source, part in zip(given, found, strict=True):
+    found = [read_records(source) for source in (*given, *apart)]
+    for source, part in zip(given, found, strict=False):
         check_fields(part.records, needs, source.path, config.recipe)
-    check_windows([part.records for part in found], config.data.shuffle_window)
+    check_windows([part.records for part in found[: len(given)]], config.data.shuffle_window)
     clips: list[Skipped] = []
     if not _reads_clips(needs) and any("image" in need for need in needs):
         for part in found:
@@ -137,13 +140,25 @@ def read_training_data(config: RunConfig, run_folder: Path) -> TrainingData:
     )
     if is_main():
         log.add_all(chain(*(part.skipped for part in found), clips))
-    data = TrainingData(_named(given, found), log)
-    if config.data.val_share is not None:
-        return _held_out(data, config.data.val_share)
-    apart = [
-        _with_length(source.under(config.data.root), config, needs) for source in config.data.val
-    ]
-    return replace(data, held_out=_named(apart, [read_records(source) for source in apart]))
+    train, held_out = found[: len(given)], found[len(given) :]
+    data = TrainingData(
+        _named(given, train), log, _named(apart, held_out), _shared(train, held_out)
+    )
+    return data if config.data.val_share is None else _held_out(data, config.data.val_share)
+
+
+def _shared(train: Sequence[FoundRecords], held_out: Sequence[FoundRecords]) -> str:
+    """Return a warning where the model is validated on images that it trains on; else nothing."""
+    apart = JoinedRecords([part.records for part in held_out])
+    if not len(apart):
+        return ""
+    shared = count_shared(JoinedRecords([part.records for part in train]), apart)
+    return (
+        f"{shared:,} images of data.val are trained on too, so that its scores say little of new "
+        "images: name other data"
+        if shared
+        else ""
+    )
 
 
 def _held_out(data: TrainingData, share: float) -> TrainingData:
