@@ -143,6 +143,12 @@ def country211(root):
             image(root / f"{part}/{name}/1.jpg")
 
 
+def rendered_sst2(root):
+    for part in ("train", "valid", "test"):
+        for name in ("negative", "positive"):
+            image(root / f"{part}/{name}/1.png")
+
+
 def caltech101(root):
     for name in ("BACKGROUND_Google", "Faces_easy", "Motorbikes"):
         image(root / f"{name}/image_0001.jpg")
@@ -166,6 +172,8 @@ def caltech101(root):
         (country211, "country211", {"train": ["Andorra", "Zimbabwe"],
                                     "valid": ["Andorra", "Zimbabwe"],
                                     "test": ["Andorra", "Zimbabwe"]}),
+        (rendered_sst2, "rendered_sst2", {part: ["negative", "positive"]
+                                          for part in ("train", "valid", "test")}),
     ],
 )  # fmt: skip
 def test_each_split_of_each_set(tmp_path, build, reader, expected):

@@ -1,7 +1,7 @@
 """Image classification sets of traffic, counting, actions and land, and folders of coded names.
 
-GTSRB, KITTI as distances, CLEVR as counts and UCF101 as frames, each as it is published; and
-folders of classes whose names are codes or joined words: EuroSAT, Caltech-101 and Country211.
+GTSRB, KITTI as distances, CLEVR as counts and UCF101 as frames, each as it is published; Rendered
+SST2; and folders of classes whose names are codes or joined words: EuroSAT, Caltech-101, Country211.
 """
 
 from __future__ import annotations
@@ -218,6 +218,7 @@ FOLDER_PARTS = ("train", "valid", "val", "test")
 FOLDER_NAMES: Mapping[str, Mapping[str, str]] = {
     "eurosat": LAND,
     "country211": COUNTRIES,
+    "rendered_sst2": {},
     "caltech101": {"BACKGROUND_Google": "background", "Faces_easy": "face up close"},
 }
 
@@ -373,6 +374,18 @@ FORMATS: tuple[Format, ...] = (
                 "*/*/*.jpg",
                 63_300,
                 "country211 --split test",
+            ),
+            (
+                "rendered_sst2",
+                "Rendered SST2",
+                [["train/negative", "train/positive"], ["test/negative", "test/positive"]],
+                "folders of negative and positive sentences",
+                "train, valid, test",
+                "rendered-sst2",
+                "https://github.com/openai/CLIP/blob/main/data/rendered-sst2.md",
+                "*/*/*.png",
+                9_613,
+                "rendered-sst2 --split test",
             ),
             (
                 "caltech101",
