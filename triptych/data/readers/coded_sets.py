@@ -1,7 +1,7 @@
 """Image classification sets of traffic, counting, actions and land, and folders of coded names.
 
 GTSRB, KITTI as distances, CLEVR as counts and UCF101 as frames, each as it is published; Rendered
-SST2; and folders of classes whose names are codes or joined words: EuroSAT, Caltech-101, Country211.
+SST2; and folders of classes whose names are codes or joined words: EuroSAT, Caltech-101 ...
 """
 
 from __future__ import annotations
