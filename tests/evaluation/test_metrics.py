@@ -66,6 +66,28 @@ def test_caption_metric_equals_pycocoevalcap():
     assert all(value.low < value.value < value.high for value in values.values())
 
 
+def test_captions_are_scored_by_domain_as_if_each_were_all():
+    golden = json.loads((GOLDEN / "caption_metrics.json").read_text())["items"]
+    domains = {i: ("in-domain", "out-domain", None)[i % 3] for i in range(len(golden))}
+    references = {i: item["references"] for i, item in enumerate(golden)}
+    texts = [item["candidate"] for item in golden]
+    metric = metrics.CaptionMetric(references, domains=domains)
+    values = values_of(metric, Predictions(index=range(len(golden)), texts=texts))
+    whole = values_of(
+        metrics.CaptionMetric(references), Predictions(index=range(len(golden)), texts=texts)
+    )
+    assert {name: value for name, value in values.items() if "/" not in name} == whole
+    assert {name.partition("/")[2] for name in values} == {"", "in-domain", "out-domain"}
+    for domain in ("in-domain", "out-domain"):
+        chosen = [i for i in references if domains[i] == domain]
+        alone = metrics.CaptionMetric({i: references[i] for i in chosen})
+        expected = values_of(alone, Predictions(index=chosen, texts=[texts[i] for i in chosen]))
+        for name, value in expected.items():
+            found = values[f"{name}/{domain}"]
+            assert (found.value, found.low, found.high) == (value.value, value.low, value.high)
+            assert f"Domain: {domain}." in found.protocol and found.num_items == len(chosen)
+
+
 def test_box_metric_takes_corner_and_size_references():
     metric = metrics.BoxMetric({5: (0, 0, 4, 2), 6: (10, 10, 10, 10)})
     predicted = torch.tensor([[10.0, 10, 20, 20], [3.0, 0, 4, 2]])

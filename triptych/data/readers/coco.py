@@ -22,9 +22,18 @@ def is_karpathy(data: Any) -> bool:
 
 
 def is_coco(data: Any) -> bool:
-    """Return whether JSON content is an official caption file: images, and captions by id."""
+    """Return whether JSON content is an official caption file: images, and captions by id.
+
+    The list of test images, which has no annotations, is one too.
+    """
     if not isinstance(data, dict) or not isinstance(data.get("images"), list):
         return False
+    if "annotations" not in data:
+        lists = {name for name, value in data.items() if isinstance(value, list)}
+        images = data["images"]
+        return lists <= {"images", "licenses", "categories"} and all(
+            isinstance(image, dict) and {"id", "file_name"} <= image.keys() for image in images
+        )
     annotations = data.get("annotations")
     return isinstance(annotations, list) and any(
         isinstance(a, dict) and "caption" in a for a in annotations[:1]
@@ -70,6 +79,8 @@ def read_karpathy(data: Any, source: DataSourceConfig) -> RecordList:
 def read_coco(data: Any, source: DataSourceConfig) -> RecordList:
     """Read an official caption file (`captions_val2014.json`): one record for each annotation.
 
+    Of the list of test images (`image_info_test2014.json`) one record for each image.
+
     Args:
         data: The file's content.
         source: `image_root` holds `file_name`, or a folder such as `val2014` that does.
@@ -87,6 +98,11 @@ def read_coco(data: Any, source: DataSourceConfig) -> RecordList:
     files = image_files(data["images"], source, found)
     layout = choose_layout(source.root, COCO_LAYOUTS, list(files.values()), "images")
     sources = {i: ImageSource(str(source.root / layout(name))) for i, name in files.items()}
+    if "annotations" not in data:
+        found.records += [
+            Record(record_id=str(i), image=image, image_id=str(i)) for i, image in sources.items()
+        ]
+        return found
     for index, annotation in enumerate(data["annotations"]):
         where = f"{source.path}: annotations[{index}]"
         found.add([_caption_record(annotation, index, where, sources)])
