@@ -128,6 +128,7 @@ def prepare_tutorial(folder: Path, monkeypatch) -> None:
 
 TUTORIALS = (
     "how-to/completion",
+    "how-to/predict",
     "reference/formats",
     "tutorials/evaluate",
     "tutorials/fine-tune",

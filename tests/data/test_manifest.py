@@ -137,7 +137,7 @@ def test_an_unknown_reader_names_the_nearest():
         ({"image": "a", "answers": ["x"]}, SkipKind.MISSING_FIELD),
         ({"image": "a", "question": "q", "ocr_words": 3}, SkipKind.BAD_RECORD),
         ({"image": "a", "question": "q", "object_words": ["a", " "]}, SkipKind.BAD_RECORD),
-        ({"image": "a", "phrase": "p"}, SkipKind.MISSING_FIELD),
+        ({"image": "a", "caption": "c", "box": [0, 0, 5, 5]}, SkipKind.MISSING_FIELD),
         ({"image": "a", "phrase": "p", "box": [0, 0, 0, 5]}, SkipKind.BAD_BOX),
         ({"image": "a", "phrase": "p", "box": [0, 0, 5, -1]}, SkipKind.BAD_BOX),
         ({"image": "a", "phrase": "p", "box": [0, 0, 5]}, SkipKind.BAD_BOX),
@@ -175,6 +175,7 @@ def test_a_bad_entry_is_skipped_by_kind(fields, kind):
         ),
         ({"image": "a", "question": "q", "ocr_words": []}, {"ocr_words": (), "object_words": ()}),
         ({"image": "a", "phrase": "p", "box": [1, 2, 3, 4.5]}, {"box": (1.0, 2.0, 3.0, 4.5)}),
+        ({"image": "a", "phrase": "p"}, {"phrase": "p", "box": None}),  # to be predicted
         ({"images": ["a", "b"], "statement": "s", "label": "False"}, {"label": False}),
         ({"images": ["a", "b"], "statement": "s", "label": 1}, {"label": True}),
         ({"premise": "p", "hypothesis": "h", "label": "Neutral"}, {"label": "neutral"}),

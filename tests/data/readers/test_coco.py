@@ -3,7 +3,7 @@
 import pytest
 
 from triptych.core.errors import DataError
-from triptych.data.readers.coco import read_coco, read_karpathy
+from triptych.data.readers.coco import is_coco, read_coco, read_karpathy
 from triptych.data.skips import SkipKind
 from triptych.data.source import DataSourceConfig
 
@@ -136,3 +136,21 @@ def test_official_captions(tmp_path, folder):
 def test_official_file_has_no_split(tmp_path):
     with pytest.raises(DataError, match="split = 'val' is asked for, but the data has no splits"):
         read_coco(official(), DataSourceConfig(path=str(tmp_path / "c.json"), split="val"))
+
+
+def test_the_list_of_test_images_has_a_record_for_each(tmp_path):
+    listed = {
+        "info": {"year": 2014},
+        "licenses": [{"id": 1}],
+        "categories": [],
+        "images": [{"id": 7, "file_name": "7.jpg"}, {"id": 5, "file_name": "5.jpg"}],
+    }
+    for image in listed["images"]:
+        touch(tmp_path / image["file_name"])
+    assert is_coco(listed) and not is_coco(listed | {"videos": []})
+    assert not is_coco(listed | {"images": [{"id": 7}]})
+    found = read_coco(listed, DataSourceConfig(path=str(tmp_path / "image_info_test2014.json")))
+    assert [(r.record_id, r.image_id, r.caption) for r in found.records] == [
+        ("7", "7", None),
+        ("5", "5", None),
+    ]
