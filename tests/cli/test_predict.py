@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.serving.tiny_folder import IMAGE_SIZE, write_tiny_folder
 from triptych.cli.main import main
-from triptych.cli.predict import read_classes
+from triptych.cli.parsing import read_names
 from triptych.core.errors import ConfigError
 
 COUNT = 6
@@ -110,8 +110,12 @@ def test_wrong_files_of_score(root, tmp_path, capsys):
 def test_classes_come_from_a_file_or_a_list(tmp_path):
     path = tmp_path / "names.txt"
     path.write_text("cat\n\n big dog \n")
-    assert read_classes(str(path)) == ("cat", "big dog") == read_classes("cat, big dog")
-    assert read_classes(None) == ()
+    assert (
+        read_names("classes", str(path))
+        == ("cat", "big dog")
+        == read_names("classes", "cat, big dog")
+    )
+    assert read_names("classes", None) == ()
     for bad in ("cat,cat", "cat", ","):
         with pytest.raises(ConfigError, match="two classes or more, each once"):
-            read_classes(bad)
+            read_names("classes", bad)
