@@ -31,16 +31,16 @@ def test_data_of_another_task_is_refused_before_training_is_announced(tmp_path, 
     assert f"{message} (found: image, caption)" in shown.err
 
 
-def test_clips_alone_are_refused(tmp_path, capsys):
+def test_clips_alone_are_refused_by_a_task_of_images(tmp_path, capsys):
     (tmp_path / "a.mp4").touch()
     data = write(tmp_path / "m.jsonl", {"video": "a.mp4", "caption": "a star"})
-    with pytest.raises(DataError, match=r"m\.jsonl: every record is a clip, and training reads"):
-        train_run(small_run("mplug.pretrain", data), tmp_path / "run")
+    with pytest.raises(DataError, match=r"m\.jsonl: every record is a clip, and this task"):
+        train_run(small_run("vlmo.pretrain", data), tmp_path / "run")
     assert main(["data", "check", data.path]) == 1
-    assert "video: 1" in capsys.readouterr().out
+    assert "truncated: 1" in capsys.readouterr().out
 
 
-def test_clips_among_images_are_skipped_and_counted(tmp_path, scenes, capsys):
+def test_clips_are_skipped_and_counted_by_a_task_of_images(tmp_path, scenes, capsys):
     (tmp_path / "a.mp4").touch()
     clip = write(tmp_path / "m.jsonl", {"video": "a.mp4", "caption": "a star"})
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
@@ -49,7 +49,7 @@ def test_clips_among_images_are_skipped_and_counted(tmp_path, scenes, capsys):
         {"video": "a.mp4", "caption": "a star"},
         {"image": "a.png", "caption": "a star"},
     )
-    run = small_run("mplug.pretrain", source_of(scenes, "mplug.pretrain"), both, max_steps=1)
+    run = small_run("vlmo.pretrain", source_of(scenes, "mplug.pretrain"), both, max_steps=1)
     run = replace(run, data=replace(run.data, max_bad_share=0.5))
     train_run(run, tmp_path / "run")
     (line,) = [json.loads(x) for x in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()]
