@@ -124,6 +124,22 @@ FINE_TUNED = [
     ("mplug.snli_ve", "optim.learning_rate", 2e-5, 2e-5, "ALBEF's VE.yaml: lr"),
     ("mplug.snli_ve", "task.with_premise", True, True, "paper, section 5.2.5"),
     ("mplug.snli_ve", "task.labels", *(("contradiction", "neutral", "entailment"),) * 2, "code"),
+    ("classify.images", "train.global_batch_size", 1024, 1024, "BEiT's page on fine-tuning"),
+    ("classify.images", "optim.learning_rate", 4e-3, 1e-3, "the same, models without labels"),
+    ("classify.images", "optim.layer_decay", 0.65, 0.75, "the same"),
+    ("classify.images", "optim.weight_decay", 0.05, 0.05, "the same"),
+    ("classify.images", "task.mixup", 0.8, 0.8, "the same"),
+    ("classify.images", "task.cutmix", 1.0, 1.0, "the same"),
+    ("classify.images", "model.image_size", 224, 224, "the same"),
+    ("vlmo.segmentation", "model.image_size", 512, 512, "BEiT's upernet_beit_base_12_512"),
+    ("vlmo.segmentation", "model.drop_path", 0.1, 0.2, "and its upernet_beit_large_24_512"),
+    ("vlmo.segmentation", "optim.learning_rate", 3e-5, 2e-5, "the same"),
+    ("vlmo.segmentation", "optim.layer_decay", 0.9, 0.95, "the same"),
+    ("vlmo.segmentation", "optim.warmup_steps", 1500, 1500, "the same"),
+    ("vlmo.segmentation", "train.global_batch_size", 16, 16, "the same: 8 x 2"),
+    ("vlmo.segmentation", "train.max_steps", 160_000, 160_000, "the same: schedule_160k"),
+    ("vlmo.segmentation", "task.channels", 768, 1024, "the same"),
+    ("segment.images", "model.image_size", 512, 504, "504 is a multiple of 14"),
 ]
 # Epochs over samples, at a batch of base and of large: what the steps come from, within 1 %.
 STEPS = [

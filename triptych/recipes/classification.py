@@ -22,6 +22,10 @@ from triptych.tasks.finetuning.text_classification import TextClassificationConf
 from triptych.tasks.spec import TaskConfig
 from triptych.train.config import OptimConfig, TrainConfig
 
+SMALL_IMAGE = ImageTransformConfig(crop_scale=(0.8, 1.0), randaugment_num_ops=0)
+"""For small scales, where no text names sides or colours: flips, and crops that keep small objects.
+Crops of half the area on and RandAugment's colours cost 0.07 of accuracy on the scenes' shapes."""
+
 
 def answers(scale: str) -> RunConfig:
     """Return visual question answering by a closed list of answers.
@@ -62,7 +66,8 @@ def images(scale: str) -> RunConfig:
     """
     task = ImageClassificationConfig()
     if scale not in PAPER_SCALES:
-        return _run("classify.images", scale, task, 125_000, None)
+        run = _run("classify.images", scale, replace(task, label_smoothing=0.1), 125_000, None)
+        return replace(run, image=SMALL_IMAGE)
     is_base = scale == "base"
     steps, rate = (125_000, 4e-3) if is_base else (62_500, 1e-3)
     run = _run("classify.images", scale, task, steps, 224)
