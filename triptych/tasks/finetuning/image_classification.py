@@ -24,11 +24,9 @@ from triptych.data.collate.classification import (
     distinct_classes,
 )
 from triptych.data.records import Record
-from triptych.data.transforms.pipeline import CLIP_MEAN, CLIP_STD, ImageTransformConfig
 from triptych.evaluation.label_metrics import MeanPerClassMetric, TopKMetric
 from triptych.evaluation.metrics import ClassificationMetric, Metric
 from triptych.models.base import VisionLanguageModel
-from triptych.models.families import family_of
 from triptych.objectives import IGNORE_INDEX
 from triptych.tasks.finetuning.base import HeadConfig, ModelTask
 from triptych.tasks.finetuning.image_text_classification import class_predictions
@@ -37,7 +35,6 @@ from triptych.tasks.spec import (
     TaskConfig,
     TaskRecipe,
     TaskSpec,
-    at_model_size,
 )
 
 LINEAR_HEAD = HeadConfig(hidden_ratio=0.0)
@@ -167,20 +164,6 @@ def _cut(center: float, side: float, length: int) -> tuple[int, int]:
     return max(middle - half, 0), min(middle + half, length)
 
 
-def at_family_colours(
-    image: ImageTransformConfig, model: VisionLanguageModel
-) -> ImageTransformConfig:
-    """Return how images are prepared: at the model's size and with its family's mean and deviation.
-
-    For recipes of any family. A mean or deviation other than CLIP's is left as it is.
-    """
-    image = at_model_size(image, model)
-    converter = family_of(model.config).converter
-    if converter is None or (image.mean, image.std) != (CLIP_MEAN, CLIP_STD):
-        return image
-    return replace(image, mean=converter.mean, std=converter.std)
-
-
 def _metrics(
     config: ImageClassificationConfig, records: Sequence[Record], all_records: Sequence[Record]
 ) -> list[Metric]:
@@ -218,5 +201,4 @@ SPEC = TaskSpec(
     tokenizer="optional",
     has_classifier=True,
     complete=_complete,
-    image=at_family_colours,
 )

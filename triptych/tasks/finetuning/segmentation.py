@@ -30,8 +30,7 @@ from triptych.evaluation.segmentation import SegmentationMetric
 from triptych.models.base import VisionLanguageModel
 from triptych.nn.segmentation import NORM_GROUPS, LinearSegmentation, PyramidSegmentation
 from triptych.tasks.finetuning.base import ModelTask
-from triptych.tasks.finetuning.image_classification import at_family_colours
-from triptych.tasks.spec import Evaluation, TaskConfig, TaskRecipe, TaskSpec
+from triptych.tasks.spec import Evaluation, TaskConfig, TaskRecipe, TaskSpec, at_model_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,7 +127,7 @@ def _image(image: ImageTransformConfig, model: VisionLanguageModel) -> ImageTran
             "image.randaugment_geometric = true: masks cannot follow shears and rotations; set it "
             "to false"
         )
-    return at_family_colours(image, model)
+    return at_model_size(image, model)
 
 
 def _truth(classes: MaskClasses, source: ImageSource) -> ClassMap:
