@@ -1,6 +1,8 @@
 """Predicting to a file and scoring the file give what evaluating gives, to the bit."""
 
+import errno
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from triptych.evaluation.submissions import FORMS
 from triptych.generation.search import BeamConfig
 from triptych.models.families import model_config
 from triptych.models.mplug.model import MPLUG
+from triptych.serving.loading import load_model
 from triptych.tasks.finetuning.base import HeadConfig
 from triptych.tasks.finetuning.image_classification import NAME, ImageClassificationConfig
 from triptych.tasks.finetuning.image_text_classification import (
@@ -41,6 +44,8 @@ from triptych.workflows.predictions import read_predictions
 from triptych.workflows.score import score_file
 
 COUNT = 12
+# CLIP's, as in openai/CLIP `clip.py::_transform`
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 CAPTIONS = [
     "a small red circle",
     "a large blue square",
@@ -274,6 +279,67 @@ def test_predict_then_score_is_eval_to_the_bit(root, here, case):
             reference = by_name[f"{value.name}_itm" if form == "trec" else value.name]
             if case != "STS-B":  # whose values are cut to 0 ... 5
                 assert value.value == pytest.approx(reference.value, abs=1e-6)
+
+
+@torch.no_grad()
+def test_perplexities_equal_plain_loops(root, here):
+    loaded = load_model(root / "captioning", device="cpu")
+    model, tokenizer = loaded.model.eval(), loaded.tokenizer
+    total, count = 0.0, 0
+    for number in range(COUNT):
+        pixels = torch.from_numpy(np.array(Image.open(root / f"{number}.png"))).double() / 255
+        normal = (pixels - torch.tensor(CLIP_MEAN)) / torch.tensor(CLIP_STD)
+        image = model.encode_image(normal.permute(2, 0, 1)[None].float())
+        start = torch.tensor([[tokenizer.cls_id]])
+        empty = model.encode_text(start, torch.ones(1, 1, dtype=torch.bool))
+        memory = model.decoder_memory(image, model.fuse(image, empty))
+        ids = tokenizer.encode([CAPTIONS[number % 6]], max_tokens=20)[0]
+        states = model.decode(torch.tensor([ids[:-1]]), memory)
+        log_probs = torch.log_softmax(model.decoder.word_logits(states)[0].double(), dim=-1)
+        total -= sum(float(log_probs[place, token]) for place, token in enumerate(ids[1:]))
+        count += len(ids) - 1
+    source = write_data(here, "perplexity", labelled=True)
+    (value,) = evaluate_model(root / "captioning", "perplexity", source)
+    assert value.value == pytest.approx(np.exp(total / count), rel=1e-4)
+    assert not value.higher_is_better and f"{count} tokens" in value.protocol
+
+
+@torch.no_grad()
+def test_pseudo_perplexity_hides_one_token_at_a_time(root, here):
+    loaded = load_model(root / "vlmo", device="cpu")
+    model, tokenizer = loaded.model.eval(), loaded.tokenizer
+    total, count = 0.0, 0
+    for number in range(COUNT):
+        ids = tokenizer.encode([CAPTIONS[number % 6]], max_tokens=20)[0]
+        for place in range(1, len(ids) - 1):
+            hidden = torch.tensor([ids])
+            hidden[0, place] = tokenizer.mask_id
+            text = model.encode_text(hidden, torch.ones_like(hidden, dtype=torch.bool))
+            log_probs = torch.log_softmax(model.word_logits(text.tokens[0, place]).double(), -1)
+            total -= float(log_probs[ids[place]])
+            count += 1
+    source = write_data(here, "pseudo_perplexity", labelled=True)
+    (value,) = evaluate_model(root / "vlmo", "pseudo_perplexity", source)
+    assert value.value == pytest.approx(np.exp(total / count), rel=1e-4)
+
+
+def test_a_full_disk_is_an_error_that_says_so(root, here, monkeypatch):
+    source, written = write_data(here, "vqa", labelled=False), []
+
+    def full(descriptor, data):
+        written.append(1)
+        if len(written) > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, data)
+
+    write = os.write
+    monkeypatch.setattr("triptych.workflows.predictions.os.write", full)
+    out, settings = here / "p.jsonl", settings_of("vqa")
+    with pytest.raises(DataError, match="No space left on device; what was written before stays"):
+        predict_model(root / "vqa", "vqa", source, out, settings=settings)
+    monkeypatch.undo()
+    monkeypatch.setattr("triptych.serving.loading.resolve_precision", lambda *_: "fp32")
+    assert predict_model(root / "vqa", "vqa", source, out, settings=settings).num_before == 5
 
 
 def test_every_evaluation_that_is_registered_is_tried_here():

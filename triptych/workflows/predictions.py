@@ -131,11 +131,27 @@ class PredictionFile:
         return self.num_rows >= self.header.num_samples
 
     def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write the rows of one batch; a kill leaves the whole batches before it."""
+        """Write the rows of one batch; a kill leaves the whole batches before it.
+
+        Raises:
+            DataError: They cannot be written; the batches before them stay.
+        """
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        self.file.write("".join(lines).encode("utf-8", "surrogatepass"))
-        self.file.flush()
+        try:
+            _write_all(self.file, "".join(lines).encode("utf-8", "surrogatepass"))
+        except OSError as error:
+            raise DataError(
+                f"cannot write to {self.path}: {error.strerror}; what was written before stays: "
+                "make room and give the command again"
+            ) from error
         self.num_rows += len(rows)
+
+
+def _write_all(file: IO[bytes], data: bytes) -> None:
+    """Write bytes past any buffer, so that none is left to fail later."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file.fileno(), view) :]
 
 
 @contextmanager
@@ -156,8 +172,8 @@ def open_predictions(path: Path, header: Header, *, overwrite: bool) -> Iterator
         with found.file:
             if path.stat().st_size == 0 or (overwrite and _is_ours(path)):
                 found.file.truncate(0)
-                found.file.write(header.line().encode("utf-8", "surrogatepass"))
-                found.file.flush()
+                found.file.seek(0)
+                _write_all(found.file, header.line().encode("utf-8", "surrogatepass"))
             else:
                 _go_on(found)
             yield found
