@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/best_over_last"))
     parser.add_argument("--scale", default="tiny", help="tiny, or smoke to try the program")
     parser.add_argument("--task", default="retrieval", choices=TASKS)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=3, choices=sorted(T_95))
     parser.add_argument("--num-threads", type=int, default=None, help="CPU threads; all cores")
     options = parser.parse_args(arguments)
