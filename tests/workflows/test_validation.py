@@ -62,40 +62,27 @@ def _exact(monkeypatch):
     monkeypatch.setattr("triptych.serving.loading.resolve_precision", lambda *_: "fp32")
 
 
-@pytest.fixture
-def _registry(monkeypatch):
-    monkeypatch.setattr(VARIANTS, "_entries", dict(VARIANTS._entries))  # forget models after
-
-
-@pytest.mark.usefixtures("_registry")
-@pytest.mark.parametrize("task", ["losses", "retrieval"])
-def test_pretraining_with_all_its_state_trains_bitwise_the_same(tmp_path, scenes, task):
+def test_pretraining_with_all_its_state_trains_bitwise_the_same(tmp_path, scenes, monkeypatch):
     """Queue, momentum copies, dropout, and hard negatives that are drawn."""
-    train = {"max_steps": 3, "checkpoint_every_steps": 3, "log_every_steps": 1}
-    config = full_run(scenes, **train)
-    train_run(config, tmp_path / "plain")
+    monkeypatch.setattr(VARIANTS, "_entries", dict(VARIANTS._entries))  # forget the model after
+    train = {"max_steps": 2, "checkpoint_every_steps": 2, "log_every_steps": 1}
+    config, plain = full_run(scenes, **train), tmp_path / "plain"
+    train_run(config, plain)
+    assert not (plain / "best").exists()
     source = source_of(scenes, "mplug.pretrain", "val")
-    checked = validated(config, source, every_steps=1, task=task)
-    result = train_run(checked, tmp_path / "run")
-    assert same_tensors(last_state(tmp_path / "run", 3), last_state(tmp_path / "plain", 3))
-    assert training_lines(tmp_path / "run") == training_lines(tmp_path / "plain")
-    assert [line["step"] for line in val_lines(tmp_path / "run")] == [1, 2, 3]
-    assert not (tmp_path / "plain" / "best").exists()
-    name = {"losses": "val/loss/total", "retrieval": "val/r_mean"}[task]
-    pick = {"losses": min, "retrieval": max}[task]
-    numbers = [line[name] for line in val_lines(tmp_path / "run")]
-    assert result.best_step == 1 + numbers.index(pick(numbers))
+    for task, name, pick in (("losses", "loss/total", min), ("retrieval", "r_mean", max)):
+        run = tmp_path / task
+        result = train_run(validated(config, source, every_steps=1, task=task), run)
+        assert same_tensors(last_state(run, 2), last_state(plain, 2))
+        assert training_lines(run) == training_lines(plain)
+        numbers = [line[f"val/{name}"] for line in val_lines(run)]
+        assert len(numbers) == 2
+        assert result.best_step == 1 + numbers.index(pick(numbers))
 
 
 @pytest.mark.parametrize(
     ("recipe", "curve"),
-    [
-        ("vlmo.pretrain", "val/i2t_r1"),
-        ("flava.image", "val/loss/mim"),
-        ("vlmo.retrieval", "val/i2t_r1"),
-        ("dino", "val/loss/dino"),
-        ("dvae", "val/loss/reconstruction"),
-    ],
+    [("vlmo.retrieval", "val/i2t_r1"), ("dino", "val/loss/dino")],
 )
 def test_the_other_families_train_bitwise_the_same(tmp_path, scenes, recipe, curve):
     source = source_of(scenes, "mplug.pretrain")
