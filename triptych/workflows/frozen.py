@@ -16,7 +16,7 @@ from triptych.core.outputs import MetricValue, Predictions
 from triptych.data.caption_cleaning import clean_caption
 from triptych.data.class_names import check_names
 from triptych.data.collate import ImageKeyCollator
-from triptych.data.collate.classification import class_picker, distinct_classes
+from triptych.data.collate.classification import ClassPicker, distinct_classes
 from triptych.data.manifest import FoundRecords, read_records
 from triptych.data.records import Record
 from triptych.data.skips import VERB_FLAG, SkipLog
@@ -97,7 +97,7 @@ def read_labelled(
     log.add_all(found.skipped)
     if len(records) < len(usable):
         log = SkipLog(None, len(records), max_bad_share, flag=VERB_FLAG)
-    pick = class_picker(label_pattern)
+    pick = ClassPicker(label_pattern)
     return LabelledImages(records, [pick(str(record.label)) for record in records], log)
 
 

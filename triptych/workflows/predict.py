@@ -12,7 +12,7 @@ from triptych.core.config import check, to_dict
 from triptych.core.errors import ConfigError, DataError
 from triptych.core.files import write_atomic
 from triptych.core.machine import current_commit
-from triptych.data.collate.classification import class_picker, distinct_classes
+from triptych.data.collate.classification import ClassPicker, distinct_classes
 from triptych.data.manifest import FoundRecords, read_records
 from triptych.data.records import JoinedRecords, Record
 from triptych.data.skips import VERB_FLAG, SkipKind, SkipLog, Skipped
@@ -268,7 +268,7 @@ class _Run:
         asked = self.settings.asked
         if asked.classes:
             return asked.classes
-        pick = class_picker(asked.label_pattern)
+        pick = ClassPicker(asked.label_pattern)
         labels = [pick(str(record.label)) for record in records if record.label is not None]
         if len(labels) < len(records):
             raise ConfigError(

@@ -10,7 +10,7 @@ from typing import Any
 
 from triptych.core.errors import CapabilityError, ConfigError, DataError
 from triptych.core.outputs import MetricValue, Predictions
-from triptych.data.collate.classification import class_picker
+from triptych.data.collate.classification import ClassPicker
 from triptych.data.manifest import FoundRecords, read_records
 from triptych.data.records import Record
 from triptych.data.source import DataSourceConfig
@@ -224,7 +224,7 @@ class _File:
     ) -> list[Metric]:
         if scoring.procedure == "names":
             settings = {} if self.header is None else self.header.settings
-            pick = class_picker(settings.get("label_pattern"))
+            pick = ClassPicker(settings.get("label_pattern"))
             labels = {i: pick(str(record.label)) for i, record in enumerate(labelled)}
             if self.header is None:
                 return [ZeroShotMetric(labels, None)]

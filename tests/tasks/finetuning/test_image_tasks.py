@@ -127,6 +127,18 @@ def test_pixels_are_classified(models, kind, head):
     np.testing.assert_array_equal(found.scores["mask"][0], full[0].argmax(0).numpy())
 
 
+@pytest.mark.parametrize("at_once", [1, 100, 900, 1 << 20])
+def test_classes_are_compared_in_parts(at_once, monkeypatch):
+    monkeypatch.setattr(segmentation, "PIXELS_AT_ONCE", at_once)
+    scores = torch.randint(0, 3, (7, 4, 4), generator=torch.Generator().manual_seed(0)).float()
+    full = F.interpolate(scores[None], size=(15, 20), mode="bilinear", align_corners=False)[0]
+    found = segmentation.best_classes(scores, 15, 20)
+    assert found.dtype == torch.uint8
+    assert torch.equal(full.gather(0, found[None].long())[0], full.max(dim=0).values)
+    first = (full == full.max(dim=0).values).int().argmax(dim=0)
+    assert torch.equal(found.long(), first)
+
+
 @pytest.mark.parametrize("grid", [1, 2, 3, 7, 14])
 def test_a_pyramid_takes_any_grid(grid):
     head = PyramidSegmentation(8, 5, channels=8).eval()

@@ -54,33 +54,42 @@ def distinct_classes(labels: Iterable[object]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def class_picker(pattern: str | None) -> Callable[[str], str]:
-    """Return what takes the class out of a label.
+@dataclass(frozen=True, slots=True)
+class ClassPicker:
+    """Takes the class out of a label.
 
-    Args:
+    Attributes:
         pattern: A regular expression whose first group in a label is the class; None takes the
             whole label.
-
-    Raises:
-        ConfigError: It is no regular expression with a group. What is returned raises it where a
-            label does not fit.
     """
-    if pattern is None:
-        return lambda label: label
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"label_pattern = {pattern!r}: {error}") from error
-    if compiled.groups < 1:
-        raise ConfigError(f"label_pattern = {pattern!r}: must have a group, such as '_(.+)$'")
 
-    def pick(label: str) -> str:
-        found = compiled.search(label)
+    pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        """Reject what is no regular expression with a group."""
+        if self.pattern is None:
+            return
+        try:
+            groups = re.compile(self.pattern).groups
+        except re.error as error:
+            raise ConfigError(f"label_pattern = {self.pattern!r}: {error}") from error
+        if groups < 1:
+            raise ConfigError(
+                f"label_pattern = {self.pattern!r}: must have a group, such as '_(.+)$'"
+            )
+
+    def __call__(self, label: str) -> str:
+        """Return the class.
+
+        Raises:
+            ConfigError: The label does not fit.
+        """
+        if self.pattern is None:
+            return label
+        found = re.search(self.pattern, label)
         if found is None or not found[1]:
-            raise ConfigError(f"label {label!r} does not fit label_pattern = {pattern!r}")
+            raise ConfigError(f"label {label!r} does not fit label_pattern = {self.pattern!r}")
         return found[1]
-
-    return pick
 
 
 def answer_vocabulary(
@@ -364,7 +373,7 @@ class ImageClassCollator:
 
     Args:
         labels: The classes, in the order of the scores.
-        label_pattern: Takes the class out of a label, see `class_picker`.
+        label_pattern: Takes the class out of a label, see `ClassPicker`.
         train: Whether a record without a known label is a problem.
     """
 
@@ -374,7 +383,7 @@ class ImageClassCollator:
         self, labels: Sequence[str], *, label_pattern: str | None = None, train: bool = True
     ) -> None:
         self._numbers = {label: number for number, label in enumerate(labels)}
-        self._pick, self.train = class_picker(label_pattern), train
+        self._pick, self.train = ClassPicker(label_pattern), train
 
     def sample(self, record: Record, image: TransformedImage, rng: np.random.Generator) -> int:
         """Return the number of the class, IGNORE_INDEX for none.

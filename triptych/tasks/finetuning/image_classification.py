@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from triptych.core.config import check
 from triptych.core.outputs import Predictions
 from triptych.data.collate.classification import (
+    ClassPicker,
     ImageClassCollator,
-    class_picker,
     distinct_classes,
 )
 from triptych.data.records import Record
@@ -71,11 +71,11 @@ class ImageClassificationConfig(TaskConfig):
         check(0 <= smoothing < 1, "label_smoothing", smoothing, "be in [0, 1)")
         check(self.mixup >= 0, "mixup", self.mixup, "be at least 0")
         check(self.cutmix >= 0, "cutmix", self.cutmix, "be at least 0")
-        class_picker(self.label_pattern)
+        ClassPicker(self.label_pattern)
 
     def class_of(self, record: Record) -> str:
         """Return the class of a record with a label."""
-        return class_picker(self.label_pattern)(str(record.label))
+        return ClassPicker(self.label_pattern)(str(record.label))
 
 
 class ImageClassification(ModelTask[VisionLanguageModel]):

@@ -32,6 +32,9 @@ from triptych.nn.segmentation import NORM_GROUPS, LinearSegmentation, PyramidSeg
 from triptych.tasks.finetuning.base import ModelTask
 from triptych.tasks.spec import Evaluation, TaskConfig, TaskRecipe, TaskSpec, at_model_size
 
+PIXELS_AT_ONCE = 1 << 25
+"""Scores of classes at pixels that are held at a time."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SegmentationConfig(TaskConfig):
@@ -111,14 +114,34 @@ class Segmentation(ModelTask[VisionLanguageModel]):
         scores = self.map_scores(batch["image"])
         masks: list[NDArray[np.uint8]] = []
         for row, (width, height) in zip(scores, batch["image_size_px"].tolist(), strict=True):
-            best = enlarged(row[None], height, width).argmax(dim=1)[0]
-            masks.append(best.to(torch.uint8).cpu().numpy())
+            masks.append(best_classes(row, height, width).cpu().numpy())
         return Predictions(index=batch["index"].tolist(), scores={"mask": masks})
 
 
 def enlarged(scores: Tensor, height: int, width: int) -> Tensor:
     """Return scores (B, C, g, g) at (B, C, height, width), interpolated linearly."""
     return F.interpolate(scores, size=(height, width), mode="bilinear", align_corners=False)
+
+
+def best_classes(scores: Tensor, height: int, width: int) -> Tensor:
+    """Return the best class (height, width) uint8 of scores (C, g, g); of equal ones the first.
+
+    A few classes at a time: all scores of a large photo would take gigabytes.
+    """
+    at_once = max(1, PIXELS_AT_ONCE // (height * width))
+    best, highest = None, None
+    for first in range(0, len(scores), at_once):
+        part = enlarged(scores[None, first : first + at_once], height, width)[0]
+        high, number = part.max(dim=0)
+        number += first
+        if best is None or highest is None:
+            best, highest = number, high
+        else:
+            is_better = high > highest
+            best = torch.where(is_better, number, best)
+            highest = torch.maximum(highest, high)
+    assert best is not None, "there are two classes or more"
+    return best.to(torch.uint8)
 
 
 def _image(image: ImageTransformConfig, model: VisionLanguageModel) -> ImageTransformConfig:
