@@ -76,6 +76,24 @@ def test_settings_of_generation_are_flags_of_all(root, tmp_path, capsys):
     assert capsys.readouterr().out.strip() == rows[0]["text"]
 
 
+def test_flags_of_a_search_reach_it_and_its_score(root, tmp_path, capsys):
+    data, out = tmp_path / "pairs.jsonl", tmp_path / "p.jsonl"
+    lines = [
+        {"id": str(n), "image": f"{root}/{n // 2}.png", "caption": f"a star {n}"} for n in range(12)
+    ]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    search = ["--task", "retrieval", "--data", str(data), "--index", "never"]
+    search += ["--captions-per-image", "1", "--folds", "2", "--rerank-top-k", "2"]
+    folder = str(root / "pretraining")
+    assert main(["predict", folder, *search, "--out", str(out)]) == 0
+    capsys.readouterr()
+    assert main(["score", str(out), "--data", str(data), "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)["scores"]
+    assert main(["eval", folder, *search, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["scores"] == scored
+    assert "2 folds" in scored[0]["metrics"][0]["protocol"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [

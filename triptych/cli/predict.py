@@ -48,8 +48,8 @@ class PredictOptions:
         data: The dataset; several follow each other, such as images and texts to search.
         out: The file to write.
         format: Its form: jsonl, our own; or that of an official server or script: vqa, coco (and
-            NoCaps), refcoco, nlvr2, snli_ve, glue, csv or trec. Beside an official one lies ours,
-            NAME.predictions.jsonl, which says what made it.
+            NoCaps), refcoco, nlvr2, snli_ve, glue, hateful_memes, csv or trec. Beside an official
+            one lies ours, NAME.predictions.jsonl, which says what made it.
         source: How the data is read.
         limit: Predict only this many records, from the start.
         overwrite: Replace a file of other predictions.
@@ -61,6 +61,8 @@ class PredictOptions:
         rerank_top_k: Retrieval: candidates of each query that ITM re-ranks; 0 disables it.
         itm_score: Retrieval: whether the re-ranked candidates are ordered by ITM alone, or by ITM
             plus the similarity.
+        captions_per_image: Retrieval: use only this many captions of each image, from the start.
+        folds: Retrieval: parts of equally many images that are searched separately.
         list_length: Retrieval: candidates of each query that are written.
         answers: Questions: answers to choose from, each ranked by its likelihood, separated by
             commas, or a text file with one a line; if absent, they are generated.
@@ -84,6 +86,8 @@ class PredictOptions:
     answers: str | None = None
     rerank_top_k: int = 16
     itm_score: Literal["itm", "itm+itc"] = "itm"
+    captions_per_image: int | None = None
+    folds: int = 1
     list_length: int = 100
     generation: GenerationGroup = field(default_factory=GenerationOptions)
     local_batch_size: int = 128
@@ -98,6 +102,8 @@ class PredictOptions:
         return PredictSettings(
             limit=self.limit,
             asked=EvalSettings(
+                captions_per_image=self.captions_per_image,
+                folds=self.folds,
                 templates=TEMPLATES if self.templates is None else load_templates(self.templates),
                 label_pattern=self.label_pattern,
                 classes=read_names("classes", self.classes),
