@@ -12,6 +12,7 @@ from tests.train.toy import exact_lines
 from triptych.checkpoint.run import load_checkpoint
 from triptych.cli.main import main
 from triptych.core.errors import ConfigError, DataError
+from triptych.data.source import DataSourceConfig
 from triptych.models.families import VARIANTS
 from triptych.train.metrics_log import read_metrics
 from triptych.train.validation import ValidationConfig
@@ -257,3 +258,17 @@ def test_too_many_bad_images_end_a_validation(tmp_path, scenes):
     run = small_run("mplug.retrieval", source_of(scenes, "mplug.retrieval"), max_steps=1)
     with pytest.raises(DataError, match="bad"):
         train_run(validated(run, replace(held_out, image_root=str(tmp_path))), tmp_path / "run")
+
+
+def test_a_recipe_that_teaches_a_command_alone_is_validated_by_its_task(tmp_path):
+    """GLUE's recipe names what it serves; its accuracy decides all the same."""
+    for split, count in (("train", 12), ("val", 6)):
+        lines = [{"text": f"text {i}", "label": ("yes", "no")[i % 2]} for i in range(count)]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / f"{split}.jsonl").write_text(text)
+    sources = (
+        DataSourceConfig(path=str(tmp_path / f"{split}.jsonl")) for split in ("train", "val")
+    )
+    config = small_run("flava.glue", next(sources), max_steps=1)
+    train_run(validated(config, next(sources)), tmp_path / "run")
+    assert "val/accuracy" in val_lines(tmp_path / "run")[0]

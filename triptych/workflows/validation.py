@@ -35,6 +35,7 @@ from triptych.tasks.registry import (
     needed_capabilities,
     task_spec,
 )
+from triptych.tasks.spec import Evaluation
 from triptych.text import Tokenizer
 from triptych.train.precision import Precision, autocast
 from triptych.train.step import to_device
@@ -94,7 +95,7 @@ def build_validator(
     else:
         found = FoundRecords(records, ())
         measure = _EvaluationMeasure(config, found, data.held_out, task, model, tokenizer, name)
-        decides = find_evaluation(name).decides
+        decides = _evaluation(config, name).decides
     every = config.validation.steps_between(
         max_steps=config.train.max_steps,
         num_records=len(data.records),
@@ -138,7 +139,7 @@ def _choose(config: RunConfig, model: Any, records: Sequence[Record], where: str
     names = list(spec.evaluation_names())
     taught = [r.teaches for r in spec.recipes if r.name == config.recipe and r.teaches is not None]
     if taught:
-        names = [name for name in names if name in taught[0]]
+        names = [name for name in names if name in taught[0]] or names
     asked = config.validation.task
     if asked == LOSSES:
         return LOSSES
@@ -149,21 +150,27 @@ def _choose(config: RunConfig, model: Any, records: Sequence[Record], where: str
                 f"validation.task = {asked!r}{nearest(asked, [*names, LOSSES])}: "
                 f"{config.recipe} is scored on {known}"
             )
-        evaluation_records(records, find_evaluation(asked), where)
+        evaluation_records(records, _evaluation(config, asked), where)
         return asked
     problem: DataError | None = None
     for name in names:
-        reads_likelihoods = find_evaluation(name).method != "predict"  # a loss says as much
+        reads_likelihoods = _evaluation(config, name).method != "predict"  # a loss says as much
         if reads_likelihoods or not needed_capabilities(name) <= model.capabilities:
             continue
         try:
-            evaluation_records(records, find_evaluation(name), where)
+            evaluation_records(records, _evaluation(config, name), where)
             return name
         except DataError as error:
             problem = problem or error
     if problem is not None and not spec.pretrains:
         raise problem
     return LOSSES
+
+
+def _evaluation(config: RunConfig, name: str) -> Evaluation[Any]:
+    """Return the task's own evaluation of a name, or else that of another task."""
+    own = [known for known in task_spec(config.task).evaluations if known.name == name]
+    return own[0] if own else find_evaluation(name)
 
 
 @dataclass(slots=True)
