@@ -42,6 +42,7 @@ class Benchmark:
         changes: Fields of the recipe that differ, by their dotted name.
         rerank_top_k: Retrieval: candidates of each query that ITM re-ranks.
         prompt: What captions begin with.
+        num_frames: Frames that are taken of a clip (released code); None for images.
         hidden: Why nobody can score it at home; empty for most.
         scenes: The built-in scenes' format that can stand in; empty for none.
     """
@@ -63,6 +64,7 @@ class Benchmark:
     changes: Mapping[str, object] = field(default_factory=dict)
     rerank_top_k: int = 0
     prompt: str | None = None
+    num_frames: int | None = None
     hidden: str = ""
     scenes: str = ""
 
@@ -220,14 +222,15 @@ def _video(name: str, title: str, dataset: str, task: str, model: str) -> Benchm
         task=task,
         way="finetune" if model else "zero_shot",
         metrics={
-            "video_retrieval": VIDEO_RECALLS,
-            "video_qa": {"accuracy": ("video_qa",)},
-            "video_caption": CAPTIONS,
+            "retrieval": VIDEO_RECALLS,
+            "vqa": {"accuracy": ("vqa",)},
+            "caption": CAPTIONS,
         }[task],
+        num_frames={"retrieval": 12, "vqa": 16, "caption": 8}[task],
         model=model,
         recipe={"coco_retrieval": "retrieval", "vqav2": "vqa"}.get(model, ""),
-        rerank_top_k=128 if task == "video_retrieval" else 0,
-        prompt="a video of" if task == "video_caption" else None,
+        rerank_top_k=128 if task == "retrieval" else 0,
+        prompt="a video of" if task == "caption" else None,
     )
 
 
@@ -360,21 +363,22 @@ _ALL = (
         splits=("val",),
         task="segmentation",
         way="finetune",
-        metrics={"mIoU": ("segmentation_miou",)},
+        metrics={"mIoU": ("miou",)},
         model="ade20k",
         recipe="segmentation",
+        fallback="segment.images",
     ),
-    _video("msrvtt_retrieval", "MSRVTT retrieval, zero-shot", "msrvtt", "video_retrieval", ""),
+    _video("msrvtt_retrieval", "MSRVTT retrieval, zero-shot", "msrvtt", "retrieval", ""),
     _video(
         "msrvtt_from_coco",
         "MSRVTT retrieval, COCO model",
         "msrvtt",
-        "video_retrieval",
+        "retrieval",
         "coco_retrieval",
     ),
-    _video("msrvtt_qa", "MSRVTT-QA, VQAv2 model", "msrvtt_qa", "video_qa", "vqav2"),
-    _video("msvd_qa", "MSVD-QA, VQAv2 model", "msvd_qa", "video_qa", "vqav2"),
-    _video("vatex_caption", "VATEX captions, zero-shot", "vatex", "video_caption", ""),
+    _video("msrvtt_qa", "MSRVTT-QA, VQAv2 model", "msrvtt_qa", "vqa", "vqav2"),
+    _video("msvd_qa", "MSVD-QA, VQAv2 model", "msvd_qa", "vqa", "vqav2"),
+    _video("vatex_caption", "VATEX captions, zero-shot", "vatex", "caption", ""),
 )
 
 BENCHMARKS: Mapping[str, Benchmark] = {benchmark.name: benchmark for benchmark in _ALL}

@@ -166,12 +166,9 @@ DATASETS: Mapping[str, Mapping[str, Place | tuple[Place, ...]]] = {
     },
     **{f"glue/{task}": _glue(task) for task in (*GLUE, "MNLI")},
     **{name: _probe_set(name) for name in PROBES},
-    "ade20k": {split: Place((f"ade20k/{split}.jsonl",), ("ade20k",)) for split in ("train", "val")},
-    "msrvtt": {"test": Place(("msrvtt/MSRVTT_JSFUSION_test.csv",), ("msrvtt/videos", "msrvtt"))},
-    "msrvtt_qa": {"test": Place(("msrvtt/test_qa.json",), ("msrvtt/videos", "msrvtt"))},
-    "msvd_qa": {"test": Place(("msvd/test_qa.json",), ("msvd/YouTubeClips", "msvd/videos"))},
-    "vatex": {
-        "test": Place(("vatex/vatex_public_test_english_v1.1.json",), ("vatex/videos", "vatex"))
+    "ade20k": {
+        split: Place(("ADEChallengeData2016", "ade20k"), split=part)
+        for split, part in (("train", "training"), ("val", "validation"))
     },
     "visual_genome": {
         "train": Place(

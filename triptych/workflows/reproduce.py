@@ -310,7 +310,8 @@ def _scored_row(
     value = number_of(benchmark, metric, outcome)
     if value is None:
         names = ", ".join(benchmark.metrics[metric])
-        return _row(name, what, number, reasons=(f"`triptych eval` gives no {names} here",))
+        why = f"{names}: Java and the package pycocoevalcap, or another protocol, are needed"
+        return _row(name, what, number, reasons=(why,))
     interval = interval_of(benchmark, metric, outcome)
     low, high = (None, None) if interval is None else interval[:2]
     return _row(

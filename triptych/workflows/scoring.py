@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +25,7 @@ from triptych.core.outputs import MetricValue
 from triptych.data.manifest import read_records
 from triptych.data.skips import VERB_FLAG, SkipLog
 from triptych.data.source import DataSourceConfig
+from triptych.evaluation.metrics import JavaMetric
 from triptych.papers.benchmarks import BENCHMARKS, Benchmark
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import RECIPES, build_recipe
@@ -43,6 +46,7 @@ MODELS = "models"
 """Below the folder of results: one run for each fine-tuned model."""
 
 CAPTIONS_PER_IMAGE = 5
+JAVA_METRICS: tuple[JavaMetric, ...] = ("meteor", "spice")
 HELD_OUT = 5
 """Each so many-th training image chooses a probe's penalty, where a data set has no such part."""
 
@@ -430,9 +434,17 @@ def evaluate_part(
         limit=limit,
         rerank_top_k=benchmark.rerank_top_k,
         settings=EvalSettings(
-            captions_per_image=captions, generation=GenerationSettings(prompt=benchmark.prompt)
+            captions_per_image=captions,
+            num_frames=benchmark.num_frames,
+            generation=GenerationSettings(prompt=benchmark.prompt),
+            java_metrics=JAVA_METRICS if benchmark.task == "caption" and has_java() else (),
         ),
     )
+
+
+def has_java() -> bool:
+    """Return whether METEOR and SPICE can be computed: they are programs in Java."""
+    return shutil.which("java") is not None and find_spec("pycocoevalcap") is not None
 
 
 def _probe(
