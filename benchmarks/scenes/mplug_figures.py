@@ -9,9 +9,9 @@ S = 6 has no connected layer, and is the asymmetric co-attention network of figu
 
 `processor_ms_per_step` is processor time, summed over threads, of whole training steps: it can be
 compared only between runs on an equally busy machine. `base_width_ms` is a forward and backward
-pass of the fusion network alone at the paper's width, as
-`benchmarks/results/mplug_fusion.json` stores it. One seed and few steps: differences within the intervals mean nothing. The paper's accuracies, of VQA and
-NLVR2 after 30 epochs of 14 M images, are another matter.
+pass of the fusion network alone at the paper's width, as `benchmarks/results/mplug_fusion.json`
+stores it. One seed and few steps: differences within the intervals mean nothing. The paper's
+accuracies, of VQA and NLVR2 after 30 epochs of 14 M images, are another matter.
 
 Runs that are finished are not trained again; `benchmarks/scenes/scene_runs.py` says how.
 
