@@ -159,15 +159,17 @@ def print_table(table: PaperTable, rows: Sequence[Reproduced]) -> None:
     for model in dict.fromkeys(row.model for row in rows):
         console.print(model, style="bold", markup=False, soft_wrap=True)
         grid = Table(*names, box=None, pad_edge=False)
-        for column in grid.columns:
-            column.no_wrap = True
-        grid.columns[0].min_width = width
         for row in (row for row in rows if row.model == model):
             has_interval = row.low is not None and row.high is not None
-            interval = f"{row.low:.1f} to {row.high:.1f}" if has_interval else ""
+            digits = 3 if has_interval and abs(row.high or 0) <= 1 else 1
+            interval = f"{row.low:.{digits}f} to {row.high:.{digits}f}" if has_interval else ""
             cells = [f"  {row.what}", _number(row.paper), _number(row.ours)]
             cells += [interval] if with_interval else []
             grid.add_row(*cells, " ".join(f"({reasons.index(r) + 1})" for r in row.reasons))
+        for column in grid.columns[:-1]:  # numbers stay whole, and "needs" takes further lines
+            column.no_wrap = True
+        grid.columns[0].min_width = width
+        grid.columns[-1].overflow = "fold"
         console.print(grid)
     for number, reason in enumerate(reasons, start=1):
         console.print(f"({number}) {reason}", markup=False, soft_wrap=True)
