@@ -36,17 +36,28 @@ from triptych.workflows.scene_data import format_source, write_once
 SHAPE = "_(.+)$"
 """What of a close-up's class, such as red_circle, is to be learned."""
 
+STEPS = {"classify.images": 2500, "vlmo.segmentation": 300}
+"""Of the runs at scale tiny."""
+
 NUM_SCORED = 500
 SCENES_PER_CLOSE_UP = 5
 HEADS = {"linear": "", "upernet": "_upernet"}
 """Ends of the figures' names by head."""
 
 
+def num_steps(recipe: str, options: argparse.Namespace) -> int:
+    """Return how long a recipe's run is."""
+    if options.steps is not None:
+        return int(options.steps)
+    own = build_recipe(recipe, options.scale).train.max_steps
+    return STEPS[recipe] if options.scale == "tiny" else own
+
+
 def tuned(config: RunConfig, start: Path, options: argparse.Namespace) -> RunConfig:
     """Return a run from a pre-trained model."""
-    train = replace(config.train, num_threads=options.num_threads, progress="plain")
-    if options.steps is not None:
-        train = replace(train, max_steps=options.steps)
+    steps = num_steps(config.recipe, options)
+    train = config.train
+    train = replace(train, max_steps=steps, num_threads=options.num_threads, progress="plain")
     model = replace(config.model, init_from=str(start))
     optim = replace(config.optim, warmup_steps=min(config.optim.warmup_steps, train.max_steps))
     return replace(config, model=model, train=train, optim=optim)
@@ -136,10 +147,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     )
     classified, classify_minutes = classify(files, options)
     segmented, segment_minutes = segment(files, options)
-    steps = [
-        options.steps or build_recipe(recipe, options.scale).train.max_steps
-        for recipe in ("classify.images", "vlmo.segmentation")
-    ]
+    steps = [num_steps(recipe, options) for recipe in STEPS]
     return {
         **classified,
         **segmented,
@@ -163,9 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.add_argument(f"--{family}", type=Path, default=STARTS[family], help=said)
     parser.add_argument("--out", type=Path, default=Path("runs/image_tasks_bench"))
     parser.add_argument("--scale", default="tiny", help="tiny, or smoke to try the program")
-    parser.add_argument(
-        "--steps", type=int, default=None, help="of every run; the recipes' if absent"
-    )
+    parser.add_argument("--steps", type=int, default=None, help="of every run; STEPS if absent")
     parser.add_argument("--num-threads", type=int, default=None, help="CPU threads; all cores")
     options = parser.parse_args(arguments)
     if options.num_threads is not None:

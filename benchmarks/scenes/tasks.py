@@ -100,7 +100,7 @@ GOALS = {
             for family in FAMILIES
         ),
         Goal("grounding", "mplug.grounding", "refs", "grounding", 800),
-        Goal("caption_objects", "mplug.caption", "captions", "caption", 2000),
+        Goal("caption_objects", "mplug.caption", "captions", "caption", 1000),
         Goal("vqa", "mplug.vqa", "vqa", "vqa", 4000),
     )
 }
