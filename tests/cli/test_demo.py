@@ -18,7 +18,7 @@ from triptych.workflows.demo import SIZES, Score
 
 RECALLS = [f"{way}_r{k}{itm}" for way in ("i2t", "t2i") for k in (1, 5, 10) for itm in ("", "_itm")]
 SHOWN = {  # the rows of the table, of each split
-    *("i2t_r1", "i2t_r1_itm", "t2i_r1", "t2i_r1_itm"),
+    *("i2t_r1", "i2t_r1_itm", "t2i_r1", "t2i_r1_itm", "r_mean", "r_mean_itm"),
     *("caption_objects", "bleu_4", "rouge_l", "cider"),
     *("vqa", *(f"vqa/{kind}" for kind in ("color", "count", "relation", "shape", "yes_no"))),
     *("grounding", "grounding_iou"),

@@ -170,6 +170,14 @@ DATASETS: Mapping[str, Mapping[str, Place | tuple[Place, ...]]] = {
         split: Place(("ADEChallengeData2016", "ade20k"), split=part)
         for split, part in (("train", "training"), ("val", "validation"))
     },
+    "msrvtt": {"test": Place(("msrvtt/MSRVTT_JSFUSION_test.csv",))},
+    "msrvtt_qa": {"test": Place(("msrvtt/test_qa.json", "msrvtt_qa/test_qa.json"))},
+    "msvd_qa": {"test": Place(("msvd/test_qa.json", "msvd_qa/test_qa.json"))},
+    "vatex": {
+        "test": Place(
+            ("vatex/vatex_public_test_english_v1.1.json", "vatex/vatex_validation_v1.0.json")
+        )
+    },
     "visual_genome": {
         "train": Place(
             ("visual_genome/region_descriptions.json",),

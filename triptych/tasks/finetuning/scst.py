@@ -266,7 +266,7 @@ def build_reward(config: SCSTConfig, records: Iterable[Record]) -> CiderReward:
     """
     captions: dict[int, list[str]] = {}
     for record in records:
-        if record.caption:
+        if record.caption and (record.image is not None or record.video is not None):
             captions.setdefault(image_key(record), []).append(record.caption)
     return CiderReward(captions, reward_end=config.reward_end)
 
