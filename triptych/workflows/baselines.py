@@ -50,8 +50,11 @@ def baselines_of(
     """
     rng = np.random.default_rng(seed)
     if task == "retrieval":
-        chance = {f"{way}_r{k}{stage}": k / len(records) for way, k, stage in _RECALLS}
-        return {name: Baseline(chance=min(1.0, value)) for name, value in chance.items()}
+        found = {f"{way}_r{k}{stage}": min(1.0, k / len(records)) for way, k, stage in _RECALLS}
+        for stage in ("", "_itm"):
+            own = [found[f"{way}_r{k}{stage}"] for way, k, end in _RECALLS if end == stage]
+            found[f"r_mean{stage}"] = sum(own) / len(own)
+        return {name: Baseline(chance=value) for name, value in found.items()}
     if task == "vqa":
         return _answers(train, records, rng)
     if task == "grounding":
