@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from triptych.core.outputs import MetricValue
 
 _OWN_WORDS = re.compile(
-    r"^(Image to text|Text to image) recall at \d+: |(?<=BLEU)-\d| (Type|Class): [^.]+\."
+    r"^((Image to text|Text to image) recall at \d+|Mean of the \d+ recalls): |(?<=BLEU)-\d|"
+    r" (Type|Class): [^.]+\."
 )
 """What the protocols of one kind of metric differ in."""
 
