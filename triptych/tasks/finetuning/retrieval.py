@@ -311,6 +311,8 @@ def score_pairs(
     """
     device = encoded.image_embedding.device
     kept_on = encoded.image.tokens.device, encoded.text.tokens.device
+    if local_batch_size is None:
+        local_batch_size = 128 if device.type == "cpu" else 1024
     lengths = encoded.text.mask.sum(dim=1).to(pairs.device)[pairs[:, 1]]
     order = torch.argsort(pairs[:, 0] * (int(lengths.max()) + 1) + lengths)
     scores = torch.empty(len(pairs), device=pairs.device)
