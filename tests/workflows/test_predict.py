@@ -26,6 +26,7 @@ from triptych.generation.search import BeamConfig
 from triptych.models.families import model_config
 from triptych.models.mplug.model import MPLUG
 from triptych.serving.loading import load_model
+from triptych.tasks.finetuning import retrieval
 from triptych.tasks.finetuning.base import HeadConfig
 from triptych.tasks.finetuning.image_classification import NAME, ImageClassificationConfig
 from triptych.tasks.finetuning.image_text_classification import (
@@ -400,7 +401,7 @@ def test_a_run_that_was_stopped_goes_on(root, here, case, monkeypatch):
 def test_a_search_goes_on_with_the_pairs_that_it_has(root, here, monkeypatch):
     source, settings = write_data(here, "retrieval", labelled=True), settings_of("retrieval")
     predict_model(root / "pretraining", "retrieval", source, here / "w.jsonl", settings=settings)
-    monkeypatch.setattr("triptych.tasks.finetuning.retrieval.PAIRS_A_PASS", 16)
+    monkeypatch.setitem(retrieval.PAIRS_A_PASS, "cpu", 16)
     scored = []
     match_pairs = sys.modules["triptych.tasks.finetuning.retrieval"].match_pairs
 

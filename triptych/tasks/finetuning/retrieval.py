@@ -34,7 +34,8 @@ from triptych.tasks.spec import (
 )
 from triptych.train.task import StatefulTask
 
-PAIRS_A_PASS = 1024
+PAIRS_A_PASS = {"cpu": 128, "cuda": 1024}
+"""Pairs that ITM scores at once; more fall out of a processor's caches."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -312,11 +313,11 @@ def score_pairs(
     device = encoded.image_embedding.device
     kept_on = encoded.image.tokens.device, encoded.text.tokens.device
     if local_batch_size is None:
-        local_batch_size = 128 if device.type == "cpu" else 1024
+        local_batch_size = PAIRS_A_PASS.get(device.type, 1024)
     lengths = encoded.text.mask.sum(dim=1).to(pairs.device)[pairs[:, 1]]
     order = torch.argsort(pairs[:, 0] * (int(lengths.max()) + 1) + lengths)
     scores = torch.empty(len(pairs), device=pairs.device)
-    for rows in torch.split(order, local_batch_size or PAIRS_A_PASS):  # type: ignore[no-untyped-call]
+    for rows in torch.split(order, local_batch_size):  # type: ignore[no-untyped-call]
         before = None if known is None else known.take(len(rows))
         if before is not None:
             scores[rows] = before.to(scores)
