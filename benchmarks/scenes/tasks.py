@@ -94,10 +94,10 @@ GOALS = {
                 f"{family}.nlvr2",
                 "nlvr2",
                 "nlvr2",
-                steps,
+                1200,
                 after=f"snli_ve_{family}",
             )
-            for family, steps in zip(FAMILIES, (1200, 1200, 1600), strict=True)
+            for family in FAMILIES
         ),
         Goal("grounding", "mplug.grounding", "refs", "grounding", 800),
         Goal("caption_objects", "mplug.caption", "captions", "caption", 1000),
