@@ -52,8 +52,8 @@ def baselines_of(
     if task == "retrieval":
         found = {f"{way}_r{k}{stage}": min(1.0, k / len(records)) for way, k, stage in _RECALLS}
         for stage in ("", "_itm"):
-            own = [found[f"{way}_r{k}{stage}"] for way, k, end in _RECALLS if end == stage]
-            found[f"r_mean{stage}"] = sum(own) / len(own)
+            six = [found[f"{way}_r{k}{stage}"] for way, k, end in _RECALLS if end == stage]
+            found[f"r_mean{stage}"] = sum(six) / len(six)
         return {name: Baseline(chance=value) for name, value in found.items()}
     if task == "vqa":
         return _answers(train, records, rng)
