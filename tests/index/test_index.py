@@ -14,7 +14,11 @@ from triptych.cli.main import main
 from triptych.core.errors import CapabilityError, ConfigError, DataError
 from triptych.data.source import DataSourceConfig
 from triptych.index import build as building
-from triptych.index.approximate import build_approximate, search_approximate
+from triptych.index.approximate import (
+    build_approximate,
+    open_approximate,
+    search_approximate,
+)
 from triptych.index.build import build_index
 from triptych.index.exact import search_exact
 from triptych.serving.loading import load_model
@@ -236,13 +240,13 @@ def test_the_faiss_index_finds_nearly_what_exact_search_finds(tmp_path):
     method, recall = build_approximate(parts, tmp_path / "v.faiss")
     assert "HNSW32" in method and 0.9 < recall <= 1
     queries = torch.from_numpy(vectors[:64])
-    _, found = search_approximate(tmp_path / "v.faiss", queries, 10)
+    _, found = search_approximate(open_approximate(tmp_path / "v.faiss"), queries, 10)
     _, exact = search_exact(parts, queries, 10)
     shared = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, exact)])
     assert shared > 0.9
     (tmp_path / "v.faiss").write_bytes(b"no index")
     with pytest.raises(DataError, match="cannot be read"):
-        search_approximate(tmp_path / "v.faiss", queries, 10)
+        open_approximate(tmp_path / "v.faiss")
 
 
 def test_commands_build_search_and_write_a_page(model, photos, tmp_path, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -75,10 +76,8 @@ def _queries(vectors: Sequence[Vectors]) -> torch.Tensor:
     return torch.nn.functional.normalize(moved, dim=1)
 
 
-def search_approximate(
-    path: Path, queries: torch.Tensor, top: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Search the index in a file; see `search_exact`.
+def open_approximate(path: Path) -> Any:
+    """Map the index in a file.
 
     Raises:
         CapabilityError: faiss is not installed.
@@ -86,9 +85,15 @@ def search_approximate(
     """
     faiss = import_faiss()
     try:
-        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except (RuntimeError, AttributeError) as error:
         raise DataError(f"{path} cannot be read ({error}): build the index again") from error
+
+
+def search_approximate(
+    index: Any, queries: torch.Tensor, top: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Search what `open_approximate` returned; see `search_exact`."""
     index.hnsw.efSearch = max(SEARCH_EFFORT, 2 * top)
     scores, numbers = index.search(queries.numpy(), top)
     return scores, numbers

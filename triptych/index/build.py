@@ -38,6 +38,7 @@ from triptych.index.store import (
     next_generation,
     read_images,
     read_state,
+    vector_column,
     write_images,
     write_state,
     write_vectors,
@@ -263,12 +264,10 @@ class _Parts:
 
     def add(self, keys: list[bytes], vectors: Vectors, sizes: list[tuple[int, int]]) -> None:
         """Save a part under a name that it gets when it is whole."""
-        width = vectors.shape[1]
-        flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
         table = pa.table(
             {
                 "key": pa.array(keys, pa.binary()),
-                "vector": pa.FixedSizeListArray.from_arrays(flat, width),
+                "vector": vector_column(vectors),
                 "width_px": [size[0] for size in sizes],
                 "height_px": [size[1] for size in sizes],
             }

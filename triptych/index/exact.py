@@ -44,12 +44,12 @@ def search_exact(
     scores = torch.empty(BLOCK, len(queries))
     columns = queries.t().contiguous()
     start = 0
-    for part in vectors:
+    for part in map(_mapped, vectors):
         for first in range(0, len(part), BLOCK):
             block = part[first : first + BLOCK]
             for row in range(0, len(block), TILE):
                 tile = block[row : row + TILE]
-                rows = room[: len(tile)].copy_(_mapped(tile))
+                rows = room[: len(tile)].copy_(tile)
                 torch.mm(rows, columns, out=scores[row : row + len(tile)])
             values, found = scores[: len(block)].t().topk(min(top, len(block)), dim=1)
             best = torch.cat([best, values], dim=1)
@@ -59,11 +59,11 @@ def search_exact(
     return best.numpy(), numbers.numpy()
 
 
-def _mapped(tile: Vectors) -> Tensor:
+def _mapped(part: Vectors) -> Tensor:
     """Return a tensor on a mapped file, without torch's warning that it might be written."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(tile)
+        return torch.from_numpy(part)
 
 
 def _first(scores: Tensor, numbers: Tensor, top: int) -> tuple[Tensor, Tensor]:

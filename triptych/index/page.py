@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 
 from triptych.core.files import write_atomic
 from triptych.data.images import decode_image
@@ -16,6 +13,7 @@ from triptych.data.records import ImageSource
 from triptych.data.skips import ImageProblem
 from triptych.index.search import Hit
 from triptych.index.store import IndexState
+from triptych.report.html import encode_image
 
 SIDE_PX = 256
 
@@ -52,10 +50,6 @@ def write_page(path: Path, asked: str, hits: Sequence[Hit], state: IndexState) -
 def _thumbnail(source: ImageSource) -> str | None:
     """Return an image as a data URL, or None where it can no longer be read."""
     try:
-        image = Image.fromarray(decode_image(source))
+        return encode_image(decode_image(source), max_side_px=SIDE_PX, exact=False)
     except ImageProblem:
         return None
-    image.thumbnail((SIDE_PX, SIDE_PX))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

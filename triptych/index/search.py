@@ -17,7 +17,7 @@ from triptych.core.config import check
 from triptych.core.errors import CapabilityError, ConfigError, DataError
 from triptych.data.images import decode_image
 from triptych.data.skips import ImageProblem
-from triptych.index.approximate import search_approximate
+from triptych.index.approximate import open_approximate, search_approximate
 from triptych.index.build import model_key
 from triptych.index.exact import search_exact
 from triptych.index.store import (
@@ -89,6 +89,11 @@ class ImageIndex:
         """All images, in the order of the vectors."""
         return list(read_images(self.folder / self.state.generation / IMAGES))
 
+    @cached_property
+    def _approximate(self) -> Any:
+        """The faiss index, opened at the first search that asks for it."""
+        return open_approximate(self.folder / self.state.generation / FAISS)
+
     def search(
         self,
         text: str | None = None,
@@ -121,11 +126,11 @@ class ImageIndex:
             raise CapabilityError(f"{self.state.model} has no ITM head: omit rerank")
         query = self._query(text, image)
         wanted = max(top, rerank)
-        path = self.folder / self.state.generation / FAISS
         if self.state.recall_at_10 is None or exact:
             scores, numbers = search_exact(self._vectors, query, wanted)
         else:
-            scores, numbers = search_approximate(path, query, min(wanted, self.state.num_images))
+            wanted = min(wanted, self.state.num_images)
+            scores, numbers = search_approximate(self._approximate, query, wanted)
         hits = [
             Hit(self.images[number], score)
             for number, score in zip(numbers[0].tolist(), scores[0].tolist(), strict=True)

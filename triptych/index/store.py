@@ -173,6 +173,12 @@ def next_generation(state: IndexState | None) -> str:
     return f"g{1 if state is None else int(state.generation[1:]) + 1:06d}"
 
 
+def vector_column(vectors: Vectors) -> pa.FixedSizeListArray:
+    """Return vectors (n, E) as a column of n lists."""
+    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
+
+
 def write_vectors(path: Path, width: int, parts: Iterable[Vectors]) -> int:
     """Write vectors (n, E) float16, part by part; return how many."""
     kind = pa.list_(pa.float16(), width)
@@ -182,9 +188,7 @@ def write_vectors(path: Path, width: int, parts: Iterable[Vectors]) -> int:
         pa.ipc.new_file(sink, pa.schema([("vector", kind)])) as writer,
     ):
         for part in parts:
-            flat = pa.array(np.ascontiguousarray(part).reshape(-1))
-            column = pa.FixedSizeListArray.from_arrays(flat, width)
-            writer.write_batch(pa.record_batch([column], names=["vector"]))
+            writer.write_batch(pa.record_batch([vector_column(part)], names=["vector"]))
             number += len(part)
     return number
 
