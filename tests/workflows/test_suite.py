@@ -252,7 +252,7 @@ def test_changes_reach_nested_fields_and_unknown_ones_are_errors():
 def test_a_file_that_is_no_result_is_refused(tmp_path):
     (tmp_path / "results.json").write_text("[]")
     with pytest.raises(ConfigError, match="no file of results"):
-        Store(tmp_path / "results.json")
+        Store(tmp_path / "results.json", {})
 
 
 def test_an_unknown_suite_is_told_with_the_nearest():

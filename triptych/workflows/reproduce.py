@@ -130,7 +130,12 @@ def reproduce(table: PaperTable, request: Request) -> list[Reproduced]:
         return []
     make_folder(request.scoring.out)
     with folder_for_one(request.scoring.out):
-        store = Store(request.scoring.out / RESULTS)
+        facts = {
+            "table": table.full_name,
+            "machine": describe_machine(),
+            "commit": current_commit(),
+        }
+        store = Store(request.scoring.out / RESULTS, facts)
         is_one = len(models) == 1
         found = []
         for model in models:
@@ -283,9 +288,7 @@ def _scored(
             find_benchmark(benchmark_name), base, scoring, store.outcomes.get(key), request.tell
         )
         outcomes[benchmark_name] = outcome
-        store.add(
-            key, outcome, table=table.full_name, machine=describe_machine(), commit=current_commit()
-        )
+        store.add(key, outcome)
     return [_scored_row(name, number, table, outcomes, reasons) for number in model.numbers]
 
 

@@ -109,15 +109,20 @@ class Scoring:
 
 
 class Store:
-    """Outcomes in a JSON file, written after each, so that an interrupted suite goes on."""
+    """Outcomes in a JSON file, written after each, so that an interrupted suite goes on.
 
-    def __init__(self, path: Path) -> None:
+    Attributes:
+        beside: What the file says beside the outcomes, such as the machine.
+    """
+
+    def __init__(self, path: Path, beside: Mapping[str, object]) -> None:
         """Read what an earlier call has left.
 
         Raises:
             ConfigError: The file is of something else.
         """
         self.path = path
+        self.beside = dict(beside)
         self.outcomes: dict[str, Outcome] = {}
         if not path.is_file():
             return
@@ -129,15 +134,15 @@ class Store:
                 f"{path} is no file of results: choose another folder with --out, or delete it"
             ) from error
 
-    def add(self, key: str, outcome: Outcome, **more: object) -> None:
+    def add(self, key: str, outcome: Outcome) -> None:
         """Store an outcome at once."""
         self.outcomes[key] = outcome
-        self.write(**more)
+        self.write()
 
-    def write(self, **more: object) -> None:
+    def write(self) -> None:
         """Write all outcomes, and what belongs beside them."""
         plain = {key: asdict(outcome) for key, outcome in self.outcomes.items()}
-        write_json(self.path, {**more, "outcomes": plain})
+        write_json(self.path, {**self.beside, "outcomes": plain})
 
 
 def _outcome(plain: Mapping[str, Any]) -> Outcome:

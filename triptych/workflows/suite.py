@@ -89,22 +89,22 @@ def run_suite(
         ConfigError: The folder holds something else.
     """
     with folder_for_one(scoring.out):
-        store = Store(scoring.out / RESULTS)
         facts = {
             "suite": suite.name,
             "model": None if base is None else str(base),
             "machine": describe_machine(),
             "commit": current_commit(),
         }
+        store = Store(scoring.out / RESULTS, facts)
         outcomes: dict[str, Outcome] = {}
         for name in suite.benchmarks:
             earlier = store.outcomes.get(name)
             outcome = score_benchmark(find_benchmark(name), base, scoring, earlier, on_start)
             outcomes[name] = outcome
-            store.add(name, outcome, **facts)
+            store.add(name, outcome)
             on_outcome(outcome)
         averages = compute_averages(suite, outcomes)
-        plain = {
+        store.beside["averages"] = {
             average.name: {
                 "value": average.value,
                 "scored": average.num_scored,
@@ -112,7 +112,7 @@ def run_suite(
             }
             for average in averages
         }
-        store.write(**facts, averages=plain)
+        store.write()
     return SuiteResult(suite, outcomes, averages)
 
 
