@@ -484,15 +484,12 @@ class RetrievalMetric:
             return ranks
         image_at = torch.tensor([positions[record] for record in first])
         text_at = torch.tensor(positions)
-        numbers: dict[Hashable, int] = {}
-        for number, position in enumerate(positions):
-            numbers.setdefault(self._caption_keys[position], number)
         ranked = retrieval.rerank(
             retrieval.shortlist(image, text, stage.topk),
             retrieval.shortlist(text, image, stage.topk),
             lambda shown, caption: stage.score_pairs(image_at[shown], text_at[caption]),
             stage.combine,
-            caption_numbers=torch.tensor([numbers[self._caption_keys[p]] for p in positions]),
+            caption_numbers=retrieval.first_of_equal([self._caption_keys[p] for p in positions]),
             pairs_at_once=stage.pairs_at_once,
         )
         for listed, relevance in zip(ranked, (captions_of, images_of), strict=True):

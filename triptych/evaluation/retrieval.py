@@ -78,6 +78,12 @@ class Relevance:
         return rows, self.candidates[self.offsets[start] : self.offsets[end]]
 
 
+def first_of_equal(keys: Sequence[Hashable]) -> Tensor:
+    """Return (M,) int64, for each of M keys the number of the first one that equals it."""
+    first: dict[Hashable, int] = {}
+    return torch.tensor([first.setdefault(key, number) for number, key in enumerate(keys)])
+
+
 def relevance_from_keys(
     image_keys: Sequence[Hashable], caption_keys: Sequence[Hashable]
 ) -> tuple[list[int], Relevance, Relevance]:

@@ -21,8 +21,7 @@ from triptych.data.records import ImageSource, Record
 from triptych.data.skips import VERB_FLAG, SkipLog
 from triptych.data.source import DataSourceConfig
 from triptych.data.storage import is_url
-from triptych.data.stream import build_loader
-from triptych.data.transforms.pipeline import ImageTransform, TransformedImage
+from triptych.data.transforms.pipeline import TransformedImage
 from triptych.evaluation.evaluator import evaluation_mode
 from triptych.index.approximate import build_approximate
 from triptych.index.store import (
@@ -339,15 +338,8 @@ def _encode(
     if not todo:
         return
     records = [replace(w.record, image=w.image, images=()) for w in todo]
-    loader = build_loader(
-        records,
-        _SizedImageCollator(),
-        ImageTransform(replace(loaded.image, image_size=loaded.model.image_size), train=False),
-        seed=0,
-        local_batch_size=local_batch_size,
-        train=False,
-        num_workers=num_workers,
-        skip_log=log,
+    loader = loaded.loader(
+        records, _SizedImageCollator(), local_batch_size, log, num_workers=num_workers
     )
     keys: list[bytes] = []
     sizes: list[tuple[int, int]] = []

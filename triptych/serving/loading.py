@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,8 +16,11 @@ from triptych.checkpoint.released import find_folder, open_model_folder
 from triptych.core.config import check, from_dict, kind_of, kinds_of
 from triptych.core.errors import CapabilityError, CheckpointError, ConfigError, DataError
 from triptych.data.caption_cleaning import MAX_WORDS
-from triptych.data.collate import PretrainingTextConfig
-from triptych.data.transforms.pipeline import ImageTransformConfig
+from triptych.data.collate import AnyCollator, PretrainingTextConfig
+from triptych.data.records import Record
+from triptych.data.skips import SkipLog
+from triptych.data.stream import BatchLoader, build_loader
+from triptych.data.transforms.pipeline import ImageTransform, ImageTransformConfig
 from triptych.models.families import model_sizes, restore_model, to_model_folder
 from triptych.tasks.registry import (
     TASKS,
@@ -184,6 +187,36 @@ class LoadedModel:
         """Return the longest other texts: as in training."""
         limits = self.settings.limits
         return TextLengths(question=limits.question, answer=limits.answer, phrase=limits.phrase)
+
+    def loader(
+        self,
+        records: Sequence[Record],
+        collator: AnyCollator[Any],
+        local_batch_size: int,
+        skip_log: SkipLog | None = None,
+        *,
+        num_workers: int = 0,
+    ) -> BatchLoader:
+        """Return each record once, with its images as the model takes them.
+
+        Args:
+            records: What to read.
+            collator: Makes batches from them.
+            local_batch_size: Records in a batch.
+            skip_log: Is told of what cannot be read.
+            num_workers: Processes that prepare batches; 0 prepares them in this one.
+        """
+        image = replace(self.image, image_size=self.model.image_size)
+        return build_loader(
+            records,
+            collator,
+            ImageTransform(image, train=False),
+            seed=0,
+            local_batch_size=local_batch_size,
+            train=False,
+            num_workers=num_workers,
+            skip_log=skip_log,
+        )
 
     def check_trained(self, asked: str) -> None:
         """Raise a CapabilityError unless the model was trained for what it is asked to do.

@@ -21,8 +21,7 @@ from triptych.data.manifest import FoundRecords, read_records
 from triptych.data.records import Record
 from triptych.data.skips import VERB_FLAG, SkipLog
 from triptych.data.source import DataSourceConfig
-from triptych.data.stream import BatchLoader, build_loader
-from triptych.data.transforms.pipeline import ImageTransform
+from triptych.data.stream import BatchLoader
 from triptych.evaluation.evaluator import evaluation_mode, predict_batches
 from triptych.evaluation.label_metrics import MeanPerClassMetric
 from triptych.evaluation.linear_probe import LinearProbe, sweep_probe
@@ -393,12 +392,4 @@ def image_loader(
     loaded: LoadedModel, records: Sequence[Record], local_batch_size: int, log: SkipLog
 ) -> BatchLoader:
     """Return images alone, each record once, prepared as the model wants them."""
-    return build_loader(
-        records,
-        ImageKeyCollator(),
-        ImageTransform(replace(loaded.image, image_size=loaded.model.image_size), train=False),
-        seed=0,
-        local_batch_size=local_batch_size,
-        train=False,
-        skip_log=log,
-    )
+    return loaded.loader(records, ImageKeyCollator(), local_batch_size, log)

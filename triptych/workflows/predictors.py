@@ -16,8 +16,7 @@ from triptych.data.check import CLIPS_ARE_NOT_READ, clip_problem
 from triptych.data.collate.base import image_key
 from triptych.data.records import Record
 from triptych.data.skips import SkipLog
-from triptych.data.stream import BatchLoader, build_loader
-from triptych.data.transforms.pipeline import ImageTransform
+from triptych.data.stream import BatchLoader
 from triptych.evaluation.evaluator import PredictingTask
 from triptych.serving.loading import LoadedModel
 from triptych.tasks.finetuning.text_generator import GeneratingTask, GenerationSettings
@@ -118,15 +117,7 @@ def evaluation_loader(
         lengths=loaded.lengths(),
         train=False,
     )
-    return build_loader(
-        records,
-        build(config, inputs),
-        ImageTransform(replace(loaded.image, image_size=loaded.model.image_size), train=False),
-        seed=0,
-        local_batch_size=local_batch_size,
-        train=False,
-        skip_log=skip_log,
-    )
+    return loaded.loader(records, build(config, inputs), local_batch_size, skip_log)
 
 
 def as_asked(

@@ -220,12 +220,18 @@ class _Ranker:
         text = self._encoded.text_embedding.cpu()[[self._text_row[p] for p in said]].float()
         images = [image_id(self._queries.records[place]) for place in shown]
         captions = [self._queries.records[place].record_id for place in said]
-        lists = {"ranked": (_list(image, text, self._length), _list(text, image, self._length))}
+
+        def first(length: int) -> tuple[retrieval.Shortlist, retrieval.Shortlist]:
+            return (
+                retrieval.shortlist(image, text, length),
+                retrieval.shortlist(text, image, length),
+            )
+
+        lists = {"ranked": first(self._length)}
         if self._reranks:
             topk = min(self._protocol.rerank_top_k, len(self._text_row))
             lists["reranked"] = retrieval.rerank(
-                retrieval.shortlist(image, text, topk),
-                retrieval.shortlist(text, image, topk),
+                *first(topk),
                 lambda i, t: self._score(
                     [shown[n] for n in i.tolist()], [said[n] for n in t.tolist()]
                 ),
@@ -238,12 +244,8 @@ class _Ranker:
             self._add(name, [f"t2i:{c}" for c in captions], images, of_captions)
 
     def _equal_captions(self, said: Sequence[int]) -> Tensor:
-        first: dict[str, int] = {}
-        numbers = []
-        for number, place in enumerate(said):
-            caption = clean_caption(self._queries.records[place].caption or "", self._max_words)
-            numbers.append(first.setdefault(caption, number))
-        return torch.tensor(numbers)
+        captions = (self._queries.records[place].caption or "" for place in said)
+        return retrieval.first_of_equal([clean_caption(c, self._max_words) for c in captions])
 
     def _score(self, shown: list[int], said: list[int]) -> Tensor:
         rows = [[self._image_row[p] for p in shown], [self._text_row[p] for p in said]]
@@ -270,10 +272,6 @@ class _Ranker:
             {"index": index, "id": name} | self._found.get(name, {"skipped": True})
             for index, name in enumerate(self._queries.names())
         ]
-
-
-def _list(queries: Tensor, candidates: Tensor, length: int) -> retrieval.Shortlist:
-    return retrieval.shortlist(queries, candidates, length)
 
 
 def score_rankings(

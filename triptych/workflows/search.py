@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -17,8 +17,7 @@ from triptych.data.collate.base import image_key
 from triptych.data.collate.finetuning import CaptionCollator
 from triptych.data.records import Record
 from triptych.data.skips import SkipKind, SkipLog, Skipped
-from triptych.data.stream import BatchLoader, build_loader
-from triptych.data.transforms.pipeline import ImageTransform
+from triptych.data.stream import BatchLoader
 from triptych.distributed.collectives import all_reduce_sum, gather_objects
 from triptych.distributed.env import rank, world_size
 from triptych.evaluation.evaluator import evaluation_mode
@@ -241,15 +240,7 @@ def _loader(
             max_words=captions.max_words,
         )
     )
-    return build_loader(
-        records,
-        collator,
-        ImageTransform(replace(loaded.image, image_size=loaded.model.image_size), train=False),
-        seed=0,
-        local_batch_size=local_batch_size,
-        train=False,
-        skip_log=log,
-    )
+    return loaded.loader(records, collator, local_batch_size, log)
 
 
 def _log_lost(
