@@ -7,6 +7,7 @@ text has no `tokenizer.json`, and `"text": null` in `config.json`. Nothing is pi
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -137,6 +138,17 @@ def load_model_folder(folder: Path) -> ModelFolder:
         card=card.read_text(encoding="utf-8") if card.is_file() else "",
         head=_load_weights(head) if head.is_file() else {},
     )
+
+
+def hash_model_folder(folder: Path) -> str:
+    """Return a hash of the files of a model folder but its card, by name and content."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name != CARD and not path.name.startswith("."):
+            digest.update(path.name.encode() + b"\0")
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()
 
 
 def stored_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -13,7 +13,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from triptych.core.config import check, to_dict
+from triptych.checkpoint.model_folder import hash_model_folder
+from triptych.core.config import check
 from triptych.core.errors import DataError
 from triptych.core.files import folder_for_one, make_folder
 from triptych.data.manifest import read_records
@@ -123,7 +124,7 @@ def build_index(
     loaded.check_trained("embed")
     make_folder(out)
     with folder_for_one(out):
-        key = model_key(loaded)
+        key = hash_model_folder(loaded.folder)
         state = read_state(out)
         if state is not None:
             check_model(out, state, loaded.folder, key)
@@ -151,18 +152,6 @@ def build_index(
         return BuildReport(
             state, len(kept) - num_old, num_old, len(old.rows) - num_old, log.num_bad
         )
-
-
-def model_key(loaded: LoadedModel) -> str:
-    """Return a hash of a model's weights and of how it reads images and texts."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(loaded.model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    digest.update(repr(sorted(to_dict(loaded.image).items())).encode())
-    digest.update(repr(loaded.settings.limits).encode())
-    digest.update(repr(loaded.tokenizer.vocab_size).encode())
-    return digest.hexdigest()
 
 
 def distinct_images(records: Sequence[Record]) -> list[_Wanted]:

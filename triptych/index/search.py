@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from triptych.checkpoint.model_folder import hash_model_folder
 from triptych.core.config import check
 from triptych.core.errors import CapabilityError, ConfigError, DataError
 from triptych.data.images import decode_image
 from triptych.data.skips import ImageProblem
 from triptych.index.approximate import open_approximate, search_approximate
-from triptych.index.build import model_key
 from triptych.index.exact import search_exact
 from triptych.index.store import (
     FAISS,
@@ -187,5 +187,5 @@ def open_index(folder: str | Path, *, model: str | Path | None = None) -> ImageI
             f"{folder} holds no index: `triptych index MODEL_FOLDER DATA --out {folder}` builds one"
         )
     loaded = load_model(state.model if model is None else model)
-    check_model(folder, state, loaded.folder, model_key(loaded))
+    check_model(folder, state, loaded.folder, hash_model_folder(loaded.folder))
     return ImageIndex(folder, state, Engine(loaded))

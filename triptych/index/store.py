@@ -116,7 +116,7 @@ class IndexState:
 
     Attributes:
         model: Path of the model folder, as it was given.
-        model_key: Hash of its weights and of how it reads images and texts.
+        model_key: Hash of the files of that folder.
         width: E of the vectors.
         num_images: N.
         generation: Name of the folder that holds them.

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
+from triptych.checkpoint.model_folder import hash_model_folder
 from triptych.core.config import check, to_dict
 from triptych.core.errors import ConfigError, DataError
 from triptych.core.files import write_atomic
@@ -27,7 +28,6 @@ from triptych.workflows.frozen import ByNames, image_loader
 from triptych.workflows.predictions import (
     Header,
     PredictionFile,
-    hash_of_files,
     hash_of_records,
     name_of,
     open_predictions,
@@ -304,7 +304,7 @@ class _Run:
         return Header(
             task=self.task,
             model=str(self.loaded.folder),
-            model_hash=hash_of_files(self.loaded.folder),
+            model_hash=hash_model_folder(self.loaded.folder),
             task_config=to_dict(self.config, tagged=True),
             settings=said,
             data=self.where,

@@ -373,17 +373,6 @@ def _unpacked(value: Mapping[str, Any]) -> Array:
     return np.frombuffer(raw, dtype=np.dtype(value["dtype"])).reshape(value["shape"]).copy()
 
 
-def hash_of_files(folder: Path, apart: frozenset[str] = frozenset({"README.md"})) -> str:
-    """Return a hash of the files in a folder, by name and content."""
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name not in apart and not path.name.startswith("."):
-            digest.update(path.name.encode() + b"\0")
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "blake2b").digest())
-    return digest.hexdigest()
-
-
 def hash_of_records(records: Iterable[Record], truth: str) -> str:
     """Return a hash of all that a prediction depends on, in the order of the records.
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from rich.console import Console
 
-from triptych.checkpoint.released import find_folder
+from triptych.checkpoint.model_folder import hash_model_folder
 from triptych.core.config import from_dict, kind_of, load_yaml, to_dict
 from triptych.core.errors import ConfigError, TriptychError
 from triptych.core.files import write_json
@@ -288,14 +288,8 @@ class _Facts:
 @cache
 def _facts(folder: Path) -> _Facts:
     loaded = load_model(folder, device="cpu")
-    digest = hashlib.sha256()
-    for name in ("config.json", "model.safetensors", "head.safetensors"):
-        path = find_folder(folder) / name
-        if path.is_file():
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, hashlib.sha256).digest())
     family = kind_of(type(loaded.model.config))
-    return _Facts(family, tuple(loaded.settings.trained_for), digest.hexdigest())
+    return _Facts(family, tuple(loaded.settings.trained_for), hash_model_folder(loaded.folder))
 
 
 def _missing_model(benchmark: Benchmark, base: Path | None, scoring: Scoring) -> str:
