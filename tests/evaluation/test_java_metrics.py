@@ -10,7 +10,7 @@ import pytest
 from triptych.core.errors import CapabilityError, DataError
 from triptych.core.outputs import Predictions
 from triptych.evaluation import java_metrics
-from triptych.evaluation.metrics import CaptionMetric
+from triptych.evaluation.metrics import CaptionMetric, usable_java_metrics
 
 OFFICIAL = json.loads((Path(__file__).parents[1] / "data" / "meteor.json").read_text())
 COUNTED = "\n".join(OFFICIAL["counts"])
@@ -101,3 +101,13 @@ def test_what_is_missing_is_named(programs, monkeypatch, tmp_path):
     monkeypatch.setattr(java_metrics.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CapabilityError, match=r"pip install triptych\[coco\]"):
         java_metrics.compute_spice(["a"], [["b"]])
+
+
+def test_what_can_be_computed_here(programs):
+    package, java, _ = programs
+    assert usable_java_metrics() == ("meteor",)
+    for name in ("", "-models"):
+        (package / "spice" / "lib" / f"stanford-corenlp-3.6.0{name}.jar").touch()
+    assert usable_java_metrics() == ("meteor", "spice")
+    java.unlink()
+    assert usable_java_metrics() == ()

@@ -7,8 +7,9 @@ An image that cannot be read is skipped, and the protocol says so.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -285,6 +286,16 @@ def add_java_metrics(metrics: Sequence[Metric], names: Sequence[JavaMetric]) -> 
     java_metrics.check_java(names)
     for metric in scored:
         metric.java = tuple(names)
+
+
+def usable_java_metrics() -> tuple[JavaMetric, ...]:
+    """Return those of METEOR and SPICE that can be computed here."""
+    usable: list[JavaMetric] = []
+    for name in get_args(JavaMetric):
+        with suppress(CapabilityError):
+            java_metrics.check_java((name,))
+            usable.append(name)
+    return tuple(usable)
 
 
 class BoxMetric:

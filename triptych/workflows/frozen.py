@@ -215,6 +215,7 @@ def probe_folder(
     *,
     method: Method = "linear",
     label_pattern: str | None = None,
+    limit: int | None = None,
     local_batch_size: int = 128,
     max_bad_share: float = 0.01,
     on_loaded: Callable[[LoadedModel], None] | None = None,
@@ -229,6 +230,7 @@ def probe_folder(
         test: Labelled images to score on.
         method: A linear classifier, or the nearest neighbours.
         label_pattern: A regular expression whose first group in a label is the class.
+        limit: Only the first so many images of `test`.
         local_batch_size: Images at a time.
         max_bad_share: Share of images that may be unreadable.
         on_loaded: Called with the model before anything is encoded.
@@ -239,8 +241,10 @@ def probe_folder(
         DataError: The data lack labels, or too much of them is bad.
     """
     splits = [
-        read_labelled(source, label_pattern=label_pattern, max_bad_share=max_bad_share)
-        for source in (train, validation, test)
+        read_labelled(
+            source, label_pattern=label_pattern, limit=number, max_bad_share=max_bad_share
+        )
+        for source, number in ((train, None), (validation, None), (test, limit))
         if source is not None
     ]
     if validation is None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,9 +21,8 @@ from triptych.core.files import write_json
 from triptych.core.machine import current_commit
 from triptych.core.outputs import MetricValue
 from triptych.data.manifest import read_records
-from triptych.data.skips import VERB_FLAG, SkipLog
 from triptych.data.source import DataSourceConfig
-from triptych.evaluation.metrics import JavaMetric
+from triptych.evaluation.metrics import usable_java_metrics
 from triptych.papers.benchmarks import BENCHMARKS, Benchmark
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import RECIPES, build_recipe
@@ -34,7 +31,7 @@ from triptych.serving.loading import load_model
 from triptych.tasks.finetuning.text_generator import GenerationSettings
 from triptych.tasks.registry import TASKS, evaluations, task_spec
 from triptych.workflows.evaluate import EvalSettings, evaluate_model
-from triptych.workflows.frozen import LabelledImages, evaluate_probe, read_labelled
+from triptych.workflows.frozen import probe_folder
 from triptych.workflows.official_data import BenchmarkData, OfficialData
 from triptych.workflows.run import CONFIG_FILE, MODEL_FOLDER, finish_run, is_finished
 
@@ -46,8 +43,6 @@ MODELS = "models"
 """Below the folder of results: one run for each fine-tuned model."""
 
 CAPTIONS_PER_IMAGE = 5
-JAVA_METRICS: tuple[JavaMetric, ...] = ("meteor", "spice")
-HELD_OUT = 5
 """Each so many-th training image chooses a probe's penalty, where a data set has no such part."""
 
 WARMUP_SHARE = 0.06
@@ -424,7 +419,8 @@ def evaluate_part(
         limit: Only so many records.
     """
     if benchmark.way == "probe":
-        return _probe(folder, sources[benchmark.train[0]], sources[part], limit)
+        train = sources[benchmark.train[0]]
+        return probe_folder(folder, train, None, sources[part], limit=limit)[0]
     captions = CAPTIONS_PER_IMAGE if benchmark.task == "retrieval" else None
     return evaluate_model(
         folder,
@@ -436,38 +432,9 @@ def evaluate_part(
             captions_per_image=captions,
             num_frames=benchmark.num_frames,
             generation=GenerationSettings(prompt=benchmark.prompt),
-            java_metrics=JAVA_METRICS if benchmark.task == "caption" and has_java() else (),
+            java_metrics=usable_java_metrics() if benchmark.task == "caption" else (),
         ),
     )
-
-
-def has_java() -> bool:
-    """Return whether METEOR and SPICE can be computed: they are programs in Java."""
-    return shutil.which("java") is not None and find_spec("pycocoevalcap") is not None
-
-
-def _probe(
-    folder: Path, train: DataSourceConfig, test: DataSourceConfig, limit: int | None
-) -> list[MetricValue]:
-    """Fit a linear classifier; each fifth training image chooses its penalty."""
-    whole = read_labelled(train)
-
-    def some(keep: Callable[[int], bool]) -> LabelledImages:
-        rows = [row for row in range(len(whole.records)) if keep(row)]
-        log = SkipLog(None, len(rows), whole.log.max_share, flag=VERB_FLAG)
-        return LabelledImages(
-            [whole.records[row] for row in rows], [whole.labels[row] for row in rows], log
-        )
-
-    loaded = load_model(folder)
-    values, _ = evaluate_probe(
-        loaded,
-        some(lambda row: row % HELD_OUT != 0),
-        some(lambda row: row % HELD_OUT == 0),
-        read_labelled(test, limit=limit),
-        device=loaded.device,
-    )
-    return values
 
 
 def _inputs(
