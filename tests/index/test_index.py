@@ -232,6 +232,22 @@ def test_exact_search_equals_numpy_with_ties_in_order(top, monkeypatch):
     assert np.array_equal(np.take_along_axis(products, numbers, 1), scores)
 
 
+@pytest.mark.parametrize("number", [1, 4, 5, 20])
+def test_few_and_many_queries_find_the_same_among_close_vectors(number):
+    rng = np.random.default_rng(number)
+    centre = rng.normal(size=64)
+    vectors = centre + 0.02 * rng.normal(size=(3000, 64))  # products that differ in the 4th digit
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+    vectors[7] = vectors[2900] = vectors[1500]
+    queries = vectors[1500:1501] + 0.01 * rng.normal(size=(number, 64))
+    queries = (queries / np.linalg.norm(queries, axis=1, keepdims=True)).astype(np.float32)
+    scores, numbers = search_exact([vectors[:999], vectors[999:]], torch.from_numpy(queries), 40)
+    products = queries @ vectors.astype(np.float32).T
+    assert np.allclose(scores, -np.sort(-products, axis=1)[:, :40], atol=1e-6)
+    assert np.allclose(np.take_along_axis(products, numbers, 1), scores, atol=1e-6)
+    assert np.any(np.diff(np.sort(products.astype(np.float16), axis=1)[:, -40:]) == 0)  # rounded
+
+
 def test_the_faiss_index_finds_nearly_what_exact_search_finds(tmp_path):
     rng = np.random.default_rng(1)
     vectors = rng.normal(size=(3000, 32)).astype(np.float32)
