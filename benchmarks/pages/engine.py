@@ -17,6 +17,27 @@ KILLS = ("-m", "benchmarks.parity.engine_kills", "--only")
 
 ENGINE = Benchmark(
     name="engine",
+    title="Several processes, checkpoints and large data",
+    what={
+        "equality_cells": "ways to share the work that equal one process to 1e-5",
+        "equality_total": "ways tried: family, parallelism, ranks, accumulation, recomputation",
+        "rank_kills": "runs of 10 under torchrun that end equal after one of two ranks is killed",
+        "save_kills": "saves of 20, killed by SIGKILL, that leave a usable checkpoint",
+        "elastic_wrong_steps": "steps with wrong samples, 2-1-4-2 ranks in an epoch of a mixture",
+        "elastic_loss_gap": "largest difference of its losses from an uninterrupted run",
+        "static_memory_ratio_2": "weights, gradients, optimizer, teacher: FSDP on 2 over one",
+        "static_memory_ratio_4": "the same, on 4 processes",
+        "step_during_save": "step while a checkpoint is written over a quiet one, base size",
+        "save_blocks_s_ratio": "seconds for which a save blocks, over format 1, base size",
+        "ddp_over_today": "step of mplug_small on 2 ranks, DDP over one plain all-reduce",
+        "record_bytes": "private bytes of a record, 14 M records",
+        "second_start_s": "seconds to open their index again",
+        "workers_memory": "private memory of 4 loader workers over that of one",
+        "shard_samples_per_s": "samples per second from tar shards over webdataset, one process",
+        "remote_resume": "samples lost over HTTP when 5 % of the requests fail",
+        "contrastive_memory": "peak memory of ITC, 1,024 of 32,768 pairs, tiles over matrices",
+        "table6_rungs": "rungs of mPLUG's table 6 measured at mplug_small; the file has the table",
+    },
     prefix="engine_",
     details=(
         *("largest_difference", "largest_gap", "whole", "tiled"),

@@ -17,6 +17,25 @@ from benchmarks.pages.gather import Benchmark, Part, at_least, at_most, build_pa
 
 FLAVA = Benchmark(
     name="flava",
+    title="FLAVA",
+    what={
+        "parity_max_error": "largest difference from transformers, 3 sizes, 3 kinds of batches",
+        "grad_norm_step0": "norm of the first gradient, released size, random weights",
+        "step_fp32_over_transformers": "speed-up over transformers, 8 pairs, released size, fp32",
+        "step_bf16_over_transformers": "the same in bf16",
+        "memory_over_transformers": "peak memory of that step relative to transformers",
+        "masking_speedup": "speed-up of block masks of 256 images over transformers' loop",
+        "speedup_over_plain_loop": "the same over our own plain Python loop",
+        "joint_minutes": "all stages on the scenes, two cores, minutes",
+        "i2t_r1": "image-to-text recall at 1 among 500 unseen scenes, zero-shot",
+        "t2i_r1": "text-to-image, the same",
+        "probe_shape": "linear probe of the image encoder, shape of one object",
+        "probe_shape_compositional": "the same, on colour-shape pairs never seen in training",
+        "shape_supervised": "the same encoder, trained on shape labels from random weights",
+        "shape_supervised_compositional": "the same, on colour-shape pairs without labels",
+        "joint_gain": "gain from adding images and texts, equal number of steps",
+        "global_contrastive_gain": "gain from the global contrastive gradient",
+    },
     prefix="flava_",
     details=("low", "high", "with", "without", "range", "by_step"),
     parts=(

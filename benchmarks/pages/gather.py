@@ -91,6 +91,8 @@ class Benchmark:
 
     Attributes:
         name: Of its result among the results.
+        title: Of its section of docs/results.md.
+        what: Each figure in words, in the order of the page; others are only in the files.
         parts: What to run.
         bars: By figure; the others are reported without a target.
         prefix: Begins the names of the parts' files.
@@ -99,6 +101,8 @@ class Benchmark:
     """
 
     name: str
+    title: str
+    what: Mapping[str, str]
     parts: tuple[Part, ...]
     bars: Mapping[str, Bar]
     prefix: str = ""

@@ -37,6 +37,19 @@ def read_beam(code: int, output: str) -> dict[str, Any]:
 
 MPLUG = Benchmark(
     name="mplug",
+    title="mPLUG",
+    what={
+        "fusion_s3_over_coattention": "speed-up of skip-connected fusion, S = 3, over co-attention",
+        "fusion_s3_over_connected": "the same over connected-attention",
+        "step_fast_over_plain": "speed-up of a base pre-training step, one pass over several",
+        "step_default_over_plain_fp32": "the same in the default precision over plain fp32",
+        "step_outside_products": "share of that step, fast path, outside matrix products",
+        "beam10_over_uncached": "speed-up of base captioning by caches, 10 beams, 20 tokens",
+        "rerank_over_plain": "speed-up of ITM on 64 texts per image, S = 6",
+        "checkpointing_memory_ratio": "peak memory with activation checkpointing over without",
+        "scst_cider_before": "CIDEr of captions before SCST",
+        "scst_cider_after": "CIDEr after SCST",
+    },
     prefix="mplug_",
     details=(
         *("range", "ranges", "range_fp32", "intervals", "time_ratio", "precision"),

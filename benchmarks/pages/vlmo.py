@@ -18,6 +18,23 @@ MODEL = "runs/vlmo_bench/stagewise/pretrain/model"
 
 VLMO = Benchmark(
     name="vlmo",
+    title="VLMo",
+    what={
+        "golden_max_error": "largest difference from the released code's outputs and losses",
+        "stagewise_minutes": "all stages on the scenes, two cores, minutes",
+        "i2t_r1": "image-to-text recall at 1 among 500 unseen scenes, dot product",
+        "t2i_r1": "text-to-image, the same",
+        "i2t_r1_dual": "image-to-text recall at 1 on a subset of them, dot product",
+        "t2i_r1_dual": "text-to-image, the same",
+        "i2t_r1_itm": "image-to-text on the same subset, ITM on all pairs",
+        "t2i_r1_itm": "text-to-image, the same",
+        "vqa": "VQA accuracy by classification",
+        "step_fast_over_plain": "speed-up of a third-stage step, base, over the plain one",
+        "stagewise_gain": "gain from the first two stages, with an equally long third stage",
+        "multiway_gain": "gain from experts over one FFN for all",
+        "global_negatives_gain": "gain from ITM negatives of both processes, recall after ITM",
+        "dual_over_fusion_speed": "speed-up of dot products over ITM, 5,000 images x 25,000 texts",
+    },
     prefix="vlmo_",
     details=("low", "high", "with", "without", "range", "dual_minutes", "fusion_days"),
     parts=(
