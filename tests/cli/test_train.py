@@ -195,7 +195,7 @@ def test_a_wrong_field_names_the_nearest(capsys, trained, flag, suggestion):
         ("mplug.vqa --train.max-steps ten", "--train.max-steps"),
         ("mplug.vqa --train.max-steps 0", "max_steps = 0: must be at least 1"),
         ("mplug.vqa --split val", "--split says how to read --data: give --data"),
-        ("absent.yaml", "cannot read config absent.yaml"),
+        ("absent.yaml", "absent.yaml: there is no such file"),
         ("wrong.yaml", "unknown field 'trian'; did you mean 'train'?"),
         ("saved.yaml --scale tiny", "--scale belongs to a recipe"),
         ("saved.yaml --config saved.yaml", "two configs"),

@@ -93,7 +93,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     with pytest.raises(ConfigError, match=r"missing\.yaml"):
         load_yaml(OuterConfig, tmp_path / "missing.yaml")
     (tmp_path / "bad.yaml").write_text("a: [1")
-    with pytest.raises(ConfigError, match=r"bad\.yaml is not valid YAML"):
+    with pytest.raises(ConfigError, match=r"bad\.yaml:1: not valid YAML"):
         load_yaml(OuterConfig, tmp_path / "bad.yaml")
 
 

@@ -23,6 +23,7 @@ import yaml
 
 from triptych.core.errors import ConfigError, nearest
 from triptych.core.files import write_atomic
+from triptych.core.reading import read_yaml
 
 C = TypeVar("C")
 
@@ -133,12 +134,7 @@ def load_yaml(config_class: type[C], path: Path) -> C:
     Raises:
         ConfigError: The file is missing, is not YAML, or does not fit the config.
     """
-    try:
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read config {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from error
+    plain = read_yaml(path)
     try:
         return from_dict(config_class, plain)
     except ConfigError as error:

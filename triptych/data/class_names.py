@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from triptych.core.errors import DataError
-from triptych.data.lines import load_json, read_lines
+from triptych.core.reading import read_json
+from triptych.data.lines import read_lines
 from triptych.data.records import Record
 from triptych.data.skips import Skipped
 
@@ -48,7 +49,7 @@ def load_class_names(path: Path) -> dict[str, str]:
             classes have one name.
     """
     if path.suffix.lower() == ".json":
-        entries = list(_json_entries(load_json(path), path))
+        entries = list(_json_entries(read_json(path), path))
     else:
         entries = list(_line_entries(path))
     texts: dict[str, str] = {}

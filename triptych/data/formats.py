@@ -11,15 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from triptych.core.errors import DataError
+from triptych.core.reading import cannot_read, read_json
 from triptych.core.registry import Registry
-from triptych.data.lines import (
-    cannot_read,
-    first_member,
-    is_json_lines,
-    load_json,
-    parse_json_line,
-    read_lines,
-)
+from triptych.data.lines import first_member, is_json_lines, parse_json_line, read_lines
 from triptych.data.literals import is_pickle
 from triptych.data.readers import (
     ade20k,
@@ -169,7 +163,7 @@ def _recognise_json(path: Path) -> tuple[Format, Any]:
         found = _first(lambda known: known.of_member is not None and known.of_member(*member))
         if found is not None:
             return found, None
-    content = load_json(path)
+    content = read_json(path)
     found = _first(lambda known: known.of_json is not None and known.of_json(content))
     if found is not None:
         return found, content

@@ -9,70 +9,63 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 from triptych.core.errors import DataError
+from triptych.core.reading import (
+    MIB,
+    UTF8_BOM,
+    UTF16_BOMS,
+    open_regular,
+    open_text,
+    reading,
+)
 from triptych.data.skips import SkipKind, Skipped
 
-UTF8_BOM = b"\xef\xbb\xbf"
-UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 CHUNK = 2**20  # characters
+MAX_LINE = 64 * MIB  # bytes
 MAX_MEMBER = 2**28  # characters of one member of a file that is read member by member
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str | Skipped]]:
+def read_lines(path: Path, *, keep_blank: bool = False) -> Iterator[tuple[int, str | Skipped]]:
     """Yield (line number from 1, text without its line end); blank lines are passed over.
 
-    A byte order mark and carriage returns are removed. A line that is not UTF-8 comes as a
-    `Skipped`.
+    A byte order mark and carriage returns are removed. A line that is not UTF-8, or is too long
+    to be one, comes as a `Skipped`.
+
+    Args:
+        path: The file.
+        keep_blank: Whether blank lines come, too.
 
     Raises:
         DataError: The file cannot be read, or is UTF-16.
     """
-    try:
-        with path.open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                line = raw
-                if number == 1:
-                    _reject_utf16(line, path)
-                    line = line.removeprefix(UTF8_BOM)
-                try:
-                    text = line.decode("utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    message = f"byte {error.start + 1} is not UTF-8 ({line[error.start]:#04x})"
-                    yield number, Skipped(SkipKind.NOT_UTF8, f"{path}:{number}", message)
-                    continue
-                if text.strip():
-                    yield number, text
-    except OSError as error:
-        raise cannot_read(path, error) from error
+    with reading(path), open_regular(path) as file:
+        for number, raw in enumerate(bounded_lines(file), 1):
+            line = raw
+            if number == 1:
+                _reject_utf16(line, path)
+                line = line.removeprefix(UTF8_BOM)
+            if len(line) > MAX_LINE:
+                message = f"has more than {MAX_LINE // MIB} MiB"
+                yield number, Skipped(SkipKind.BAD_RECORD, f"{path}:{number}", message)
+                continue
+            try:
+                text = line.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError as error:
+                message = f"byte {error.start + 1} is not UTF-8 ({line[error.start]:#04x})"
+                yield number, Skipped(SkipKind.NOT_UTF8, f"{path}:{number}", message)
+                continue
+            if keep_blank or text.strip():
+                yield number, text
 
 
-def load_json(path: Path) -> Any:
-    """Return the content of a JSON file.
-
-    Raises:
-        DataError: The file cannot be read, is not UTF-8, or is not JSON; the message has the line.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise cannot_read(path, error) from error
-    _reject_utf16(data, path)
-    try:
-        return json.loads(data.removeprefix(UTF8_BOM).decode("utf-8"))
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}:{line}: not UTF-8 at byte {error.start}. Save the file as UTF-8"
-        ) from error
-    except json.JSONDecodeError as error:
-        clue = " (is it JSON Lines? then name it .jsonl)" if "Extra data" in error.msg else ""
-        raise DataError(
-            f"{path}:{error.lineno}: not valid JSON at column {error.colno}: {error.msg}{clue}"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not usable JSON: {error}") from error
+def bounded_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a file with their ends; of one of more than `MAX_LINE` bytes, no more."""
+    while line := file.readline(MAX_LINE + 1):
+        yield line
+        while len(line) > MAX_LINE and not line.endswith(b"\n"):
+            line = file.readline(MAX_LINE + 1)
 
 
 def iterate_json(path: Path) -> Iterator[tuple[str | int, Any]]:
@@ -82,21 +75,17 @@ def iterate_json(path: Path) -> Iterator[tuple[str | int, Any]]:
         DataError: The file cannot be read, is not UTF-8, holds neither, or is not JSON; members
             before the place where it is damaged have come by then.
     """
-    try:
-        with path.open("rb") as raw:
+    with reading(path):
+        with open_regular(path) as raw:
             _reject_utf16(raw.read(2), path)
-        with path.open(encoding="utf-8-sig") as file:
+        with open_text(path) as file:
             yield from _Members(path, file, MAX_MEMBER).iterate()
-    except OSError as error:
-        raise cannot_read(path, error) from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8: {error}. Save the file as UTF-8") from error
 
 
 def is_json_lines(path: Path) -> bool:
     """Return whether a file holds a JSON object a line, whatever its name: NLVR2's are `.json`."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with open_text(path) as file:
             lines = (file.readline(CHUNK).strip() for _ in range(2))
             first, second = lines
         return second.startswith("{") and isinstance(parse_json_line(first), dict)
@@ -107,7 +96,7 @@ def is_json_lines(path: Path) -> bool:
 def first_member(path: Path) -> tuple[str | int, Any] | None:
     """Return the first member of a JSON file; None if it is long, or there is none to be read."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with open_text(path) as file:
             return next(_Members(path, file, CHUNK).iterate(), None)
     except (OSError, ValueError, DataError):
         return None
@@ -202,19 +191,6 @@ def parse_json_line(text: str) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nests too deeply") from error
-
-
-def cannot_read(path: Path, error: OSError) -> DataError:
-    """Return the error for a file that cannot be opened, with the nearest things that exist."""
-    if isinstance(error, FileNotFoundError):
-        parent = path.parent
-        if parent.is_dir():
-            names = sorted(entry.name for entry in parent.iterdir())[:8]
-            return DataError(
-                f"{path}: there is no such file; {parent} holds: {', '.join(names) or 'nothing'}"
-            )
-        return DataError(f"{path}: there is no such file, and no folder {parent}")
-    return DataError(f"{path}: cannot be read: {error.strerror}")
 
 
 def _reject_utf16(data: bytes, path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych.core.errors import DataError
-from triptych.data.lines import cannot_read
+from triptych.core.reading import read_bytes, reading
 
 PICKLE_SUFFIXES = frozenset({".p", ".pkl", ".pickle"})
 MAX_PROTOCOL = 5
@@ -55,10 +55,8 @@ def load_literals(path: Path) -> Any:
     Raises:
         DataError: The file cannot be read, is damaged, or holds more than plain values.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise cannot_read(path, error) from error
+    with reading(path):
+        data = read_bytes(path)
     try:
         return parse_literals(data)
     except LiteralError as error:

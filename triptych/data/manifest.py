@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from triptych.core.errors import DataError
+from triptych.core.reading import read_json
 from triptych.data.cache import log
 from triptych.data.class_names import name_classes
 from triptych.data.columns import ROWS
 from triptych.data.formats import AUTO, FORMATS, format_of_path, recognise
 from triptych.data.index import FileFacts, IndexReady, IndexStore, IndexWriter
-from triptych.data.lines import load_json
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import Skipped
 from triptych.data.source import DataSourceConfig, Parts, RecordList
@@ -96,7 +96,7 @@ def _read(source: DataSourceConfig, writer: IndexWriter | None) -> FoundRecords:
         assert known.read is not None, "a format reads a source or its content"
         entries = known.read(source)
     else:
-        content = load_json(Path(source.path)) if content is None else content
+        content = read_json(Path(source.path)) if content is None else content
         entries = known.read_json(content, source)
     found = RecordList()
     entries = _adapted(entries, source)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from triptych.core.errors import DataError
-from triptych.data.lines import cannot_read
+from triptych.core.reading import read_bytes, reading
 
 HEADER_BYTES = 128
 MATRIX, COMPRESSED, UTF8, UTF16, UTF32 = 14, 15, 16, 17, 18
@@ -45,10 +45,8 @@ def load_mat(path: Path) -> dict[str, Any]:
     Raises:
         DataError: The file cannot be read, is no .mat file of level 5, or is cut short.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise cannot_read(path, error) from error
+    with reading(path):
+        data = read_bytes(path)
     if data[:8] == b"\x89HDF\r\n\x1a\n" or data[:19] == b"MATLAB 7.3 MAT-file":
         raise DataError(
             f"{path}: is a .mat file of version 7.3 (HDF5), and level 5 is read: write it again in "

@@ -10,6 +10,7 @@ from itertools import accumulate, chain
 from typing import overload
 
 from triptych.core.errors import DataError
+from triptych.core.reading import MAX_IMAGE_BYTES
 from triptych.data.pixels import encode_pixels
 from triptych.data.skips import ImageProblem, SkipKind
 from triptych.data.storage import read_slice, read_whole
@@ -45,7 +46,7 @@ class ImageSource:
         """
         try:
             if self.offset is None:
-                return read_whole(self.path)
+                return read_whole(self.path, MAX_IMAGE_BYTES)
             if self.size is None and self.member is not None:
                 return read_cell(self.path, self.member)
             if self.size is None:

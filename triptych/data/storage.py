@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from triptych.core.errors import DataError
+from triptych.core.reading import MAX_DATA_BYTES, open_descriptor, open_regular, read_bytes
 from triptych.data.cache import cache_folder, cache_key, log, one_at_a_time
 
 MAX_OPEN = 64  # files of a process
@@ -70,7 +71,7 @@ class _OpenFiles:
                 self._files.move_to_end(path)
                 return found
             os.close(self._files.pop(path))  # another file has the name now
-        self._files[path] = found = os.open(path, os.O_RDONLY)
+        self._files[path] = found = open_descriptor(path)
         while len(self._files) > MAX_OPEN:
             os.close(self._files.popitem(last=False)[1])
         return found
@@ -98,16 +99,16 @@ def read_slice(path: str, offset: int, size: int) -> bytes:
     if is_url(path):
         return _read_url(path, offset, size)
     if not hasattr(os, "pread"):  # Windows
-        with Path(path).open("rb") as file:
+        with open_regular(path) as file:
             file.seek(offset)
             return file.read(size)
     return _open_files.read(path, offset, size)
 
 
-def read_whole(path: str) -> bytes:
+def read_whole(path: str, max_bytes: int = MAX_DATA_BYTES) -> bytes:
     """Return all bytes of a file or URL; errors are those of `read_slice`."""
     if not is_url(path):
-        return Path(path).read_bytes()
+        return read_bytes(path, max_bytes)
     system, name = _file_system(path)
     return _persistently(path, lambda: bytes(system.cat_file(name)))
 
@@ -199,7 +200,7 @@ def open_file(path: str) -> BinaryIO:
     """Open a file or URL for reading."""
     if is_url(path):
         return io.BufferedReader(UrlFile(path))  # type: ignore[return-value]
-    return Path(path).open("rb")
+    return open_regular(path)
 
 
 def _read_url(url: str, offset: int, size: int) -> bytes:

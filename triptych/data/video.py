@@ -14,13 +14,13 @@ import struct
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 from PIL import Image
 
 from triptych.core.errors import DataError
+from triptych.core.reading import open_regular
 from triptych.data.images import RGBArray
 from triptych.data.skips import ImageProblem, SkipKind
 from triptych.data.storage import is_url, read_whole
@@ -96,7 +96,7 @@ def _opened(path: str) -> Iterator[BinaryIO]:
         if is_url(path):
             yield io.BytesIO(read_whole(path))
             return
-        with Path(path).open("rb") as file:
+        with open_regular(path) as file:
             yield file
     except DataError:
         raise

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from triptych.core.errors import DataError
+from triptych.core.reading import open_text, read_json, reading
 from triptych.data.entries import EntryError, parse_answers, parse_caption, parse_text
-from triptych.data.lines import load_json, read_lines
+from triptych.data.lines import read_lines
 from triptych.data.records import Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, Parts, RecordList, check_split, choose_layout
@@ -117,14 +118,14 @@ def read_msrvtt_1k_a(source: DataSourceConfig) -> Entries:
     """
     check_split(source.split, (), source.path)
     path = Path(source.path)
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+    with reading(path), open_text(path, errors="replace", newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows or "video_id" not in rows[0]:
         raise DataError(f"{path}: needs a column 'video_id' (columns: {ONE_K_A_COLUMNS})")
     paths = _paths(source, [row["video_id"] for row in rows if row["video_id"]])
     if "sentence" not in rows[0]:
         beside = Path(source.annotations or path.with_name(SENTENCES_FILE))
-        content = load_json(beside)
+        content = read_json(beside)
         if not is_msrvtt(content):
             raise DataError(f"{beside}: not an MSRVTT file: needs 'videos' and 'sentences'")
         known = {str(v.get("video_id")): v for v in content["videos"] if isinstance(v, dict)}

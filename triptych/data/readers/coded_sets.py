@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from triptych.core.errors import DataError
-from triptych.data.lines import load_json
+from triptych.core.reading import read_json
 from triptych.data.readers.class_sets import (
     Entries,
     Found,
@@ -136,7 +136,7 @@ def read_clevr_counts(source: DataSourceConfig) -> Entries:
 
     def read(part: str) -> Found:
         path = needed(root, f"scenes/CLEVR_{part}_scenes.json")
-        content = load_json(path)
+        content = read_json(path)
         scenes = content.get("scenes") if isinstance(content, dict) else None
         if not isinstance(scenes, list):
             raise DataError(f"{path}: holds no list 'scenes'")

@@ -12,12 +12,12 @@ from typing import Any
 
 from triptych.core.errors import DataError
 from triptych.data.entries import EntryError, parse_text
-from triptych.data.lines import UTF8_BOM, UTF16_BOMS, cannot_read
+from triptych.data.lines import read_lines
 from triptych.data.readers.class_sets import Entries, Found
 from triptych.data.readers.manifests import iterate_objects
 from triptych.data.readers.plain import is_image_folder
 from triptych.data.records import Record
-from triptych.data.skips import SkipKind, Skipped
+from triptych.data.skips import Skipped
 from triptych.data.source import DataSourceConfig, check_split
 from triptych.data.spec import Expected, Format, Layout
 from triptych.data.texts import CountTokens, pack_sentences, split_sentences, token_counter
@@ -122,20 +122,11 @@ class _Lines:
         return taken
 
     def _read(self) -> Iterator[str]:
-        try:
-            with self._path.open("rb") as file:
-                for number, raw in enumerate(file, 1):
-                    line = raw.removeprefix(UTF8_BOM) if number == 1 else raw
-                    if number == 1 and line.startswith(UTF16_BOMS):
-                        raise DataError(f"{self._path}: is UTF-16 text. Save it as UTF-8")
-                    try:
-                        yield line.decode("utf-8")
-                    except UnicodeDecodeError as error:
-                        where = f"{self._path}:{number}"
-                        message = f"byte {error.start + 1} is not UTF-8"
-                        self._skipped.append(Skipped(SkipKind.NOT_UTF8, where, message))
-        except OSError as error:
-            raise cannot_read(self._path, error) from error
+        for _, line in read_lines(self._path, keep_blank=True):
+            if isinstance(line, Skipped):
+                self._skipped.append(line)
+            else:
+                yield line
 
 
 def _layout(dataset: str, folder: str, at: str, files: Expected, example: str) -> Layout:

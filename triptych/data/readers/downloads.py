@@ -6,7 +6,6 @@ img2dataset tool downloads them, in shards of 10,000, and notes beside each shar
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,10 +14,18 @@ from pathlib import Path, PurePath
 from typing import Any, TextIO
 
 from triptych.core.errors import DataError
+from triptych.core.reading import (
+    open_regular,
+    open_text,
+    read_json,
+    read_json_object,
+    read_text,
+    reading,
+)
 from triptych.data.cache import log
 from triptych.data.entries import EntryError, parse_caption
 from triptych.data.images import image_suffixes
-from triptych.data.lines import cannot_read, load_json, read_lines
+from triptych.data.lines import bounded_lines, read_lines
 from triptych.data.readers.webdataset import read_shard
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
@@ -98,10 +105,8 @@ def read_sbu(source: DataSourceConfig) -> Iterator[Record | Skipped]:
 
 
 def _lines_of(path: Path) -> TextIO:
-    try:
-        return path.open(encoding="utf-8", errors="surrogateescape", newline="\n")
-    except OSError as error:
-        raise cannot_read(path, error) from error
+    with reading(path):
+        return open_text(path, errors="surrogateescape", newline="\n")
 
 
 def read_sbu_json(data: Any, source: DataSourceConfig) -> Iterator[Record | Skipped]:
@@ -123,8 +128,8 @@ def read_sbu_json(data: Any, source: DataSourceConfig) -> Iterator[Record | Skip
 
 
 def _num_lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for _ in file)
+    with reading(path), open_regular(path) as file:
+        return sum(1 for _ in bounded_lines(file))
 
 
 def _remote(record_id: str, where: str, url: Any, caption: Any) -> Record | Skipped:
@@ -204,7 +209,7 @@ def download_outcome(folder: Path) -> list[str]:
     outcome, unreadable = _Outcome(), 0
     for path in sorted(folder.glob(f"[0-9]*{STATS}")):
         try:
-            outcome.add(load_json(path))
+            outcome.add(read_json(path))
         except (DataError, ValueError):
             unreadable += 1
     more = f"; {unreadable:,} *{STATS} cannot be read" if unreadable else ""
@@ -228,7 +233,7 @@ def read_download(source: DataSourceConfig) -> Iterator[Record | Skipped]:
     for path in sorted(folder.glob(f"[0-9]*{STATS}")):
         shard = str(path).removesuffix(STATS)
         try:
-            expected = outcome.add(load_json(path))
+            expected = outcome.add(read_json(path))
         except (DataError, ValueError) as error:
             yield Skipped(SkipKind.BAD_JSON, str(path), f"{error}")
             expected = 0
@@ -289,9 +294,10 @@ def _caption_file(shard: Path, key: str) -> Any:
         path = shard / f"{key}{suffix}"
         if path.is_file():
             try:
-                text = path.read_text(encoding="utf-8")
-                return json.loads(text).get("caption") if suffix == ".json" else text
-            except (OSError, ValueError, AttributeError, RecursionError) as error:
+                if suffix == ".txt":
+                    return read_text(path)
+                return read_json_object(path).get("caption")
+            except DataError as error:
                 return Skipped(SkipKind.BAD_JSON, str(path), f"cannot be read: {error}")
     return None
 

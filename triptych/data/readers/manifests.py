@@ -10,10 +10,12 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from triptych.core.errors import DataError
+from triptych.core.reading import UTF16_BOMS, open_text, read_json, reading
 from triptych.data.entries import (
     FIELDS,
     IMAGE_FIELDS,
@@ -22,14 +24,7 @@ from triptych.data.entries import (
     misspelt_field,
     parse_entry,
 )
-from triptych.data.lines import (
-    UTF16_BOMS,
-    cannot_read,
-    is_json_lines,
-    load_json,
-    parse_json_line,
-    read_lines,
-)
+from triptych.data.lines import is_json_lines, parse_json_line, read_lines
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, Parts, check_split
@@ -84,7 +79,7 @@ def iterate_objects(path: Path) -> Iterator[Entry | Skipped]:
 
 def _values(path: Path) -> Iterator[tuple[str, str, Any]]:
     if path.suffix.lower() == ".json" and not is_json_lines(path):
-        listed = load_json(path)
+        listed = read_json(path)
         if not isinstance(listed, list):
             raise DataError(f"{path}: expected a list of entries, found {type(listed).__name__}")
         yield from ((str(i), f"{path}: [{i}]", value) for i, value in enumerate(listed))
@@ -163,6 +158,7 @@ def locator(root: Path) -> Callable[[str], ImageSource]:
 
 DELIMITERS = ",\t;"
 MAX_CELL_CHARS = 1_000_000
+MAX_ROW_CHARS = 16_000_000
 
 
 def read_csv(source: DataSourceConfig) -> Iterator[Record | Skipped | Parts]:
@@ -186,20 +182,18 @@ def _entries(path: Path) -> Iterator[Entry | Skipped]:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Skipped]]:
-    try:
-        # What is not UTF-8 comes as lone surrogates, so that it can be reported by its line.
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            first = file.readline()
-            _reject_utf16(first, path)
-            header, delimiter = _header(first, path)
-            previous = csv.field_size_limit(MAX_CELL_CHARS)
-            try:
-                reader = csv.reader(file, delimiter=delimiter, strict=True)
-                yield from _numbered_rows(reader, header, path)
-            finally:
-                csv.field_size_limit(previous)
-    except OSError as error:
-        raise cannot_read(path, error) from error
+    # What is not UTF-8 comes as lone surrogates, so that it can be reported by its line.
+    with reading(path), open_text(path, errors="surrogateescape", newline="") as file:
+        first = file.readline(MAX_ROW_CHARS)
+        _reject_utf16(first, path)
+        header, delimiter = _header(first, path)
+        previous = csv.field_size_limit(MAX_CELL_CHARS)
+        try:
+            lines = iter(partial(file.readline, MAX_ROW_CHARS), "")
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
+            yield from _numbered_rows(reader, header, path)
+        finally:
+            csv.field_size_limit(previous)
 
 
 def _numbered_rows(reader: Any, header: list[str], path: Path) -> Iterator[tuple[int, Any]]:

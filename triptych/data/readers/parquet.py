@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from triptych.core.errors import DataError
+from triptych.core.reading import cannot_read
 from triptych.data.entries import FIELDS, IMAGE_FIELDS, misspelt_field, parse_entry
-from triptych.data.lines import cannot_read
 from triptych.data.readers.manifests import OWN_FIELDS, locator
 from triptych.data.readers.webdataset import expand_paths
 from triptych.data.records import ImageSource, Record

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triptych.core.errors import ConfigError, DataError
-from triptych.data.lines import cannot_read
+from triptych.core.reading import open_regular, read_text, reading
+from triptych.data.lines import bounded_lines
 from triptych.data.matlab import load_mat
 from triptych.data.pixels import pixel_layout, unpacked
 from triptych.data.readers.class_sets import (
@@ -106,10 +107,7 @@ def _column(path: Path, stride: int, offset: int) -> NDArray[np.uint8]:
 
 def _names(path: Path, count: int) -> tuple[str, ...]:
     """Return the class names of a file, one a line."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+    lines = read_text(path).split("\n")
     names = tuple(line.strip().replace("_", " ") for line in lines if line.strip())
     if len(names) != count:
         raise DataError(f"{path}: has {len(names)} class names, {count} are needed. {AGAIN}")
@@ -193,7 +191,7 @@ def _idx_names(part: str, what: str, dimensions: int) -> list[str]:
 
 def _idx_header(path: Path, magic: int, dimensions: int) -> tuple[int, ...]:
     """Return the sizes that an idx file states, once they fit its length."""
-    with path.open("rb") as file:
+    with reading(path), open_regular(path) as file:
         header = file.read(4 + 4 * dimensions)
     found = int.from_bytes(header[:4], "big")
     if found != magic or len(header) < 4 + 4 * dimensions:
@@ -388,18 +386,14 @@ def read_fer2013(source: DataSourceConfig) -> Entries:
 def _faces(path: Path, uses: dict[str, str]) -> Iterator[tuple[str | None, Record | Skipped]]:
     """Yield the part and the record of each row; what is no row belongs to every part."""
     try:
-        with path.open("rb") as file:
+        with reading(path), open_regular(path) as file:
             header = [cell.strip() for cell in file.readline().decode("utf-8-sig").split(",")]
             if set(header) != FER_COLUMNS:
                 raise DataError(
                     f"{path}: expected the columns emotion,pixels,Usage, found {header}"
                 )
-            start = file.tell()
-            for number, line in enumerate(file, 2):
-                yield _face(path, header, start, line, number, uses)
-                start += len(line)
-    except OSError as error:
-        raise cannot_read(path, error) from error
+            for number, line in enumerate(bounded_lines(file), 2):
+                yield _face(path, header, file.tell() - len(line), line, number, uses)
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: is no text: {error}. {AGAIN}") from error
 

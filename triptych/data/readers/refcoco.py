@@ -12,8 +12,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from triptych.core.errors import DataError
+from triptych.core.reading import read_json
 from triptych.data.entries import EntryError, parse_box, parse_text
-from triptych.data.lines import load_json
 from triptych.data.literals import load_literals
 from triptych.data.readers.coco import folder_of
 from triptych.data.records import ImageSource, Record
@@ -132,7 +132,7 @@ def _load_instances(source: DataSourceConfig) -> tuple[dict[Any, str], dict[Any,
             f"{source.path}: its instances file is missing; tried: {path}. Set annotations to the "
             "file that holds the boxes"
         )
-    data = load_json(path)
+    data = read_json(path)
     if not isinstance(data, dict) or not {"images", "annotations"} <= data.keys():
         raise DataError(f"{path}: not an instances file: needs 'images' and 'annotations'")
     files = {

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from triptych.core.errors import DataError
+from triptych.core.reading import read_json
 from triptych.data.entries import EntryError, parse_answers, parse_text
-from triptych.data.lines import load_json
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, RecordList, check_split, choose_layout
@@ -100,7 +100,7 @@ def _load_annotations(
     path = _annotations_path(source, subtype)
     if path is None:
         return None
-    data = load_json(path)
+    data = read_json(path)
     annotations = data.get("annotations") if isinstance(data, dict) else None
     if not isinstance(annotations, list):
         raise DataError(f"{path}: not a VQAv2 annotations file: needs 'annotations'")

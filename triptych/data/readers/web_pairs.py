@@ -11,18 +11,18 @@ import csv
 import gzip
 import html
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 from urllib.parse import unquote, unquote_plus
 
 from triptych.core.errors import DataError
+from triptych.core.reading import open_regular, read_json, reading
 from triptych.data.cache import log
 from triptych.data.english import is_english, num_words
 from triptych.data.entries import EntryError, parse_caption
-from triptych.data.lines import cannot_read, load_json
+from triptych.data.lines import bounded_lines
 from triptych.data.readers.class_sets import Entries
 from triptych.data.readers.manifests import iterate_objects
 from triptych.data.records import ImageSource, Record
@@ -183,16 +183,10 @@ def _wit_rows(path: Path) -> Iterator[tuple[int, dict[str, str] | Skipped]]:
 
 def _table_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the lines of a table, compressed or not; bytes that are no UTF-8 become U+FFFD."""
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                yield number, line.decode("utf-8", "replace").replace("\r\n", "\n")
-    except (EOFError, zlib.error) as error:
-        raise DataError(f"{path}: ends early, or is broken: {error}. Download it again") from error
-    except OSError as error:
-        if isinstance(error, gzip.BadGzipFile):
-            raise DataError(f"{path}: is no gzip file: {error}. Download it again") from error
-        raise cannot_read(path, error) from error
+    with reading(path), open_regular(path) as stored:
+        file = gzip.GzipFile(fileobj=stored) if path.suffix == ".gz" else stored
+        for number, line in enumerate(bounded_lines(cast("IO[bytes]", file)), 1):
+            yield number, line.decode("utf-8", "replace").replace("\r\n", "\n")
 
 
 def _wit_caption(row: Mapping[str, str]) -> str | None:
@@ -236,7 +230,7 @@ def is_redcaps_folder(path: str) -> bool:
 
 def _is_redcaps_file(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             is_named = REDCAPS_FILE.fullmatch(path.name) is not None
             return is_named and b'"subreddit"' in file.read(4096)
     except OSError:
@@ -258,7 +252,7 @@ def read_redcaps(source: DataSourceConfig) -> Entries:
     files = sorted(p for p in path.glob("*.json") if _is_redcaps_file(p)) if is_folder else [path]
     layout: Callable[[Any], str] | None = None
     for file in files:
-        content = load_json(file)
+        content = read_json(file)
         entries = content.get("annotations") if isinstance(content, dict) else None
         if not isinstance(entries, list):
             raise DataError(f"{file}: holds no list 'annotations'")

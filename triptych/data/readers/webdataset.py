@@ -14,12 +14,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from triptych.core.errors import DataError
+from triptych.core.reading import cannot_read
 from triptych.data.codes import CODES_EXTENSION
 from triptych.data.columns import RECORDS, Columns
 from triptych.data.entries import FIELDS, EntryError, parse_caption, parse_entry
 from triptych.data.images import image_suffixes
 from triptych.data.index import file_facts
-from triptych.data.lines import cannot_read
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, check_split
