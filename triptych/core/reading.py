@@ -256,9 +256,9 @@ def _told(path: Path | str, problem: Exception) -> str:
         return f"{place}: {problem.msg}{clue}"
     if isinstance(problem, yaml.MarkedYAMLError):
         mark = problem.problem_mark
-        place = path if mark is None else f"{path}:{mark.line + 1}"
+        where = path if mark is None else f"{path}:{mark.line + 1}"
         what = ": ".join(part for part in (problem.context, problem.problem) if part)
-        return f"{place}: not valid YAML: {what}"
+        return f"{where}: not valid YAML: {what}"
     if isinstance(problem, yaml.YAMLError):
         return f"{path}: not valid YAML: {' '.join(str(problem).split())}"
     if isinstance(problem, csv.Error):
