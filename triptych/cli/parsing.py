@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from triptych.serving.engine import Engine
     from triptych.tasks.finetuning.text_generator import GenerationSettings
 
-DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".tar", ".parquet")
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt", ".tar", ".parquet", ".arrow")
 """How a path of a dataset may end."""
 
 O = TypeVar("O")  # noqa: E741 - options

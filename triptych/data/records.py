@@ -22,11 +22,11 @@ class ImageSource:
     """Where the bytes of one image lie: a file, a slice of a tar shard, or a table's cell.
 
     Attributes:
-        path: The image file, the `.tar` shard or the `.parquet` table, or the URL of one.
+        path: The image file, the `.tar` shard, or the table (`.parquet`, `.arrow`); or its URL.
         offset: Byte offset of the image in the shard, or its row in the table; None for a file.
         size: Length of the image in the shard, in bytes; None for a file or a table, and where the
             image ends with the file.
-        member: Name in the shard, for messages; in a table `column@row group[row]`; None for a
+        member: Name in the shard, for messages; in a table `column@group[row]`; None for a
             file.
         raw: How the pixels of the slice lie, if they are not encoded: see `pixels.pixel_layout`.
     """
@@ -66,7 +66,7 @@ class ImageSource:
 
     @property
     def shard(self) -> str:
-        """What is read together: the shard, or the row group of a parquet file."""
+        """What is read together: the shard, or the group of rows of a table."""
         group = "" if self.member is None else self.member.partition("[")[0]
         return f"{self.path}::{group}" if self.size is None and group else self.path
 

@@ -303,7 +303,7 @@ def _caption_file(shard: Path, key: str) -> Any:
 
 
 def _of_table(shard: Path, table: Path) -> Iterator[Record | Skipped]:
-    columns = open_table(str(table)).schema_arrow.names
+    columns = open_table(str(table)).schema.names
     image = next((name for name in IMAGE_COLUMNS if name in columns), None)
     if image is None:
         message = f"{table.name} holds no images, and there is no {shard.name}.tar or folder"
@@ -325,15 +325,13 @@ def _rows(table: Path, names: list[str]) -> Iterator[tuple[int, int, dict[str, A
         DataError: It is no table, or lacks a column.
     """
     opened = open_table(str(table))
-    absent = [name for name in names if name not in opened.schema_arrow.names]
+    absent = [name for name in names if name not in opened.schema.names]
     if absent:
         raise DataError(f"{table}: has no column {', '.join(absent)}, as img2dataset writes it")
-    for group in range(opened.num_row_groups):
-        in_group = 0
-        for batch in opened.iter_batches(row_groups=[group], columns=names, use_threads=False):
-            for row in batch.to_pylist():
-                yield group, in_group, row
-                in_group += 1
+    for group in range(opened.num_groups):
+        rows = (row for batch in opened.rows(group, names) for row in batch)
+        for in_group, row in enumerate(rows):
+            yield group, in_group, row
 
 
 def _stored(shard: str, key: str, where: str, image: ImageSource, caption: Any) -> Record | Skipped:
