@@ -17,7 +17,7 @@ from triptych.core.outputs import ImageFeatures
 from triptych.generation.sampling import SamplingConfig
 from triptych.models.mplug.config import MPLUGConfig
 from triptych.models.mplug.model import MPLUG
-from triptych.serving.engine import Engine
+from triptych.serving.batches import Texts
 from triptych.serving.inputs import read_image
 from triptych.text import Tokenizer
 
@@ -140,6 +140,7 @@ def test_many_images_go_through_in_several_passes(engines, images, monkeypatch):
     whole = engines["retrieval"].embed_images(images)
     scores = engines["retrieval"].match(images, "a star")
     monkeypatch.setattr("triptych.serving.engine.IMAGES_PER_PASS", 2)
+    monkeypatch.setattr("triptych.serving.batches.IMAGES_PER_PASS", 2)
     monkeypatch.setattr("triptych.serving.engine.PAIRS_PER_PASS", 2)
     np.testing.assert_allclose(engines["retrieval"].embed_images(images), whole, atol=1e-5)
     np.testing.assert_allclose(engines["retrieval"].match(images, "a star"), scores, atol=1e-5)
@@ -226,10 +227,8 @@ def test_an_answer_out_of_choices(engines, folders, images, tmp_path):
 
 def test_words_seen_in_the_image_follow_the_question(engines, images, monkeypatch):
     seen = []
-    plain = Engine._padded
-    monkeypatch.setattr(
-        Engine, "_padded", lambda self, ids: (seen.append(ids), plain(self, ids))[1]
-    )
+    plain = Texts.padded
+    monkeypatch.setattr(Texts, "padded", lambda self, ids: (seen.append(ids), plain(self, ids))[1])
     engine, words = engines["vqa"], engines["vqa"].tokenizer
     engine.answer(images[:2], "the star", ocr_words=["a", ""], object_words="red circle")
     star, red = (words.encode([text], max_tokens=9)[0] for text in ("the star", "red circle"))
@@ -364,3 +363,33 @@ def test_the_gpu_agrees_with_the_cpu(folders, images):
             assert there == here
         else:
             np.testing.assert_allclose(there, here, atol=1e-3)
+
+
+def test_images_that_cannot_be_used_are_skipped_where_this_is_asked_for(engines, images, caplog):
+    """The answers of the others stay; None or NaN stands for the skipped ones."""
+    shown = [images[0], "absent.jpg", images[1]]
+    met = {}
+    asked = {
+        "captioning": lambda e, i, **k: e.caption(i, **k),
+        "vqa": lambda e, i, **k: e.answer(i, "what color is the star?", **k),
+        "grounding": lambda e, i, **k: e.ground(i, "the star", **k),
+        "retrieval": lambda e, i, **k: e.match(i, "a red circle", **k),
+    }
+    for name, ask in asked.items():
+        found = ask(engines[name], shown, on_error=met.__setitem__)
+        assert found[1] is None and list(met) == [1]
+        assert str(met.pop(1)) == "absent.jpg: there is no such file"
+        for one, single in zip((found[0], found[2]), ask(engines[name], images[:2]), strict=True):
+            assert one == (pytest.approx(single, abs=1e-4) if name != "captioning" else single)
+        assert ask(engines[name], "absent.jpg", on_error="skip") is None
+        with pytest.raises(DataError, match="absent"):
+            ask(engines[name], shown)
+    assert caplog.messages == ["skipped: absent.jpg: there is no such file"] * 4
+    rows = engines["retrieval"].embed_images(shown, on_error=met.__setitem__)
+    assert np.isnan(rows[1]).all() and list(met) == [1]
+    np.testing.assert_allclose(rows[::2], engines["retrieval"].embed_images(images[:2]), atol=1e-5)
+    many = engines["retrieval"].match("absent.jpg", ["a star", "a circle"], on_error="skip")
+    assert many == [None, None]
+    with pytest.raises(DataError, match="images and clips are given together"):
+        clip = np.zeros((2, 8, 8, 3), np.uint8)
+        engines["retrieval"].embed_images([images[0], clip], on_error="skip")

@@ -16,6 +16,8 @@ from triptych.models.vlmo.model import VLMo
 from triptych.tasks.finetuning.captioning import CaptioningConfig
 from triptych.tasks.finetuning.grounding import GroundingConfig
 from triptych.tasks.finetuning.vqa import VQAConfig
+from triptych.tasks.registry import build_task, task_spec
+from triptych.tasks.spec import TaskConfig
 from triptych.text import Tokenizer
 
 IMAGE_SIZE = 16
@@ -64,8 +66,16 @@ def write_tiny_folder(
     )
 
 
-def write_tiny_vlmo(folder: Path, trained_for: str = "pretraining") -> Path:
-    """Write a VLMo's folder with the same words and image size, patches of 8 px."""
+def write_tiny_vlmo(
+    folder: Path, trained_for: str = "pretraining", task: TaskConfig | None = None
+) -> Path:
+    """Write a VLMo's folder with the same words and image size, patches of 8 px.
+
+    Args:
+        folder: Where.
+        trained_for: What it says it was trained for.
+        task: Settings of a task with a classifier, whose weights are random too.
+    """
     tokenizer = Tokenizer.train(WORDS, vocab_size=120, num_unused=12)
     config = VLMoConfig(
         vocab_size=tokenizer.vocab_size,
@@ -80,15 +90,19 @@ def write_tiny_vlmo(folder: Path, trained_for: str = "pretraining") -> Path:
         init_std=0.3,
     )
     torch.manual_seed(1)
+    model = VLMo(config)
+    head = None if task is None else build_task(task, model, tokenizer).modules["head"]
     return save_model_folder(
         folder,
         config={
-            "model": to_dict(config, tagged=True),
-            "trained_for": [trained_for],
+            "model": to_dict(model.config, tagged=True),
+            "trained_for": [trained_for if task is None else task_spec(task).trained_for],
+            "task": {} if task is None else to_dict(task, tagged=True),
             "text": {"max_text_tokens": 20, "max_words": 30, "question": 12, "phrase": 12},
         },
-        state_dict=VLMo(config).state_dict(),
+        state_dict=model.state_dict(),
         tokenizer_json=tokenizer.to_json(),
         preprocess=to_dict(ImageTransformConfig(image_size=IMAGE_SIZE)),
         card="# Tiny VLMo\n",
+        head=None if head is None else head.state_dict(),
     )

@@ -6,9 +6,10 @@ the model and prints what it answers, as text or with --json as one object a lin
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,16 +27,13 @@ from triptych.cli.parsing import (
 from triptych.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from triptych.generation.sampling import SamplingConfig
     from triptych.serving.engine import Engine
+    from triptych.serving.verb import Answer, Item, Verb
 
 BOX_COLOR = (255, 0, 80)
 
-Answer = tuple[dict[str, Any], str]
-"""What is printed with --json, and what without."""
+Printed = tuple[dict[str, Any], "Answer", str]
+"""What was asked about and its exact answer, printed with --json, and what is printed without."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,50 +196,31 @@ class EntailOptions:
     engine: EngineGroup = field(default_factory=EngineOptions)
 
 
-def _caption(options: CaptionOptions, engine: Engine) -> Iterator[Answer]:
-    given = options.generation
-    captions = engine.caption(
-        options.images,
-        prompt=given.prompt,
-        sampling=_sampling(given),
-        seed=given.seed,
-        generation=given.settings(),
-    )
-    for image, caption in zip(options.images, captions, strict=True):
-        text = caption if len(options.images) == 1 else f"{image}\t{caption}"
-        yield {"image": image, "caption": caption}, text
+def _caption(options: CaptionOptions, asked: Asked) -> Iterator[Printed]:
+    items = [asked.verb.item([image]) for image in options.images]
+    found = asked.answers(items, asdict(options.generation))
+    for image, answer in zip(options.images, found, strict=True):
+        caption = answer["caption"]
+        yield {"image": image}, answer, caption if len(found) == 1 else f"{image}\t{caption}"
 
 
-def _sampling(given: GenerationOptions) -> SamplingConfig | None:
-    """Return how captions are sampled; None where no flag asks for samples."""
-    from triptych.generation.search import BeamConfig
-
-    return given.settings().sampling(BeamConfig(max_tokens=30))
-
-
-def _answer(options: AnswerOptions, engine: Engine) -> Iterator[Answer]:
-    answer = engine.answer(
-        options.image,
-        options.question,
-        choices=options.choices or None,
-        ocr_words=options.ocr_words,
-        object_words=options.object_words,
-        generation=options.generation.settings(),
-    )
-    yield {"image": options.image, "question": options.question, "answer": answer}, str(answer)
+def _answer(options: AnswerOptions, asked: Asked) -> Iterator[Printed]:
+    texts = {name: getattr(options, name) for name in ("question", "ocr_words", "object_words")}
+    chosen = {**asdict(options.generation), "choices": options.choices}
+    (answer,) = asked.answers([asked.verb.item([options.image], texts)], chosen)
+    yield {"image": options.image}, answer, answer["answer"]
 
 
-def _ground(options: GroundOptions, engine: Engine) -> Iterator[Answer]:
-    found = engine.ground([options.image], options.phrase)
-    assert isinstance(found, list)
-    box = [round(value, 1) for value in found[0]]
+def _ground(options: GroundOptions, asked: Asked) -> Iterator[Printed]:
+    item = asked.verb.item([options.image], {"phrase": options.phrase})
+    (answer,) = asked.answers([item])
     if options.draw is not None:
-        draw_box(options.image, found[0], options.draw)
-    told = {"image": options.image, "phrase": options.phrase, "box_xyxy": box}
-    yield told, " ".join(map(str, box))
+        draw_box(options.image, answer["box_xyxy"], options.draw)
+    box = asked.verb.told(answer)["box_xyxy"]
+    yield {"image": options.image}, answer, " ".join(map(str, box))
 
 
-def draw_box(image: str, box: tuple[float, float, float, float], out: Path) -> None:
+def draw_box(image: str, box: Sequence[float], out: Path) -> None:
     """Write an image with a box on it.
 
     Args:
@@ -258,89 +237,90 @@ def draw_box(image: str, box: tuple[float, float, float, float], out: Path) -> N
 
     canvas = Image.fromarray(read_image(image))
     width = max(1, round(min(canvas.size) / 100))
-    ImageDraw.Draw(canvas).rectangle(box, outline=BOX_COLOR, width=width)
+    ImageDraw.Draw(canvas).rectangle(tuple(box), outline=BOX_COLOR, width=width)
     try:
         canvas.save(out)
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot write {out}: {error}; name a .png or .jpg file") from error
 
 
-def _classify(options: ClassifyOptions, engine: Engine) -> Iterator[Answer]:
-    from triptych.evaluation.zero_shot import TEMPLATES, load_templates
+def _classify(options: ClassifyOptions, asked: Asked) -> Iterator[Printed]:
+    from triptych.evaluation.zero_shot import load_templates
 
-    templates = TEMPLATES if options.templates is None else load_templates(options.templates)
-    names = options.labels
-    labels = None if names is None else [label.strip() for label in names.split(",")]
-    found = engine.classify(list(options.images), labels, templates=templates)
-    assert isinstance(found, list)
-    for image, probabilities in zip(options.images, found, strict=True):
-        shown = dict(list(probabilities.items())[: options.top or None])
-        before = f"{image}\t" if len(options.images) > 1 else ""
-        text = "\n".join(f"{before}{value:.4f}\t{label}" for label, value in shown.items())
-        yield {"image": image, "labels": {k: round(v, 6) for k, v in shown.items()}}, text
+    chosen: dict[str, Any] = {"top": options.top}
+    if options.templates is not None:
+        chosen["templates"] = load_templates(options.templates)
+    if options.labels is not None:
+        chosen["labels"] = [label.strip() for label in options.labels.split(",")]
+    items = [asked.verb.item([image]) for image in options.images]
+    found = asked.answers(items, chosen)
+    for image, answer in zip(options.images, found, strict=True):
+        before = f"{image}\t" if len(found) > 1 else ""
+        shown = answer["labels"].items()
+        text = "\n".join(f"{before}{value:.4f}\t{label}" for label, value in shown)
+        yield {"image": image}, answer, text
 
 
-def _segment(options: SegmentOptions, engine: Engine) -> Iterator[Answer]:
-    mask = engine.segment([options.image])[0]
-    classes = engine.segment_classes
+def _segment(options: SegmentOptions, asked: Asked) -> Iterator[Printed]:
+    item = asked.verb.item([options.image])
+    (answer,) = asked.answers([item], {"mask": options.out is not None})
     if options.out is not None:
-        write_mask(options.out, classes.values(mask))
-    counts = ((mask == number).mean() for number in range(len(classes.names)))
-    shares = {name: float(share) for name, share in zip(classes.names, counts, strict=True)}
-    shown = {name: share for name, share in shares.items() if share > 0}
-    shown = dict(sorted(shown.items(), key=lambda pair: -pair[1]))
-    text = "\n".join(f"{share:.4f}\t{name}" for name, share in shown.items())
-    told = {"image": options.image, "shares": {k: round(v, 6) for k, v in shown.items()}}
-    yield told if options.out is None else told | {"mask": str(options.out)}, text
+        write_mask(options.out, base64.b64decode(answer.pop("mask_png")))
+        answer["mask"] = str(options.out)
+    text = "\n".join(f"{share:.4f}\t{name}" for name, share in answer["shares"].items())
+    yield {"image": options.image}, answer, text
 
 
-def write_mask(out: Path, values: NDArray[np.uint8]) -> None:
-    """Write values (H, W) as a PNG with a palette, so that classes look different.
+def write_mask(out: Path, png: bytes) -> None:
+    """Write a mask.
 
     Raises:
         ConfigError: It cannot be written there.
     """
-    import colorsys
-
-    from PIL import Image
-
     if out.suffix.lower() != ".png":
         raise ConfigError(f"out = {str(out)!r}: masks are written as PNG: name a file.png")
-    image = Image.frombytes("P", values.shape[::-1], values.tobytes())
-    hues = (colorsys.hsv_to_rgb(0.618 * k % 1, 0.35 + 0.1 * (k % 6), 0.9) for k in range(1, 256))
-    image.putpalette([0, 0, 0, *(round(255 * part) for rgb in hues for part in rgb)])
     try:
-        image.save(out)
+        out.write_bytes(png)
     except OSError as error:
         raise ConfigError(f"cannot write {out}: {error}") from error
 
 
-def _match(options: MatchOptions, engine: Engine) -> Iterator[Answer]:
-    scores = engine.match(options.image, options.texts)
-    assert isinstance(scores, list)
-    for text, score in zip(options.texts, scores, strict=True):
-        told = {"image": options.image, "text": text, "probability": round(score, 6)}
-        yield told, f"{score:.4f}\t{text}"
+def _match(options: MatchOptions, asked: Asked) -> Iterator[Printed]:
+    items = [asked.verb.item([options.image], {"text": text}) for text in options.texts]
+    for answer in asked.answers(items):
+        yield {"image": options.image}, answer, f"{answer['probability']:.4f}\t{answer['text']}"
 
 
-def _judge(options: JudgeOptions, engine: Engine) -> Iterator[Answer]:
-    scores = engine.judge(options.first, options.second, options.statements)
-    assert isinstance(scores, list)
+def _judge(options: JudgeOptions, asked: Asked) -> Iterator[Printed]:
     images = [options.first, options.second]
-    for statement, score in zip(options.statements, scores, strict=True):
-        told = {"images": images, "statement": statement, "probability": round(score, 6)}
-        yield told, f"{score:.4f}\t{statement}"
+    items = [asked.verb.item(images, {"statement": said}) for said in options.statements]
+    for answer in asked.answers(items):
+        yield {"images": images}, answer, f"{answer['probability']:.4f}\t{answer['statement']}"
 
 
-def _entail(options: EntailOptions, engine: Engine) -> Iterator[Answer]:
-    found = engine.entail(options.image, options.hypotheses, premises=options.premise)
-    assert isinstance(found, list)
-    for hypothesis, probabilities in zip(options.hypotheses, found, strict=True):
-        label = next(iter(probabilities))
-        rounded = {name: round(value, 6) for name, value in probabilities.items()}
-        told = {"image": options.image, "hypothesis": hypothesis, "label": label}
-        text = f"{label}\t{probabilities[label]:.4f}\t{hypothesis}"
-        yield told | {"probabilities": rounded}, text
+def _entail(options: EntailOptions, asked: Asked) -> Iterator[Printed]:
+    texts = [{"hypothesis": said, "premise": options.premise} for said in options.hypotheses]
+    for answer in asked.answers([asked.verb.item([options.image], text) for text in texts]):
+        label, hypothesis = answer["label"], answer["hypothesis"]
+        text = f"{label}\t{answer['probabilities'][label]:.4f}\t{hypothesis}"
+        yield {"image": options.image}, answer, text
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A verb and the model that is asked.
+
+    Attributes:
+        verb: Its row in the table.
+        engine: The model.
+    """
+
+    verb: Verb
+    engine: Engine
+
+    def answers(self, items: list[Item], options: dict[str, Any] | None = None) -> list[Answer]:
+        """Return exact answers, one an item."""
+        return self.verb.answers(self.engine, items, self.verb.read_options(options))
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,14 +330,14 @@ class Use:
     Attributes:
         verb: Its name.
         options: The dataclass of its arguments and flags.
-        ask: From the options and the engine to the answers, in the order to print.
+        ask: From the options and the model to the answers, in the order to print.
         help: First part of its help text.
         many: The option that must name at least one thing; its name, one of it, and the usage.
     """
 
     verb: str
     options: type[Any]
-    ask: Callable[[Any, Engine], Iterator[Answer]]
+    ask: Callable[[Any, Asked], Iterator[Printed]]
     help: str
     many: tuple[str, str, str] | None = None
 
@@ -370,8 +350,11 @@ class Use:
                 raise ConfigError(f"name at least one {one}: triptych {self.verb} {usage}")
         if getattr(options, "top", 0) < 0:
             raise ConfigError(f"top = {options.top}: must be at least 0")
-        engine = options.engine.load(options.folder)
-        for told, text in self.ask(options, engine):
+        from triptych.serving.verbs import VERBS
+
+        asked = Asked(VERBS[self.verb], options.engine.load(options.folder))
+        for about, answer, text in self.ask(options, asked):
+            told = about | asked.verb.told(answer)
             print(json.dumps(told, ensure_ascii=False) if options.engine.json else text)
         return 0
 

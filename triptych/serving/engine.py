@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,10 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from triptych.core.errors import DataError
-from triptych.core.outputs import ImageFeatures
-from triptych.data.caption_cleaning import clean_caption
-from triptych.data.collate.base import IdArray, TextCache
-from triptych.data.collate.classification import join_pair
+from triptych.core.outputs import ImageFeatures, Predictions
 from triptych.data.masks import MaskClasses
 from triptych.data.transforms.pipeline import ImageTransform
 from triptych.evaluation.zero_shot import (
@@ -27,6 +26,7 @@ from triptych.evaluation.zero_shot import (
 )
 from triptych.generation.sampling import SamplingConfig
 from triptych.models.base import VisionLanguageModel, encode_frames, match_pairs
+from triptych.serving.batches import IMAGES_PER_PASS, Ids, Images, OnError, Texts
 from triptych.serving.captioning import (
     build_captioning,
     draw_of,
@@ -45,16 +45,13 @@ from triptych.serving.inputs import (
     append_seen_words,
     as_list,
     broadcast,
-    check_one_kind,
     check_texts,
     chunks,
-    encode_plain,
     pair_up,
-    prepare_images,
     reject_clips,
 )
 from triptych.serving.loading import LoadedModel, load_model
-from triptych.tasks.finetuning.grounding import Grounding, GroundingConfig
+from triptych.tasks.finetuning.grounding import GroundingConfig
 from triptych.tasks.finetuning.image_classification import ImageClassification
 from triptych.tasks.finetuning.image_text_classification import (
     AnswerClassification,
@@ -65,13 +62,12 @@ from triptych.tasks.finetuning.segmentation import Segmentation
 from triptych.tasks.finetuning.text_classification import TextClassification
 from triptych.tasks.finetuning.text_generator import GenerationSettings
 from triptych.tasks.finetuning.vqa import VQA, VQAConfig
+from triptych.train.task import Task
 
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "fp32", "bf16"]
 Box = tuple[float, float, float, float]
-T = TypeVar("T")
 
-IMAGES_PER_PASS = 32
 PAIRS_PER_PASS = 128
 
 
@@ -81,7 +77,8 @@ class Engine:
     Images are paths, PIL images or uint8 arrays, or, but for places in them, clips: paths of video
     files or uint8 arrays (F, H, W, 3). Every method takes one of each or a list, and
     returns one result or a list of them; a single image goes with many texts, and a single text
-    with many images. Not safe to be used by two threads at the same time.
+    with many images. Threads may share an engine: they read images side by side and compute in
+    turn, and get the answers that one thread would get.
 
     Attributes:
         folder: Where the model was read from.
@@ -104,6 +101,8 @@ class Engine:
         self._classifier = build_classifier(loaded)
         if self._classifier is not None:
             self._classifier.modules.to(loaded.device)
+        self._texts = Texts(loaded, self._classifier)
+        self._turn = threading.Lock()
 
     def caption(
         self,
@@ -114,6 +113,7 @@ class Engine:
         sampling: SamplingConfig | None = None,
         seed: int = 0,
         generation: GenerationSettings | None = None,
+        on_error: OnError = "raise",
     ) -> str | list[str]:
         """Say what images show.
 
@@ -125,26 +125,28 @@ class Engine:
             sampling: Draws the captions, one for each image, in place of the search.
             seed: Seed of the draws; equal calls give equal captions.
             generation: Lengths, length penalty and end of the search; None is the folder's own.
+            on_error: What is done about an image that cannot be used; see `OnError`.
 
         Raises:
             CapabilityError: The model was trained neither for captioning nor with PrefixLM.
             ConfigError: A number is out of range.
             DataError: An image cannot be read, or the prompt is not usable.
         """
-        self._require("caption")
+        self.check_trained("caption")
         given, single = as_list(images)
-        ids = None if prompt is None else self._prompt_ids(prompt)
+        reader = self._reader(given, on_error)
+        ids = None if prompt is None else self._texts.prompt(prompt)
         search = generation or GenerationSettings()
         search = search if num_beams is None else replace(search, num_beams=num_beams)
         parts = (self.model, self.tokenizer, self.settings)
         task = build_captioning(*parts, generation=search, prompt_ids=ids)
         draw = draw_of(sampling, seed)
         texts: list[str] = []
-        with torch.inference_mode(), self._loaded.autocast():
-            for chunk in self._image_chunks(given):
-                said = generate_captions(task, chunk, draw)
-                texts += [self.tokenizer.decode([*(ids or ()), *text]) for text in said]
-        return texts[0] if single else texts
+        for _, batch in reader.parts():
+            with self._computing():
+                said = generate_captions(task, batch["image"], draw)
+            texts += [self.tokenizer.decode([*(ids or ()), *text]) for text in said]
+        return reader.result(texts, single)
 
     def answer(
         self,
@@ -155,6 +157,7 @@ class Engine:
         ocr_words: str | Sequence[str] | None = None,
         object_words: str | Sequence[str] | None = None,
         generation: GenerationSettings | None = None,
+        on_error: OnError = "raise",
     ) -> str | list[str]:
         """Answer questions about images.
 
@@ -166,20 +169,22 @@ class Engine:
             ocr_words: Words that were read in the image, one text a question, or one for all.
             object_words: Names of what the image holds, likewise.
             generation: How answers are generated, unless from a list.
+            on_error: What is done about an image that cannot be used; see `OnError`.
 
         Raises:
             CapabilityError: The model was not fine-tuned for answering.
             DataError: An image cannot be read, or a question or a choice is empty.
         """
-        self._require("answer")
+        self.check_trained("answer")
         given, asked, single = broadcast(images, questions, "question")
+        reader = self._reader(given, on_error)
         if isinstance(self._classifier, AnswerClassification):
             if choices is not None or ocr_words is not None or object_words is not None:
                 raise DataError(f"{self.folder} answers from its own list and reads no other words")
             refuse_generation(generation, self.folder)
-            said = [next(iter(shares)) for shares in self._labels(given, asked, "question")]
-            return said[0] if single else said
-        ids = self._encode(asked, "question", self.settings.limits.question)
+            shares = self._shares(reader, self._texts.classified(asked, "question"))
+            return reader.result([next(iter(row)) for row in shares], single)
+        ids = self._texts.questions(asked)
         if ocr_words is not None or object_words is not None:
             limit = self.settings.limits.question
             ids = append_seen_words(self.tokenizer, ids, ocr_words, object_words, limit)
@@ -190,15 +195,23 @@ class Engine:
         if generation is not None:
             task.generate_with(generation)
         texts: list[str] = []
-        with torch.inference_mode(), self._loaded.autocast():
-            for rows in chunks(len(given), IMAGES_PER_PASS):
-                texts += task.predict(self._batch(given, ids, rows)).texts or []
-        return texts[0] if single else texts
+        for predictions in self._predicted(task, reader, ids):
+            texts += predictions.texts or []
+        return reader.result(texts, single)
 
     def ground(
-        self, images: ImageInput | Sequence[ImageInput], phrases: str | Sequence[str]
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        phrases: str | Sequence[str],
+        *,
+        on_error: OnError = "raise",
     ) -> Box | list[Box]:
         """Find what phrases refer to.
+
+        Args:
+            images: One image or many.
+            phrases: One phrase or many.
+            on_error: What is done about an image that cannot be used; see `OnError`.
 
         Returns:
             x0, y0, x1, y1 in pixels of the original upright image, one box a phrase.
@@ -207,42 +220,63 @@ class Engine:
             CapabilityError: The model was not fine-tuned for grounding.
             DataError: An image cannot be read, or a phrase is empty.
         """
-        self._require("ground")
+        self.check_trained("ground")
         given, asked, single = broadcast(images, phrases, "phrase")
         reject_clips(given)
-        ids = self._encode(asked, "phrase", self.settings.limits.phrase)
-        task = self._grounding()
+        reader = self._reader(given, on_error)
+        ids = self._texts.phrases(asked)
+        task = self._loaded.bind(self.settings.task_config(GroundingConfig))
         boxes: list[Box] = []
-        with torch.inference_mode(), self._loaded.autocast():
-            for rows in chunks(len(given), IMAGES_PER_PASS):
-                found = task.predict(self._batch(given, ids, rows)).boxes_xyxy
-                assert found is not None
-                boxes += [(b[0], b[1], b[2], b[3]) for b in found.tolist()]
-        return boxes[0] if single else boxes
+        for predictions in self._predicted(task, reader, ids):
+            assert predictions.boxes_xyxy is not None
+            boxes += [(b[0], b[1], b[2], b[3]) for b in predictions.boxes_xyxy.tolist()]
+        return reader.result(boxes, single)
 
     def match(
-        self, images: ImageInput | Sequence[ImageInput], texts: str | Sequence[str]
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        texts: str | Sequence[str],
+        *,
+        on_error: OnError = "raise",
     ) -> float | list[float]:
         """Return the probability, 0 to 1, that a text describes an image (ITM head).
+
+        Args:
+            images: One image or many.
+            texts: One text or many.
+            on_error: What is done about an image that cannot be used; see `OnError`.
 
         Raises:
             CapabilityError: The model has no trained matching head.
             DataError: An image cannot be read, or a text is empty.
         """
-        self._require("match")
+        self.check_trained("match")
         given, said, single = broadcast(images, texts, "text")
-        ids = self._encode_captions(said)
+        reader = self._reader(given, on_error)
+        ids = self._texts.captions(said)
         scores: list[float] = []
-        with torch.inference_mode(), self._loaded.autocast():
-            for rows in chunks(len(given), PAIRS_PER_PASS):
-                scores += self._match_chunk(given[rows], ids[rows])
-        return scores[0] if single else scores
+        for rows in chunks(len(given), PAIRS_PER_PASS):
+            first_of, index = reader.distinct(rows)
+            parts = []
+            for part in chunks(len(first_of), IMAGES_PER_PASS):
+                image = reader.prepared(first_of[part])[0]
+                with self._computing():
+                    parts.append(encode_frames(self.model, image))
+            with self._computing():
+                text = self.model.encode_text(**self._texts.padded(ids[rows]))
+                pairs = torch.tensor(index, device=self.device)
+                logits = match_pairs(self.model, ImageFeatures.join(parts), text, pairs)
+                scores += torch.softmax(logits.float(), dim=-1)[:, 1].tolist()
+            reader.share(first_of, rows, index)
+        return reader.result(scores, single)
 
     def judge(
         self,
         first: ImageInput | Sequence[ImageInput],
         second: ImageInput | Sequence[ImageInput],
         statements: str | Sequence[str],
+        *,
+        on_error: OnError = "raise",
     ) -> float | list[float]:
         """Return the probability, 0 to 1, that a statement is true of two images.
 
@@ -250,25 +284,26 @@ class Engine:
             first: The left image, or many.
             second: The right image, or as many.
             statements: One statement for each pair; one for all, or many of one pair.
+            on_error: What is done about an image that cannot be used; see `OnError`.
 
         Raises:
             CapabilityError: The model was not fine-tuned with mplug.nlvr2.
             DataError: An image cannot be read, a statement is empty, or the numbers differ.
         """
-        self._require("judge")
+        self.check_trained("judge")
         task = self._classifier
         assert isinstance(task, NLVR2)
         firsts, seconds, said, single = pair_up(first, second, statements)
         reject_clips([*firsts, *seconds])
-        ids = [row.tolist() for row in self._classifier_ids(said, "statement")]
-        found: list[float] = []
-        with torch.inference_mode(), self._loaded.autocast():
-            for rows in chunks(len(said), IMAGES_PER_PASS):
-                both = self._prepared([*firsts[rows], *seconds[rows]], rows.start)[0]
-                batch = dict(zip(("token_ids", "text_mask"), self._padded(ids[rows]), strict=True))
-                batch["image"] = both.view(2, -1, *both.shape[1:]).transpose(0, 1)
+        readers = [self._reader(side, on_error) for side in (firsts, seconds)]
+        ids = self._texts.classified(said, "statement")
+        found: list[Any] = []
+        for rows in chunks(len(said), IMAGES_PER_PASS):
+            both = [reader.prepared(range(rows.start, rows.stop))[0] for reader in readers]
+            batch = self._texts.padded(ids[rows]) | {"image": torch.stack(both, dim=1)}
+            with self._computing():
                 found += torch.softmax(task.pair_scores(batch), dim=1)[:, 1].tolist()
-        return found[0] if single else found
+        return readers[1].result(readers[0].result(found, False), single)
 
     def entail(
         self,
@@ -276,6 +311,7 @@ class Engine:
         hypotheses: str | Sequence[str],
         *,
         premises: str | Sequence[str] | None = None,
+        on_error: OnError = "raise",
     ) -> dict[str, float] | list[dict[str, float]]:
         """Classify hypotheses about images: entailment, neutral or contradiction.
 
@@ -283,6 +319,7 @@ class Engine:
             images: One image or many.
             hypotheses: One hypothesis or many.
             premises: What is known of each image in words, for a model that reads it.
+            on_error: What is done about an image that cannot be used; see `OnError`.
 
         Returns:
             Probabilities by label, the likeliest first.
@@ -291,19 +328,14 @@ class Engine:
             CapabilityError: The model was not fine-tuned with mplug.snli_ve, or reads no premises.
             DataError: An image cannot be read, or a text is empty.
         """
-        self._require("entail")
-        task = self._classifier
-        assert isinstance(task, ImageTextClassification)
-        check_entailment(task, premises is not None, self.folder)
+        self.check_entailment(with_premise=premises is not None)
         given, said, single = broadcast(images, hypotheses, "hypothesis")
-        ids = self._classifier_ids(said, "hypothesis")
+        reader = self._reader(given, on_error)
+        ids = self._texts.classified(said, "hypothesis")
         if premises is not None:
             known = broadcast(given, premises, "premise")[1]
-            before = self._classifier_ids(known, "premise")
-            limit = task.config.max_text_tokens
-            ids = [join_pair(*pair, limit) for pair in zip(before, ids, strict=True)]
-        found = self._shares(given, [row.tolist() for row in ids])
-        return found[0] if single else found
+            ids = self._texts.joined(self._texts.classified(known, "premise"), ids)
+        return reader.result(self._shares(reader, ids), single)
 
     def classify(
         self,
@@ -311,6 +343,7 @@ class Engine:
         labels: Sequence[str] | None = None,
         *,
         templates: Sequence[str] = TEMPLATES,
+        on_error: OnError = "raise",
     ) -> dict[str, float] | list[dict[str, float]]:
         """Say which of some classes images show.
 
@@ -321,6 +354,7 @@ class Engine:
             images: One image or many.
             labels: Names of the classes, two or more; None for a model with its own.
             templates: Sentences about a class; `{}` is its name. A class is their mean.
+            on_error: What is done about an image that cannot be used; see `OnError`.
 
         Returns:
             Probabilities by label, the likeliest first; of names, the softmax of 100 times the
@@ -330,30 +364,36 @@ class Engine:
             CapabilityError: The model was trained for neither.
             DataError: An image cannot be read, or the labels are absent or unclear.
         """
-        self._require("classify")
+        self.check_trained("classify")
         given, single = as_list(images)
         task = self._classifier
         if isinstance(task, ImageClassification):
             if labels is not None:
                 raise DataError(f"{self.folder} has its own classes: omit the labels")
+            reject_clips(given)
+            reader = self._reader(given, on_error)
             own: list[dict[str, float]] = []
-            for batch in self._image_batches(given):
-                own += classifier_probabilities(task, task.predict(batch))
-            return own[0] if single else own
+            for predictions in self._predicted(task, reader):
+                own += classifier_probabilities(task, predictions)
+            return reader.result(own, single)
         if labels is None:
             raise DataError(f"{self.folder} has no classes of its own: name some as labels")
         check_names(labels, templates)
         sentences = [text for row in prompts(labels, templates) for text in row]
         rows = torch.from_numpy(self.embed_texts(sentences)).view(len(labels), len(templates), -1)
-        embedded = torch.from_numpy(np.asarray(self.embed_images(given)))
+        reader = self._reader(given, on_error)
+        embedded = torch.from_numpy(self._embedded(reader))
         shares = class_probabilities(embedded, class_embeddings(rows)).tolist()
-        found = [sorted_by_probability(labels, row) for row in shares]
-        return found[0] if single else found
+        return reader.result([sorted_by_probability(labels, row) for row in shares], single)
 
     def segment(
-        self, images: ImageInput | Sequence[ImageInput]
+        self, images: ImageInput | Sequence[ImageInput], *, on_error: OnError = "raise"
     ) -> NDArray[np.uint8] | list[NDArray[np.uint8]]:
         """Return the class of each pixel of images.
+
+        Args:
+            images: One image or many.
+            on_error: What is done about an image that cannot be used; see `OnError`.
 
         Returns:
             (H, W) uint8 an image, at its own size: positions in `segment_classes`.
@@ -364,10 +404,12 @@ class Engine:
         """
         task = self._segmentation()
         given, single = as_list(images)
+        reject_clips(given)
+        reader = self._reader(given, on_error)
         found: list[NDArray[np.uint8]] = []
-        for batch in self._image_batches(given):
-            found += task.predict(batch).scores["mask"]
-        return found[0] if single else found
+        for predictions in self._predicted(task, reader):
+            found += predictions.scores["mask"]
+        return reader.result(found, single)
 
     @property
     def segment_classes(self) -> MaskClasses:
@@ -375,9 +417,18 @@ class Engine:
         return self._segmentation().config.mask_classes()
 
     def label(
-        self, images: ImageInput | Sequence[ImageInput], texts: str | Sequence[str]
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        texts: str | Sequence[str],
+        *,
+        on_error: OnError = "raise",
     ) -> dict[str, float] | list[dict[str, float]]:
         """Classify pairs of an image and a text with the classifier that was fine-tuned for it.
+
+        Args:
+            images: One image or many.
+            texts: One text or many.
+            on_error: What is done about an image that cannot be used; see `OnError`.
 
         Returns:
             Probabilities by label, the likeliest first.
@@ -386,10 +437,10 @@ class Engine:
             CapabilityError: The model was not fine-tuned with classify.pairs.
             DataError: An image cannot be read, or a text is empty.
         """
-        self._require("label")
+        self.check_trained("label")
         given, said, single = broadcast(images, texts, "text")
-        found = self._labels(given, said, "text")
-        return found[0] if single else found
+        reader = self._reader(given, on_error)
+        return reader.result(self._shares(reader, self._texts.classified(said, "text")), single)
 
     def label_texts(
         self, texts: str | Sequence[str], seconds: str | Sequence[str] | None = None
@@ -407,42 +458,41 @@ class Engine:
             CapabilityError: The model was not fine-tuned with classify.texts.
             DataError: A text is empty, or the numbers of texts differ.
         """
-        self._require("label_texts")
+        self.check_trained("label_texts")
         assert isinstance(self._classifier, TextClassification)
         given, single = as_list(texts)
-        ids = self._classifier_ids(given, "text")
+        ids = self._texts.classified(given, "text")
         if seconds is not None:
-            others = self._classifier_ids(as_list(seconds)[0], "second text")
+            others = self._texts.classified(as_list(seconds)[0], "second text")
             if len(others) != len(ids):
                 raise DataError(f"{len(ids)} texts and {len(others)} second texts: give one each")
-            limit = self._classifier.config.max_text_tokens
-            ids = [join_pair(*pair, limit) for pair in zip(ids, others, strict=True)]
+            ids = self._texts.joined(ids, others)
         found: list[dict[str, float]] = []
-        with torch.inference_mode(), self._loaded.autocast():
-            for rows in chunks(len(ids), PAIRS_PER_PASS):
-                token_ids, text_mask = self._padded([row.tolist() for row in ids[rows]])
-                batch = {"token_ids": token_ids, "text_mask": text_mask}
-                batch["index"] = torch.arange(len(token_ids))
+        for rows in chunks(len(ids), PAIRS_PER_PASS):
+            batch = self._texts.padded(ids[rows])
+            batch["index"] = torch.arange(len(ids[rows]))
+            with self._computing():
                 found += classifier_probabilities(self._classifier, self._classifier.predict(batch))
         return found[0] if single else found
 
-    def embed_images(self, images: ImageInput | Sequence[ImageInput]) -> NDArray[np.float32]:
+    def embed_images(
+        self, images: ImageInput | Sequence[ImageInput], *, on_error: OnError = "raise"
+    ) -> NDArray[np.float32]:
         """Return (n, E) float32 embeddings of length 1; (E,) for a single image.
 
         The dot product with a text's embedding is their similarity.
+
+        Args:
+            images: One image or many.
+            on_error: What is done about an image that cannot be used; see `OnError`.
 
         Raises:
             CapabilityError: The model was not trained with a contrastive objective.
             DataError: An image cannot be read.
         """
-        self._require("embed")
+        self.check_trained("embed")
         given, single = as_list(images)
-        with torch.inference_mode(), self._loaded.autocast():
-            rows = [
-                _numpy(self.model.embed_image(encode_frames(self.model, chunk)))
-                for chunk in self._image_chunks(given)
-            ]
-        embeddings = self._joined(rows)
+        embeddings = self._embedded(self._reader(given, on_error))
         return embeddings[0] if single else embeddings
 
     def embed_texts(self, texts: str | Sequence[str]) -> NDArray[np.float32]:
@@ -452,131 +502,78 @@ class Engine:
             CapabilityError: The model was not trained with a contrastive objective.
             DataError: A text is empty.
         """
-        self._require("embed")
+        self.check_trained("embed")
         given, single = as_list(texts)
-        ids = self._encode_captions(given)
+        ids = self._texts.captions(given)
         rows = [self._embedded_texts(ids[part]) for part in chunks(len(ids), PAIRS_PER_PASS)]
         embeddings = self._joined(rows)
         return embeddings[0] if single else embeddings
 
-    def _labels(
-        self, images: list[ImageInput], texts: list[str], what: str
-    ) -> list[dict[str, float]]:
-        """Return the fused classifier's probabilities of each pair, the likeliest first."""
-        return self._shares(images, [row.tolist() for row in self._classifier_ids(texts, what)])
+    def check_trained(self, asked: str) -> None:
+        """Raise a CapabilityError, which names a recipe, unless the model was trained for it.
 
-    def _shares(self, images: list[ImageInput], ids: list[list[int]]) -> list[dict[str, float]]:
+        Args:
+            asked: One of these methods, or "embed".
+        """
+        self._loaded.check_trained(asked)
+
+    def check_entailment(self, *, with_premise: bool = False) -> None:
+        """Raise a CapabilityError if the model does not entail, or reads no premises."""
+        self.check_trained("entail")
+        assert isinstance(self._classifier, ImageTextClassification)
+        check_entailment(self._classifier, with_premise, self.folder)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Compute as in a forward pass, and alone: threads take turns."""
+        with self._turn, torch.inference_mode(), self._loaded.autocast():
+            yield
+
+    def _reader(self, images: Sequence[ImageInput], on_error: OnError) -> Images:
+        return Images(self._loaded, self._transform, images, on_error)
+
+    def _predicted(
+        self, task: Task, reader: Images, ids: Sequence[Ids] | None = None
+    ) -> Iterator[Predictions]:
+        """Yield what a task predicts of images, or of pairs of an image and a text, by parts."""
+        for rows, batch in reader.parts():
+            texts = {} if ids is None else self._texts.padded(ids[rows])
+            with self._computing():
+                predictions = task.predict(batch | texts)
+            yield predictions
+
+    def _shares(self, reader: Images, ids: Sequence[Ids]) -> list[dict[str, float]]:
+        """Return the fused classifier's probabilities of each pair, the likeliest first."""
         task = self._classifier
         assert isinstance(task, (AnswerClassification, ImageTextClassification))
         found: list[dict[str, float]] = []
-        with torch.inference_mode(), self._loaded.autocast():
-            for rows in chunks(len(images), IMAGES_PER_PASS):
-                found += classifier_probabilities(
-                    task, task.predict(self._batch(images, ids, rows))
-                )
+        for predictions in self._predicted(task, reader, ids):
+            found += classifier_probabilities(task, predictions)
         return found
-
-    def _classifier_ids(self, texts: Sequence[str], what: str) -> list[IdArray]:
-        """Encode texts as the classifier's training does."""
-        assert self._classifier is not None
-        config: Any = self._classifier.config  # type: ignore[attr-defined]
-        encode = TextCache(self.tokenizer, config.max_text_tokens)
-        found = [encode(text).ids for text in check_texts(list(texts), what)]
-        for text, ids in zip(texts, found, strict=True):
-            if len(ids) <= 2:
-                raise DataError(f"{what} {text!r} holds no word that can be read: say it in words")
-        return found
-
-    def _require(self, asked: str) -> None:
-        self._loaded.check_trained(asked)
 
     def _segmentation(self) -> Segmentation:
-        self._require("segment")
+        self.check_trained("segment")
         assert isinstance(self._classifier, Segmentation)
         return self._classifier
 
-    def _image_batches(self, images: list[ImageInput]) -> Iterator[dict[str, Tensor]]:
-        """Yield what `predict` reads of images alone, in the context for a forward pass."""
-        reject_clips(images)
-        with torch.inference_mode(), self._loaded.autocast():
-            for rows in chunks(len(images), IMAGES_PER_PASS):
-                image, sizes = self._prepared(images[rows], rows.start)
-                index = torch.arange(len(image))
-                yield {"image": image, "image_size_px": torch.tensor(sizes), "index": index}
+    def _embedded(self, reader: Images) -> NDArray[np.float32]:
+        """Return embeddings of images (n, E); NaN for those that were skipped."""
+        rows = []
+        for _, batch in reader.parts():
+            with self._computing():
+                features = encode_frames(self.model, batch["image"])
+                rows.append(_numpy(self.model.embed_image(features)))
+        embeddings = self._joined(rows)
+        embeddings[sorted(reader.skipped)] = np.nan
+        return embeddings
 
-    def _grounding(self) -> Grounding:
-        config = self.settings.task_config(GroundingConfig)
-        return Grounding(
-            self._loaded.model,
-            config,
-            start_id=self.tokenizer.unused_id(config.start_unused),
-            first_bin_id=self.tokenizer.unused_id(config.first_bin_unused),
-        )
-
-    def _match_chunk(self, images: list[ImageInput], ids: list[list[int]]) -> list[float]:
-        """Score pairs; an image that several texts share is encoded once."""
-        distinct = {id(image): image for image in images}
-        index_of = {key: number for number, key in enumerate(distinct)}
-        index = torch.tensor([index_of[id(image)] for image in images], device=self.device)
-        unique = list(distinct.values())
-        check_one_kind(unique)
-        parts = [encode_frames(self.model, chunk) for chunk in self._image_chunks(unique)]
-        text = self.model.encode_text(*self._padded(ids))
-        logits = match_pairs(self.model, ImageFeatures.join(parts), text, index)
-        scores = torch.softmax(logits.float(), dim=-1)[:, 1]
-        return [float(score) for score in scores]
-
-    def _batch(
-        self, images: list[ImageInput], ids: list[list[int]], rows: slice
-    ) -> dict[str, Tensor]:
-        """Return the keys that `predict` of a task reads."""
-        image, sizes = self._prepared(images[rows], rows.start)
-        token_ids, text_mask = self._padded(ids[rows])
-        return {
-            "image": image,
-            "image_size_px": torch.tensor(sizes),
-            "token_ids": token_ids,
-            "text_mask": text_mask,
-            "index": torch.arange(len(image)),
-        }
-
-    def _image_chunks(self, images: list[ImageInput]) -> Iterator[Tensor]:
-        for rows in chunks(len(images), IMAGES_PER_PASS):
-            yield self._prepared(images[rows], rows.start)[0]
-
-    def _prepared(
-        self, images: list[ImageInput], first: int
-    ) -> tuple[Tensor, list[tuple[int, int]]]:
-        """Return what `prepare_images` does, on the device."""
-        batch, sizes = prepare_images(images, first, self._transform)
-        return batch.to(self.device), sizes
-
-    def _prompt_ids(self, prompt: str) -> list[int]:
-        limit = self.settings.limits.caption
-        return self._encode([prompt], "prompt", limit, add_sep=False)[0][1:]
-
-    def _encode_captions(self, texts: list[str]) -> list[list[int]]:
-        """Encode texts to match or embed, cleaned as training cleans captions."""
-        limits = self.settings.limits
-        cleaned = [clean_caption(text, limits.max_words) for text in check_texts(texts, "text")]
-        return self._encode(cleaned, "text", limits.caption)
-
-    def _encode(
-        self, texts: list[str], what: str, max_tokens: int, *, add_sep: bool = True
-    ) -> list[list[int]]:
-        return encode_plain(self.tokenizer, texts, what, max_tokens, add_sep=add_sep)
-
-    def _embedded_texts(self, ids: list[list[int]]) -> NDArray[np.float32]:
-        with torch.inference_mode(), self._loaded.autocast():
-            return _numpy(self.model.embed_text(self.model.encode_text(*self._padded(ids))))
+    def _embedded_texts(self, ids: Sequence[Ids]) -> NDArray[np.float32]:
+        with self._computing():
+            return _numpy(self.model.embed_text(self.model.encode_text(**self._texts.padded(ids))))
 
     def _joined(self, rows: list[NDArray[np.float32]]) -> NDArray[np.float32]:
         """Return rows of embeddings as one array; (0, E) if there are none."""
         return np.concatenate(rows) if rows else self._embedded_texts([[self.tokenizer.cls_id]])[:0]
-
-    def _padded(self, ids: list[list[int]]) -> tuple[Tensor, Tensor]:
-        token_ids, text_mask = self.tokenizer.pad(ids)
-        return token_ids.to(self.device), text_mask.to(self.device)
 
 
 def load(folder: str | Path, *, device: Device = "auto", precision: Precision = "auto") -> Engine:

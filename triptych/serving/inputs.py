@@ -91,13 +91,13 @@ def read_clip(clip: object, num_frames: int, name: str = "clip") -> Pixels:
 
 
 def prepare_images(
-    images: Sequence[object], first: int, transform: ImageTransform
+    images: Sequence[object], places: Sequence[int], transform: ImageTransform
 ) -> tuple[Tensor, list[tuple[int, int]]]:
     """Read images, or clips, as a model wants them.
 
     Args:
         images: Each an `ImageInput`.
-        first: Number of the first in messages.
+        places: Their numbers in messages.
         transform: Of evaluation.
 
     Returns:
@@ -109,12 +109,12 @@ def prepare_images(
     check_one_kind(images)
     done, config = [], transform.config
     shows_clips = is_clip(images[0])
-    for number, image in enumerate(images):
+    for place, image in zip(places, images, strict=True):
         if shows_clips:
-            frames = read_clip(image, config.num_frames, f"clip {first + number}")
+            frames = read_clip(image, config.num_frames, f"clip {place}")
             done += [transform.apply(frame) for frame in frames]
         else:
-            done.append(transform.apply(read_image(image, f"image {first + number}")))
+            done.append(transform.apply(read_image(image, f"image {place}")))
     batch = normalise_batch([item.pixels for item in done], config.mean, config.std)
     if shows_clips:
         batch = batch.view(len(images), -1, *batch.shape[1:])
