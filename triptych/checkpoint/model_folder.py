@@ -3,6 +3,9 @@
 `config.json`, `model.safetensors`, `tokenizer.json`, `preprocess.json`, `README.md` (the model
 card), and `head.safetensors` where a task put a classifier on the model. A model that reads no
 text has no `tokenizer.json`, and `"text": null` in `config.json`. Nothing is pickled.
+
+`SHA256SUMS` has the hash of each file but the card, which its owner may edit: `load` compares them,
+and so does `sha256sum -c SHA256SUMS`. A folder without it, as Triptych 0.3 and before wrote, loads.
 """
 
 from __future__ import annotations
@@ -10,26 +13,28 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from triptych.checkpoint.nested import split_tensors
-from triptych.checkpoint.tensor_file import write_tensors
+from triptych.checkpoint.tensor_file import read_tensors, write_tensors
 from triptych.core.errors import CheckpointError
 from triptych.core.files import write_atomic, write_json
 from triptych.core.outputs import MetricValue
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 PREPROCESS, CARD, HEAD = "preprocess.json", "README.md", "head.safetensors"
+SUMS = "SHA256SUMS"
 _NEEDED = frozenset({CONFIG, WEIGHTS, PREPROCESS})
-_FILES = _NEEDED | {TOKENIZER, CARD, HEAD}
+_FILES = _NEEDED | {TOKENIZER, CARD, HEAD, SUMS}
+_SUM = re.compile(r"([0-9a-f]{64}) [ *]([^/\\\n]+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,14 +95,16 @@ def save_model_folder(
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        _save_weights(temporary / WEIGHTS, state_dict)
+        sums = {WEIGHTS: _save_weights(temporary / WEIGHTS, state_dict)}
         if head is not None:
-            _save_weights(temporary / HEAD, head)
+            sums[HEAD] = _save_weights(temporary / HEAD, head)
         if tokenizer_json is not None:
             write_atomic(temporary / TOKENIZER, tokenizer_json)
         write_json(temporary / PREPROCESS, preprocess)
-        write_atomic(temporary / CARD, card)
         write_json(temporary / CONFIG, config)
+        sums |= {p.name: _sha256(p) for p in _hashed_files(temporary) if p.name not in sums}
+        write_atomic(temporary / SUMS, "".join(f"{sums[n]}  {n}\n" for n in sorted(sums)))
+        write_atomic(temporary / CARD, card)
         if folder.exists():
             aside = folder.with_name(f".{folder.name}.old{os.getpid()}")
             folder.rename(aside)
@@ -129,26 +136,75 @@ def load_model_folder(folder: Path) -> ModelFolder:
             f"{folder} is not a model folder: {', '.join(sorted(missing))} is missing; "
             "name the folder that holds config.json, such as RUN_FOLDER/model"
         )
+    if os.path.lexists(folder / SUMS):
+        _compare_sums(folder)
     card, head = folder / CARD, folder / HEAD
     return ModelFolder(
         config=config,
         state_dict=_load_weights(folder / WEIGHTS),
         tokenizer_path=folder / TOKENIZER,
         preprocess=_read_json(folder / PREPROCESS),
-        card=card.read_text(encoding="utf-8") if card.is_file() else "",
+        card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "",
         head=_load_weights(head) if head.is_file() else {},
     )
 
 
 def hash_model_folder(folder: Path) -> str:
-    """Return a hash of the files of a model folder but its card, by name and content."""
+    """Return a hash of the files that `SHA256SUMS` names, by name and content, with or without it.
+
+    It says which model made predictions, scores and indexes.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name != CARD and not path.name.startswith("."):
-            digest.update(path.name.encode() + b"\0")
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "blake2b").digest())
+    for path in _hashed_files(folder):
+        digest.update(path.name.encode() + b"\0")
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
     return digest.hexdigest()
+
+
+def _hashed_files(folder: Path) -> list[Path]:
+    """Return the files that make a model what it is: all but the card, the sums and hidden ones."""
+    return [
+        path
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.name not in (CARD, SUMS) and not path.name.startswith(".")
+    ]
+
+
+def _compare_sums(folder: Path) -> None:
+    """Raise a CheckpointError that names a file which is not as `SHA256SUMS` says."""
+    path = folder / SUMS
+    advice = f"copy the folder again; if you changed it on purpose, remove {SUMS}, or write it anew"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; {advice}") from error
+    found = [_SUM.fullmatch(line) for line in lines]
+    sums = {match[2]: match[1] for match in found if match}
+    if len(sums) != len(lines):
+        raise CheckpointError(f"{path} is damaged: a line is no SHA-256 and name; {advice}")
+    read = {file.name for file in _hashed_files(folder)} & _FILES
+    for name in sorted(read - sums.keys()):
+        raise CheckpointError(f"{folder / name} is not listed in {SUMS}; {advice}")
+    for name in sorted(sums):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder / name} is missing: {SUMS} lists it; {advice}")
+    with ThreadPoolExecutor(2) as threads:  # the classifier's weights beside the model's
+        digests = threads.map(lambda name: _sha256(folder / name), sorted(sums))
+    for name, digest in zip(sorted(sums), digests, strict=True):
+        if digest != sums[name]:
+            raise CheckpointError(
+                f"{folder / name} is damaged or was changed: its SHA-256 is not that of {SUMS}; "
+                f"{advice}"
+            )
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def stored_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -165,8 +221,8 @@ def stored_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return plain
 
 
-def _save_weights(path: Path, state_dict: Mapping[str, Tensor]) -> None:
-    """Write weights; names that share a tensor are kept in the file's metadata."""
+def _save_weights(path: Path, state_dict: Mapping[str, Tensor]) -> str:
+    """Write weights, and return their SHA-256; the file's metadata names those that are tied."""
     skeleton, tensors = split_tensors(dict(state_dict))
     owners: dict[str, str] = {}
     tied: dict[str, str] = {}
@@ -175,17 +231,16 @@ def _save_weights(path: Path, state_dict: Mapping[str, Tensor]) -> None:
         if owner != name:
             tied[name] = owner
     metadata = {"format": "pt", "tied": json.dumps(tied)}
-    write_tensors(path, {owners[key]: tensor for key, tensor in tensors.items()}, metadata)
+    named = {owners[key]: tensor for key, tensor in tensors.items()}
+    return str(write_tensors(path, named, metadata)["sha256"])
 
 
 def _load_weights(path: Path) -> dict[str, Tensor]:
+    weights, metadata = read_tensors(path)
     try:
-        weights = load_file(path)
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
         tied = json.loads(metadata.get("tied", "{}"))
         return weights | {name: weights[owner] for name, owner in tied.items()}
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged: {error}; copy it again") from error
 
 

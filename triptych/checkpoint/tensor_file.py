@@ -1,4 +1,4 @@
-"""Safetensors files, written and hashed in one pass.
+"""Safetensors files: written and hashed in one pass, and read whole.
 
 The library's own `save_file` makes files that only their owner may read, and what it wrote would
 have to be read again for its hash. The format is a header (the length of the JSON, 8 bytes; the
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from triptych.core.errors import CheckpointError
@@ -87,6 +88,44 @@ def write_tensors(
         file.flush()
         os.fsync(file.fileno())
     return {"size": len(head) + end, "sha256": digest.hexdigest()}
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file, whose tensors stay mapped to it.
+
+    Returns:
+        The tensors by name, on the CPU, and the metadata of the header.
+
+    Raises:
+        CheckpointError: It is no such file, truncated, or a weight is NaN or infinite.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, ValueError, OSError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}; copy it again") from error
+    check_finite(tensors, str(path))
+    return tensors, metadata
+
+
+def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Raise a CheckpointError that names a weight which is NaN or infinite.
+
+    Args:
+        tensors: By name.
+        where: Their file, for the message.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or tensor.numel() == 0:
+            continue
+        if tensor.element_size() == 1:  # float8 has no minimum and maximum in torch
+            tensor = tensor.float()
+        if not all(bound.isfinite() for bound in tensor.aminmax()):  # both are NaN if any is
+            raise CheckpointError(
+                f"{where}: {name} holds NaN or infinite weights; the file is damaged, or training "
+                "diverged before it was written"
+            )
 
 
 def _name_of(name: str, dtype: torch.dtype) -> str:
