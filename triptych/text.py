@@ -24,6 +24,7 @@ from torch import Tensor
 from triptych.core.config import check
 from triptych.core.errors import DataError
 from triptych.core.files import write_atomic
+from triptych.core.reading import read_text
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION = "##"
@@ -151,10 +152,7 @@ class Tokenizer:
             if not found:
                 raise DataError(f"{path}: holds neither tokenizer.json nor vocab.txt")
             path = found[0]
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot read the tokenizer {path}: {error}") from error
+        text = read_text(path)
         return cls(_from_json(text, path) if path.suffix == ".json" else _from_vocab(text, path))
 
     def save(self, folder: str | Path) -> Path:

@@ -98,5 +98,5 @@ def test_damage_and_absence_are_named(tmp_path):
     path.write_bytes(b"no pickle")
     with pytest.raises(CheckpointError, match="damaged"):
         read_dalle_module(path)
-    with pytest.raises(CheckpointError, match="there is no file"):
+    with pytest.raises(CheckpointError, match="there is no such file"):
         read_dalle_module(tmp_path / "absent.pkl")

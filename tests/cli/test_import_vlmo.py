@@ -210,6 +210,7 @@ def test_a_head_that_the_layout_lacks_is_named(write, tmp_path, capsys):
     stored = json.loads(config.read_text())
     stored["task"]["kind"] = "image_text_classification"
     config.write_text(json.dumps(stored))
+    (config.parent / "SHA256SUMS").unlink()
     assert main(["export", "vlmo", str(tmp_path / "model"), str(tmp_path / "x.pt")]) == 0
     assert "cannot be stored there and is skipped" in " ".join(capsys.readouterr().out.split())
     written = torch.load(tmp_path / "x.pt", weights_only=True)

@@ -178,6 +178,7 @@ def _with_setting(folder, copy, **task):
     config = json.loads((copy / "config.json").read_text())
     config["task"] |= task
     (copy / "config.json").write_text(json.dumps(config))
+    (copy / "SHA256SUMS").unlink()
     return triptych.load(copy, precision="fp32")
 
 
@@ -311,6 +312,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     weights = load_file(folder / "model.safetensors")
     weights.pop("itm_head.bias")
     save_file(weights, folder / "model.safetensors")
+    (folder / "SHA256SUMS").unlink()
     with pytest.raises(CheckpointError, match=r"itm_head.bias"):
         triptych.load(folder)
 
@@ -328,6 +330,7 @@ def test_files_that_do_not_fit_together_are_refused(tmp_path, file, key, value, 
     folder = write_tiny_folder(tmp_path / "model", "vqa")
     content = json.loads((folder / file).read_text()) | {key: value}
     (folder / file).write_text(json.dumps(content))
+    (folder / "SHA256SUMS").unlink()
     with pytest.raises(CheckpointError, match=message):
         triptych.load(folder)
 

@@ -98,7 +98,8 @@ def test_each_stage_leaves_its_run_and_its_model(demo, stage):
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(lines[-1])["step"] == STAGES[stage]
     assert sorted(path.name for path in result.model(stage).iterdir()) == [
-        *("README.md", "config.json", "model.safetensors", "preprocess.json", "tokenizer.json"),
+        *("README.md", "SHA256SUMS", "config.json", "model.safetensors"),
+        *("preprocess.json", "tokenizer.json"),
     ]
     stored = json.loads((result.model(stage) / "config.json").read_text(encoding="utf-8"))
     assert stored["trained_for"] == [{"pretrain": "pretraining"}.get(stage, stage)]

@@ -136,6 +136,7 @@ def model_folder(folder: Path, trained_for: str, max_tokens: int | None = None) 
             "max_tokens": max_tokens,
         }
         (folder / "config.json").write_text(json.dumps(config))
+        (folder / "SHA256SUMS").unlink()  # it is changed on purpose
     return folder
 
 

@@ -710,6 +710,7 @@ def test_answers_from_a_list_take_no_lengths(root, here):
     for path in (root / "vqa").iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
     (folder / "config.json").write_text(json.dumps(config))
+    (folder / "SHA256SUMS").unlink()
     source = write_data(here, "vqa", labelled=True)
     asked = EvalSettings(generation=GenerationSettings(max_tokens=3, num_beams=2))
     with pytest.raises(ConfigError, match="num_beams, max_tokens: the model chooses its answers"):

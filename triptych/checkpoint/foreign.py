@@ -6,25 +6,27 @@ A file that cannot be read without unpickling objects is refused; no option chan
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import pickle
 import shutil
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from triptych.checkpoint.pickles import is_torchscript, read_torchscript
-from triptych.checkpoint.tensor_file import write_tensors
+from triptych.checkpoint.pickles import (
+    is_archive,
+    is_torchscript,
+    open_archive,
+    read_torchscript,
+)
+from triptych.checkpoint.tensor_file import check_tensors, read_tensors, write_tensors
 from triptych.core.errors import CheckpointError
 from triptych.core.files import write_json
+from triptych.core.reading import check_regular, read_json_object, reading
 
 WRAPPERS = ("model", "module", "state_dict", "model_state_dict")
 """Keys under which training code stores a state dict: plain, DeepSpeed, Lightning, tutorials."""
@@ -67,15 +69,16 @@ def read_foreign(path: str | Path) -> ForeignCheckpoint:
             without running code of the file.
     """
     path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"there is no file or folder {path}")
-    config: dict[str, Any] = {}
-    if path.is_dir():
-        tensors = _read_folder(path)
-        if (path / "config.json").is_file():
-            config = _read_json(path / "config.json")
-    else:
-        tensors = _read_file(path)
+    with reading(path, CheckpointError):
+        if not path.exists():
+            raise CheckpointError(f"there is no file or folder {path}")
+        config: dict[str, Any] = {}
+        if path.is_dir():
+            tensors = _read_folder(path)
+            if (path / "config.json").exists():
+                config = read_json_object(path / "config.json", error=CheckpointError)
+        else:
+            tensors = _read_file(path)
     return ForeignCheckpoint(path, tensors, config)
 
 
@@ -89,7 +92,11 @@ def unwrap_state(payload: Any, where: str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: There are no named tensors.
     """
+    seen: set[int] = set()
     while isinstance(payload, Mapping):
+        if id(payload) in seen:
+            raise CheckpointError(f"{where} holds no state dict: a dict in it holds itself")
+        seen.add(id(payload))
         inner = [payload[key] for key in WRAPPERS if isinstance(payload.get(key), Mapping)]
         if not inner:
             break
@@ -98,8 +105,10 @@ def unwrap_state(payload: Any, where: str) -> dict[str, Tensor]:
     if isinstance(payload, Mapping):
         found = {k: t for k, t in payload.items() if isinstance(k, str) and isinstance(t, Tensor)}
     if not found:
-        held = f"its keys: {', '.join(map(str, list(payload)[:5]))}" if payload else "it is empty"
-        held = held if isinstance(payload, Mapping) else f"it holds a {type(payload).__name__}"
+        held = f"it holds a {type(payload).__name__}"
+        if isinstance(payload, Mapping):
+            keys = ", ".join(str(key)[:50] for key in list(payload)[:5])
+            held = f"its keys: {keys}" if payload else "it is empty"
         raise CheckpointError(
             f"{where} holds no state dict ({held}): expected named tensors, bare or under "
             f"{', '.join(map(repr, WRAPPERS))}"
@@ -175,28 +184,35 @@ def write_foreign_folder(
 
 def _read_file(path: Path) -> dict[str, Tensor]:
     """Read one file by its content: safetensors by its name, the others as torch finds them."""
+    with reading(path, CheckpointError):
+        check_regular(path)
     if path.stat().st_size == 0:
         raise CheckpointError(f"{path} is empty")
     if path.suffix == ".safetensors":
-        try:
-            return unwrap_state(load_file(path), str(path))
-        except (SafetensorError, ValueError, OSError) as error:
-            raise CheckpointError(f"{path} is damaged: {error}; copy it again") from error
+        return unwrap_state(read_tensors(path)[0], str(path))
     if path.suffix not in TORCH_SUFFIXES:
         known = ", ".join((*TORCH_SUFFIXES, ".safetensors"))
         raise CheckpointError(f"{path}: cannot tell its format; the name must end in {known}")
-    if is_torchscript(path):
-        return unwrap_state(read_torchscript(path), str(path))
-    return unwrap_state(_torch_load(path), str(path))
+    tensors = unwrap_state(_read_torch(path), str(path))
+    check_tensors(path, tensors)
+    return tensors
 
 
-def _torch_load(path: Path) -> Any:
+def _read_torch(path: Path) -> Any:
+    """Read what torch.save or torch.jit.save wrote."""
+    if not is_archive(path):
+        return _torch_load(path, mmap=False)
+    with open_archive(path) as archive:
+        if is_torchscript(archive):
+            return read_torchscript(archive, path)
+    return _torch_load(path, mmap=True)
+
+
+def _torch_load(path: Path, *, mmap: bool) -> Any:
     """Call `torch.load` without leave to build objects, and name what is wrong with the file."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # inert: arguments of a script
-            return torch.load(
-                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-            )
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         detail = str(error)
         if "GLOBAL" in detail or "Unsupported class" in detail:
@@ -232,7 +248,7 @@ def _read_folder(folder: Path) -> dict[str, Tensor]:
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
     """Read the files that an index names; each tensor must be where the index says."""
-    shard_of = _read_json(index).get("weight_map")
+    shard_of = read_json_object(index, error=CheckpointError).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
         raise CheckpointError(f"{index} has no weight_map")
     tensors: dict[str, Tensor] = {}
@@ -240,20 +256,10 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
         shard = index.parent / name
         if Path(name).name != name or name in (".", ".."):
             raise CheckpointError(f"{index} names {name!r}, which is not a file beside it")
-        if not shard.is_file():
+        if not shard.exists():
             raise CheckpointError(f"{shard} is missing: {index.name} names it; copy it as well")
         tensors |= _read_file(shard)
     absent = sorted(set(shard_of) - set(tensors))
     if absent:
         raise CheckpointError(f"{index.parent}: no shard holds {absent[0]} ({len(absent)} absent)")
     return tensors
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object")
-    return value

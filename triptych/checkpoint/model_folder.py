@@ -28,6 +28,14 @@ from triptych.checkpoint.tensor_file import read_tensors, write_tensors
 from triptych.core.errors import CheckpointError
 from triptych.core.files import write_atomic, write_json
 from triptych.core.outputs import MetricValue
+from triptych.core.reading import (
+    MAX_SETTINGS_BYTES,
+    open_regular,
+    read_bytes,
+    read_json_object,
+    read_text,
+    reading,
+)
 
 CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json"
 PREPROCESS, CARD, HEAD = "preprocess.json", "README.md", "head.safetensors"
@@ -127,9 +135,9 @@ def load_model_folder(folder: Path) -> ModelFolder:
         raise CheckpointError(
             f"no model folder at {folder}; `triptych train` and `triptych import` write one"
         )
-    missing = {name for name in _NEEDED if not (folder / name).is_file()}
+    missing = {name for name in _NEEDED if not (folder / name).exists()}
     config = {} if CONFIG in missing else _read_json(folder / CONFIG)
-    if config.get("text", {}) is not None and not (folder / TOKENIZER).is_file():
+    if config.get("text", {}) is not None and not (folder / TOKENIZER).exists():
         missing.add(TOKENIZER)
     if missing:
         raise CheckpointError(
@@ -138,14 +146,14 @@ def load_model_folder(folder: Path) -> ModelFolder:
         )
     if os.path.lexists(folder / SUMS):
         _compare_sums(folder)
-    card, head = folder / CARD, folder / HEAD
+    head = folder / HEAD
     return ModelFolder(
         config=config,
         state_dict=_load_weights(folder / WEIGHTS),
         tokenizer_path=folder / TOKENIZER,
         preprocess=_read_json(folder / PREPROCESS),
-        card=card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "",
-        head=_load_weights(head) if head.is_file() else {},
+        card=_read_card(folder / CARD),
+        head=_load_weights(head) if head.exists() else {},
     )
 
 
@@ -174,11 +182,8 @@ def _hashed_files(folder: Path) -> list[Path]:
 def _compare_sums(folder: Path) -> None:
     """Raise a CheckpointError that names a file which is not as `SHA256SUMS` says."""
     path = folder / SUMS
-    advice = f"copy the folder again; if you changed it on purpose, remove {SUMS}, or write it anew"
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; {advice}") from error
+    advice = f"copy the folder again; if you changed it on purpose, remove {SUMS}"
+    lines = read_text(path, error=CheckpointError).splitlines()
     found = [_SUM.fullmatch(line) for line in lines]
     sums = {match[2]: match[1] for match in found if match}
     if len(sums) != len(lines):
@@ -200,11 +205,8 @@ def _compare_sums(folder: Path) -> None:
 
 
 def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    with reading(path, CheckpointError), open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def stored_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -237,21 +239,21 @@ def _save_weights(path: Path, state_dict: Mapping[str, Tensor]) -> str:
 
 def _load_weights(path: Path) -> dict[str, Tensor]:
     weights, metadata = read_tensors(path)
-    try:
+    with reading(path, CheckpointError):
         tied = json.loads(metadata.get("tied", "{}"))
         return weights | {name: weights[owner] for name, owner in tied.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}; copy it again") from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    return read_json_object(path, error=CheckpointError)
+
+
+def _read_card(path: Path) -> str:
+    """Return the card; it is for people, so that a model loads whatever it holds."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object")
-    return value
+        return read_bytes(path, MAX_SETTINGS_BYTES).decode("utf-8", "replace")
+    except OSError:
+        return ""
 
 
 def build_model_card(

@@ -14,14 +14,21 @@ import io
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from triptych.checkpoint.tensor_file import check_tensors, room_for
 from triptych.core.errors import CheckpointError
+from triptych.core.reading import open_regular, open_zip, reading
+
+_ZIP_MAGIC = b"PK\x03\x04"
+MAX_OBJECTS, MAX_DEPTH = 200_000, 100
+"""Of an archive's description: objects that are visited, each as often as others hold it."""
 
 _DTYPES = {
     "FloatStorage": torch.float32,
@@ -85,26 +92,40 @@ class _Reader(pickle.Unpickler):
         return self._storages[key]
 
 
-def is_torchscript(path: Path) -> bool:
-    """Say whether a file is a TorchScript archive: a zip with a constants.pkl."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(PurePosixPath(name).name == "constants.pkl" for name in archive.namelist())
+def is_archive(path: Path) -> bool:
+    """Say whether a file is a zip archive, as torch.save and torch.jit.save write."""
+    with reading(path, CheckpointError), open_regular(path) as file:
+        begins_so = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
+    if begins_so and not zipfile.is_zipfile(path):
+        raise CheckpointError(f"{path} is truncated or damaged: it has no directory; copy it again")
+    return begins_so
 
 
-def read_torchscript(path: Path) -> dict[str, Tensor]:
+def open_archive(path: Path) -> AbstractContextManager[zipfile.ZipFile]:
+    """Open a zip archive whose content is not far larger than it is; torch knows no such limit."""
+    return open_zip(path, max_bytes=room_for(path), error=CheckpointError)
+
+
+def is_torchscript(archive: zipfile.ZipFile) -> bool:
+    """Say whether an archive is one of TorchScript: it has a constants.pkl."""
+    return any(PurePosixPath(name).name == "constants.pkl" for name in archive.namelist())
+
+
+def read_torchscript(archive: zipfile.ZipFile, path: Path) -> dict[str, Tensor]:
     """Return the parameters and buffers of a TorchScript archive by dotted name.
+
+    Args:
+        archive: As `open_archive` gives it.
+        path: Its file, for messages.
 
     Raises:
         CheckpointError: The archive is damaged.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            names = [n for n in archive.namelist() if n.count("/") == 1 and n.endswith("/data.pkl")]
-            root = names[0].removesuffix("/data.pkl")
-            top = _Reader(io.BytesIO(archive.read(names[0])), archive, root).load()
-            return dict(_tensors(top, ""))
+        names = [n for n in archive.namelist() if n.count("/") == 1 and n.endswith("/data.pkl")]
+        root = names[0].removesuffix("/data.pkl")
+        top = _Reader(io.BytesIO(archive.read(names[0])), archive, root).load()
+        return dict(_walk(top, _inside_record))
     except Exception as error:  # anything can be wrong with foreign bytes
         raise CheckpointError(f"{path} is a damaged TorchScript archive: {error!r}") from error
 
@@ -115,12 +136,34 @@ def _rebuild(
     return flat.as_strided(tuple(size), tuple(stride), offset)
 
 
-def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, _Record):
-        for attribute, inner in value.attributes.items():
-            yield from _tensors(inner, f"{name}.{attribute}" if name else str(attribute))
+def _walk(
+    top: Any, inside: Callable[[Any], Iterable[tuple[str, Any]]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Return the tensors below an object, by dotted name.
+
+    Args:
+        top: The object.
+        inside: Returns the named parts of an object.
+
+    Raises:
+        CheckpointError: Objects hold one another, in a circle or without end.
+    """
+    waiting = [("", 0, top)]
+    for _ in range(MAX_OBJECTS):
+        if not waiting:
+            return
+        name, depth, value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield name, value
+        elif depth < MAX_DEPTH:
+            parts = [(f"{name}.{n}" if name else n, depth + 1, part) for n, part in inside(value)]
+            waiting += reversed(parts)
+    raise CheckpointError(f"its objects hold more than {MAX_OBJECTS} others")
+
+
+def _inside_record(value: Any) -> Iterable[tuple[str, Any]]:
+    attributes = value.attributes if isinstance(value, _Record) else {}
+    return [(str(name), part) for name, part in attributes.items()]
 
 
 class _Inert:
@@ -147,26 +190,27 @@ def read_dalle_module(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: The file is missing, damaged, or names other classes.
     """
-    if not path.is_file():
-        raise CheckpointError(f"there is no file {path}")
     stubs = {name: type(name.rpartition(".")[2], (_Inert,), {}) for name in _CLASSES}
+    if is_archive(path):
+        with open_archive(path):  # checks its size
+            pass
     try:
         with torch.serialization.safe_globals([(stub, name) for name, stub in stubs.items()]):
             module = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError) as error:
+    except Exception as error:  # torch raises what it likes on bad bytes
         raise CheckpointError(
             f"{path} is damaged, or no encoder or decoder of DALL-E: {str(error)[:200]}"
         ) from error
-    found = dict(_parameters(module, ""))
+    with reading(path, CheckpointError):
+        found = {name: tensor.detach() for name, tensor in _walk(module, _inside_module)}
     if not found:
         raise CheckpointError(f"{path} holds no parameters: expected a module of DALL-E's")
+    check_tensors(path, found)
     return found
 
 
-def _parameters(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    state = getattr(module, "__dict__", {})
-    for name, parameter in (state.get("_parameters") or {}).items():
-        if isinstance(parameter, Tensor):
-            yield f"{prefix}{name}", parameter.detach()
-    for name, child in (state.get("_modules") or {}).items():
-        yield from _parameters(child, f"{prefix}{name}.")
+def _inside_module(value: Any) -> Iterable[tuple[str, Any]]:
+    state = getattr(value, "__dict__", {})
+    parts = [state.get(kind) for kind in ("_parameters", "_modules")]
+    found = [(str(n), p) for part in parts if isinstance(part, dict) for n, p in part.items()]
+    return [(name, part) for name, part in found if isinstance(part, Tensor | _Inert)]

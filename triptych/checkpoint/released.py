@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,11 +11,12 @@ from typing import Any
 from torch import Tensor
 
 from triptych.checkpoint.foreign import read_foreign
-from triptych.checkpoint.model_folder import CONFIG, ModelFolder, load_model_folder
+from triptych.checkpoint.model_folder import CONFIG, SUMS, ModelFolder, load_model_folder
 from triptych.core.errors import CheckpointError
+from triptych.core.reading import read_json_object, reading
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-SETTINGS = ("*.json", "*.txt")
+SETTINGS = ("*.json", "*.txt", SUMS)
 SAFE_WEIGHTS = ("model*.safetensors", "head.safetensors")
 TORCH_WEIGHTS = ("pytorch_model*.bin",)
 
@@ -88,10 +88,10 @@ def open_model_folder(name: str | Path, to_model_folder: ToModelFolder) -> Model
 
 def _is_released(folder: Path) -> bool:
     try:
-        plain = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        plain = read_json_object(folder / CONFIG, error=CheckpointError)
+    except CheckpointError:  # which `load_model_folder` tells
         return False
-    return isinstance(plain, dict) and "model_type" in plain and "model" not in plain
+    return "model_type" in plain and "model" not in plain
 
 
 def with_preprocessor(
@@ -112,14 +112,12 @@ def with_preprocessor(
     if not path.is_file():
         return preprocess
     own = preprocess["image_size"]
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
+    plain = read_json_object(path, error=CheckpointError)
+    with reading(path, CheckpointError):
         mean = [float(v) for v in plain.get("image_mean") or preprocess["mean"]]
         std = [float(v) for v in plain.get("image_std") or preprocess["std"]]
         size = plain.get("crop_size") or plain.get("size") or own
         side = int(size["height"]) if isinstance(size, dict) else int(size)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {type(error).__name__} {error}") from error
     if side != own and not resized:
         raise CheckpointError(
             f"{path} makes images of {side} px but the model takes {own}: the files belong to "

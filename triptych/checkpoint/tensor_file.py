@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from triptych.core.errors import CheckpointError
+from triptych.core.reading import check_regular, reading
 
 DTYPES = {
     torch.float64: "F64",
@@ -36,6 +37,7 @@ DTYPES = {
 }
 """What the format calls them."""
 
+_UNPACKED, _UNPACKED_LEAST = 4, 1 << 26
 _CHUNK = 1 << 24
 """Bytes that are hashed and written at a time; other threads run meanwhile."""
 
@@ -99,23 +101,37 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         CheckpointError: It is no such file, truncated, or a weight is NaN or infinite.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            metadata = dict(file.metadata() or {})
-    except (SafetensorError, ValueError, OSError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}; copy it again") from error
-    check_finite(tensors, str(path))
+    with reading(path, CheckpointError):
+        check_regular(path)
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                metadata = dict(file.metadata() or {})
+        except SafetensorError as error:
+            raise CheckpointError(f"{path} is damaged: {error}; copy it again") from error
+    check_tensors(path, tensors)
     return tensors, metadata
 
 
-def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Raise a CheckpointError that names a weight which is NaN or infinite.
+def check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise a CheckpointError unless tensors of a file are plain, finite and as large as it.
+
+    A few bytes can stand for a tensor of any size, all of whose elements are one number.
 
     Args:
-        tensors: By name.
-        where: Their file, for the message.
+        path: Their file, for the message and for its size.
+        tensors: By name, on the CPU.
     """
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
+            raise CheckpointError(
+                f"{path}: {name} is a sparse, quantized or empty tensor: store plain weights"
+            )
+    claimed = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if claimed > room_for(path):
+        raise CheckpointError(
+            f"{path}: its tensors claim {claimed:,} bytes, far more than the file holds"
+        )
     for name, tensor in tensors.items():
         if not tensor.is_floating_point() or tensor.numel() == 0:
             continue
@@ -123,9 +139,14 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
             tensor = tensor.float()
         if not all(bound.isfinite() for bound in tensor.aminmax()):  # both are NaN if any is
             raise CheckpointError(
-                f"{where}: {name} holds NaN or infinite weights; the file is damaged, or training "
+                f"{path}: {name} holds NaN or infinite weights; the file is damaged, or training "
                 "diverged before it was written"
             )
+
+
+def room_for(path: Path) -> int:
+    """Return how many bytes a file may unpack to: tied weights count twice, zeros compress well."""
+    return _UNPACKED * path.stat().st_size + _UNPACKED_LEAST
 
 
 def _name_of(name: str, dtype: torch.dtype) -> str:
