@@ -171,6 +171,6 @@ def test_checkpoints_of_format_1_are_read_and_verified(tmp_path):
 def test_a_disk_that_refuses_is_a_clear_error(tmp_path):
     (tmp_path / "checkpoints").write_text("a file is in the way")
     with pytest.raises(
-        CheckpointError, match=r"cannot write checkpoints in .*checkpoints: .*another run folder"
+        CheckpointError, match=r"cannot write checkpoints in .*checkpoints: .*another folder"
     ):
         save_checkpoint(tmp_path / "checkpoints", 1, state_of(1))

@@ -3,6 +3,7 @@
 import os
 import pickle
 import signal
+import time
 
 import pytest
 
@@ -12,21 +13,34 @@ from .toy import exact_lines, toy_batches, toy_trainer
 
 
 def _handlers():
-    return signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    return [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
 
 
-def test_the_first_signal_is_kept_and_handlers_come_back():
+@pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_is_kept_and_handlers_come_back(first):
     before = _handlers()
     with InterruptGuard() as guard:
         assert guard.requested is None
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(first)
         signal.raise_signal(signal.SIGTERM)  # a cluster that repeats itself does no harm
-        assert guard.requested == signal.SIGTERM
+        signal.raise_signal(signal.SIGHUP)
+        assert guard.requested == first
         assert _handlers() != before
     assert _handlers() == before
 
 
-@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_nohup_is_obeyed():
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with InterruptGuard() as guard:
+            signal.raise_signal(signal.SIGHUP)
+            assert guard.requested is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_later_ctrl_c_aborts_at_once(first):
     before = _handlers()
     with pytest.raises(KeyboardInterrupt), InterruptGuard():
@@ -36,7 +50,8 @@ def test_a_later_ctrl_c_aborts_at_once(first):
 
 
 @pytest.mark.parametrize(
-    ("number", "expected"), [(signal.SIGINT, 7), (signal.SIGTERM, -signal.SIGTERM)]
+    ("number", "expected"),
+    [(signal.SIGINT, 7), (signal.SIGHUP, 7), (signal.SIGTERM, -signal.SIGTERM)],
 )
 def test_a_forked_worker_ignores_ctrl_c_and_ends_on_sigterm(number, expected):
     with InterruptGuard() as guard:
@@ -54,6 +69,8 @@ def test_two_ctrl_c_in_a_run_abort_without_saving_and_release_everything(tmp_pat
     def batches(start):
         for number, batch in enumerate(toy_batches(start), start):
             if number == 3:
+                while not (tmp_path / "checkpoints" / "step_2").exists():
+                    time.sleep(0.01)  # it is written in the background
                 signal.raise_signal(signal.SIGINT)
                 signal.raise_signal(signal.SIGINT)
             yield batch

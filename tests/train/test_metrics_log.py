@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from triptych.core.errors import CheckpointError
 from triptych.train.metrics_log import MetricsLog, StepMeans, read_metrics
 
 
@@ -24,6 +25,15 @@ def test_resuming_drops_later_and_half_written_lines(tmp_path, tail):
     log.write(3, {"loss/a": 9.0})
     log.close()
     assert path.read_text().splitlines() == [*lines[:3], '{"step": 3, "loss/a": 9.0}']
+
+
+def test_a_log_that_is_removed_ends_the_run(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.write(1, {"loss/a": 1.0})
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl was removed while the run"):
+        log.write(2, {"loss/a": 1.0})
+    log.close()
 
 
 def test_means_survive_a_checkpoint():

@@ -22,6 +22,7 @@ from triptych.train.interrupts import TrainingInterrupted
 
 from .toy import ToyTask, exact_lines, toy_batches, toy_trainer
 
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 SETTINGS = [
     pytest.param({}, id="plain"),
     pytest.param({"micro_batch_size": 2}, id="accumulated"),
@@ -75,7 +76,7 @@ def test_a_crash_in_any_step_changes_nothing(tmp_path, settings):
 
 
 @pytest.mark.parametrize("settings", SETTINGS)
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), CODES.items())
 def test_a_signal_saves_after_the_step_and_the_run_goes_on(tmp_path, settings, number, code):
     expected = ToyTask()
     toy_trainer(tmp_path / "whole", expected, **settings).fit()

@@ -2,13 +2,14 @@
 
 import contextlib
 import copy
+import shutil
 import threading
 
 import pytest
 import torch
 from torch import nn
 
-from triptych.core.errors import ConfigError, DataError, NonFiniteError
+from triptych.core.errors import CheckpointError, ConfigError, DataError, NonFiniteError
 from triptych.train import trainer as trainer_module
 from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
 from triptych.train.trainer import Trainer
@@ -280,3 +281,19 @@ def test_training_outside_the_main_thread_installs_no_handlers(tmp_path):
     thread.start()
     thread.join()
     assert results == [2]
+
+
+@pytest.mark.parametrize("settings", [{}, {"log_every_steps": 100, "async_checkpoints": False}])
+def test_a_run_folder_that_is_removed_ends_the_run_and_does_not_come_back(tmp_path, settings):
+    """Noticed at the next line of the log, or else at the next checkpoint."""
+    folder = tmp_path / "run"
+
+    def batches(start):
+        for number, batch in enumerate(toy_batches(start), start):
+            if number == 4:
+                shutil.rmtree(folder)
+            yield batch
+
+    with pytest.raises(CheckpointError, match=r"was removed"):
+        toy_trainer(folder, batches=batches, checkpoint_every_steps=3, **settings).fit()
+    assert not folder.exists()

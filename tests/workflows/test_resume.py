@@ -1,13 +1,16 @@
 """The real recipe goes on bitwise: after kill -9 at random moments, and after a signal."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.train.toy import exact_lines
 from triptych.core.config import save_yaml
 from triptych.core.errors import ConfigError
 from triptych.models.families import VARIANTS
@@ -53,6 +56,40 @@ def test_a_terminated_run_goes_on_from_its_own_config(tmp_path, scenes, monkeypa
     assert not (tmp_path / "run" / "model").exists()
     assert resume_run(tmp_path / "run").step == MAX_STEPS
     assert same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_equal_runs_leave_equal_files(tmp_path, scenes):
+    """All but the times in `metrics.jsonl`, and TensorBoard's, which are called by theirs."""
+    config = small_run(
+        "mplug.pretrain",
+        source_of(scenes, "mplug.pretrain"),
+        max_steps=2,
+        global_batch_size=4,
+        tensorboard=True,
+    )
+    config = replace(config, data=replace(config.data, val_share=0.3))
+    found = []
+    for name in ("one", "two"):
+        train_run(config, tmp_path / name)
+        files = (path for path in (tmp_path / name).rglob("*") if path.is_file())
+        found.append({path.relative_to(tmp_path / name): path for path in files})
+    one, two = ({str(p): f for p, f in files.items()} for files in found)
+    events = [name for name in {*one, *two} if name.startswith("tensorboard/")]
+    assert len(events) == 2
+    assert one.keys() - events == two.keys() - events
+    assert {"best/model.safetensors", "model/model.safetensors", "config.yaml"} < one.keys()
+    differ = [n for n in one.keys() - events if one[n].read_bytes() != two[n].read_bytes()]
+    assert differ == ["metrics.jsonl"]
+    assert exact_lines(tmp_path / "one") == exact_lines(tmp_path / "two")
+    modes = {name: oct(path.stat().st_mode & 0o777) for name, path in one.items()}
+    assert set(modes.values()) == {oct(0o666 & ~umask())}, modes
+
+
+def umask():
+    """Return what the process's files lack of mode 0666."""
+    found = os.umask(0o022)
+    os.umask(found)
+    return found
 
 
 def test_a_run_that_saved_nothing_is_replaced(tmp_path, scenes, capsys):

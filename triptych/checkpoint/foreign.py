@@ -6,7 +6,6 @@ A file that cannot be read without unpickling objects is refused; no option chan
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
 import shutil
 from collections.abc import Iterable, Mapping
@@ -25,7 +24,7 @@ from triptych.checkpoint.pickles import (
 )
 from triptych.checkpoint.tensor_file import check_tensors, read_tensors, write_tensors
 from triptych.core.errors import CheckpointError
-from triptych.core.files import write_json
+from triptych.core.files import placed, write_json, writing
 from triptych.core.reading import check_regular, read_json_object, reading
 
 WRAPPERS = ("model", "module", "state_dict", "model_state_dict")
@@ -133,19 +132,13 @@ def write_foreign(path: Path, tensors: Mapping[str, Tensor], *, wrapper: str | N
     if path.suffix not in (*TORCH_SUFFIXES, ".safetensors"):
         known = ", ".join((*TORCH_SUFFIXES, ".safetensors"))
         raise CheckpointError(f"{path}: the name must end in one of {known}")
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(str(path), path, kind=CheckpointError), placed(path) as temporary:
         if path.suffix == ".safetensors":
             write_tensors(temporary, tensors, {"format": "pt"})
         else:
             state = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
-            torch.save(state if wrapper is None else {wrapper: state}, temporary)
-        temporary.replace(path)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"cannot write {path}: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+            with temporary.open("wb") as file:  # a path would put the name into the file
+                torch.save(state if wrapper is None else {wrapper: state}, file)
 
 
 def write_foreign_folder(
@@ -167,19 +160,13 @@ def write_foreign_folder(
     """
     if folder.exists():
         raise CheckpointError(f"{folder} exists: choose another folder")
-    temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
+    with writing(str(folder), folder, kind=CheckpointError), placed(folder) as temporary:
+        temporary.mkdir()
         write_tensors(temporary / FOLDER_FILES[0], tensors, {"format": "pt"})
         for name, content in configs.items():
             write_json(temporary / name, dict(content))
         for file in files:
             shutil.copyfile(file, temporary / file.name)
-        temporary.rename(folder)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {folder}: {error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:

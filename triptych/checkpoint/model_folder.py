@@ -26,7 +26,7 @@ from torch import Tensor
 from triptych.checkpoint.nested import split_tensors
 from triptych.checkpoint.tensor_file import read_tensors, write_tensors
 from triptych.core.errors import CheckpointError
-from triptych.core.files import write_atomic, write_json
+from triptych.core.files import placed, write_atomic, write_json, writing
 from triptych.core.outputs import MetricValue
 from triptych.core.reading import (
     MAX_SETTINGS_BYTES,
@@ -99,29 +99,23 @@ def save_model_folder(
             f"{folder} is not a model folder ({others[0] if others else 'a file'} is in the way): "
             "choose another folder"
         )
-    temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
-    try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        sums = {WEIGHTS: _save_weights(temporary / WEIGHTS, state_dict)}
-        if head is not None:
-            sums[HEAD] = _save_weights(temporary / HEAD, head)
-        if tokenizer_json is not None:
-            write_atomic(temporary / TOKENIZER, tokenizer_json)
-        write_json(temporary / PREPROCESS, preprocess)
-        write_json(temporary / CONFIG, config)
-        sums |= {p.name: _sha256(p) for p in _hashed_files(temporary) if p.name not in sums}
-        write_atomic(temporary / SUMS, "".join(f"{sums[n]}  {n}\n" for n in sorted(sums)))
-        write_atomic(temporary / CARD, card)
-        if folder.exists():
+    with writing(f"model folder {folder}", folder, kind=CheckpointError):
+        with placed(folder) as temporary:
+            temporary.mkdir()
+            sums = {WEIGHTS: _save_weights(temporary / WEIGHTS, state_dict)}
+            if head is not None:
+                sums[HEAD] = _save_weights(temporary / HEAD, head)
+            if tokenizer_json is not None:
+                write_atomic(temporary / TOKENIZER, tokenizer_json)
+            write_json(temporary / PREPROCESS, preprocess)
+            write_json(temporary / CONFIG, config)
+            sums |= {p.name: _sha256(p) for p in _hashed_files(temporary) if p.name not in sums}
+            write_atomic(temporary / SUMS, "".join(f"{sums[n]}  {n}\n" for n in sorted(sums)))
+            write_atomic(temporary / CARD, card)
             aside = folder.with_name(f".{folder.name}.old{os.getpid()}")
-            folder.rename(aside)
-            temporary.rename(folder)
-            shutil.rmtree(aside)
-        else:
-            temporary.rename(folder)
-    except OSError as error:
-        raise CheckpointError(f"cannot write model folder {folder}: {error.strerror}") from error
+            if folder.exists():
+                folder.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 

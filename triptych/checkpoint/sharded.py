@@ -10,7 +10,6 @@ Nothing is pickled; `run` and torch's HuggingFaceStorageReader read the result.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -25,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -34,11 +32,13 @@ from triptych.checkpoint.nested import split_tensors
 from triptych.checkpoint.run import FORMATS, OFFSETS, SEAL, SHARDING, STATE, list_checkpoints
 from triptych.checkpoint.tensor_file import write_tensors
 from triptych.core.errors import CheckpointError
-from triptych.core.files import write_atomic, write_json
+from triptych.core.files import refusal, write_atomic, write_json
 from triptych.distributed.collectives import from_main, gather_objects
 from triptych.distributed.env import rank, world_size
 
 _TEMPORARY = ".tmp_"
+
+_RESUME = "resume from the last checkpoint"
 
 _NICENESS = 10
 """Of the writing thread, on Linux: training has the processor first."""
@@ -213,7 +213,7 @@ class CheckpointWriter:
                 if world_size() > 1:
                     marker.mkdir()
             except OSError as error:
-                failure = _refusal(f"checkpoints in {self.folder}", error)
+                failure = refusal(f"checkpoints in {self.folder}", error, _RESUME)
         if world_size() > 1:
             failure = from_main(failure)
             seen = gather_objects(failure is not None or marker.is_dir())
@@ -269,10 +269,10 @@ class CheckpointWriter:
             save.done = True
         except _Abandoned:
             shutil.rmtree(save.temporary, ignore_errors=True)
-        except (OSError, SafetensorError, CheckpointError) as error:
+        except (OSError, CheckpointError) as error:
             text = str(error)
             if not isinstance(error, CheckpointError):
-                text = _refusal(f"checkpoint {save.final}", error)
+                text = refusal(f"checkpoint {save.final}", error, _RESUME)
             save.error = CheckpointError(_give_up(save, text))
             save.error.__cause__ = error
         except BaseException as error:  # an error of ours: it must not end with the thread
@@ -286,9 +286,8 @@ class CheckpointWriter:
         for note in notes:
             files |= json.loads(note.read_text(encoding="utf-8"))
             note.unlink()
-        write_json(
-            save.temporary / SEAL, {"format": FORMATS[-1], "step": save.step, "files": files}
-        )
+        seal = {"format": FORMATS[-1], "step": save.step, "files": files}
+        write_json(save.temporary / SEAL, seal, parents=False)
         _flush(save.temporary)
         self._discard(save.final)
         save.temporary.rename(save.final)
@@ -356,7 +355,8 @@ def _write_part(save: _Save) -> None:
         if save.abandoned.is_set():
             raise _Abandoned
 
-    save.temporary.mkdir(parents=True, exist_ok=True)
+    for folder in (save.final.parent, save.temporary):
+        folder.mkdir(exist_ok=True)  # no parents: a run whose folder was removed must notice
     name = f"shard_{rank():05d}-of-{world_size():05d}.safetensors"
     begins = {key: {OFFSETS: list(offsets)} for key, (_, offsets) in save.parts.items()}
     files = {
@@ -369,10 +369,10 @@ def _write_part(save: _Save) -> None:
     }
     if rank() == 0:
         content = json.dumps(save.skeleton).encode()
-        write_atomic(save.temporary / STATE, content)
+        write_atomic(save.temporary / STATE, content, parents=False)
         digest = hashlib.sha256(content).hexdigest()
         files[STATE] = {"size": len(content), "sha256": digest}
-    write_json(save.temporary / _note(rank()), files)
+    write_json(save.temporary / _note(rank()), files, parents=False)
 
 
 def _await(save: _Save, notes: list[Path]) -> None:
@@ -430,7 +430,7 @@ def _give_up(save: _Save, text: str) -> str:
         if failed.exists():
             text = failed.read_text(encoding="utf-8") or text
         elif world_size() > 1:
-            write_atomic(failed, text)
+            write_atomic(failed, text, parents=False)
     shutil.rmtree(save.temporary, ignore_errors=True)
     return text
 
@@ -442,17 +442,6 @@ def _failed(save: _Save) -> Path:
 
 def _note(number: int) -> str:
     return f"rank_{number}.json"
-
-
-def _refusal(what: str, error: Exception) -> str:
-    code = error.errno if isinstance(error, OSError) else None
-    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    remedy = "check the disk and who may write there, or choose another run folder, then resume"
-    if code in (errno.ENOSPC, errno.EDQUOT):
-        remedy = "free space on the disk or choose another run folder, then resume"
-    elif code == errno.ENOENT:
-        remedy = "its folder was removed meanwhile; resume from the last checkpoint"
-    return f"cannot write {what}: {reason}; {remedy}"
 
 
 def _flush(folder: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from triptych import __version__
 from triptych.core.errors import ConfigError, TriptychError, nearest
+from triptych.core.files import is_full, refusal
 from triptych.core.registry import load_plugins
 from triptych.train.interrupts import TrainingInterrupted
 
@@ -123,6 +124,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TriptychError as error:
         print(f"triptych: error: {error}", file=sys.stderr)
         return USER_ERROR
+    except BrokenPipeError:  # the reader, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
+        return 141
+    except OSError as error:
+        if not is_full(error):
+            raise
+        print(f"triptych: error: {refusal(error.filename or 'a file', error)}", file=sys.stderr)
+        return USER_ERROR
     except TrainingInterrupted as stop:
         print(f"triptych: {stop}", file=sys.stderr)
         command = _resume_command(stop.checkpoint.parent.parent)
@@ -131,9 +140,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("triptych: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader, such as `head`, has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
-        return 141
     except SystemExit as stop:  # the parser has printed what is wrong, or the help
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
 

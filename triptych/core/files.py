@@ -1,15 +1,17 @@
-"""Files that are either complete or absent, and folders that one run has to itself."""
+"""Files that are complete or absent, folders that one run has to itself, and disks that refuse."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from triptych.core.errors import ConfigError
+from triptych.core.errors import ConfigError, DataError, TriptychError
 
 try:
     import fcntl
@@ -96,21 +98,148 @@ def whole_file_for_one(path: Path) -> IO[bytes]:
     return file
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What a system answers where a file may not grow: disk, quota, or limit of the process."""
+
+_LITTLE_BYTES = 1 << 20
+"""Less free space than this explains a failure of a library that names no cause."""
+
+AGAIN = "give the command again"
+
+
+@contextmanager
+def writing(
+    what: str,
+    place: Path,
+    *,
+    kind: type[TriptychError] = DataError,
+    then: str = AGAIN,
+    only_full: bool = False,
+) -> Iterator[None]:
+    """Turn what a disk refuses in the block into one error that says what to do.
+
+    Args:
+        what: What is written, such as "checkpoint runs/a/checkpoints/step_3".
+        place: A file or folder on that disk.
+        kind: Class of the error.
+        then: What to do once the disk is ready.
+        only_full: Leave all but a full disk alone, where the block does not only write.
+
+    Raises:
+        TriptychError: The disk is full or read-only, or nothing may be written there.
+    """
+    try:
+        yield
+    except TriptychError:
+        raise
+    except Exception as error:  # pyarrow, torch, faiss and numpy have errors of their own
+        if not (is_full(error, place) or (isinstance(error, OSError) and not only_full)):
+            raise
+        raise kind(refusal(what, error, then)) from error
+
+
+def is_full(error: BaseException, place: Path | None = None) -> bool:
+    """Return whether an error says that a disk is full.
+
+    Args:
+        error: Of the system, or of a library that wrote a file.
+        place: A path on the disk, which is looked at where a library's error has no code.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in FULL
+    if not isinstance(error, (OSError, RuntimeError)):
+        return False
+    inner = error.__cause__ or error.__context__  # torch's error of a file follows on Python's
+    if inner is not None and is_full(inner):
+        return True
+    if any(os.strerror(code) in str(error) for code in FULL):
+        return True
+    if place is None:
+        return False
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    with suppress(OSError):
+        return shutil.disk_usage(place).free < _LITTLE_BYTES
+    return False
+
+
+def refusal(what: str, error: BaseException, then: str = AGAIN) -> str:
+    """Return what to tell the user of a file that could not be written.
+
+    Args:
+        what: The file, as for `writing`.
+        error: Why not.
+        then: What to do once the disk is ready.
+    """
+    code = error.errno if isinstance(error, OSError) else errno.ENOSPC
+    reason = os.strerror(code) if code is not None else str(error)
+    remedy = f"check the disk and who may write there, or choose another folder, then {then}"
+    if code in FULL or code is None:
+        remedy = f"free space on the disk or choose another folder, then {then}"
+    elif code == errno.ENOENT:
+        remedy = f"its folder was removed meanwhile; {then}"
+    return f"cannot write {what}: {reason}; {remedy}"
+
+
+@contextmanager
+def placed(path: Path, *, parents: bool = True) -> Iterator[Path]:
+    """Give a temporary name beside `path`, which takes its place at the end of the block.
+
+    What lies there is removed where the block fails; a kill leaves it to `remove_partials`.
+
+    Args:
+        path: A file, or a folder that is not there yet.
+        parents: Whether folders above it are made; a run does not bring back what was removed.
+
+    Yields:
+        Where to write it: a name without a file.
+    """
+    if parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    try:
+        _remove(temporary)
+        yield temporary
+        temporary.replace(path)
+    except BaseException as error:
+        full = is_full(error, temporary)  # asked before the part that fills the disk is removed
+        with suppress(OSError):
+            _remove(temporary)
+        if full and not isinstance(error, OSError):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
+
+
+def remove_partials(folder: Path) -> None:
+    """Remove what killed processes have left under temporary names in a folder that is ours alone.
+
+    Such names are those of `placed`, and of folders that a new one was to replace.
+    """
+    for kind in ("tmp", "old"):
+        for path in folder.glob(f".*.{kind}[0-9]*"):
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_atomic(path: Path, content: str | bytes, *, parents: bool = True) -> None:
     """Write `content` to a temporary name, flush it to disk and rename it to `path`.
 
-    A kill at any moment leaves the old file or the new one, never a part.
+    A kill at any moment leaves the old file or the new one, never a part. For `parents`, see
+    `placed`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
     data = content.encode() if isinstance(content, str) else content
-    with temporary.open("wb") as file:
+    with placed(path, parents=parents) as temporary, temporary.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    temporary.replace(path)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, parents: bool = True) -> None:
     """Write `value` as indented JSON, atomically."""
-    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", parents=parents)

@@ -1,14 +1,43 @@
-"""What holds for a whole process: it ends with its parent, and keeps freed memory."""
+"""What holds for a whole process: how it is stopped, ends with its parent, keeps freed memory."""
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from multiprocessing.connection import wait
+
+
+def stop_signals() -> list[int]:
+    """Return the signals that ask a program to save and stop.
+
+    SIGHUP, which comes when the terminal or the connection is closed, is none under `nohup`, which
+    ignores it, and on Windows.
+    """
+    found = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+        found.append(hangup)
+    return [int(number) for number in found]
+
+
+def let_go_of_closed_terminals() -> None:
+    """Send to nowhere what is printed to a terminal that is gone, where it would be an error."""
+    for descriptor in (1, 2):
+        try:
+            os.fstat(descriptor)
+            os.ttyname(descriptor)
+        except OSError as error:
+            if error.errno == errno.EIO:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, descriptor)
+                os.close(nowhere)
+
 
 _LOOK_S = 0.5
 """Seconds between two looks for a parent that is not `multiprocessing`'s."""

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,13 +102,14 @@ class CodeShardWriter:
 
     def close(self) -> None:
         """End the current shard."""
-        if self._shard is not None:
-            self._shard.close()
-            self._shard = None
+        shard, self._shard = self._shard, None
+        if shard is not None:
+            shard.close()
 
     def discard(self) -> None:
         """Remove the shards again: half a dataset is none."""
-        self.close()
+        with suppress(OSError):  # a full disk takes no end of the file either
+            self.close()
         for number in range(-(-self.num_written // self.samples_per_shard)):
             (self.folder / f"{number:06d}.tar").unlink(missing_ok=True)
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 import triptych
 from triptych.core.errors import DataError
-from triptych.core.files import write_json
+from triptych.core.files import refusal, write_json
 from triptych.data.cache import cache_folder, cache_key, log, one_at_a_time
 from triptych.data.columns import RECORDS, SKIPPED, Columns, ColumnWriter
 from triptych.data.records import Record, SelectedRecords, ShardRuns, present_fields
@@ -277,10 +277,9 @@ class IndexWriter:
         return True
 
     def _cannot_write(self, error: OSError) -> DataError:
-        return DataError(
-            f"the index of {self._store.name} cannot be written to {self._store.folder}: {error}. "
-            "Free some space, set TRIPTYCH_CACHE to another folder, or set index to never"
-        )
+        where = f"the index of {self._store.name} to {self._store.folder}"
+        way = "give the command again (TRIPTYCH_CACHE names the folder; index never makes none)"
+        return DataError(refusal(where, error, way))
 
 
 class _Joins:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from triptych.core.files import placed
 from triptych.core.rng import sample_generator
 from triptych.data.cache import cache_folder, log, one_at_a_time
 from triptych.data.windows import ShardWindows
@@ -116,20 +117,18 @@ def _mapped_permutation(seed: int, epoch: int, num_samples: int) -> NDArray[np.i
 
 
 def _write_permutation(path: Path, seed: int, epoch: int, num_samples: int) -> None:
-    temporary = path.with_name(f".tmp{os.getpid()}.npy")
     # The draws, and so the order, do not depend on the type of what is shuffled.
     dtype = np.uint32 if num_samples <= 2**32 else np.int64
-    try:
+    with placed(path) as temporary:
         file = np.lib.format.open_memmap(temporary, mode="w+", dtype=dtype, shape=(num_samples,))
+        with temporary.open("r+b") as whole:  # a disk that is full later would end the process
+            os.posix_fallocate(whole.fileno(), 0, os.fstat(whole.fileno()).st_size)
         for first in range(0, num_samples, MAPPED_FROM):
             piece = file[first : first + MAPPED_FROM]
             piece[:] = np.arange(first, first + len(piece))
         rng = sample_generator(seed, epoch, 0, PERMUTATION_STREAM)
         rng.shuffle(np.asarray(file))  # as an array: a memmap would be shuffled item by item
         file.flush()
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _remove_old(folder: Path, start: str, epoch: int) -> None:

@@ -8,7 +8,6 @@ pixels are unpacked into the cache folder once.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from triptych.core.errors import DataError
+from triptych.core.files import placed
 from triptych.data.cache import cache_folder, cache_key, log, one_at_a_time
 from triptych.data.skips import ImageProblem, SkipKind
 
@@ -100,13 +100,8 @@ def unpacked(path: Path, part: str, read: Callable[[], Iterator[bytes]]) -> Path
         with one_at_a_time(target.with_suffix(".lock"), f"unpacked copy of {path}"):
             if not target.is_file():
                 log.info("%s: unpacking into %s", path, target)
-                temporary = target.with_suffix(f".tmp{os.getpid()}")
-                try:
-                    with temporary.open("wb") as copy:
-                        copy.writelines(read())
-                    temporary.replace(target)
-                finally:
-                    temporary.unlink(missing_ok=True)
+                with placed(target) as temporary, temporary.open("wb") as copy:
+                    copy.writelines(read())
     except OSError as error:
         raise DataError(
             f"{path}: cannot be unpacked into {target.parent}: {error.strerror or error}. Name "

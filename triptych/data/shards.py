@@ -7,6 +7,7 @@ SHA-256 of the shard. A shard with an index is done, so the same command goes on
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 
 from triptych.core.config import check
 from triptych.core.errors import DataError
-from triptych.core.files import has_entries, make_folder, write_json
+from triptych.core.files import has_entries, make_folder, placed, write_json, writing
 from triptych.core.rng import sample_generator
 from triptych.data.columns import RECORDS, ColumnWriter
 from triptych.data.images import decode_image
@@ -325,23 +326,45 @@ class _Hashed(io.RawIOBase):
         """Return how many bytes were written."""
         return self.size
 
+    def close(self) -> None:
+        """Close the file itself."""
+        self._file.close()
+        super().close()
+
     def finish(self) -> str:
         """Flush to the disk and return the SHA-256 in hexadecimal digits."""
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._file.close()
         return self._hash.hexdigest()
 
 
 def _write_shard(job: _Job, number: int) -> None:
-    """Write a shard, then its index."""
+    """Write a shard, then its index.
+
+    Raises:
+        DataError: The disk refuses; the shards before it stay.
+    """
     path = job.out / f"{number:06d}.tar"
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    with writing(f"shard {path}", path):
+        with placed(path) as temporary:
+            about = _write_tar(job, number, temporary)
+        own = [entry for entry in read_shard(str(path)) if isinstance(entry, Record)]
+        about |= {"name": path.name, "records": len(own)}
+        with placed(_index_path(job.out, number)) as temporary:
+            writer = ColumnWriter(temporary, RECORDS, {"shard": json.dumps(about)})
+            writer.write([in_shard(record, path.name) for record in own])
+            writer.close()
+
+
+def _write_tar(job: _Job, number: int, path: Path) -> dict[str, Any]:
+    """Write the samples of a shard; return what its index says of the file."""
     skipped: list[Skipped] = []
-    file = _Hashed(temporary)
     first = number * job.options.samples_per_shard
     num_samples = 0
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    with (
+        contextlib.closing(_Hashed(path)) as file,
+        tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
         for image in job.images(number):
             rows = job.groups.of_image(int(image))
             records = [job.records[int(row)] for row in rows]
@@ -350,22 +373,16 @@ def _write_shard(job: _Job, number: int) -> None:
                 if data is not None:
                     _add_sample(tar, f"{first:09d}_{num_samples:06d}", sample, data)
                     num_samples += 1
-    sha256 = file.finish()
-    temporary.replace(path)
-    own = [entry for entry in read_shard(str(path)) if isinstance(entry, Record)]
-    about = {
-        "name": path.name,
+        tar.close()  # the hash is of the whole file
+        sha256 = file.finish()
+    return {
+        "name": "",
         "samples": num_samples,
-        "records": len(own),
+        "records": 0,
         "bytes": file.size,
         "sha256": sha256,
         "skipped": [(s.kind.value, s.where, s.message, s.record_id) for s in skipped],
     }
-    temporary = path.with_name(f".{path.name}{INDEX_SUFFIX}.tmp{os.getpid()}")
-    writer = ColumnWriter(temporary, RECORDS, {"shard": json.dumps(about)})
-    writer.write([in_shard(record, path.name) for record in own])
-    writer.close()
-    temporary.replace(_index_path(job.out, number))
 
 
 def _image_bytes(sample: SharedImage, max_side: int | None, skipped: list[Skipped]) -> bytes | None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from triptych.core.errors import DataError
+from triptych.core.files import placed
 from triptych.core.reading import MAX_DATA_BYTES, open_descriptor, open_regular, read_bytes
 from triptych.data.cache import cache_folder, cache_key, log, one_at_a_time
 
@@ -325,11 +326,9 @@ class ShardCache:
         path = cache_folder() / "shards" / f"{cache_key([url, *facts])}.tar"
         with one_at_a_time(path.with_suffix(".lock"), None):
             if not path.is_file():
-                temporary = path.with_suffix(f".tmp{os.getpid()}")
-                with temporary.open("wb") as copy:
+                with placed(path) as temporary, temporary.open("wb") as copy:
                     for start in range(0, facts[0], FETCHED_BYTES):
                         copy.write(read_slice(url, start, min(FETCHED_BYTES, facts[0] - start)))
-                temporary.replace(path)
         path.touch()  # the newest
         self._make_room(path.parent)
         return str(path)

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from triptych.core.config import check
 from triptych.core.errors import ConfigError, DataError
-from triptych.core.processes import end_with_parent
+from triptych.core.processes import end_with_parent, stop_signals
 from triptych.data.batches import BatchBuilder, Built
 from triptych.data.collate.base import AnyCollator
 from triptych.data.order import SampleOrder
@@ -324,7 +324,8 @@ def _unchanged(built: Any) -> Any:
 def _set_up_worker(worker_id: int) -> None:
     """Leave signals to the main process, end when it is killed, and use one thread."""
     del worker_id
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group
+    for number in stop_signals():  # Ctrl-C and a closed terminal reach the whole group
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the trainer's handler, which saves
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # before any thread starts

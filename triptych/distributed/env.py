@@ -25,7 +25,7 @@ from torch._C._distributed_c10d import TCPStore
 from torch.distributed.distributed_c10d import default_pg_timeout
 
 from triptych.core.errors import TriptychError
-from triptych.core.processes import end_with_parent
+from triptych.core.processes import end_with_parent, let_go_of_closed_terminals, stop_signals
 
 T = TypeVar("T")
 
@@ -135,8 +135,8 @@ class ProcessDied(TriptychError):  # noqa: N818 - an event, as its message says
 def run_processes(function: Callable[..., T], num_processes: int, *arguments: Any) -> T:
     """Call `function(*arguments)` in several new processes of one group, and wait for them.
 
-    They meet through a file, so no port is needed. SIGINT and SIGTERM are forwarded as SIGTERM. If
-    one fails, or this process is killed, the others end.
+    They meet through a file, so no port is needed. Signals that ask to stop are forwarded as
+    SIGTERM. If one fails, or this process is killed, the others end.
 
     Args:
         function: A function of a module; what it returns and raises must be picklable.
@@ -254,7 +254,7 @@ def _is_consequence(error: BaseException) -> bool:
 
 @contextmanager
 def forward_signals(processes: Sequence[BaseProcess]) -> Iterator[list[int]]:
-    """Forward SIGINT and SIGTERM to other processes, as SIGTERM, instead of ending here.
+    """Forward SIGINT, SIGTERM and SIGHUP to other processes, as SIGTERM, instead of ending here.
 
     Args:
         processes: Those alive when the signal comes receive it; the list may still grow.
@@ -269,11 +269,12 @@ def forward_signals(processes: Sequence[BaseProcess]) -> Iterator[list[int]]:
 
     def forward(number: int, frame: FrameType | None) -> None:
         received.append(number)
+        let_go_of_closed_terminals()
         for process in processes:
             if process.is_alive():
                 process.terminate()
 
-    previous = {n: signal.signal(n, forward) for n in (signal.SIGINT, signal.SIGTERM)}
+    previous = {n: signal.signal(n, forward) for n in stop_signals()}
     try:
         yield received
     finally:

@@ -16,7 +16,7 @@ from torch import Tensor
 from triptych.checkpoint.model_folder import hash_model_folder
 from triptych.core.config import check
 from triptych.core.errors import DataError
-from triptych.core.files import folder_for_one, make_folder
+from triptych.core.files import folder_for_one, make_folder, placed, writing
 from triptych.data.manifest import read_records
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import VERB_FLAG, SkipLog
@@ -123,7 +123,7 @@ def build_index(
     check(local_batch_size >= 1, "local_batch_size", local_batch_size, "be at least 1")
     loaded.check_trained("embed")
     make_folder(out)
-    with folder_for_one(out):
+    with folder_for_one(out), writing(f"index {out}", out, only_full=True):
         key = hash_model_folder(loaded.folder)
         state = read_state(out)
         if state is not None:
@@ -261,10 +261,12 @@ class _Parts:
             }
         )
         path = self._folder / f"part_{len(self._vectors):06d}.arrow"
-        temporary = path.with_suffix(".tmp")
-        with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        with (
+            placed(path) as temporary,
+            pa.OSFile(str(temporary), "wb") as sink,
+            pa.ipc.new_file(sink, table.schema) as writer,
+        ):
             writer.write_table(table)
-        temporary.replace(path)
         self._take(keys, vectors, sizes)
 
     def _take(self, keys: list[bytes], vectors: Vectors, sizes: list[tuple[int, int]]) -> None:
@@ -382,14 +384,18 @@ def _write(
             yield np.stack(rows)
 
     width = len(parts.vector(kept[0].key) if kept[0].key in parts.rows else old.vector(kept[0].key))
-    write_vectors(folder / VECTORS, width, vectors())
-    write_images(
-        folder / IMAGES,
-        (images[start : start + ROWS_AT_ONCE] for start in range(0, len(images), ROWS_AT_ONCE)),
-    )
     method, recall = "exact", None
-    if approximate or (approximate is None and len(kept) >= APPROXIMATE_FROM):
-        method, recall = build_approximate(map_vectors(folder / VECTORS, width), folder / FAISS)
+    try:
+        write_vectors(folder / VECTORS, width, vectors())
+        write_images(
+            folder / IMAGES,
+            (images[start : start + ROWS_AT_ONCE] for start in range(0, len(images), ROWS_AT_ONCE)),
+        )
+        if approximate or (approximate is None and len(kept) >= APPROXIMATE_FROM):
+            method, recall = build_approximate(map_vectors(folder / VECTORS, width), folder / FAISS)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)  # the parts stay, from which it is made again
+        raise
     state = IndexState(
         model=str(loaded.folder),
         model_key=key,

@@ -1,4 +1,4 @@
-"""Turn Ctrl-C and SIGTERM into a request to stop after the current step."""
+"""Turn Ctrl-C, SIGTERM and SIGHUP into a request to stop after the current step."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from triptych.core.processes import let_go_of_closed_terminals, stop_signals
+
 
 class TrainingInterrupted(Exception):  # noqa: N818 - an outcome, not an error
     """The run was asked to stop, and has saved a checkpoint.
 
     Attributes:
-        signal_number: SIGINT or SIGTERM.
+        signal_number: SIGINT, SIGTERM or SIGHUP.
         step: Optimizer steps done.
         checkpoint: The checkpoint to resume from.
     """
@@ -31,19 +33,19 @@ class TrainingInterrupted(Exception):  # noqa: N818 - an outcome, not an error
 
     @property
     def exit_code(self) -> int:
-        """The shell's code for a signal: 130 for Ctrl-C, 143 for SIGTERM."""
+        """The shell's code for a signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
         return 128 + self.signal_number
 
 
 class InterruptGuard:
-    """While entered, the first SIGINT or SIGTERM only sets `requested`; a second Ctrl-C aborts.
+    """While entered, the first of `stop_signals` only sets `requested`; a second Ctrl-C aborts.
 
     `agreed` is the signal that all processes stop for. A signal may come at any moment, so only
     `settle`, which they call together, sets it.
 
     Outside the main thread Python allows no handlers, and the guard does nothing. Forked loader
-    workers inherit the handlers: there Ctrl-C is ignored, since the parent ends them, and SIGTERM
-    ends the worker.
+    workers inherit the handlers: there Ctrl-C and SIGHUP are ignored, since the parent ends
+    them, and SIGTERM ends the worker.
     """
 
     def __init__(self) -> None:
@@ -54,7 +56,7 @@ class InterruptGuard:
 
     def __enter__(self) -> InterruptGuard:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in stop_signals():
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 
@@ -88,3 +90,4 @@ class InterruptGuard:
             raise KeyboardInterrupt
         elif self.requested is None:
             self.requested = number
+            let_go_of_closed_terminals()  # before a line of progress fails there

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
-from triptych.core.errors import ConfigError
+from triptych.core.errors import CheckpointError, ConfigError
 from triptych.core.files import write_atomic, write_json
 
 METRICS_FILE = "metrics.jsonl"
@@ -71,8 +71,18 @@ class MetricsLog:
         self._file = self.path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Append a line `{"step": step, **values}`; floats read back equal."""
+        """Append a line `{"step": step, **values}`; floats read back equal.
+
+        Raises:
+            CheckpointError: The file was removed, most likely with its run folder.
+        """
         if self._file:
+            if os.fstat(self._file.fileno()).st_nlink == 0:
+                raise CheckpointError(
+                    f"{self.path} was removed while the run was writing to it, and what the run "
+                    "would log and save from now on would be lost: it stops. Resume it from its "
+                    "last checkpoint if that is still there, else start it again"
+                )
             self._file.write(json.dumps({"step": step, **values}) + "\n")
             self._file.flush()
         for tracker in self._trackers:

@@ -177,7 +177,7 @@ class Trainer:
                 a key that the task reads.
             CheckpointError: All checkpoints are damaged, or belong to another model.
             NonFiniteError: A loss or gradient is NaN or infinite.
-            TrainingInterrupted: SIGINT or SIGTERM came; the run was saved.
+            TrainingInterrupted: SIGINT, SIGTERM or SIGHUP came; the run was saved.
         """
         progress = build_progress(self.config.progress if is_main() else "off", self.console)
         with InterruptGuard() as guard:
@@ -264,9 +264,11 @@ class Trainer:
                     assert self._last_checkpoint is not None
                     raise TrainingInterrupted(guard.agreed, self.step, self._last_checkpoint)
         finally:
-            log.close()
-            for owner in {id(batches): batches, id(loader): loader}.values():
-                _close(owner)
+            try:
+                log.close()
+            finally:
+                for owner in {id(batches): batches, id(loader): loader}.values():
+                    _close(owner)
         assert self._last_checkpoint is not None
         if self.engine.is_sharded:
             self.engine.collect()

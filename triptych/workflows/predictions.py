@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from triptych.core.errors import ConfigError, DataError
-from triptych.core.files import make_folder, whole_file_for_one
+from triptych.core.files import make_folder, refusal, whole_file_for_one, writing
 from triptych.core.outputs import Predictions
 from triptych.data.records import Record
 
@@ -140,10 +140,8 @@ class PredictionFile:
         try:
             _write_all(self.file, "".join(lines).encode("utf-8", "surrogatepass"))
         except OSError as error:
-            raise DataError(
-                f"cannot write to {self.path}: {error.strerror}; what was written before stays: "
-                "make room and give the command again"
-            ) from error
+            way = "give the command again: it goes on with what was written before, which stays"
+            raise DataError(refusal(str(self.path), error, way)) from error
         self.num_rows += len(rows)
 
 
@@ -169,7 +167,7 @@ def open_predictions(path: Path, header: Header, *, overwrite: bool) -> Iterator
         raise ConfigError(f"{path} is a folder: name a file, such as {path / 'predictions.jsonl'}")
     found = PredictionFile(path, header, whole_file_for_one(path))
     try:
-        with found.file:
+        with found.file, writing(str(path), path, only_full=True):
             if path.stat().st_size == 0 or (overwrite and _is_ours(path)):
                 found.file.truncate(0)
                 found.file.seek(0)

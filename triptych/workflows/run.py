@@ -16,7 +16,7 @@ from rich.console import Console
 from triptych.checkpoint.released import open_model_folder
 from triptych.core.config import from_dict, load_yaml, save_yaml, to_dict
 from triptych.core.errors import CheckpointError, ConfigError, DataError
-from triptych.core.files import folder_for_one, write_json
+from triptych.core.files import folder_for_one, remove_partials, write_json, writing
 from triptych.core.machine import num_cores
 from triptych.core.rng import seed_everything
 from triptych.data.batches import RecordTexts
@@ -170,7 +170,22 @@ def with_processes(config: RunConfig) -> RunConfig:
 def _train(
     config: RunConfig, run_folder: Path, resume: bool, console: Console | None = None
 ) -> TrainResult:
-    """Train in this process, alone or as one of several."""
+    """Train in this process, alone or as one of several.
+
+    Raises:
+        CheckpointError: The disk is full.
+    """
+    what = f"the files of run {run_folder}"
+    with writing(what, run_folder, kind=CheckpointError, then="resume", only_full=True):
+        if is_main():
+            remove_partials(run_folder)  # of a model that was being written when a run was killed
+        return _train_here(config, run_folder, resume, console)
+
+
+def _train_here(
+    config: RunConfig, run_folder: Path, resume: bool, console: Console | None
+) -> TrainResult:
+    """Train, once errors of the disk are looked after."""
     check_start(config)
     data = read_training_data(config, run_folder)
     records = data.records

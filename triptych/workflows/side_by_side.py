@@ -36,7 +36,7 @@ def train_side_by_side(
 
     Finished runs are kept, and interrupted ones go on from their last checkpoint.
 
-    Runs at once get SIGINT and SIGTERM from this process, so that each saves and stops.
+    Runs at once get the signals that ask this process to stop, so that each saves and stops.
 
     Args:
         runs: Configs by name.
@@ -46,7 +46,7 @@ def train_side_by_side(
 
     Raises:
         TriptychError: What a run raised.
-        TrainingInterrupted: SIGINT or SIGTERM came; each run that had begun to train was saved.
+        TrainingInterrupted: SIGINT, SIGTERM or SIGHUP came; each run that had begun was saved.
         KeyboardInterrupt: It came before the processes were ready.
     """
     cores = num_threads or num_cores()

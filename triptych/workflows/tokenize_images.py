@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from triptych.core.errors import DataError
-from triptych.core.files import has_entries
+from triptych.core.files import has_entries, writing
 from triptych.data.codes import (
     CodeArray,
     CodesAbout,
@@ -88,17 +88,18 @@ def tokenize_images(
     log.add_all(found.skipped)
     num_records = 0
     try:
-        for start in range(0, len(groups), IMAGES_AT_ONCE):
-            rows = list(_read(groups[start : start + IMAGES_AT_ONCE], model.image_size, log))
-            for (group, data, _), codes in zip(rows, _codes(model, rows), strict=True):
-                writer.write(group, data, codes)
-                num_records += len(group.records)
-            if progress is not None:
-                progress(min(start + IMAGES_AT_ONCE, len(groups)), len(groups))
+        with writing(f"shards in {out}", out, only_full=True):
+            for start in range(0, len(groups), IMAGES_AT_ONCE):
+                rows = list(_read(groups[start : start + IMAGES_AT_ONCE], model.image_size, log))
+                for (group, data, _), codes in zip(rows, _codes(model, rows), strict=True):
+                    writer.write(group, data, codes)
+                    num_records += len(group.records)
+                if progress is not None:
+                    progress(min(start + IMAGES_AT_ONCE, len(groups)), len(groups))
+            writer.close()
     except BaseException:
         writer.discard()
         raise
-    writer.close()
     about = image_tokenizer.about_codes(model.encoder, model.image_size)
     about.save(out)
     return TokenizedImages(writer.num_written, num_records, log.num_bad, about)

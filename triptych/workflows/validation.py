@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -103,9 +102,6 @@ def build_validator(
     )
     number = min(len(records), config.validation.limit or len(records))
     paths = ", ".join(dict.fromkeys(source.config.path for source in data.held_out))
-    if is_main():
-        for left in run_folder.glob(f".{BEST_FOLDER}.*"):  # of a write that was killed
-            shutil.rmtree(left, ignore_errors=True)
 
     def keep(last: Validated, note: str) -> None:
         parts = trained_parts(task, run_folder, last.step, last, ended=False, note=note)
