@@ -8,13 +8,14 @@ import pytest
 from PIL import Image
 
 from triptych.data.check import (
+    CheckSettings,
     Spread,
     box_problem,
     caption_problem,
     check_sources,
-    normalise_text,
 )
 from triptych.data.collate import GroundingCollator, PretrainingCollator, SampleProblem
+from triptych.data.doctor.texts import normalise_text
 from triptych.data.manifest import DataSourceConfig
 from triptych.data.records import Record
 from triptych.data.skips import SkipKind
@@ -62,7 +63,7 @@ def source(tmp_path):
 
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_report_finds_every_fault(source, tmp_path, num_threads):
-    report = check_sources([source], num_threads=num_threads)
+    report = check_sources([source], CheckSettings(num_threads=num_threads))
     assert report.num_total == 13  # 11 lines, two of which hold two captions
     assert report.num_records == 12
     assert report.num_usable == 7
@@ -111,7 +112,7 @@ def test_to_dict_is_json_and_skipped_lists_each_place_once(source, tmp_path):
 
 
 def test_a_clean_dataset_says_so(tmp_path):
-    save(tmp_path / "a.png", 8, 8)
+    save(tmp_path / "a.png", 40, 40)
     (tmp_path / "m.csv").write_text("image,caption\na.png,a cat\n")
     seen = []
     report = check_sources(
@@ -119,7 +120,7 @@ def test_a_clean_dataset_says_so(tmp_path):
         on_progress=lambda done, total: seen.append((done, total)),
     )
     assert report.bad_share == 0 and report.num_usable == 1
-    assert report.lines()[-2:] == ["duplicates   none", "skipped      none"]
+    assert report.lines()[-2:] == ["found        nothing", "skipped      none"]
     assert seen == [(1, 1)]
 
 
@@ -180,7 +181,7 @@ def _is_left_out(collator, record, image):
 
 
 def test_an_emptied_caption_is_counted_and_named(tmp_path):
-    save(tmp_path / "a.png", 8, 8)
+    save(tmp_path / "a.png", 40, 40)
     (tmp_path / "m.csv").write_text("image,caption\na.png,a cat\na.png,!!!\n")
     report = check_sources([DataSourceConfig(path=str(tmp_path / "m.csv"))])
     assert (report.num_usable, report.num_bad) == (1, 1)

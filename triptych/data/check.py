@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,27 +13,27 @@ from typing import Any
 import numpy as np
 
 from triptych.core.files import write_atomic
-from triptych.data.caption_cleaning import clean_caption
-from triptych.data.images import decode_image
+from triptych.data.caption_cleaning import MAX_WORDS, clean_caption
+from triptych.data.doctor.findings import NUM_EXAMPLES, REMOVED, Finding, FindingKind
+from triptych.data.doctor.images import Images, shown_by
+from triptych.data.doctor.texts import Captions, normalise_text
 from triptych.data.manifest import read_records
 from triptych.data.masks import check_mask_size, decode_mask
-from triptych.data.records import ImageSource, JoinedRecords, Record
+from triptych.data.records import JoinedRecords, Record
 from triptych.data.shards import verify_shards
 from triptych.data.skips import ImageProblem, SkipKind, Skipped
 from triptych.data.source import DataSourceConfig
 from triptych.data.transforms.pipeline import relative_box
-from triptych.data.video import decode_frames
 
 CLIPS_ARE_NOT_READ = "is a clip, and this task reads images alone"
-NUM_FRAMES = 8  # of a clip that are decoded
 
 COUNTED_FIELDS = (
     *("image", "images", "video", "caption", "question", "answers", "phrase", "box"),
     *("statement", "premise", "hypothesis", "label", "text", "mask"),
 )
 OTHER_USES = ("question", "phrase", "statement", "hypothesis")  # of a record with a caption
-NUM_EXAMPLES = 3  # first examples of each kind that the report quotes
-CHUNK = 256  # images handed to the threads at a time
+SKIPPED_EXAMPLES = 3  # first examples of each kind that the report quotes
+BATCH = 256  # pairs of the batch in which false negatives are counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +60,7 @@ class CheckReport:
 
     Attributes:
         sources: The paths that were read.
+        records: The records; numbers of records are positions in it.
         num_records: Usable lines, before images were opened.
         num_usable: Records whose every image or clip decodes, whose box has a part in its image,
             and whose caption is not empty once it is cleaned.
@@ -74,12 +72,17 @@ class CheckReport:
         duplicate_images: Groups of images whose bytes are equal, under different names.
         duplicate_captions: Normalised captions used by more than one record, with how many.
         duplicate_pairs: Records that repeat an image together with all its texts.
+        findings: What should not be trained on as it is, by kind.
+        false_negatives: Share of captions that meet an equal one in a random batch, 0 to 1.
+        batch: Pairs in that batch.
         skipped: Everything that is not usable.
+        bad_rows: Numbers of the records that are not usable, with the kind of what is wrong.
         num_verified: Shards whose bytes were compared with the checksum beside them.
         num_damaged: Those of them that are not as they were written, or missing.
     """
 
     sources: list[str]
+    records: Sequence[Record] = ()
     num_records: int = 0
     num_usable: int = 0
     num_images: int = 0
@@ -90,7 +93,11 @@ class CheckReport:
     duplicate_images: list[list[str]] = field(default_factory=list)
     duplicate_captions: dict[str, int] = field(default_factory=dict)
     duplicate_pairs: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    false_negatives: float = 0.0
+    batch: int = BATCH
     skipped: list[Skipped] = field(default_factory=list)
+    bad_rows: dict[int, str] = field(default_factory=dict)
     num_verified: int = 0
     num_damaged: int = 0
 
@@ -134,6 +141,9 @@ class CheckReport:
             "duplicate_images": self.duplicate_images,
             "duplicate_captions": self.duplicate_captions,
             "duplicate_pairs": self.duplicate_pairs,
+            "findings": [finding.to_dict() for finding in self.findings],
+            "false_negatives": self.false_negatives,
+            "batch": self.batch,
             "skip_counts": self.skip_counts,
             "skipped": [entry.to_dict() for entry in self.skipped],
         }
@@ -156,7 +166,7 @@ class CheckReport:
         if self.num_verified:
             good = self.num_verified - self.num_damaged
             lines.append(f"checksums    {good:,} of {self.num_verified:,} shards are as written")
-        return [*lines, *self._duplicate_lines(), *self._skip_lines()]
+        return [*lines, *self._finding_lines(), *self._skip_lines()]
 
     def write_skipped(self, path: Path) -> None:
         """Write everything that is not usable as JSON Lines, one `where` a line."""
@@ -164,24 +174,26 @@ class CheckReport:
         text = "".join(json.dumps(entry.to_dict()) + "\n" for entry in by_where.values())
         write_atomic(path, text)
 
-    def _duplicate_lines(self) -> list[str]:
+    def excluded(self) -> dict[int, list[str]]:
+        """Return why records are excluded of a clean manifest, by their numbers."""
+        why = {row: [kind] for row, kind in self.bad_rows.items()}
+        for found in self.findings:
+            for row in found.rows if found.kind in REMOVED else ():
+                why.setdefault(row, []).append(found.kind.value)
+        return why
+
+    def _finding_lines(self) -> list[str]:
         lines = []
-        if self.duplicate_images:
-            group = ", ".join(self.duplicate_images[0][:3])
-            count = sum(len(group) - 1 for group in self.duplicate_images)
-            lines.append(f"duplicates   {count:,} images are copies of others: {group}")
-        if self.duplicate_captions:
-            caption, count = next(iter(self.duplicate_captions.items()))
+        if self.false_negatives:
             lines.append(
-                f"duplicates   {len(self.duplicate_captions):,} captions are used more than once: "
-                f"{caption!r} {count:,} times"
+                f"negatives    {self.false_negatives:.2%} of the captions meet an equal one in a "
+                f"random batch of {self.batch}"
             )
-        if self.duplicate_pairs:
-            lines.append(
-                f"duplicates   {len(self.duplicate_pairs):,} records repeat an image with the "
-                f"same text: {', '.join(self.duplicate_pairs[:NUM_EXAMPLES])}"
-            )
-        return lines or ["duplicates   none"]
+        for found in self.findings:
+            lines += [f"found        {found.what}", f"  effect     {found.effect}"]
+            lines += [f"  advice     {found.advice}"]
+            lines += [f"    {text}" for text in found.words[:SKIPPED_EXAMPLES]]
+        return lines if self.findings else [*lines, "found        nothing"]
 
     def _skip_lines(self) -> list[str]:
         if not self.skipped:
@@ -190,69 +202,112 @@ class CheckReport:
         for kind, count in self.skip_counts.items():
             lines.append(f"  {kind}: {count:,}")
             by_where = {e.where: e for e in self.skipped if e.kind.value == kind}
-            lines += [f"    {_example(entry)}" for entry in list(by_where.values())[:NUM_EXAMPLES]]
+            lines += [
+                f"    {_example(entry)}" for entry in list(by_where.values())[:SKIPPED_EXAMPLES]
+            ]
         return lines
 
 
-@dataclass(frozen=True, slots=True)
-class _ImageFile:
-    """What is kept of one image or clip: its size and a hash of its content, or its problem."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckSettings:
+    """How data is checked.
 
-    width: int = 0
-    height: int = 0
-    digest: bytes = b""
-    problem: ImageProblem | None = None
+    Attributes:
+        against: Data that must not share images with the checked data, such as the test split.
+        batch: Pairs of the batch in which false negatives are counted.
+        length: Of a caption, in what the limit counts; None counts words.
+        limit: Longer captions are reported.
+        num_threads: Images decoded at the same time.
+    """
+
+    against: tuple[DataSourceConfig, ...] = ()
+    batch: int = BATCH
+    length: Callable[[str], int] | None = None
+    limit: int = MAX_WORDS
+    num_threads: int = 2
 
 
-_Files = dict[ImageSource | str, _ImageFile]
-"""Images by where their bytes lie, clips by their paths."""
+Progress = Callable[[int, int], None]
 
 
 def check_sources(
     sources: Sequence[DataSourceConfig],
+    settings: CheckSettings | None = None,
     *,
-    num_threads: int = 2,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> CheckReport:
     """Read every source, and decode every image and some frames of every clip.
 
     Args:
         sources: The datasets.
-        num_threads: Images decoded at the same time.
-        on_progress: Called with the images done and all images, now and then.
+        settings: How they are checked.
+        on_progress: Called with the records done and all records, now and then.
 
     Raises:
         DataError: A source cannot be read at all.
     """
-    report = CheckReport(sources=[source.path for source in sources])
+    settings = settings or CheckSettings()
+    report = CheckReport(sources=[source.path for source in sources], batch=settings.batch)
+    records = _read(sources, report)
+    with ExitStack() as stack:
+        images = stack.enter_context(Images())
+        captions = _look_at(records, images, settings, on_progress)
+        _count(report, records, images)
+        _file_duplicates(report, records, images, captions)
+        report.findings += images.findings(records) + captions.findings(records)
+        report.false_negatives = captions.false_negatives(settings.batch)
+        if settings.against:
+            other = _read(settings.against)
+            others = stack.enter_context(Images())
+            leaks = captions.leaks(_look_at(other, others, settings, on_progress), records)
+            found = (images.leaks(others, records), leaks)
+            report.findings[:0] = [finding for finding in found if finding is not None]
+    return report
+
+
+def _read(
+    sources: Sequence[DataSourceConfig], report: CheckReport | None = None
+) -> Sequence[Record]:
+    """Return the records of sources; what is wrong with their files goes into the report."""
     parts: list[Sequence[Record]] = []
     for source in sources:
         found = read_records(source)
         parts.append(found.records)
-        report.skipped += found.skipped
-        num_verified, damaged = verify_shards(source.path)
-        report.num_verified += num_verified
-        report.num_damaged += len(damaged)
-        report.skipped += damaged
-    records = JoinedRecords(parts)
-    images = _look_at(records, num_threads, on_progress)
-    report.num_records = len(records)
+        if report is not None:
+            report.skipped += found.skipped
+            num_verified, damaged = verify_shards(source.path)
+            report.num_verified += num_verified
+            report.num_damaged += len(damaged)
+            report.skipped += damaged
+    return JoinedRecords(parts)
+
+
+def _look_at(
+    records: Sequence[Record],
+    images: Images,
+    settings: CheckSettings,
+    on_progress: Progress | None,
+) -> Captions:
+    """Decode each distinct image and clip once, and return the captions."""
+    images.look_at(records, settings.num_threads, on_progress)
+    captions = Captions(settings.length or (lambda text: len(text.split())), settings.limit)
+    for row, record in enumerate(records):
+        if record.caption is not None:
+            captions.add(row, record.caption)
+    return captions
+
+
+def _count(report: CheckReport, records: Sequence[Record], images: Images) -> None:
+    """Count what is there, and file what cannot be used."""
+    report.records, report.num_records = records, len(records)
     report.num_images = len(images)
     report.field_counts = _count_fields(records)
     report.num_usable = _file_problems(report, records, images)
-    good = [image for image in images.values() if image.problem is None]
-    report.width_px = Spread.of([image.width for image in good])
-    report.height_px = Spread.of([image.height for image in good])
-    captions = [record.caption for record in records if record.caption is not None]
+    good = images.good
+    report.width_px = Spread.of(images.widths[good].tolist())
+    report.height_px = Spread.of(images.heights[good].tolist())
+    captions = (record.caption for record in records if record.caption is not None)
     report.caption_words = Spread.of([len(caption.split()) for caption in captions])
-    _file_duplicates(report, records, images, captions)
-    return report
-
-
-def normalise_text(text: str) -> str:
-    """Return a text without case, punctuation and repeated spaces, to find duplicates by."""
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join(re.sub(r"[^\w\s]|_", " ", plain).split())
 
 
 def box_problem(record: Record, width: int, height: int) -> str | None:
@@ -278,54 +333,18 @@ def caption_problem(record: Record) -> str | None:
     return f"nothing is left of the caption {record.caption!r} once it is cleaned"
 
 
-def _look_at(
-    records: Iterable[Record], num_threads: int, on_progress: Callable[[int, int], None] | None
-) -> _Files:
-    """Decode each distinct image and clip once."""
-    sources = list(dict.fromkeys(shown for record in records for shown in _shown(record)))
-    images: _Files = {}
-    with ThreadPoolExecutor(max(1, num_threads)) as pool:
-        for start in range(0, len(sources), CHUNK):
-            chunk = sources[start : start + CHUNK]
-            images.update(zip(chunk, pool.map(_look_at_one, chunk)))
-            if on_progress is not None:
-                on_progress(len(images), len(sources))
-    return images
-
-
-def _shown(record: Record) -> tuple[ImageSource | str, ...]:
-    """Return the images of a record, or its clip, which training takes where there is no image."""
-    images = record.all_images()
-    return images if images or record.video is None else (record.video,)
-
-
-def _look_at_one(source: ImageSource | str) -> _ImageFile:
-    try:
-        if isinstance(source, str):
-            frames = decode_frames(source, NUM_FRAMES)
-            digest = hashlib.blake2b(frames.tobytes(), digest_size=16).digest()
-            return _ImageFile(frames.shape[2], frames.shape[1], digest)
-        data = source.read()
-        height, width = decode_image(data).shape[:2]
-    except ImageProblem as problem:
-        return _ImageFile(problem=problem)
-    return _ImageFile(width, height, hashlib.blake2b(data, digest_size=16).digest())
-
-
-def _file_problems(report: CheckReport, records: Sequence[Record], images: _Files) -> int:
+def _file_problems(report: CheckReport, records: Sequence[Record], images: Images) -> int:
     """File each record that its images make unusable; return how many are usable."""
-    num_usable = 0
-    for record in records:
+    for row, record in enumerate(records):
         problem = _record_problem(record, images)
-        if problem is None:
-            num_usable += 1
-        else:
+        if problem is not None:
             report.skipped.append(problem)
-    return num_usable
+            report.bad_rows[row] = problem.kind.value
+    return len(records) - len(report.bad_rows)
 
 
-def _record_problem(record: Record, images: _Files) -> Skipped | None:
-    for source in _shown(record):
+def _record_problem(record: Record, images: Images) -> Skipped | None:
+    for source in shown_by(record):
         problem = images[source].problem
         if problem is not None:
             message = str(problem).removeprefix(f"{source}: ").removeprefix("<bytes>: ")
@@ -367,29 +386,29 @@ def _has(value: object) -> bool:
 
 
 def _file_duplicates(
-    report: CheckReport,
-    records: Sequence[Record],
-    images: _Files,
-    captions: list[str],
+    report: CheckReport, records: Sequence[Record], images: Images, captions: Captions
 ) -> None:
-    groups: dict[bytes, list[str]] = {}
-    for source, image in images.items():
-        if image.problem is None:
-            groups.setdefault(image.digest, []).append(str(source))
-    report.duplicate_images = [group for group in groups.values() if len(group) > 1]
-    counts = Counter(map(normalise_text, captions)).most_common()
-    report.duplicate_captions = {caption: count for caption, count in counts if count > 1}
-    seen: set[Hashable] = set()
-    for record in records:
-        key = _pair_key(record, images)
-        if key in seen:
+    report.duplicate_images = [
+        [images.name(number, records) for number in group] for group in images.copies()
+    ]
+    report.duplicate_captions = captions.repeated(records)
+    first: dict[int, int] = {}
+    groups: dict[int, list[int]] = {}
+    for row, record in enumerate(records):
+        known = first.setdefault(hash(_pair_key(record, images)), row)
+        if known != row:
             report.duplicate_pairs.append(record.record_id)
-        seen.add(key)
+            groups.setdefault(known, []).append(row)
+    if groups:
+        rows = tuple(sorted(row for group in groups.values() for row in group))
+        shown = tuple((row, group[0]) for row, group in list(groups.items())[:NUM_EXAMPLES])
+        kind = FindingKind.REPEATED_RECORD
+        report.findings.append(Finding(kind, len(rows), len(records), rows, shown))
 
 
-def _pair_key(record: Record, images: _Files) -> Hashable:
+def _pair_key(record: Record, images: Images) -> Hashable:
     """Return what two records share that are the same sample: image bytes and all texts."""
-    looks = tuple(images[source].digest or str(source) for source in _shown(record))
+    looks = tuple(images[source].digest or str(source) for source in shown_by(record))
     texts = (record.caption, record.question, record.phrase, record.statement, record.premise)
     more = (record.hypothesis, record.text)
     words = tuple(None if text is None else normalise_text(text) for text in (*texts, *more))

@@ -8,14 +8,9 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from triptych.core.files import write_atomic
-from triptych.data.images import decode_image
-from triptych.data.records import ImageSource
-from triptych.data.skips import ImageProblem
 from triptych.index.search import Hit
 from triptych.index.store import IndexState
-from triptych.report.html import encode_image
-
-SIDE_PX = 256
+from triptych.report.html import thumbnail
 
 
 def write_page(path: Path, asked: str, hits: Sequence[Hit], state: IndexState) -> None:
@@ -32,7 +27,7 @@ def write_page(path: Path, asked: str, hits: Sequence[Hit], state: IndexState) -
     )
     shown = [
         {
-            "thumbnail": _thumbnail(hit.image.image),
+            "thumbnail": thumbnail(hit.image.image),
             "alt": hit.image.captions[0] if hit.image.captions else f"image {hit.image.id}",
             "caption": hit.image.captions[0] if hit.image.captions else hit.image.id,
             "score": hit.score,
@@ -45,11 +40,3 @@ def write_page(path: Path, asked: str, hits: Sequence[Hit], state: IndexState) -
         asked=asked, hits=shown, num_images=state.num_images, model=state.model
     )
     write_atomic(path, text)
-
-
-def _thumbnail(source: ImageSource) -> str | None:
-    """Return an image as a data URL, or None where it can no longer be read."""
-    try:
-        return encode_image(decode_image(source), max_side_px=SIDE_PX, exact=False)
-    except ImageProblem:
-        return None

@@ -20,7 +20,9 @@ from PIL import Image
 
 from triptych.core.errors import DataError
 from triptych.core.files import write_atomic
+from triptych.data import records
 from triptych.data.images import decode_image
+from triptych.data.skips import ImageProblem
 from triptych.report.curves import VALIDATION, read_curves
 from triptych.report.data import (
     RIGHT_IOU,
@@ -50,6 +52,7 @@ MAX_SIDE_PX = 360
 EXACT_SIDE_PX = 96
 _JPEG_QUALITY = 88
 THUMBNAIL_PX = 128
+PREVIEW_PX = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,6 +277,14 @@ def load_image(image: ImageSource) -> RGBArray:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise DataError(f"an image of a report is (H, W, 3) uint8, not {image.shape} {image.dtype}")
     return image
+
+
+def thumbnail(source: records.ImageSource, max_side_px: int = PREVIEW_PX) -> str | None:
+    """Return an image as a data URI, shrunk; None where it cannot be read."""
+    try:
+        return encode_image(decode_image(source), max_side_px=max_side_px, exact=False)
+    except ImageProblem:
+        return None
 
 
 def encode_image(pixels: RGBArray, *, max_side_px: int = MAX_SIDE_PX, exact: bool = True) -> str:

@@ -1,0 +1,1 @@
+"""What a dataset hides from a model that trains on it."""
