@@ -128,6 +128,7 @@ def test_match(capsys, folders, images):
         (["caption", "{captioning}", "absent.jpg"], "absent.jpg: there is no such file"),
         (["caption", "{captioning}"], "name at least one image"),
         (["caption", "{captioning}", "{image}", "--num-beams", "0"], "num_beams = 0: must"),
+        (["caption", "{captioning}", "{image}", "--num-beams", "100000"], "must be at most 256"),
         (["caption", "{captioning}", "{image}", "--top-p", "2"], "top_p = 2.0: must"),
         (
             ["caption", "{captioning}", "a", "--top-k", "2", "--num-beams", "2"],
@@ -162,3 +163,17 @@ def test_models_counts_parameters(capsys):
     assert rows["mplug_tiny"]["image_size"] == 64
     assert main(["models"]) == 0
     assert "mplug_base_patch16_256" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("verb", ["caption", "classify"])
+def test_an_image_that_cannot_be_used_is_listed_and_the_others_answered(
+    capsys, folders, images, verb
+):
+    folder = folders["captioning" if verb == "caption" else "retrieval"]
+    more = [] if verb == "caption" else ["--labels", "star,circle"]
+    assert main([verb, folder, *images, *more, "--json"]) == 0
+    expected = capsys.readouterr().out
+    assert main([verb, folder, images[0], "absent.jpg", images[1], *more, "--json"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == expected
+    assert captured.err == "triptych: skipped: absent.jpg: there is no such file\n"

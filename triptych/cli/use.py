@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from triptych.cli.parsing import (
     ImageArgument,
     parse,
 )
-from triptych.core.errors import ConfigError
+from triptych.core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from triptych.serving.engine import Engine
@@ -200,8 +201,9 @@ def _caption(options: CaptionOptions, asked: Asked) -> Iterator[Printed]:
     items = [asked.verb.item([image]) for image in options.images]
     found = asked.answers(items, asdict(options.generation))
     for image, answer in zip(options.images, found, strict=True):
-        caption = answer["caption"]
-        yield {"image": image}, answer, caption if len(found) == 1 else f"{image}\t{caption}"
+        if answer:
+            caption = answer["caption"]
+            yield {"image": image}, answer, caption if len(found) == 1 else f"{image}\t{caption}"
 
 
 def _answer(options: AnswerOptions, asked: Asked) -> Iterator[Printed]:
@@ -256,9 +258,10 @@ def _classify(options: ClassifyOptions, asked: Asked) -> Iterator[Printed]:
     found = asked.answers(items, chosen)
     for image, answer in zip(options.images, found, strict=True):
         before = f"{image}\t" if len(found) > 1 else ""
-        shown = answer["labels"].items()
+        shown = answer.get("labels", {}).items()
         text = "\n".join(f"{before}{value:.4f}\t{label}" for label, value in shown)
-        yield {"image": image}, answer, text
+        if answer:
+            yield {"image": image}, answer, text
 
 
 def _segment(options: SegmentOptions, asked: Asked) -> Iterator[Printed]:
@@ -313,14 +316,26 @@ class Asked:
     Attributes:
         verb: Its row in the table.
         engine: The model.
+        skipped: What is wrong with the images that could not be used.
     """
 
     verb: Verb
     engine: Engine
+    skipped: list[str] = field(default_factory=list)
 
     def answers(self, items: list[Item], options: dict[str, Any] | None = None) -> list[Answer]:
-        """Return exact answers, one an item."""
-        return self.verb.answers(self.engine, items, self.verb.read_options(options))
+        """Return exact answers, one an item; {} of an image that is skipped.
+
+        Images are skipped where there are several: one that cannot be used costs no other answer.
+        """
+        chosen = self.verb.read_options(options)
+        several = len({item.images for item in items}) > 1
+        return self.verb.answers(
+            self.engine, items, chosen, on_error=self._skip if several else "raise"
+        )
+
+    def _skip(self, place: int, error: DataError) -> None:
+        self.skipped.append(str(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,7 +371,9 @@ class Use:
         for about, answer, text in self.ask(options, asked):
             told = about | asked.verb.told(answer)
             print(json.dumps(told, ensure_ascii=False) if options.engine.json else text)
-        return 0
+        for reason in asked.skipped:
+            print(f"triptych: skipped: {reason}", file=sys.stderr)
+        return int(bool(asked.skipped))
 
 
 USES = (

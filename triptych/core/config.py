@@ -27,6 +27,11 @@ from triptych.core.reading import read_yaml
 
 C = TypeVar("C")
 
+MAX_BATCH_SIZE = 65_536
+"""Samples that one process takes at a time, at most."""
+MAX_WORKERS = 1024
+"""Processes of a kind on one machine, at most."""
+
 
 class OpenConfig:
     """Base of configs that one field may hold, told apart by `kind`; more may be added later."""
@@ -154,6 +159,20 @@ def check(condition: bool, field: str, value: Any, must: str) -> None:
     """
     if not condition:
         raise ConfigError(f"{field} = {value!r}: must {must}")
+
+
+def check_range(field: str, value: float | None, least: float, most: float) -> None:
+    """Raise a ConfigError that names the field, its value and the bound that it breaks.
+
+    Args:
+        field: The field.
+        value: Its value; None breaks no bound.
+        least: The smallest value.
+        most: The largest; what is larger is a mistake, and would take all memory or for ever.
+    """
+    if value is not None:
+        check(value >= least, field, value, f"be at least {least:,}")
+        check(value <= most, field, value, f"be at most {most:,}")
 
 
 def _is_tagged(hint: Any) -> bool:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch._C import _error_if_any_worker_fails  # what DataLoader's own handler calls
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from triptych.core.config import check
+from triptych.core.config import MAX_BATCH_SIZE, MAX_WORKERS, check, check_range
 from triptych.core.errors import ConfigError, DataError
 from triptych.core.processes import end_with_parent, stop_signals
 from triptych.data.batches import BatchBuilder, Built
@@ -81,7 +81,7 @@ def build_loader(
         ConfigError: A number is out of range, or the transform moves boxes that are needed.
         DataError: There is no record.
     """
-    check(local_batch_size >= 1, "local_batch_size", local_batch_size, "be at least 1")
+    check_range("local_batch_size", local_batch_size, 1, MAX_BATCH_SIZE)
     check(cache_mib >= 0, "cache_mib", cache_mib, "be at least 0")
     check_source(records, collator, transform)
     windows = windows_of(records, shuffle_window if train else None)
@@ -165,9 +165,9 @@ class BatchLoader:
 
     def __post_init__(self) -> None:
         """Reject counts out of range."""
-        for name, least in (("num_workers", 0), ("start_step", 0), ("prefetch", 1)):
-            value = getattr(self, name)
-            check(value >= least, name, value, f"be at least {least}")
+        check_range("num_workers", self.num_workers, 0, MAX_WORKERS)
+        check(self.start_step >= 0, "start_step", self.start_step, "be at least 0")
+        check_range("prefetch", self.prefetch, 1, 1024)
 
     @property
     def num_batches(self) -> int | None:

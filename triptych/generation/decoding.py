@@ -12,6 +12,9 @@ from triptych.core.errors import ConfigError
 from triptych.nn.decoder import DecoderMemory, TextDecoder
 from triptych.nn.prepacked import MAX_ROWS, can_prepack, kept_twin
 
+MAX_TOKENS = 16_384
+"""Tokens of a generated text, at most."""
+
 Allowed = Callable[[Tensor], Tensor]
 """Map the tokens generated so far (B, R, T) to a bool mask of next ones, that fits (B, R, V)."""
 

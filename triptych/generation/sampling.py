@@ -7,8 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from triptych.core.config import check
-from triptych.generation.decoding import DecodeStep, check_length, prompt_length, read_prompt
+from triptych.core.config import check, check_range
+from triptych.generation.decoding import (
+    MAX_TOKENS,
+    DecodeStep,
+    check_length,
+    prompt_length,
+    read_prompt,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,11 +40,11 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         """Reject values out of range."""
-        check(self.num_samples > 0, "num_samples", self.num_samples, "be at least 1")
-        check(self.temperature > 0, "temperature", self.temperature, "be above 0")
-        check(self.top_k >= 0, "top_k", self.top_k, "be at least 0")
+        check_range("num_samples", self.num_samples, 1, 100_000)
+        check_range("temperature", self.temperature, 1e-4, 1e4)  # beyond, logits overflow
+        check_range("top_k", self.top_k, 0, 1_000_000)
         check(0 < self.top_p <= 1, "top_p", self.top_p, "be in (0, 1]")
-        check(self.max_tokens > 0, "max_tokens", self.max_tokens, "be at least 1")
+        check_range("max_tokens", self.max_tokens, 1, MAX_TOKENS)
         check(
             0 <= self.min_tokens < self.max_tokens,
             "min_tokens",

@@ -8,8 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from triptych.core.config import check
+from triptych.core.config import check, check_range
 from triptych.generation.decoding import (
+    MAX_TOKENS,
     Allowed,
     DecodeStep,
     check_length,
@@ -92,8 +93,9 @@ class BeamConfig:
 
     def __post_init__(self) -> None:
         """Reject a search without beams or tokens."""
-        check(self.num_beams > 0, "num_beams", self.num_beams, "be at least 1")
-        check(self.max_tokens > 0, "max_tokens", self.max_tokens, "be at least 1")
+        check_range("num_beams", self.num_beams, 1, 256)
+        check_range("max_tokens", self.max_tokens, 1, MAX_TOKENS)
+        check_range("length_penalty", self.length_penalty, -10, 10)
         check(
             0 <= self.min_tokens < self.max_tokens,
             "min_tokens",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from triptych.checkpoint.model_folder import hash_model_folder
-from triptych.core.config import check
+from triptych.core.config import MAX_BATCH_SIZE, MAX_WORKERS, check_range
 from triptych.core.errors import DataError
 from triptych.core.files import folder_for_one, make_folder, placed, writing
 from triptych.data.manifest import read_records
@@ -119,8 +119,8 @@ def build_index(
         ConfigError: The index was made by another model, or another process is building it.
         DataError: No image can be used, or too many cannot.
     """
-    check(num_workers >= 0, "num_workers", num_workers, "be at least 0")
-    check(local_batch_size >= 1, "local_batch_size", local_batch_size, "be at least 1")
+    check_range("num_workers", num_workers, 0, MAX_WORKERS)
+    check_range("local_batch_size", local_batch_size, 1, MAX_BATCH_SIZE)
     loaded.check_trained("embed")
     make_folder(out)
     with folder_for_one(out), writing(f"index {out}", out, only_full=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from triptych.core.config import check
+from triptych.core.config import MAX_WORKERS, check, check_range
 from triptych.data.collate import PretrainingTextConfig
 from triptych.data.collate.image import MultiCropConfig
 from triptych.data.source import DataSourceConfig
@@ -116,7 +116,7 @@ class DataConfig:
         either = not self.val or share is None
         check(either, "val_share", share, "be absent where val names held-out data")
         check(0 <= self.max_bad_share <= 1, "max_bad_share", self.max_bad_share, "be from 0 to 1")
-        check(self.num_workers >= 0, "num_workers", self.num_workers, "be at least 0")
+        check_range("num_workers", self.num_workers, 0, MAX_WORKERS)
         check(self.cache_mib >= 0, "cache_mib", self.cache_mib, "be at least 0")
         is_window = self.shuffle_window is None or self.shuffle_window >= 1
         check(is_window, "shuffle_window", self.shuffle_window, "be at least 1, or absent")

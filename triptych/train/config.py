@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from triptych.core.config import check, renamed
+from triptych.core.config import MAX_BATCH_SIZE, MAX_WORKERS, check, check_range, renamed
 from triptych.core.errors import ConfigError
 from triptych.distributed.engine import Parallel
 from triptych.train.metrics_log import TrackerName
@@ -14,6 +14,15 @@ from triptych.train.precision import PrecisionChoice
 from triptych.train.work import Recompute
 
 ParallelChoice = Literal["auto"] | Parallel
+
+
+MOST = {
+    "num_processes": 65_536,
+    "num_threads": MAX_WORKERS,
+    "micro_batch_size": MAX_BATCH_SIZE,
+    "global_batch_size": 1 << 24,
+}
+"""The largest values of what takes memory or processes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +130,8 @@ class TrainConfig:
         ):
             value = getattr(self, field)
             check(value is None or value >= 1, field, value, "be at least 1, or absent")
+        for field, most in MOST.items():
+            check_range(field, getattr(self, field), 1, most)
         check(
             self.max_grad_norm is None or self.max_grad_norm > 0,
             "max_grad_norm",

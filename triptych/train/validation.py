@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from triptych.core.config import check
+from triptych.core.config import check, check_range
 from triptych.core.errors import ConfigError, nearest
 from triptych.core.outputs import MetricValue
 
@@ -63,7 +63,7 @@ class ValidationConfig:
         check(epochs is None or epochs > 0, "every_epochs", epochs, "be above 0, or absent")
         both = epochs is not None and self.every_steps is not None
         check(not both, "every_epochs", epochs, "be absent where every_steps is given")
-        check(self.rerank_top_k >= 0, "rerank_top_k", self.rerank_top_k, "be at least 0")
+        check_range("rerank_top_k", self.rerank_top_k, 0, 1_000_000)
 
     def steps_between(self, *, max_steps: int, num_records: int, global_batch_size: int) -> int:
         """Return the steps between two validations.

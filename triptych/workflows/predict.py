@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from triptych.checkpoint.model_folder import hash_model_folder
-from triptych.core.config import check, to_dict
+from triptych.core.config import MAX_BATCH_SIZE, check, check_range, to_dict
 from triptych.core.errors import ConfigError, DataError
 from triptych.core.files import write_atomic
 from triptych.core.machine import current_commit
@@ -104,9 +104,7 @@ class PredictSettings:
         check(self.limit is None or self.limit >= 1, "limit", self.limit, "be at least 1")
         length = self.list_length
         check(length >= 20, "list_length", length, "be at least 20, for recall at 10 with ties")
-        check(
-            self.local_batch_size >= 1, "local_batch_size", self.local_batch_size, "be at least 1"
-        )
+        check_range("local_batch_size", self.local_batch_size, 1, MAX_BATCH_SIZE)
 
 
 def predict_model(
