@@ -24,7 +24,7 @@ from torch import Tensor
 from triptych.core.config import check
 from triptych.core.errors import DataError
 from triptych.core.files import write_atomic
-from triptych.core.reading import read_text
+from triptych.core.reading import read_text, reading
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 CONTINUATION = "##"
@@ -153,7 +153,10 @@ class Tokenizer:
                 raise DataError(f"{path}: holds neither tokenizer.json nor vocab.txt")
             path = found[0]
         text = read_text(path)
-        return cls(_from_json(text, path) if path.suffix == ".json" else _from_vocab(text, path))
+        with reading(path):
+            return cls(
+                _from_json(text, path) if path.suffix == ".json" else _from_vocab(text, path)
+            )
 
     def save(self, folder: str | Path) -> Path:
         """Write `tokenizer.json` into `folder` and return its path."""

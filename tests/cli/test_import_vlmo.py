@@ -167,7 +167,7 @@ def test_a_vqa_file_answers_from_the_list_and_comes_back(name, write, tmp_path, 
         ("yes\nno\n", "has 2 answers"),
         ("yes\nno\nyes\ntwo\n", "'yes' is repeated"),
         ("yes\n\nno\ntwo\n", "none of them empty"),
-        (None, "cannot read the answers"),
+        (None, "there is no such file"),
     ],
 )
 def test_a_list_of_answers_that_does_not_fit_is_refused(content, says, write, tmp_path, capsys):

@@ -184,7 +184,7 @@ def test_broken_files_are_errors_that_say_where(name, text, match, tmp_path):
 
 def test_a_file_that_is_no_text_or_absent_is_named(tmp_path):
     (tmp_path / "p").write_bytes(b"\xff\xfe\x00")
-    for name, match in (("p", "not UTF-8"), ("absent", "cannot read")):
+    for name, match in (("p", "is UTF-16 text"), ("absent", "there is no such file")):
         with pytest.raises(DataError, match=match):
             FORMS.get("csv").read(tmp_path / name)
 

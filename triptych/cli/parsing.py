@@ -14,6 +14,7 @@ import tyro
 
 from triptych.core.errors import ConfigError
 from triptych.core.files import write_json
+from triptych.core.reading import read_text
 from triptych.data.source import DataSourceConfig
 
 if TYPE_CHECKING:
@@ -283,10 +284,10 @@ def read_names(flag: str, given: str | None) -> tuple[str, ...]:
         return ()
     path = Path(given)
     try:
-        from_file = "," not in given and path.is_file()
-        parts = path.read_text(encoding="utf-8").splitlines() if from_file else given.split(",")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--{flag} {given}: cannot be read: {error}") from error
+        is_file = "," not in given and path.exists() and not path.is_dir()
+    except (OSError, ValueError):  # too long for a path, or with a NUL character
+        is_file = False
+    parts = read_text(path, error=ConfigError).splitlines() if is_file else given.split(",")
     names = tuple(name.strip() for name in parts if name.strip())
     if len(names) < 2 or len(set(names)) < len(names):
         raise ConfigError(

@@ -47,6 +47,13 @@ _KINDS = (
 )
 
 
+BAD_CONTENT = (
+    *(ValueError, KeyError, IndexError, TypeError, AttributeError),
+    *(ArithmeticError, RecursionError, MemoryError),
+)
+"""What code that expects another content raises, for places that say more than `reading` can."""
+
+
 class UnreadableFileError(OSError):
     """Something that is never read: no regular file, or one that is too large for its kind."""
 
@@ -94,7 +101,7 @@ def read_bytes(path: Path | str, max_bytes: int = MAX_DATA_BYTES) -> bytes:
     with open_regular(path, max_bytes) as file:
         data = file.read(max_bytes + 1)  # a file may grow meanwhile
     if len(data) > max_bytes:
-        raise _too_large(path, len(data), max_bytes)
+        raise too_large(path, len(data), max_bytes)
     return data
 
 
@@ -117,6 +124,10 @@ def reading(path: Path | str, error: type[TriptychError] = DataError) -> Iterato
         raise
     except Exception as problem:  # parsers raise what they like on hostile content
         raise error(_told(path, problem)) from problem
+    except BaseException as problem:
+        if type(problem).__name__ == "PanicException":  # of libraries in Rust; pyo3 hides its class
+            raise error(_told(path, problem)) from problem
+        raise
 
 
 def read_text(
@@ -204,7 +215,7 @@ def open_zip(
         if len(members) > MAX_ZIP_MEMBERS:
             raise error(f"{path}: has {len(members)} members; at most {MAX_ZIP_MEMBERS} are read")
         if size > max_bytes:
-            raise error(f"{path}: {_too_large(path, size, max_bytes).strerror} once it is unpacked")
+            raise error(f"{path}: {too_large(path, size, max_bytes).strerror} once it is unpacked")
         yield archive
 
 
@@ -218,7 +229,7 @@ def cannot_read(
 def _check(found: os.stat_result, path: Path | str, max_bytes: int | None) -> None:
     if stat.S_ISREG(found.st_mode):
         if max_bytes is not None and found.st_size > max_bytes:
-            raise _too_large(path, found.st_size, max_bytes)
+            raise too_large(path, found.st_size, max_bytes)
         return
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", str(path))
@@ -226,7 +237,8 @@ def _check(found: os.stat_result, path: Path | str, max_bytes: int | None) -> No
     raise UnreadableFileError(errno.EINVAL, f"is {kind}, not a regular file", str(path))
 
 
-def _too_large(path: Path | str, size: int, max_bytes: int) -> UnreadableFileError:
+def too_large(path: Path | str, size: int, max_bytes: int) -> UnreadableFileError:
+    """Return the error for a file, or a part of one, that has more bytes than its kind may."""
     message = f"has {_gib(size)}, and at most {_gib(max_bytes)} is read of a file of its kind"
     return UnreadableFileError(errno.EFBIG, message, str(path))
 
@@ -235,7 +247,7 @@ def _gib(size: int) -> str:
     return f"{size / GIB:.3g} GiB" if size >= GIB else f"{size / MIB:.3g} MiB"
 
 
-def _told(path: Path | str, problem: Exception) -> str:
+def _told(path: Path | str, problem: BaseException) -> str:
     """Return what is wrong with a file, in words."""
     if isinstance(problem, FileNotFoundError):
         return f"{path}: there is no such file{_neighbours(Path(path).parent)}"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from triptych.core.errors import nearest
-from triptych.data.records import ImageSource, Record
+from triptych.data.records import ImageSource, Record, is_encodable
 from triptych.data.skips import SkipKind, Skipped
 
 FIELDS = (
@@ -123,7 +123,7 @@ def parse_caption(caption: Any) -> str:
         raise EntryError(kind, f"caption is {_described(caption)}, not a string")
     if not caption.strip():
         raise EntryError(SkipKind.EMPTY_CAPTION, "caption is empty")
-    if not _is_encodable(caption):
+    if not is_encodable(caption):
         raise EntryError(SkipKind.CAPTION_NOT_TEXT, "caption holds broken characters (surrogates)")
     return caption.strip()
 
@@ -140,9 +140,9 @@ def parse_answers(answers: Any) -> tuple[str, ...]:
     found = []
     for index, item in enumerate(items):
         answer = item.get("answer") if isinstance(item, Mapping) else item
-        if isinstance(answer, (int, float)) and not isinstance(answer, bool):
+        if _is_number(answer):
             answer = f"{answer:g}"
-        if not isinstance(answer, str) or not answer.strip() or not _is_encodable(answer):
+        if not isinstance(answer, str) or not answer.strip() or not is_encodable(answer):
             message = f"answers[{index}] is {_described(answer)}, not a text"
             raise EntryError(SkipKind.BAD_ANSWERS, message)
         found.append(answer.strip())
@@ -172,7 +172,7 @@ def parse_text(name: str, value: Any) -> str:
     Raises:
         EntryError: It is no string, or empty.
     """
-    if not isinstance(value, str) or not value.strip() or not _is_encodable(value):
+    if not isinstance(value, str) or not value.strip() or not is_encodable(value):
         raise EntryError(SkipKind.BAD_RECORD, f"{name} is {_described(value)}, not a text")
     return value.strip()
 
@@ -324,14 +324,6 @@ def _is_number(value: Any) -> bool:
         return math.isfinite(value)
     except OverflowError:  # a whole number beyond the floats
         return False
-
-
-def _is_encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _meant_by(name: str) -> str | None:

@@ -7,7 +7,6 @@ it is made again when a file that it came from has another size or time.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections import Counter
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 import triptych
 from triptych.core.errors import DataError
 from triptych.core.files import refusal, write_json
+from triptych.core.reading import MAX_DATA_BYTES, read_json_object
 from triptych.data.cache import cache_folder, cache_key, log, one_at_a_time
 from triptych.data.columns import RECORDS, SKIPPED, Columns, ColumnWriter
 from triptych.data.records import Record, SelectedRecords, ShardRuns, present_fields
@@ -138,8 +138,8 @@ class IndexStore:
     def find(self) -> IndexedRecords | None:
         """Return the index if it is there and its sources are as they were."""
         try:
-            about = json.loads((self.folder / ABOUT_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            about = read_json_object(self.folder / ABOUT_FILE, max_bytes=MAX_DATA_BYTES)
+        except DataError:
             return None
         if about.get("version") != self._version:
             return None

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from triptych.core.errors import DataError
-from triptych.core.reading import read_json
+from triptych.core.reading import read_json, reading
 from triptych.data.cache import log
 from triptych.data.class_names import name_classes
 from triptych.data.columns import ROWS
 from triptych.data.formats import AUTO, FORMATS, format_of_path, recognise
 from triptych.data.index import FileFacts, IndexReady, IndexStore, IndexWriter
-from triptych.data.records import ImageSource, Record
-from triptych.data.skips import Skipped
+from triptych.data.records import ImageSource, Record, unwritable_field
+from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, Parts, RecordList
 from triptych.data.storage import is_url
 from triptych.data.texts import cut_texts
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DataSourceConfig", "FoundRecords", "read_records", "source_facts"]
 
+E = TypeVar("E")
 NUM_FILES_LOOKED_FOR = 16
 
 
@@ -69,7 +70,8 @@ def read_records(source: DataSourceConfig) -> FoundRecords:
     """
     if source.index == "never":
         return _read(source, None)
-    store = _store(source)
+    with reading(source.path):
+        store = _store(source)
     found = store.find()
     if found is not None:
         try:
@@ -86,20 +88,10 @@ def read_records(source: DataSourceConfig) -> FoundRecords:
 
 
 def _read(source: DataSourceConfig, writer: IndexWriter | None) -> FoundRecords:
-    content: Any = None
-    if source.reader == AUTO:
-        known, content = recognise(source)
-    else:
-        known = FORMATS.get(source.reader)
-    is_json = known.read is None or source.path.lower().endswith(".json")
-    if not is_json or known.read_json is None:
-        assert known.read is not None, "a format reads a source or its content"
-        entries = known.read(source)
-    else:
-        content = read_json(Path(source.path)) if content is None else content
-        entries = known.read_json(content, source)
+    with reading(source.path):
+        known, entries = _entries(source)
     found = RecordList()
-    entries = _adapted(entries, source)
+    entries = _adapted(_writable(entries, source.path), source)
     if isinstance(entries, RecordList):
         found = entries
     else:
@@ -115,6 +107,53 @@ def _read(source: DataSourceConfig, writer: IndexWriter | None) -> FoundRecords:
     _check_files(source, found.records)
     _join_images(found.records)
     return FoundRecords(found.records, found.skipped, found.parts)
+
+
+def _entries(source: DataSourceConfig) -> tuple[Format, Found]:
+    """Return the format of a source and what its reader gives."""
+    content: Any = None
+    if source.reader == AUTO:
+        known, content = recognise(source)
+    else:
+        known = FORMATS.get(source.reader)
+    is_json = known.read is None or source.path.lower().endswith(".json")
+    if not is_json or known.read_json is None:
+        assert known.read is not None, "a format reads a source or its content"
+        return known, known.read(source)
+    content = read_json(Path(source.path)) if content is None else content
+    return known, known.read_json(content, source)
+
+
+def _writable(entries: Found, path: str) -> Found:
+    """Return what a reader gives without records whose texts no encoding can write.
+
+    Here, too, and for each reader, whatever it raises on a file of another content than it expects
+    becomes an error that names the file.
+    """
+    if isinstance(entries, RecordList):
+        given = chain(entries.records, entries.skipped)
+        found = RecordList.of(_writable_one(entry, path) for entry in given)
+        found.parts = entries.parts
+        return found
+    return _writable_each(entries, path)
+
+
+def _writable_each(
+    entries: Iterable[Record | Skipped | Parts], path: str
+) -> Iterator[Record | Skipped | Parts]:
+    with reading(path):
+        for entry in entries:
+            yield _writable_one(entry, path)
+
+
+def _writable_one(entry: E, path: str) -> E | Skipped:
+    if isinstance(entry, Record):
+        name = unwritable_field(entry)
+        if name is not None:
+            message = f"{name} holds broken characters (surrogates)"
+            where = f"{path}: record {entry.record_id}"
+            return Skipped(SkipKind.BAD_RECORD, where, message)
+    return entry
 
 
 def _adapted(entries: Found, source: DataSourceConfig) -> Found:

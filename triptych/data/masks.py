@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from triptych.core.errors import DataError
+from triptych.core.reading import read_text
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import ImageProblem, SkipKind
 
@@ -138,7 +139,7 @@ def _named(mask: Path) -> MaskClasses | None:
         if (folder / ADE20K_NAMES).is_file():
             return MaskClasses(_ade20k_names(folder / ADE20K_NAMES), zero_is_ignored=True)
         if (folder / NAMES_FILE).is_file():
-            lines = (folder / NAMES_FILE).read_text(encoding="utf-8-sig").rstrip().splitlines()
+            lines = read_text(folder / NAMES_FILE).rstrip().splitlines()
             return MaskClasses(distinct_names(map(str.strip, lines), folder / NAMES_FILE))
     return None
 
@@ -148,7 +149,7 @@ def _ade20k_names(path: Path) -> tuple[str, ...]:
 
     A line is `Idx, Ratio, Train, Val, Stuff, Name`, separated by tabs, below a heading.
     """
-    rows = [line.split("\t") for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    rows = [line.split("\t") for line in read_text(path).splitlines()]
     rows = [row for row in rows if row and row[0].strip().isdecimal()]
     if [int(row[0]) for row in rows] != list(range(1, len(rows) + 1)) or not rows:
         raise DataError(f"{path}: expected a line for each class, numbered from 1")

@@ -240,6 +240,34 @@ def present_fields(record: Record) -> tuple[str, ...]:
     return tuple(name for name, value in values if value is not None and value != ())
 
 
+_TEXTS = tuple(name for name in Record.__slots__ if name not in ("image", "images", "first_image",
+    "answers_weight", "box", "video", "codes", "mask"))  # fmt: skip
+
+
+def unwritable_field(record: Record) -> str | None:
+    """Return the name of a text of a record that no encoding can write, or None.
+
+    Names of files are not asked: what is not UTF-8 in them is kept as lone surrogates.
+    """
+    for name in _TEXTS:
+        value = getattr(record, name)
+        if value is None or value == ():
+            continue
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and not text.isascii() and not is_encodable(text):
+                return name
+    return None
+
+
+def is_encodable(text: str) -> bool:
+    """Return whether a text is free of lone surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def kinds_of(records: Sequence[Record]) -> Mapping[tuple[str, ...], int]:
     """Return how many records have which fields, and no others; of an index, without a look."""
     if hasattr(records, "kinds"):

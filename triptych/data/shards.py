@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from triptych.core.config import check
 from triptych.core.errors import DataError
 from triptych.core.files import has_entries, make_folder, placed, write_json, writing
+from triptych.core.reading import read_json, read_json_object, reading
 from triptych.core.rng import sample_generator
 from triptych.data.columns import RECORDS, ColumnWriter
 from triptych.data.images import decode_image
@@ -250,7 +251,7 @@ def _claim(out: Path, source: DataSourceConfig, options: ShardOptions, num_recor
     plan["files"] = source_facts(source)
     path = out / PLAN_FILE
     if path.is_file():
-        if json.loads(path.read_text(encoding="utf-8")) != plan:
+        if read_json(path) != plan:
             raise DataError(
                 f"{out} holds shards of other data or options, as {path} says: go on with the same "
                 "command, choose another folder, or remove this one"
@@ -455,8 +456,9 @@ def verify_shards(path: str) -> tuple[int, list[Skipped]]:
 def _missing(folder: Path) -> Iterator[Skipped]:
     listing = folder / LISTING_FILE
     if listing.is_file():
-        for about in json.loads(listing.read_text(encoding="utf-8"))["shards"]:
-            shard = folder / about["name"]
+        with reading(listing):
+            names = [str(about["name"]) for about in read_json_object(listing)["shards"]]
+        for shard in (folder / name for name in names):
             if not shard.is_file():
                 message = f"is missing; {listing} lists it"
                 yield Skipped(SkipKind.MISSING_FILE, str(shard), message)

@@ -21,7 +21,13 @@ from typing import Any, BinaryIO, TypeVar
 
 from triptych.core.errors import DataError
 from triptych.core.files import placed
-from triptych.core.reading import MAX_DATA_BYTES, open_descriptor, open_regular, read_bytes
+from triptych.core.reading import (
+    MAX_DATA_BYTES,
+    open_descriptor,
+    open_regular,
+    read_bytes,
+    too_large,
+)
 from triptych.data.cache import cache_folder, cache_key, log, one_at_a_time
 
 MAX_OPEN = 64  # files of a process
@@ -97,6 +103,8 @@ def read_slice(path: str, offset: int, size: int) -> bytes:
         OSError: The local file is missing or cannot be read; of URLs, FileNotFoundError alone.
         RemoteError: The URL failed on every try.
     """
+    if size > MAX_DATA_BYTES:  # what a shard says of itself; memory is taken before a byte is read
+        raise too_large(path, size, MAX_DATA_BYTES)
     if is_url(path):
         return _read_url(path, offset, size)
     if not hasattr(os, "pread"):  # Windows

@@ -15,13 +15,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from triptych.core.errors import DataError
-from triptych.core.reading import check_regular
+from triptych.core.reading import GIB, check_regular
 from triptych.data.storage import is_url, open_file
 
 PARQUET, ARROW = ".parquet", ".arrow"
 MAX_TABLES = 64
 MAX_CELL_BYTES = 256 * 2**20  # of images in row groups that a process keeps; at least one group
 ROWS_AT_ONCE = 4096
+MAX_GROUP_ROWS = 20_000_000
+MAX_GROUP_BYTES = 4 * GIB  # without compression
 _CELL = re.compile(r"(.+)@(\d+)\[(\d+)\]")
 
 
@@ -78,6 +80,8 @@ class _ParquetTable(Table):
             self._file = ParquetFile(path, memory_map=True)
         self.schema = self._file.schema_arrow
         self.num_groups = self._file.num_row_groups
+        for number in range(self.num_groups):
+            _check_group(self._file.metadata.row_group(number), f"{path}: row group {number}")
 
     def num_rows(self, group: int) -> int:
         return int(self._file.metadata.row_group(group).num_rows)
@@ -162,16 +166,32 @@ def open_table(path: str) -> Table:
         DataError: It is no such table.
         OSError: The file is missing or cannot be read.
     """
-    from pyarrow import ArrowInvalid
+    from pyarrow import ArrowException
 
     if not is_url(path):
         check_regular(path)
     is_arrow = path.endswith(ARROW)
     try:
         return _ArrowTable(path) if is_arrow else _ParquetTable(path)
-    except ArrowInvalid as error:
+    except (ArrowException, OSError) as error:  # of broken bytes, either
         kind = "an Arrow" if is_arrow else "a parquet"
         raise DataError(f"{path}: is not {kind} table: {error}") from error
+
+
+def _check_group(group: Any, where: str) -> None:
+    """Refuse a group that would not fit into memory: some bytes can stand for any number of rows.
+
+    Raises:
+        DataError: It says so itself.
+    """
+    if not 0 <= group.num_rows <= MAX_GROUP_ROWS:
+        raise DataError(
+            f"{where}: has {group.num_rows:,} rows; at most {MAX_GROUP_ROWS:,} are read"
+        )
+    if not 0 <= group.total_byte_size <= MAX_GROUP_BYTES:
+        raise DataError(
+            f"{where}: has {group.total_byte_size:,} bytes; at most {MAX_GROUP_BYTES:,} are read"
+        )
 
 
 class _Tables:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from triptych.core.errors import ConfigError, DataError, nearest
+from triptych.core.reading import MAX_DATA_BYTES, read_text, reading
 from triptych.core.registry import Registry
 
 Rows = list[tuple[str, Any]]
@@ -58,9 +59,12 @@ class SubmissionForm:
         Raises:
             DataError: It cannot be read, or is not of this form; the message says where.
         """
-        text = read_text(path)
+        text = read_text(path, max_bytes=MAX_DATA_BYTES)
         try:
-            rows = self.parse(text)
+            with reading(path):
+                rows = self.parse(text)
+        except DataError:
+            raise
         except ValueError as error:
             raise DataError(
                 f"{path}: not in the form {self.name!r} ({self.reader}): {error}"
@@ -68,20 +72,6 @@ class SubmissionForm:
         if not rows:
             raise DataError(f"{path}: holds no prediction")
         return rows
-
-
-def read_text(path: Path) -> str:
-    """Return the text of a file without a byte order mark.
-
-    Raises:
-        DataError: It cannot be read, or is not UTF-8.
-    """
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 at byte {error.start}: save it as UTF-8") from error
 
 
 def _check_whole(keys: Sequence[str], file_name: str) -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from triptych.core.errors import DataError
 from triptych.core.outputs import MetricValue, Predictions
+from triptych.core.reading import read_text
 from triptych.evaluation.bootstrap import mean_value
 from triptych.evaluation.label_metrics import MeanPerClassMetric
 from triptych.evaluation.metrics import ByIndex, ClassificationMetric, reference_of
@@ -126,10 +127,7 @@ def load_templates(path: Path) -> tuple[str, ...]:
     Raises:
         DataError: The file cannot be read, is empty, or a line does not have `{}` exactly once.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the templates {path}: {error}") from error
+    lines = read_text(path).splitlines()
     found = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     for number, line in found:
         if line.count(PLACEHOLDER) != 1:

@@ -14,7 +14,6 @@ INDEX/
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 
 from triptych.core.errors import ConfigError, DataError
 from triptych.core.files import write_atomic, write_json
+from triptych.core.reading import read_json_object
 from triptych.data.records import ImageSource
 
 Vectors = NDArray[np.float16]
@@ -142,14 +142,14 @@ def read_state(folder: Path) -> IndexState | None:
         DataError: It is damaged, or of a later format.
     """
     path = folder / INDEX_FILE
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}): build the index again") from error
-    if not isinstance(stored, dict) or stored.get("format") != FORMAT:
-        found = stored.get("format") if isinstance(stored, dict) else stored
+    try:
+        stored = read_json_object(path)
+    except DataError as error:
+        raise DataError(f"{error}: build the index again") from error
+    if stored.get("format") != FORMAT:
+        found = stored.get("format")
         raise DataError(f"{path} is of format {found!r}, and this version reads format {FORMAT}")
     fields = {name: stored.get(name) for name in IndexState.__dataclass_fields__}
     lacking = [name for name, value in fields.items() if value is None and name != "recall_at_10"]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from triptych.core.errors import DataError
+from triptych.core.reading import BAD_CONTENT, MAX_DATA_BYTES, read_text
 
 Points = list[tuple[float, float]]
 
@@ -68,13 +69,13 @@ def read_curves(path: Path, prefix: str = LOSSES) -> dict[str, list[tuple[int, f
     """
     if not path.exists():
         raise DataError(f"{path}: no such file; a run writes it when it logs its first step")
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = read_text(path, max_bytes=MAX_DATA_BYTES).splitlines()
     series: dict[str, list[tuple[int, float]]] = {}
     for number, text in enumerate(lines, start=1):
         try:
             values = json.loads(text)
             step = int(values["step"])
-        except (ValueError, KeyError, TypeError) as error:
+        except BAD_CONTENT as error:
             if number == len(lines):
                 break
             raise DataError(

@@ -6,7 +6,6 @@ folder is only read.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from triptych.checkpoint.model_folder import load_model_folder, save_model_folde
 from triptych.checkpoint.run import list_checkpoints, load_checkpoint, load_latest
 from triptych.core.config import load_yaml
 from triptych.core.errors import CheckpointError, ConfigError, DataError
+from triptych.core.reading import BAD_CONTENT, read_json_object
 from triptych.models.families import build_model, read_config
 from triptych.recipes.config import RunConfig
 from triptych.tasks.registry import build_task
@@ -165,16 +165,16 @@ class _Start:
 
 def _read_start(run_folder: Path, config: RunConfig) -> _Start:
     """Read what the run stored when it began, or make it again from the data."""
-    try:
-        stored = json.loads((run_folder / START_FILE).read_text(encoding="utf-8"))
-        tokenizer = Tokenizer.load(run_folder / TOKENIZER_FILE)
-        where = str(run_folder / START_FILE)
-        return _Start(read_config(stored["model"], where), tokenizer, int(stored["num_records"]))
-    except FileNotFoundError:
+    if not (run_folder / START_FILE).exists():
         records = _read_data(config).records
         tokenizer = prepare_tokenizer(config, records, resumed=run_folder)
         return _Start(prepare_model(config, tokenizer).config, tokenizer, len(records))
-    except (ValueError, KeyError, TypeError) as error:
+    try:
+        stored = read_json_object(run_folder / START_FILE, error=CheckpointError)
+        tokenizer = Tokenizer.load(run_folder / TOKENIZER_FILE)
+        where = str(run_folder / START_FILE)
+        return _Start(read_config(stored["model"], where), tokenizer, int(stored["num_records"]))
+    except BAD_CONTENT as error:
         raise CheckpointError(f"{run_folder / START_FILE} cannot be read: {error}") from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ from triptych.core.errors import (
     nearest,
 )
 from triptych.core.machine import current_commit
+from triptych.core.reading import read_json, read_text, read_yaml
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.models.conversion import Allowed, Converter, ImportReport
 from triptych.models.families import (
@@ -126,11 +126,7 @@ def read_answers(path: Path) -> tuple[str, ...]:
     Raises:
         DataError: It cannot be read, or an answer is empty or repeated.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        found = json.loads(text) if path.suffix == ".json" else text.splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read the answers of {path}: {error}") from error
+    found = read_json(path) if path.suffix == ".json" else read_text(path).splitlines()
     if not isinstance(found, list) or not all(isinstance(a, str) and a.strip() for a in found):
         raise DataError(f"{path} must be a list of answers, none of them empty")
     if len(set(found)) < len(found):
@@ -291,10 +287,7 @@ def _task(asked: str | None, converter: Converter, foreign: ForeignCheckpoint) -
 def _base_config(family: str, variant: str) -> Any:
     """Return the config of a registered variant, or the one that a file holds."""
     if Path(variant).suffix in (".yaml", ".yml", ".json"):
-        try:
-            plain = yaml.safe_load(Path(variant).read_text(encoding="utf-8"))
-        except (OSError, yaml.YAMLError) as error:
-            raise ConfigError(f"cannot read the model config {variant}: {error}") from error
+        plain = read_yaml(Path(variant))
         if isinstance(plain, dict):
             plain = {name: value for name, value in plain.items() if name != "kind"}
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from triptych.checkpoint.model_folder import PREPROCESS
 from triptych.checkpoint.released import find_folder
 from triptych.core.config import check, from_dict
 from triptych.core.errors import CapabilityError, CheckpointError, ConfigError, DataError
+from triptych.core.reading import read_json_object
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.distributed.env import is_main
 from triptych.models.families import family_of
@@ -84,8 +84,7 @@ def keep_normalisation(config: RunConfig, console: Console | None = None) -> Run
     file = find_folder(start) / PREPROCESS
     if (config.image.mean, config.image.std) != (usual.mean, usual.std) or not file.is_file():
         return config
-    plain = json.loads(file.read_text(encoding="utf-8"))
-    stored = from_dict(ImageTransformConfig, plain)
+    stored = from_dict(ImageTransformConfig, read_json_object(file), str(file))
     if (stored.mean, stored.std) == (usual.mean, usual.std):
         return config
     if is_main():
@@ -166,13 +165,8 @@ def load_published_tokenizer(path: Path) -> Tokenizer:
     if not path.is_dir():
         raise DataError(f"{path} is no folder with a vocabulary: {hint}")
     settings = path / "tokenizer_config.json"
-    if settings.is_file():
-        try:
-            cased = json.loads(settings.read_text(encoding="utf-8")).get("do_lower_case") is False
-        except (ValueError, AttributeError) as error:
-            raise DataError(f"{settings} is not valid: {error}") from error
-        if cased:
-            raise DataError(f"{path} is case-sensitive, but texts are lower-cased: {hint}")
+    if settings.is_file() and read_json_object(settings).get("do_lower_case") is False:
+        raise DataError(f"{path} is case-sensitive, but texts are lower-cased: {hint}")
     try:
         return Tokenizer.load(path)
     except DataError as error:

@@ -33,11 +33,13 @@ from torch import Tensor
 from triptych.core.errors import ConfigError, DataError
 from triptych.core.files import make_folder, refusal, whole_file_for_one, writing
 from triptych.core.outputs import Predictions
+from triptych.core.reading import BAD_CONTENT, open_regular, reading
 from triptych.data.records import Record
 
 Array = NDArray[Any]
 
 MARK = {"triptych": "predictions", "version": 1}
+MAX_HEADER_BYTES = 2**24
 LONGEST_LIST = 64
 """Numbers of a sample that are written as a list; larger arrays are compressed."""
 
@@ -182,8 +184,8 @@ def open_predictions(path: Path, header: Header, *, overwrite: bool) -> Iterator
 
 def _is_ours(path: Path, *, empty: bool = False) -> bool:
     """Return whether a file has our header, and nothing but it if asked."""
-    with path.open("rb") as file:
-        first = file.readline()
+    with reading(path), open_regular(path) as file:
+        first = file.readline(MAX_HEADER_BYTES)
         rest = file.read(1) if empty else b""
     return first.startswith(b'{"triptych": "predictions"') and not rest
 
@@ -240,7 +242,7 @@ def _read(path: Path) -> tuple[Header, list[tuple[dict[str, Any], int]], int]:
     rows: list[tuple[dict[str, Any], int]] = []
     header: Header | None = None
     size = 0
-    with path.open("rb") as file:
+    with reading(path), open_regular(path) as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 break
@@ -252,7 +254,7 @@ def _read(path: Path) -> tuple[Header, list[tuple[dict[str, Any], int]], int]:
                     raise ValueError(f"is not that of sample {len(rows)}")
                 else:
                     rows.append((value, len(line)))
-            except (ValueError, KeyError, TypeError) as error:
+            except BAD_CONTENT as error:
                 raise DataError(f"{path}:{number}: damaged: {error}; predict it again") from error
             size += len(line)
     if header is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from triptych.core.config import kind_of, save_yaml, to_dict
 from triptych.core.errors import ConfigError, TriptychError
 from triptych.core.files import folder_for_one, make_folder
 from triptych.core.machine import current_commit, describe_machine
+from triptych.core.reading import read_json_object
 from triptych.data.manifest import read_records
 from triptych.models.families import FAMILIES, VARIANTS, model_config
 from triptych.papers.benchmarks import SUITES, find_benchmark
@@ -222,7 +222,7 @@ def _stored(table: PaperTable, request: Request) -> list[Reproduced]:
     if not path.is_file():
         reason = f"{path}: measure it in a checkout of the repository with `{table.command}`"
         return [*paper, _ours("ours", table.title, None, (reason,))]
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored = read_json_object(path)
     content = stored["output"][table.key] if table.key else stored["output"]
     protocol = f"{stored['command']} on {stored['machine'].get('CPU', 'this machine')}"
     return [*paper, *_stored_rows(content, protocol)]

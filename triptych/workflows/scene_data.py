@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from triptych.core.errors import ConfigError
+from triptych.core.reading import read_json_object
 from triptych.data.source import DataSourceConfig
 from triptych.recipes.config import RunConfig
 from triptych.scenes.config import SceneConfig
@@ -116,7 +116,7 @@ def write_once(
             images_per_statement=1,  # with fewer statements, a model learns them by heart
             num_workers=workers,
         )
-    summary = json.loads(files.summary.read_text(encoding="utf-8"))
+    summary = read_json_object(files.summary)
     found = (summary["config"]["seed"], summary["counts"]["train"])
     if found != (config.seed, num_images):
         raise ConfigError(

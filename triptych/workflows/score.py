@@ -10,6 +10,7 @@ from typing import Any
 
 from triptych.core.errors import CapabilityError, ConfigError, DataError
 from triptych.core.outputs import MetricValue, Predictions
+from triptych.core.reading import MAX_DATA_BYTES, read_text
 from triptych.data.collate.classification import ClassPicker
 from triptych.data.manifest import FoundRecords, read_records
 from triptych.data.records import Record
@@ -20,7 +21,6 @@ from triptych.evaluation.submissions import (
     OWN,
     SubmissionForm,
     find_form,
-    read_text,
     recognise_form,
 )
 from triptych.evaluation.zero_shot import ZeroShotMetric
@@ -254,7 +254,7 @@ def _foreign(path: Path, task: str | None, form: str | None) -> _File:
     if not path.is_file():
         raise DataError(f"{path}: there is no such file")
     if form is None:
-        used = recognise_form(read_text(path))
+        used = recognise_form(read_text(path, max_bytes=MAX_DATA_BYTES))
         if used is None:
             raise DataError(
                 f"{path}: of no form that is known ({', '.join([OWN, *FORMS.names()])}); name one "

@@ -20,6 +20,7 @@ from triptych.core.errors import ConfigError, TriptychError
 from triptych.core.files import write_json
 from triptych.core.machine import current_commit
 from triptych.core.outputs import MetricValue
+from triptych.core.reading import BAD_CONTENT, read_json_object
 from triptych.data.manifest import read_records
 from triptych.data.source import DataSourceConfig
 from triptych.evaluation.metrics import usable_java_metrics
@@ -122,9 +123,9 @@ class Store:
         if not path.is_file():
             return
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))["outcomes"]
+            stored = read_json_object(path)["outcomes"]
             self.outcomes = {key: _outcome(plain) for key, plain in stored.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except BAD_CONTENT as error:
             raise ConfigError(
                 f"{path} is no file of results: choose another folder with --out, or delete it"
             ) from error

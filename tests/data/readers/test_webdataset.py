@@ -228,3 +228,24 @@ def test_a_shard_of_images_alone_is_read(tmp_path):
     assert not found.skipped
     assert [(r.record_id, r.caption) for r in found.records] == [("s/a", None), ("s/b", None)]
     assert found.records[1].image.read() == jpeg(2)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "{0..99999999999}.tar",
+        "{0..999}-{0..999}-{0..999}.tar",
+        "a" + "{a,b}" * 60 + ".tar",
+        "{0.." + "9" * 5000 + "}.tar",
+        "{" + "0" * 5000 + "..9}.tar",
+    ],
+)
+def test_braces_are_counted_before_they_are_expanded(pattern):
+    with pytest.raises(DataError, match="its braces name more than 1,000,000 files") as caught:
+        expand_shards(pattern)
+    assert len(str(caught.value)) < 400
+
+
+def test_a_range_that_ends_before_it_begins_names_nothing(tmp_path):
+    with pytest.raises(DataError, match="its braces name no file"):
+        expand_shards(f"{tmp_path}/{{9..0}}.tar")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import itertools
 import json
+import math
 import os
 import re
 import tarfile
@@ -27,6 +28,10 @@ from triptych.data.spec import Expected, Format, Layout
 from triptych.data.storage import glob_urls, is_url, open_file, read_whole
 
 FIRST_EXTENSIONS = ("jpg", "jpeg", "png", "webp")  # what an image is, if a sample has several
+MAX_FILES = 1_000_000  # that braces may name
+MAX_DIGITS = 18  # of a number in braces
+MAX_SHOWN = 200  # characters of a pattern in an error
+_RANGE = re.compile(r"([0-9]+)\.\.([0-9]+)")
 MAX_TEXT_BYTES = 16 * 2**20
 MAX_REST_BYTES = 2**20  # how far behind the end mark is looked
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
@@ -67,6 +72,7 @@ def expand_paths(path: str, suffix: str) -> list[str]:
     Raises:
         DataError: There are none, or some that the braces name are missing.
     """
+    names = _expand_braces(path)
     if Path(path).is_dir():
         found = sorted(map(str, Path(path).glob(f"*{suffix}")))
         if not found:
@@ -74,7 +80,7 @@ def expand_paths(path: str, suffix: str) -> list[str]:
         return found
     files: list[str] = []
     missing = []
-    for name in _expand_braces(path):
+    for name in names:
         if re.search(r"[*?]", name):
             found = glob_urls(name) if is_url(name) else sorted(glob.glob(name))  # noqa: PTH207
             files.extend(found)
@@ -296,12 +302,30 @@ def _split_name(name: str) -> tuple[str, str]:
 
 def _expand_braces(pattern: str) -> list[str]:
     parts = re.split(r"\{([^{}]*)\}", pattern)
+    counts = [_num_alternatives(part) for part in parts[1::2]]
+    if math.prod(counts) > MAX_FILES:
+        raise DataError(
+            f"{pattern[:MAX_SHOWN]}: its braces name more than {MAX_FILES:,} files: read a part of "
+            "them at a time"
+        )
+    if not all(counts):
+        raise DataError(f"{pattern[:MAX_SHOWN]}: its braces name no file: a range goes upwards")
     choices = [_alternatives(p) if i % 2 else [p] for i, p in enumerate(parts)]
     return ["".join(choice) for choice in itertools.product(*choices)]
 
 
+def _num_alternatives(inner: str) -> int:
+    """Return how many texts a pair of braces stands for, before any is made."""
+    numbers = _RANGE.fullmatch(inner)
+    if numbers is None:
+        return inner.count(",") + 1
+    if max(map(len, numbers.groups())) > MAX_DIGITS:
+        return MAX_FILES + 1
+    return max(int(numbers[2]) + 1 - int(numbers[1]), 0)
+
+
 def _alternatives(inner: str) -> list[str]:
-    numbers = re.fullmatch(r"([0-9]+)\.\.([0-9]+)", inner)
+    numbers = _RANGE.fullmatch(inner)
     if numbers is None:
         return inner.split(",")
     first, last = numbers.groups()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from torch import Tensor
@@ -15,7 +14,8 @@ from triptych.checkpoint.model_folder import (
     stored_config,
 )
 from triptych.checkpoint.pickles import read_dalle_module
-from triptych.core.errors import CheckpointError, ConfigError
+from triptych.core.errors import CheckpointError, ConfigError, DataError
+from triptych.core.reading import read_json_object
 from triptych.data.codes import CodesAbout
 from triptych.models.dvae.convert import config_for, import_encoder
 from triptych.models.dvae.model import DVAE, DVAEEncoder
@@ -86,10 +86,10 @@ def about_codes(encoder: DVAEEncoder, image_size: int) -> CodesAbout:
 def _is_released(folder: Path) -> bool:
     """Return whether a folder has a `config.json` that is not one of ours."""
     try:
-        plain = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        plain = read_json_object(folder / CONFIG)
+    except DataError:
         return False
-    return isinstance(plain, dict) and not isinstance(plain.get("model"), dict)
+    return not isinstance(plain.get("model"), dict)
 
 
 def _load_released(path: Path, image_size: int | None) -> DVAE:
