@@ -131,7 +131,7 @@ def _writable(entries: Found, path: str) -> Found:
     becomes an error that names the file.
     """
     if isinstance(entries, RecordList):
-        given = chain(entries.records, entries.skipped)
+        given: Iterable[Record | Skipped] = chain(entries.records, entries.skipped)
         found = RecordList.of(_writable_one(entry, path) for entry in given)
         found.parts = entries.parts
         return found
