@@ -22,6 +22,7 @@ ARROWS = {  # importer: what it may import directly; `reachable` closes this tra
     "recipes": {"tasks"},
     "serving": {"tasks"},
     "index": {"report"},
+    "server": {"index"},
     "workflows": {"recipes", "serving", "scenes", "papers"},
     "report": {"serving", "evaluation", "data"},
 }

@@ -76,6 +76,7 @@ VERBS = {
     ),
     "index": Verb("index", "MODEL_FOLDER DATA --out INDEX", "index images to be searched"),
     "search": Verb("search", "INDEX TEXT", "find images of an index by words or by an image"),
+    "serve": Verb("serve", "MODEL... [--index INDEX]", "serve models and an index over HTTP"),
     "import": Verb(
         "import_checkpoint",
         "FAMILY SOURCE OUT --variant V",

@@ -1,0 +1,1 @@
+"""Models over HTTP: the interface, micro-batching, limits and the page."""
