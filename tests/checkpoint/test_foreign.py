@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 
@@ -11,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from tests.fuzz.mutators import zip_bomb
 from triptych.checkpoint.foreign import (
     read_foreign,
     unwrap_state,
@@ -279,3 +281,68 @@ def test_damaged_archives_are_named(tmp_path):
 def test_ordered_dicts_are_state_dicts(state, tmp_path):
     torch.save(OrderedDict(state), tmp_path / "x.pth")
     assert_same(read_foreign(tmp_path / "x.pth").tensors, state)
+
+
+def test_a_dict_that_holds_itself_is_told(tmp_path):
+    loop = {}
+    loop["model"] = {"state_dict": loop}
+    torch.save(loop, tmp_path / "x.pth")
+    with pytest.raises(
+        CheckpointError, match=r"x\.pth holds no state dict: a dict in it holds its"
+    ):
+        read_foreign(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("names", [("m/data.pkl", "m/constants.pkl"), ("m/data.pkl", "m/data/0")])
+def test_a_zip_bomb_is_refused_by_its_directory(tmp_path, names):
+    """8 GiB of zeros in 8 MiB; nothing of it is unpacked."""
+    (tmp_path / "x.pt").write_bytes(zip_bomb(*names))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=r"x\.pt: .*8 GiB.* once it is unpacked"):
+            read_foreign(tmp_path / "x.pt")
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_tensor_larger_than_its_file_is_refused(tmp_path):
+    """Its elements are all one number, so that a few bytes claim any size."""
+    torch.save({"w": torch.zeros(1).expand(10**9)}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="claim 4,000,000,000 bytes, far more than the file"):
+        read_foreign(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_weights_that_are_not_finite_are_named(tmp_path, suffix, value):
+    state = {"good": torch.ones(2), "bad": torch.tensor([1.0, value])}
+    path = tmp_path / f"x.{suffix}"
+    (save_file if suffix == "safetensors" else torch.save)(state, path)
+    with pytest.raises(CheckpointError, match=rf"x\.{suffix}: bad holds NaN or infinite"):
+        read_foreign(path)
+
+
+@pytest.mark.parametrize("tensor", [torch.ones(3).to_sparse(), torch.empty(3, device="meta")])
+def test_tensors_that_are_no_plain_weights_are_refused(tmp_path, tensor):
+    torch.save({"w": tensor}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="w is a sparse, quantized or empty tensor"):
+        read_foreign(tmp_path / "x.pth")
+
+
+def test_objects_that_hold_one_another_end(tmp_path):
+    """Each of 60 objects holds the one before under two names: 2^60 names in all."""
+    part = b"c__torch__\nPart\n)\x81"
+    pair = b"(X\x01\0\0\0ah\0X\x01\0\0\0bh\0ub"
+    members = {"m/data.pkl": b"\x80\x02" + part + (b"q\0" + part + b"}" + pair) * 60 + b"."}
+    with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
+        for name, content in (members | {"m/constants.pkl": b"\x80\x02)."}).items():
+            archive.writestr(name, content)
+    with pytest.raises(CheckpointError, match="hold more than 200000 others"):
+        read_foreign(tmp_path / "x.pt")
+
+
+def test_a_pipe_is_no_weights(tmp_path):
+    os.mkfifo(tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="is a named pipe, not a regular file"):
+        read_foreign(tmp_path / "x.pth")

@@ -1,10 +1,19 @@
 """Model folders: bitwise round trip, tied weights, named errors."""
 
+import hashlib
+import shutil
+import subprocess
+
 import pytest
 import torch
 from safetensors import safe_open
 
-from triptych.checkpoint.model_folder import build_model_card, load_model_folder, save_model_folder
+from triptych.checkpoint.model_folder import (
+    build_model_card,
+    hash_model_folder,
+    load_model_folder,
+    save_model_folder,
+)
 from triptych.core.errors import CheckpointError
 from triptych.core.outputs import MetricValue
 
@@ -104,3 +113,74 @@ def test_a_card_without_scores_says_how_to_get_them_and_shows_the_last_losses():
     assert "| itc | 1.2500 |\n| total | 2.5000 |" in card
     card = build_model_card(**shared, metrics=[], evaluation=None)
     assert "triptych eval" not in card and "| loss |" not in card
+
+
+def test_standard_tools_check_the_sums(tmp_path):
+    folder = _save(tmp_path / "model", head={"w": torch.ones(2)})
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    names = ["config.json", "head.safetensors", "model.safetensors", "preprocess.json"]
+    assert [line.split("  ")[1] for line in lines] == [*names, "tokenizer.json"]
+    for line in lines:
+        digest, name = line.split("  ")
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+    if shutil.which("sha256sum"):
+        ran = subprocess.run(["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=folder, check=False)
+        assert ran.returncode == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "head.safetensors", "model.safetensors", "tokenizer.json"]
+)
+def test_a_flipped_bit_is_told_by_its_file(tmp_path, name):
+    """Also where the file stays readable: a digit of a weight, a letter of a word."""
+    folder = _save(tmp_path / "model", head={"w": torch.ones(2)})
+    content = bytearray((folder / name).read_bytes())
+    content[-6] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"{name}"):
+        load_model_folder(folder)
+
+
+def test_a_card_may_be_edited_and_hold_any_bytes(tmp_path):
+    folder = _save(tmp_path / "model")
+    before = hash_model_folder(folder)
+    (folder / "README.md").write_bytes(b"# Mod\xe8le de Jos\xe9\n")
+    assert load_model_folder(folder).card == "# Mod\ufffdle de Jos\ufffd\n"
+    (folder / "README.md").unlink()
+    (folder / "README.md").mkdir()
+    assert load_model_folder(folder).card == ""
+    assert hash_model_folder(folder) == before
+
+
+def test_a_folder_without_sums_loads_and_is_the_same_model(tmp_path):
+    """As Triptych 0.3 wrote it, or as someone who changed it on purpose leaves it."""
+    folder = _save(tmp_path / "model")
+    before = hash_model_folder(folder)
+    (folder / "SHA256SUMS").unlink()
+    assert load_model_folder(folder).config == {"model": "toy", "depth": 2}
+    assert hash_model_folder(folder) == before
+
+
+def test_sums_name_what_is_missing_or_was_added(tmp_path):
+    folder = _save(tmp_path / "model", head={"w": torch.ones(2)})
+    (folder / "head.safetensors").rename(folder / "kept")
+    with pytest.raises(CheckpointError, match=r"head\.safetensors is missing: SHA256SUMS lists it"):
+        load_model_folder(folder)
+    (folder / "kept").rename(folder / "head.safetensors")
+    sums = folder / "SHA256SUMS"
+    lines = sums.read_text().splitlines(keepends=True)
+    sums.write_text("".join(line for line in lines if "head" not in line))
+    with pytest.raises(CheckpointError, match=r"head\.safetensors is not listed in SHA256SUMS"):
+        load_model_folder(folder)
+    sums.write_text("nothing\n")
+    with pytest.raises(CheckpointError, match="SHA256SUMS is damaged"):
+        load_model_folder(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("part", ["state_dict", "head"])
+def test_weights_that_are_not_finite_are_named(tmp_path, part, value):
+    weights = {"good": torch.ones(3), "bad": torch.tensor([1.0, value, 2.0]).bfloat16()}
+    folder = _save(tmp_path / "model", **{part: weights})
+    with pytest.raises(CheckpointError, match=r"safetensors: bad holds NaN or infinite weights"):
+        load_model_folder(folder)

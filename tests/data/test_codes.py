@@ -1,11 +1,15 @@
 """Codes in shards: what is written is what is read, beside all that is known of an image."""
 
+import io
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from triptych.core.errors import DataError
+from triptych.data.check import check_sources
 from triptych.data.codes import (
     CodesAbout,
     CodeShardWriter,
@@ -61,7 +65,7 @@ def test_shards_give_back_images_fields_and_codes(tmp_path):
     for group, row in zip(groups, codes, strict=True):
         writer.write(group, f"bytes of {group.image.path}".encode(), row)
     writer.close()
-    ABOUT.save(tmp_path)
+    replace(ABOUT, num_codes=70_000).save(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "000000.tar",
         "000001.tar",
@@ -100,15 +104,78 @@ def test_a_code_takes_two_bytes_where_they_suffice():
     assert len(many) - len(few) == 4
 
 
+def npy(header):
+    """Return an .npy file with this header and four codes."""
+    text = header.encode() + b"\n"
+    return b"\x93NUMPY\x01\0" + len(text).to_bytes(2, "little") + text + bytes(8)
+
+
+def npz(**arrays):
+    """Return an archive of arrays, as numpy takes for an array as well."""
+    out = io.BytesIO()
+    np.savez(out, **arrays)
+    return out.getvalue()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"no array", "no stored codes"), (encode_codes(np.arange(5)), r"\(5,\) uint16, not 4")],
+    [
+        (b"no array", "no stored codes"),
+        (encode_codes(np.arange(5)), "holds 5 codes, not 4"),
+        (encode_codes(np.arange(4))[:-1], "claims 8 bytes of codes and has 7"),
+        (npy("{'descr': '<u2', 'fortran_order': False, 'shape': (1000000000000,)}"), "claims"),
+        (npy("{'descr': '<u2', 'fortran_order': False, 'shape': (-4,)}"), "no stored codes"),
+        (npy("{'descr': '|O', 'fortran_order': False, 'shape': (4,)}"), "not a row of codes"),
+        (npy("((((((("), "no stored codes"),
+        (npy("[" * 4000), "no stored codes"),
+        (npy("\0" * 40), "no stored codes"),
+        (npz(codes=np.arange(4, dtype=np.uint16)), "no stored codes"),
+        (npz(), "no stored codes"),
+    ],
 )
 def test_other_content_is_a_problem_of_the_sample(tmp_path, content, message):
     path = tmp_path / "x.npy"
     path.write_bytes(content)
     with pytest.raises(ImageProblem, match=message):
         read_codes(ImageSource(str(path)), 4)
+
+
+def test_a_code_beyond_the_codebook_is_a_problem_of_the_sample(tmp_path):
+    ABOUT.save(tmp_path)
+    path = tmp_path / "x.npy"
+    path.write_bytes(encode_codes(np.array([0, 511])))
+    assert read_codes(ImageSource(str(path)), 2).tolist() == [0, 511]
+    path.write_bytes(encode_codes(np.array([0, 512])))
+    with pytest.raises(ImageProblem, match="has the code 512, and the codebook 512 entries"):
+        read_codes(ImageSource(str(path)), 2)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[" * 100_000, "\ud800", '{"tokenizer": "a", "num_codes": 1e400, "image_size": 8}', "[1]"],
+)
+def test_what_says_how_codes_were_made_is_checked(tmp_path, content):
+    (tmp_path / "image_codes.json").write_bytes(content.encode(errors="surrogatepass"))
+    with pytest.raises(DataError, match=r"image_codes\.json"):
+        CodesAbout.load(tmp_path)
+
+
+def test_data_check_reads_the_codes(tmp_path):
+    """What `triptych data check` calls good, training can read."""
+    png = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(png, "PNG")
+    writer = CodeShardWriter(tmp_path, samples_per_shard=9)
+    for number, row in enumerate(([1, 2], [3, 600], [4, 5])):
+        entry = record(number, f"{number}.png", caption=f"image {number}")
+        writer.write(SharedImage(entry.image, [entry]), png.getvalue(), np.array(row))
+    writer.close()
+    ABOUT.save(tmp_path)
+    shard = tmp_path / "000000.tar"
+    shard.write_bytes(shard.read_bytes().replace(encode_codes(np.array([4, 5])), npy("((((")))
+    report = check_sources([DataSourceConfig(path=str(tmp_path))])
+    assert (report.num_records, report.num_usable) == (3, 1)
+    problems = sorted(entry.message for entry in report.skipped)
+    assert "codebook 512 entries" in problems[0] and "no stored codes" in problems[1]
 
 
 def test_codes_of_another_tokenizer_are_an_error(tmp_path):
@@ -124,5 +191,5 @@ def test_codes_of_another_tokenizer_are_an_error(tmp_path):
     with pytest.raises(DataError, match="record 1: has no stored codes"):
         check_stored_codes([*records, record(1, "b.jpg")], **wanted, tokenizer=None)
     (tmp_path / "image_codes.json").write_text("{}")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"image_codes.json: expected a `tokenizer`"):
         check_stored_codes(records, **wanted, tokenizer=None)

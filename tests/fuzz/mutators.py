@@ -179,11 +179,7 @@ def mutate_lines(rng: random.Random, data: bytes) -> bytes:
 
 def mutate_zip(rng: random.Random, data: bytes) -> bytes:
     """Change, rename, drop, repeat or compress a member of a zip archive."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = [(name, archive.read(name)) for name in archive.namelist()]
-    except Exception:  # an earlier mutator has been there
-        return data
+    members = list(unzipped(data).items())
     if not members:
         return data
     at = rng.randint(0, len(members) - 1)
@@ -206,6 +202,17 @@ def mutate_zip(rng: random.Random, data: bytes) -> bytes:
         for name, content in members:
             archive.writestr(name, content)
     return out.getvalue()
+
+
+def unzipped(data: bytes) -> dict[str, bytes]:
+    """Return the members of a zip archive; none of one that is damaged, or is a bomb."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if sum(member.file_size for member in archive.infolist()) > 64 << 20:
+                return {}
+            return {name: archive.read(name) for name in archive.namelist()}
+    except Exception:  # an earlier mutator has been there
+        return {}
 
 
 def zip_bomb(*names: str, gib: int = 4) -> bytes:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from triptych.core.config import from_dict, kind_of, to_dict
-from triptych.core.errors import CapabilityError, ConfigError
+from triptych.core.errors import CapabilityError, CheckpointError, ConfigError
 from triptych.models.base import (
     PairReader,
     VisionLanguageModel,
@@ -17,7 +18,13 @@ from triptych.models.base import (
     match_pairs,
     num_parameters,
 )
-from triptych.models.families import build_model, create_model, list_models, model_config
+from triptych.models.families import (
+    build_model,
+    create_model,
+    list_models,
+    model_config,
+    restore_model,
+)
 
 KEYS = Path(__file__).parent / "keys"
 
@@ -330,3 +337,40 @@ def test_a_clip_is_its_frames_one_after_the_other(model):
             torch.testing.assert_close(pooled, model.fuse(clip, text).pooled)
         if hasattr(model, "embed_pixels"):
             torch.testing.assert_close(model.embed_pixels(clips), model.embed_image(clip))
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize(
+    ("field", "size"),
+    [
+        ("vision.embed_dim", 10**12),
+        ("vision.embed_dim", 2**24),
+        ("vision.image_size", 10**9),
+        ("vision.depth", 10**9),
+        ("vision.depth", 900),
+        ("text.vocab_size", -1),
+        ("text.vocab_size", 2**24),
+        ("text.mlp_ratio", float("nan")),
+        ("text.mlp_ratio", 10**400),
+        ("text_depth", 0),
+        ("proj_dim", 2**23),
+        ("init_std", float("inf")),
+    ],
+)
+def test_hostile_sizes_are_told_before_anything_is_allocated(field, size, train):
+    config = _small_mplug(model_config("mplug_tiny", image_size=32, vocab_size=50))
+    weights = build_model(config).state_dict()
+    stored = to_dict(config, tagged=True)
+    restore_model(stored, weights, "FOLDER", train=train)  # what torch imports at first use
+    *parts, name = field.split(".")
+    inner = stored
+    for part in parts:
+        inner = inner[part]
+    inner[name] = size
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="FOLDER"):
+            restore_model(stored, weights, "FOLDER", train=train)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()

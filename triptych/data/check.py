@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from triptych.core.errors import DataError
 from triptych.core.files import write_atomic
 from triptych.data.caption_cleaning import MAX_WORDS, clean_caption
+from triptych.data.codes import read_codes
 from triptych.data.doctor.findings import NUM_EXAMPLES, REMOVED, Finding, FindingKind
 from triptych.data.doctor.images import Images, shown_by
 from triptych.data.doctor.texts import Captions, normalise_text
@@ -29,7 +31,7 @@ CLIPS_ARE_NOT_READ = "is a clip, and this task reads images alone"
 
 COUNTED_FIELDS = (
     *("image", "images", "video", "caption", "question", "answers", "phrase", "box"),
-    *("statement", "premise", "hypothesis", "label", "text", "mask"),
+    *("statement", "premise", "hypothesis", "label", "text", "mask", "codes"),
 )
 OTHER_USES = ("question", "phrase", "statement", "hypothesis")  # of a record with a caption
 SKIPPED_EXAMPLES = 3  # first examples of each kind that the report quotes
@@ -360,6 +362,12 @@ def _record_problem(record: Record, images: Images) -> Skipped | None:
                 check_mask_size(decode_mask(record.mask), image.width, image.height, record.mask)
             except ImageProblem as problem:
                 return Skipped(problem.kind, str(record.mask), str(problem), record.record_id)
+        if record.codes is not None:
+            try:
+                read_codes(record.codes)
+            except DataError as error:
+                kind = error.kind if isinstance(error, ImageProblem) else SkipKind.BAD_RECORD
+                return Skipped(kind, str(record.codes), str(error), record.record_id)
     message = caption_problem(record) or ""
     if message:
         where = f"{record.image or record.video} (record {record.record_id})"

@@ -7,18 +7,20 @@ import json
 import tarfile
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
 
 from triptych.core.errors import DataError
 from triptych.core.files import write_json
+from triptych.core.reading import read_json_object
 from triptych.data.records import ImageSource, Record
 from triptych.data.samples import SharedImage, add_member, image_extension, sample_entry
 from triptych.data.skips import ImageProblem, SkipKind
-from triptych.data.storage import RemoteError
 
 CodeArray = NDArray[np.int64]
 
@@ -56,14 +58,18 @@ class CodesAbout:
             DataError: The file is missing or says something else.
         """
         path = folder / ABOUT_FILE
-        try:
-            plain = json.loads(path.read_text(encoding="utf-8"))
-            return cls(str(plain["tokenizer"]), int(plain["num_codes"]), int(plain["image_size"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        plain = read_json_object(path)
+        made_by, codes, side = (plain.get(f.name) for f in fields(cls))
+        if not (isinstance(made_by, str) and _is_size(codes) and _is_size(side)):
             raise DataError(
-                f"{path} cannot be read ({type(error).__name__}: {error}): it belongs to the "
-                "shards that `triptych data tokenize-images` writes"
-            ) from error
+                f"{path}: expected a `tokenizer` and sizes from 1 on (`num_codes`, `image_size`), "
+                "as `triptych data tokenize-images` writes them beside its shards"
+            )
+        return cls(made_by, codes, side)
+
+
+def _is_size(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 class CodeShardWriter:
@@ -130,23 +136,52 @@ def read_codes(source: ImageSource, num_codes: int | None = None) -> CodeArray:
         num_codes: How many an image must have; None takes any number.
 
     Raises:
-        ImageProblem: They are missing, damaged, or of another number.
+        ImageProblem: They are missing, damaged, of another number, or beyond the codebook that the
+            file beside the shards describes.
+        DataError: That file is damaged.
         RemoteError: A URL failed on every try.
     """
+    data = source.read()
     try:
-        found = np.load(io.BytesIO(source.read()), allow_pickle=False)
-    except RemoteError:
-        raise
-    except (ValueError, EOFError, OSError) as error:
-        raise ImageProblem(SkipKind.NOT_AN_IMAGE, f"{source}: no stored codes: {error}") from error
-    if found.ndim != 1 or found.dtype.kind != "u" or num_codes not in (None, len(found)):
-        wanted = "a row" if num_codes is None else f"{num_codes}"
+        found = _parse_codes(data)
+    except Exception as error:  # numpy parses the header as Python text, and raises what that does
+        raise ImageProblem(
+            SkipKind.NOT_AN_IMAGE, f"{source}: no stored codes: {type(error).__name__}: {error}"
+        ) from error
+    if num_codes not in (None, len(found)):
         raise ImageProblem(
             SkipKind.NOT_AN_IMAGE,
-            f"{source}: holds {found.shape} {found.dtype}, not {wanted} of codes: they were made "
-            "for another patch grid",
+            f"{source}: holds {len(found)} codes, not {num_codes}: they were made for another "
+            "patch grid",
         )
-    return found.astype(np.int64)  # type: ignore[no-any-return]
+    entries = _codebook_entries(Path(source.path).parent)
+    if entries is not None and found.max(initial=0) >= entries:
+        raise ImageProblem(
+            SkipKind.NOT_AN_IMAGE,
+            f"{source}: has the code {found.max()}, and the codebook {entries} entries",
+        )
+    return found.astype(np.int64)
+
+
+@lru_cache(maxsize=64)
+def _codebook_entries(folder: Path) -> int | None:
+    """Return how many codes there are in a folder of shards; None where it does not say."""
+    return CodesAbout.load(folder).num_codes if (folder / ABOUT_FILE).exists() else None
+
+
+def _parse_codes(data: bytes) -> NDArray[np.unsignedinteger[Any]]:
+    """Read an .npy file of codes; nothing is allocated on the word of its header."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    if version != (1, 0):
+        raise ValueError(f"version {version} of .npy, which `np.save` does not write for codes")
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if len(shape) != 1 or dtype.kind != "u":
+        raise ValueError(f"holds {shape} {dtype}, not a row of codes")
+    start, size = file.tell(), shape[0] * dtype.itemsize
+    if size != len(data) - start:
+        raise ValueError(f"claims {size} bytes of codes and has {len(data) - start}")
+    return np.frombuffer(data, dtype, offset=start)
 
 
 def check_stored_codes(

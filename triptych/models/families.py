@@ -7,14 +7,16 @@ and the command line then know it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from triptych.core.config import from_dict, kind_of, to_dict
+from triptych.core.config import check, from_dict, kind_of, to_dict
 from triptych.core.errors import CheckpointError, ConfigError, nearest
+from triptych.core.reading import reading
 from triptych.core.registry import Registry
 from triptych.models.base import Family, ModelSizes, State
 from triptych.models.conversion import Converter
@@ -25,6 +27,12 @@ from triptych.models.vlmo.family import VLMO_FAMILY
 
 FAMILIES: Registry[Family] = Registry("model family")
 """By the `kind` of the config class."""
+
+MAX_SIZE = 1 << 24
+"""Of any width, length or vocabulary of a model."""
+
+MAX_SIZES = {"image_size": 8192, "depth": 1000, "blocks_per_group": 1000, "num_heads": 4096}
+"""Of fields whose names end so: a loop or an image goes over each."""
 
 VARIANTS: Registry[Callable[..., Any]] = Registry("model")
 """The configs of all families' registered sizes."""
@@ -141,11 +149,40 @@ def read_config(stored: Mapping[str, Any], where: str) -> Any:
         known = ", ".join(FAMILIES)
         clue = nearest(str(kind), FAMILIES)
         raise CheckpointError(f"{where}: unknown model kind {kind!r}{clue} (known: {known})")
+    with reading(where, CheckpointError):
+        try:
+            return model_config_of(kind, stored)
+        except ConfigError as error:
+            raise CheckpointError(f"{where} cannot be loaded: {error}") from error
+
+
+def model_config_of(kind: str, stored: Mapping[str, Any]) -> Any:
+    """Return the config of a family's model from plain values, before anything is allocated.
+
+    Args:
+        kind: The family.
+        stored: Its fields; `kind` may be among them.
+
+    Raises:
+        ConfigError: A field is unknown, of the wrong type, or of a size that no model has.
+    """
     plain = {name: value for name, value in stored.items() if name != "kind"}
-    try:
-        return from_dict(FAMILIES.get(kind).config_class, plain, "model")
-    except ConfigError as error:
-        raise CheckpointError(f"{where} cannot be loaded: {error}") from error
+    config = from_dict(FAMILIES.get(kind).config_class, plain, "model")
+    for name, size in _sizes(config, "model"):
+        most = next((m for ending, m in MAX_SIZES.items() if name.endswith(ending)), MAX_SIZE)
+        check(abs(size) <= most, name, size, f"be at most {most:,}")
+    return config
+
+
+def _sizes(config: Any, where: str) -> Iterator[tuple[str, float]]:
+    """Return every number of a config and of those in it, by dotted name."""
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), f"{where}.{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from _sizes(value, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float):
+                yield name, number
 
 
 def restore_model(
@@ -171,6 +208,11 @@ def restore_model(
     """
     built = read_config(config, where)
     family = family_of(built)
+    layers = sum(int(size) for name, size in _sizes(built, "model") if name.endswith("depth"))
+    if layers > len(weights):
+        raise CheckpointError(
+            f"{where}: config.json has {layers} layers, and there are {len(weights)} weights"
+        )
     state = {
         name: value.float() if value.is_floating_point() else value
         for name, value in weights.items()
@@ -185,12 +227,11 @@ def restore_model(
 
 
 def _with_weights(family: Family, config: Any, state: State, train: bool) -> nn.Module:
-    if not train:
-        with torch.device("meta"):
-            model = family.build(config)
-        model.load_state_dict(state, assign=True)
-        if not any(buffer.is_meta for buffer in model.buffers()):
-            return model
+    with torch.device("meta"):
+        model = family.build(config)
+    model.load_state_dict(state, assign=True)  # what does not fit is told before it is allocated
+    if not train and not any(buffer.is_meta for buffer in model.buffers()):
+        return model
     model = family.build(config)  # buffers that are not stored are computed
     model.load_state_dict(state)
     return model
@@ -221,10 +262,12 @@ def to_model_folder(
             f"{', '.join(known)} can be used as they are"
         )
     converter, sizes = CONVERTERS.get(family), model_config(known[family])
-    if converter.config_from_folder is not None:
-        sizes = converter.config_from_folder(config, sizes)
-    task = converter.trained_for(tensors)
-    sizes = converter.adapt_config(tensors, sizes, image_size=None, trained_for=task)
+    with reading(where, CheckpointError):
+        if converter.config_from_folder is not None:
+            sizes = converter.config_from_folder(config, sizes)
+        task = converter.trained_for(tensors)
+        sizes = converter.adapt_config(tensors, sizes, image_size=None, trained_for=task)
+        sizes = model_config_of(family, to_dict(sizes))
     with torch.device("meta"):
         model = build_model(sizes)
     report = converter.import_state(tensors, model)

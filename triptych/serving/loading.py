@@ -15,6 +15,7 @@ from triptych.checkpoint.model_folder import stored_config
 from triptych.checkpoint.released import find_folder, open_model_folder
 from triptych.core.config import check, from_dict, kind_of, kinds_of
 from triptych.core.errors import CapabilityError, CheckpointError, ConfigError, DataError
+from triptych.core.reading import reading
 from triptych.data.caption_cleaning import MAX_WORDS
 from triptych.data.collate import AnyCollator, PretrainingTextConfig
 from triptych.data.records import Record
@@ -38,6 +39,9 @@ from triptych.train.precision import Precision, autocast, explain_precision, res
 from triptych.train.task import Task
 
 C = TypeVar("C")
+
+MAX_LENGTH = 1_000_000
+"""Of a text, in tokens or words."""
 
 PRECISIONS = ("auto", "bf16", "fp32")
 """Of a forward pass; training has others."""
@@ -84,6 +88,13 @@ class TextLimits:
     answer: int = 12
     phrase: int = 20
     max_words: int | None = MAX_WORDS
+
+    def __post_init__(self) -> None:
+        """Reject lengths that no text has."""
+        for name in ("caption", "question", "answer", "phrase", "max_words"):
+            value = getattr(self, name)
+            fits = value is None or 1 <= value <= MAX_LENGTH
+            check(fits, name, value, f"be from 1 to {MAX_LENGTH:,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,12 +294,13 @@ def load_model(
             f"{folder} holds an image tokenizer, which answers no question: name it as "
             "task.image_tokenizer of a run, or to `triptych data tokenize-images`"
         )
-    try:
-        preprocess = from_dict(ImageTransformConfig, content.preprocess)
-        settings = read_settings(content.config)
-        tokenizer = Tokenizer.load(content.tokenizer_path)
-    except (ConfigError, DataError) as error:
-        raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
+    with reading(folder, CheckpointError):
+        try:
+            preprocess = from_dict(ImageTransformConfig, content.preprocess)
+            settings = read_settings(content.config)
+            tokenizer = Tokenizer.load(content.tokenizer_path)
+        except (ConfigError, DataError) as error:
+            raise CheckpointError(f"{folder} cannot be loaded: {error}") from error
     model = restore_model(
         stored_config(content.config, folder),
         content.state_dict,
@@ -325,17 +337,12 @@ def load_model(
 def read_settings(config: Mapping[str, Any]) -> ServingSettings:
     """Return what a model folder's `config.json` says beside the model's sizes."""
     text = config.get("text") or {}
-    default = TextLimits()
-    limits = TextLimits(
-        caption=int(text.get("max_text_tokens", default.caption)),
-        question=int(text.get("question", default.question)),
-        answer=int(text.get("answer", default.answer)),
-        phrase=int(text.get("phrase", default.phrase)),
-        max_words=_number_or_none(text.get("max_words", default.max_words)),
-    )
-    trained_for = tuple(str(task) for task in config.get("trained_for") or ())
-    return ServingSettings(trained_for, config.get("task") or {}, limits)
-
-
-def _number_or_none(value: Any) -> int | None:
-    return None if value is None else int(value)
+    names = {"max_text_tokens": "caption"} | {n: n for n in ("question", "answer", "phrase")}
+    found = {ours: text[name] for name, ours in names.items() if name in text}
+    if "max_words" in text:
+        found["max_words"] = text["max_words"]
+    limits = from_dict(TextLimits, found, "text")
+    trained_for, task = config.get("trained_for") or [], config.get("task") or {}
+    if not isinstance(trained_for, list) or not isinstance(task, dict):
+        raise ConfigError("config.json: `trained_for` must be a list, and `task` a mapping")
+    return ServingSettings(tuple(map(str, trained_for)), task, limits)

@@ -36,7 +36,7 @@ from triptych.core.errors import (
     nearest,
 )
 from triptych.core.machine import current_commit
-from triptych.core.reading import read_json, read_text, read_yaml
+from triptych.core.reading import read_json, read_text, read_yaml, reading
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.models.conversion import Allowed, Converter, ImportReport
 from triptych.models.families import (
@@ -45,6 +45,7 @@ from triptych.models.families import (
     build_model,
     list_models,
     model_config,
+    model_config_of,
     model_sizes,
     recognised_families,
     restore_model,
@@ -288,12 +289,13 @@ def _base_config(family: str, variant: str) -> Any:
     """Return the config of a registered variant, or the one that a file holds."""
     if Path(variant).suffix in (".yaml", ".yml", ".json"):
         plain = read_yaml(Path(variant))
-        if isinstance(plain, dict):
-            plain = {name: value for name, value in plain.items() if name != "kind"}
-        try:
-            return from_dict(FAMILIES.get(family).config_class, plain)
-        except ConfigError as error:
-            raise ConfigError(f"{variant}: {error}") from error
+        if not isinstance(plain, dict):
+            raise ConfigError(f"{variant}: expected the fields of a model config")
+        with reading(variant, ConfigError):
+            try:
+                return model_config_of(family, plain)
+            except ConfigError as error:
+                raise ConfigError(f"{variant}: {error}") from error
     config = model_config(variant)
     if kind_of(type(config)) != family:
         own = [name for name in list_models() if kind_of(type(model_config(name))) == family]

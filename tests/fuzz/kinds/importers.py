@@ -24,6 +24,7 @@ from tests.fuzz.mutators import (
     mutate_json,
     mutate_zip,
     special,
+    unzipped,
     whole,
     zip_bomb,
 )
@@ -108,15 +109,11 @@ def zipped(members: dict[str, bytes]) -> bytes:
 def mutate_pickle(rng: random.Random, data: bytes) -> bytes:
     """Put code, or a wrong opcode, between two opcodes of a pickle; also of one in an archive."""
     if data[:2] == b"PK":
-        try:
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                members = {name: archive.read(name) for name in archive.namelist()}
-        except Exception:  # an earlier mutator has been there
-            return data
+        members = unzipped(data)
         for name in members:
             if name.endswith(("data.pkl", "constants.pkl")) and rng.random() < 0.8:
                 members[name] = mutate_pickle(rng, members[name])
-        return zipped(members)
+        return zipped(members) if members else data
     places = []
     try:
         for _, _, place in pickletools.genops(data):
