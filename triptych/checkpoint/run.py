@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from triptych.checkpoint.nested import join_tensors
 from triptych.checkpoint.tensor_file import DTYPES
-from triptych.core.errors import CheckpointError
+from triptych.core.errors import CheckpointError, TriptychError
+from triptych.core.reading import MAX_SETTINGS_BYTES, check_regular, open_regular, read_json
 from triptych.distributed.collectives import from_main, gather_objects
 from triptych.distributed.env import rank, world_size
 
@@ -37,6 +39,12 @@ SHARDING = "DCP_SHARDING_INFO"
 """Key in a file's metadata, and the one below it, where HuggingFaceStorageReader looks for where
 the parts of tensors begin (`torch.distributed.checkpoint._hf_utils`, which is private)."""
 OFFSETS = "saved_offsets"
+
+_DAMAGE = (
+    *(SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError),
+    *(IndexError, OverflowError, RecursionError),
+)
+"""What damaged files make readers raise; not RuntimeError, which a GPU without room raises too."""
 
 Like = Callable[[str], Tensor | None]
 """From the path of a tensor in the state to a DTensor that it is divided like, or None."""
@@ -62,7 +70,9 @@ def load_checkpoint(
     problems = [found for found in gather_objects(_problem(path)) if found is not None]
     if problems:
         raise CheckpointError(problems[0])
-    skeleton = json.loads((path / STATE).read_text(encoding="utf-8"))
+    skeleton = read_json(path / STATE, error=CheckpointError)
+    if not isinstance(skeleton, dict):
+        raise CheckpointError(f"{path / STATE} is damaged: it holds no object")
     with _open_tensors(path) as stored:
 
         def read(key: str, place: str) -> Tensor | None:
@@ -70,9 +80,7 @@ def load_checkpoint(
                 return None
             return stored.read(key, None if like is None else like(place))
 
-        state = join_tensors(skeleton, read)
-    assert isinstance(state, dict)
-    return state
+        return {name: join_tensors(part, read, f"/{name}") for name, part in skeleton.items()}
 
 
 def load_latest(
@@ -120,6 +128,7 @@ def list_checkpoints(folder: Path) -> list[int]:
 def _problem(path: Path) -> str | None:
     """Return what is wrong with a checkpoint, as far as this process's share of the files tells."""
     try:
+        check_regular(path / SEAL, MAX_SETTINGS_BYTES)
         seal = json.loads((path / SEAL).read_text(encoding="utf-8"))
         if seal["format"] not in FORMATS:
             known = " and ".join(map(str, FORMATS))
@@ -127,14 +136,16 @@ def _problem(path: Path) -> str | None:
         if path.name != f"step_{seal['step']}":
             return f"{path} holds step {seal['step']}"
         for name, expected in list(seal["files"].items())[rank() :: world_size()]:
-            with (path / name).open("rb") as file:
+            if Path(name).name != name:
+                return f"{path / SEAL} is damaged: it names {name!r}"
+            with open_regular(path / name) as file:
                 size = file.seek(0, 2)
                 file.seek(0)
                 if size != expected["size"] or _digest(file) != expected["sha256"]:
                     return f"{path / name} is damaged: size or SHA-256 differs"
     except OSError as error:
         return f"{path} is incomplete: {error.strerror}: {error.filename}"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{path} is damaged: {SEAL}: {type(error).__name__} {error}"
     return None
 
@@ -165,6 +176,7 @@ def _open_tensors(path: Path) -> Iterator[_StoredTensors]:
     with contextlib.ExitStack() as stack:
         try:
             for found in sorted(path.glob("*.safetensors")):
+                check_regular(found)
                 file = stack.enter_context(safe_open(found, framework="pt"))
                 begins = json.loads((file.metadata() or {}).get(SHARDING, "{}"))
                 for key in file.keys():  # noqa: SIM118 - not a dict
@@ -174,7 +186,9 @@ def _open_tensors(path: Path) -> Iterator[_StoredTensors]:
                     pieces.setdefault(key, []).append(_Piece(file, offsets, shape))
                     dtypes[key] = names[part.get_dtype()]
             yield _StoredTensors(path, pieces, dtypes)
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        except TriptychError:
+            raise
+        except _DAMAGE as error:
             raise CheckpointError(f"{path} is damaged: {type(error).__name__} {error}") from error
 
 
@@ -192,6 +206,13 @@ class _StoredTensors:
             raise CheckpointError(f"{self.path} is damaged: tensor {key!r} is missing")
         ends = [[o + n for o, n in zip(p.offsets, p.shape, strict=True)] for p in self.pieces[key]]
         shape = [max(sizes) for sizes in zip(*ends, strict=True)]
+        stored = sum(math.prod(piece.shape) for piece in self.pieces[key])
+        if math.prod(shape) > stored or any(
+            min(p.offsets, default=0) < 0 for p in self.pieces[key]
+        ):
+            raise CheckpointError(
+                f"{self.path} is damaged: a part of {key!r} is in none of its files"
+            )
         if not isinstance(like, DTensor) or list(like.shape) != shape:
             return self._read_region(key, [0] * len(shape), shape)
         local, offsets = compute_local_shape_and_global_offset(
