@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from triptych.core.registry import load_plugins
 from triptych.train.interrupts import TrainingInterrupted
 
 USER_ERROR = 2
+PIXELS_FLAG = "--max-image-pixels"
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,14 @@ def _dispatch(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(overview())
         return 0
+    if arguments[0] == PIXELS_FLAG:
+        number = arguments[1] if len(arguments) > 1 else ""
+        if not re.fullmatch("[0-9]{1,18}", number):
+            raise ConfigError(f"{PIXELS_FLAG} {number!r}: must be a whole number")
+        from triptych.data.images import pixels_allowed  # here: the help needs no OpenCV
+
+        with pixels_allowed(int(number)):
+            return _dispatch(arguments[2:])
     if arguments[0] == "--version":
         print(f"triptych {__version__}")
         return 0
@@ -196,7 +206,9 @@ def _not_a_verb(name: str, arguments: list[str]) -> int:
 def overview() -> str:
     """Return the text of `triptych --help`."""
     head = "Pre-train, fine-tune, evaluate and use vision-language models on your own data."
-    usage = "usage: triptych VERB ...\n       triptych --version"
+    usages = ("VERB ...", f"{PIXELS_FLAG} N VERB ...", "--version")
+    usage = "usage: " + "\n       ".join(f"triptych {form}" for form in usages)
+    head += f"\n{PIXELS_FLAG} lets images have more than 89,478,485 pixels, or fewer."
     return f"{usage}\n\n{head}\n\n{_table(VERBS)}\n\n{EXAMPLES}"
 
 

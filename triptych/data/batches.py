@@ -20,7 +20,7 @@ from triptych.data.collate.base import (
     TextCollator,
     int_tensor,
 )
-from triptych.data.images import decode_image
+from triptych.data.images import decode_image, decode_to_shrink
 from triptych.data.order import SampleRng
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import ImageProblem, SkipKind, Skipped
@@ -66,13 +66,19 @@ class ImageCache:
         self._room = max_bytes
         self._known: dict[tuple[Hashable, ...], Pixels] = {}
 
-    def __call__(self, source: ImageSource) -> Pixels:
+    def __call__(self, source: ImageSource, *, whole: bool = False) -> Pixels:
         """Return the decoded image (H, W, 3) uint8.
+
+        Args:
+            source: The image.
+            whole: Whether a very large one is not shrunk, since a box or a mask counts its pixels.
 
         Raises:
             ImageProblem: It cannot be read or decoded.
         """
-        return self._kept((source.path, source.offset), lambda: decode_image(source))
+        if whole:
+            return self._kept((source.path, source.offset, "whole"), lambda: decode_image(source))
+        return self._kept((source.path, source.offset), lambda: decode_to_shrink(source)[0])
 
     def clip(self, path: str, num_frames: int) -> Pixels:
         """Return evenly spread frames of a clip, (num_frames, H, W, 3) uint8.
@@ -236,7 +242,9 @@ class BatchBuilder:
         collator: Collator[Any] = self.collator  # type: ignore[assignment]
         allow_flip = not any(map(mentions_side, record_texts(record)))
         if record.image is not None:
-            image = self.transform.apply(self._decode(record.image), rng, allow_flip=allow_flip)
+            whole = any((record.phrase, record.box, record.mask))
+            decoded = self._decode(record.image, whole=whole)
+            image = self.transform.apply(decoded, rng, allow_flip=allow_flip)
             return [image.pixels], collator.sample(record, image, rng)
         if record.video is None:
             message = f"record {record.record_id}: has no image and no clip"

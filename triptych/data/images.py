@@ -10,10 +10,11 @@ restarts, because each FF in it is followed by 00.
 from __future__ import annotations
 
 import io
+import os
 import struct
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from triptych.core.config import check_range
 from triptych.data.records import ImageSource
 from triptych.data.skips import ImageProblem, SkipKind
 
@@ -138,6 +140,27 @@ TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = frozenset({5, 6, 7, 8})
+"""EXIF orientations whose upright image is as wide as the stored one is high."""
+
+JPEG_FLAGS = {
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
+PIXELS_VARIABLE = "TRIPTYCH_MAX_IMAGE_PIXELS"
+WHOLE_PIXELS = 89_478_485
+"""Pillow's limit: up to so many pixels an image is always decoded whole."""
+SHRUNK_PIXELS = 2**25
+"""How many pixels a larger one may have once it is shrunk."""
+LEAST_SIDE = 1024
+"""Pixels of the shorter side that stay, so that what a model sees is still made by shrinking."""
+MAX_PIXELS = 2**40
+"""The highest limit that may be set."""
+STRIP_PIXELS = 2**22
+"""Pixels of an image of other kinds than RGB that are converted at a time."""
+
 ALPHA_MODES = {"RGBA", "LA", "PA", "La", "RGBa"}
 # Each format's magic bytes, and what a whole file has near its end.
 END_MARKS = ((b"\xff\xd8\xff", b"\xff\xd9"), (b"\x89PNG\r\n\x1a\n", b"IEND"), (b"GIF8", b"\x3b"))
@@ -153,7 +176,38 @@ def image_suffixes() -> frozenset[str]:
     )
 
 
-def decode_image(source: ImageSource | bytes | Path | str) -> RGBArray:
+def max_image_pixels() -> int | None:
+    """Return how many pixels an image may have: what `pixels_allowed` set, or Pillow's limit."""
+    named = os.environ.get(PIXELS_VARIABLE)
+    return int(named) if named else Image.MAX_IMAGE_PIXELS
+
+
+@contextmanager
+def pixels_allowed(limit: int | None) -> Iterator[None]:
+    """Let images have up to so many pixels, in the block and in processes that start in it.
+
+    Args:
+        limit: Of an image; None changes nothing.
+
+    Raises:
+        ConfigError: It is below 1 or above `MAX_PIXELS`.
+    """
+    check_range("max_image_pixels", limit, 1, MAX_PIXELS)
+    before = os.environ.get(PIXELS_VARIABLE)
+    if limit is not None:
+        os.environ[PIXELS_VARIABLE] = str(limit)
+    try:
+        yield
+    finally:
+        if limit is not None and before is None:
+            del os.environ[PIXELS_VARIABLE]
+        elif limit is not None and before is not None:
+            os.environ[PIXELS_VARIABLE] = before
+
+
+def decode_image(
+    source: ImageSource | bytes | Path | str, *, max_pixels: int | None = None
+) -> RGBArray:
     """Decode one image.
 
     Transparency is laid on white. 16-bit grey is scaled by 255 / 65535; 32-bit values are taken as
@@ -163,14 +217,42 @@ def decode_image(source: ImageSource | bytes | Path | str) -> RGBArray:
 
     Args:
         source: Where the bytes lie, the bytes themselves, or a path.
+        max_pixels: The most pixels that it may have; None is `max_image_pixels`.
 
     Returns:
         (H, W, 3) uint8, RGB, contiguous and writable.
 
     Raises:
-        ImageProblem: The image is missing, cut short, no image, or has more pixels than
-            `PIL.Image.MAX_IMAGE_PIXELS`; `kind` says which.
+        ImageProblem: The image is missing, cut short, no image, or has more pixels than are
+            allowed; `kind` says which.
     """
+    return _decode(source, max_pixels, may_shrink=False)[0]
+
+
+def decode_to_shrink(
+    source: ImageSource | bytes | Path | str, *, max_pixels: int | None = None
+) -> tuple[RGBArray, tuple[int, int]]:
+    """Decode an image that is made much smaller next, without all of its pixels in memory.
+
+    Up to `WHOLE_PIXELS` the pixels are those of `decode_image`. A larger image comes at a half, a
+    quarter or an eighth of its size, its shorter side never below `LEAST_SIDE`.
+
+    Args:
+        source: As for `decode_image`.
+        max_pixels: As for `decode_image`.
+
+    Returns:
+        The pixels as `decode_image` gives them, and width and height of the whole upright image.
+
+    Raises:
+        ImageProblem: See `decode_image`.
+    """
+    return _decode(source, max_pixels, may_shrink=True)
+
+
+def _decode(
+    source: ImageSource | bytes | Path | str, max_pixels: int | None, *, may_shrink: bool
+) -> tuple[RGBArray, tuple[int, int]]:
     if isinstance(source, bytes):
         data, name = source, "<bytes>"
     else:
@@ -179,39 +261,66 @@ def decode_image(source: ImageSource | bytes | Path | str) -> RGBArray:
         data, name = source.read(), str(source)
     if not data:
         raise ImageProblem(SkipKind.TRUNCATED, f"{name}: is empty (0 bytes)")
+    limit = max_image_pixels() if max_pixels is None else max_pixels
     header = read_jpeg_header(data)
     if header is not None:
-        _check_pixels(header.width, header.height, name)
+        check_pixels(header.width, header.height, name, limit)
         if header.is_plain:
-            decoded = _decode_plain_jpeg(data, header)
+            factor = _shrinking(header.width, header.height) if may_shrink else 1
+            decoded = _decode_plain_jpeg(data, header, factor)
             if decoded is not None:
-                return decoded
-    with _quiet():
-        return _decode_with_pillow(data, name, header)
+                return decoded, (header.width, header.height)
+    with _quiet(limit):
+        return _decode_with_pillow(data, name, header, limit, may_shrink)
 
 
-def _decode_plain_jpeg(data: bytes, header: JpegHeader) -> RGBArray | None:
+def _shrinking(width: int, height: int) -> int:
+    """Return what an image is divided by where it is made smaller anyway: 1, 2, 4 or 8."""
+    factor = 1
+    while (
+        factor < 8
+        and width * height > (WHOLE_PIXELS if factor == 1 else SHRUNK_PIXELS * factor**2)
+        and min(width, height) >= 2 * factor * LEAST_SIDE
+    ):
+        factor *= 2
+    return factor
+
+
+def _decode_plain_jpeg(data: bytes, header: JpegHeader, factor: int) -> RGBArray | None:
     """Return the image, or None where Pillow has to say what is wrong with it."""
     if not header.has_end:  # OpenCV 4 fills the rest of a cut file with grey and says nothing
         return None
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     try:
-        bgr = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
+        encoded = np.frombuffer(data, dtype=np.uint8)
+        bgr = cv2.imdecode(encoded, JPEG_FLAGS[factor] | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error:
         return None
-    if bgr is None or bgr.shape[:2] != (header.height, header.width):
+    if bgr is None or bgr.shape[:2] != (-(-header.height // factor), -(-header.width // factor)):
         return None
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
 
 
-def _decode_with_pillow(data: bytes, name: str, header: JpegHeader | None) -> RGBArray:
+def _decode_with_pillow(
+    data: bytes, name: str, header: JpegHeader | None, limit: int | None, may_shrink: bool
+) -> tuple[RGBArray, tuple[int, int]]:
     if header is not None and header.is_cut_and_padded:
         raise ImageProblem(SkipKind.TRUNCATED, f"{name}: the JPEG data ends in zeros")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            _check_pixels(image.width, image.height, name)
+            width, height = image.size
+            check_pixels(width, height, name, limit)
+            factor = _shrinking(width, height) if may_shrink else 1
+            if factor > 1 and header is not None:
+                image.draft(None, (width // factor, height // factor))  # in libjpeg, by 2, 4 or 8
+                factor = max(1, factor * image.width // width)
             image.load()
-            return np.array(_upright(_to_rgb(image), _orientation(image)))
+            check_pixels(image.width, image.height, name, limit)  # formats of several sizes
+            orientation = _orientation(image)
+            if image.width * image.height <= STRIP_PIXELS and factor == 1:
+                pixels = np.array(_upright(_to_rgb(image), orientation))
+            else:
+                pixels = _upright_array(_rgb_by_strips(image, factor), orientation)
+            return pixels, (height, width) if orientation in SIDEWAYS else (width, height)
     except ImageProblem:
         raise
     except Image.DecompressionBombError as error:
@@ -220,12 +329,35 @@ def _decode_with_pillow(data: bytes, name: str, header: JpegHeader | None) -> RG
         raise _problem(data, name, error) from error
 
 
-def _check_pixels(width: int, height: int, name: str) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
+def _rgb_by_strips(image: Image.Image, factor: int) -> RGBArray:
+    """Return what `_to_rgb` does with a decoded image, a strip at a time: its copies stay small."""
+    rows = max(1, STRIP_PIXELS // image.width // factor) * factor
+    spread = None
+    if image.mode.startswith(("I", "F")):
+        spread = _spread_of(np.asarray(part) for part in _strips(image, rows))
+    shape = (-(-image.height // factor), -(-image.width // factor), 3)
+    pixels = np.empty(shape, dtype=np.uint8)
+    for number, part in enumerate(_strips(image, rows)):
+        strip = _to_rgb(part, spread)
+        if factor > 1:
+            strip = strip.reduce(factor)
+        top = number * (rows // factor)
+        pixels[top : top + strip.height] = np.asarray(strip)
+    return pixels
+
+
+def _strips(image: Image.Image, rows: int) -> Iterator[Image.Image]:
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def check_pixels(width: int, height: int, name: str, limit: int | None) -> None:
+    """Raise an ImageProblem where an image claims more pixels than are allowed."""
     if limit is not None and width * height > limit:
         raise ImageProblem(
             SkipKind.DECOMPRESSION_BOMB,
-            f"{name}: claims {width} x {height} pixels, more than the {limit} that are allowed",
+            f"{name}: claims {width} x {height} pixels, more than the {limit} that are allowed; "
+            "max_image_pixels allows more",
         )
 
 
@@ -266,11 +398,23 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image if transpose is None else image.transpose(transpose)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _upright_array(pixels: RGBArray, orientation: int) -> RGBArray:
+    """Return the pixels as `_upright` returns an image, without Pillow's four bytes a pixel."""
+    if orientation in SIDEWAYS:
+        pixels = pixels.transpose(1, 0, 2)
+    flips_rows, flips_columns = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+    pixels = pixels[:: -1 if flips_rows else 1, :: -1 if flips_columns else 1]
+    return np.ascontiguousarray(pixels)
+
+
+def _to_rgb(image: Image.Image, spread: tuple[float, float] | None = None) -> Image.Image:
+    """Return an image as RGB; `spread` is `_spread_of` the whole where this is a part."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_scale_to_8_bits(np.asarray(image))).convert("RGB")
+        values = np.asarray(image)
+        low, high = spread or _spread_of([values])
+        return Image.fromarray(_scale_to_8_bits(values, low, high)).convert("RGB")
     if image.mode in ALPHA_MODES or "transparency" in image.info:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
@@ -282,38 +426,58 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _scale_to_8_bits(values: npt.NDArray[np.generic]) -> RGBArray:
-    """Scale 16- or 32-bit grey values to 0..255 by the rule that `decode_image` states."""
-    is_16_bit = values.dtype.kind == "u" and values.dtype.itemsize == 2
-    grey = np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
-    low, high = float(grey.min()), float(grey.max())
-    if is_16_bit:
-        low, high = 0.0, 65535.0
-    elif low >= 0 and high <= 65535:
-        scales = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0)
-        low, high = 0.0, next(scale for scale in scales if high <= scale)
-    scaled = (grey - low) * (255.0 / max(high - low, 1e-12))
+def _spread_of(parts: Iterable[npt.NDArray[np.generic]]) -> tuple[float, float]:
+    """Return the 16- or 32-bit grey values that become 0 and 255, as `decode_image` states."""
+    lows, highs, kind = [], [], "f"
+    for values in parts:
+        kind = values.dtype.kind
+        if kind == "u" and values.dtype.itemsize == 2:
+            return 0.0, 65535.0
+        grey = _finite(values)
+        lows.append(float(grey.min()))
+        highs.append(float(grey.max()))
+    low, high = min(lows), max(highs)
+    if low >= 0 and high <= 65535:
+        scales = (1.0, 255.0, 65535.0) if kind == "f" else (255.0, 65535.0)
+        return 0.0, next(scale for scale in scales if high <= scale)
+    return low, high
+
+
+def _scale_to_8_bits(values: npt.NDArray[np.generic], low: float, high: float) -> RGBArray:
+    scaled = (_finite(values) - low) * (255.0 / max(high - low, 1e-12))
     return np.rint(scaled).astype(np.uint8)
+
+
+def _finite(values: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
+    return np.nan_to_num(values.astype(np.float64), posinf=0.0, neginf=0.0)
 
 
 _quiet_lock = threading.Lock()
 _quiet_depth = 0
 _quiet_filters = warnings.catch_warnings()
+_quiet_limit: int | None = None
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet(limit: int | None) -> Iterator[None]:
     """Silence warnings while any thread decodes: what Pillow warns of is reported by kind.
+
+    Pillow's own limit is raised as long, where ours is higher: it stops at twice its own, and looks
+    at images within images, too.
 
     `warnings.catch_warnings` swaps filters of the whole process, so that two threads inside it
     could restore them in the wrong order; here the first in saves and the last out restores.
     """
-    global _quiet_depth, _quiet_filters
+    global _quiet_depth, _quiet_filters, _quiet_limit
     with _quiet_lock:
         if _quiet_depth == 0:
             _quiet_filters = warnings.catch_warnings()
             _quiet_filters.__enter__()
             warnings.simplefilter("ignore")
+            _quiet_limit = Image.MAX_IMAGE_PIXELS
+        known = Image.MAX_IMAGE_PIXELS
+        is_higher = known is not None and (limit is None or limit > known)
+        Image.MAX_IMAGE_PIXELS = limit if is_higher else known
         _quiet_depth += 1
     try:
         yield
@@ -322,3 +486,4 @@ def _quiet() -> Iterator[None]:
             _quiet_depth -= 1
             if _quiet_depth == 0:
                 _quiet_filters.__exit__(None, None, None)
+                Image.MAX_IMAGE_PIXELS = _quiet_limit

@@ -20,6 +20,7 @@ from PIL import Image
 
 from triptych.core.errors import DataError
 from triptych.core.reading import read_text
+from triptych.data.images import check_pixels, max_image_pixels
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import ImageProblem, SkipKind
 
@@ -84,8 +85,11 @@ def decode_mask(source: ImageSource) -> ClassMap:
     data = source.read()
     try:
         with Image.open(io.BytesIO(data)) as image:
+            check_pixels(image.width, image.height, str(source), max_image_pixels())
             image.load()
             mode, values = image.mode, np.asarray(image)
+    except ImageProblem:
+        raise
     except Exception as error:  # Pillow's plugins raise many kinds on broken bytes
         message = f"{source}: the mask cannot be decoded: {error}"
         raise ImageProblem(SkipKind.NOT_AN_IMAGE, message) from error

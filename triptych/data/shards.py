@@ -33,7 +33,7 @@ from triptych.core.files import has_entries, make_folder, placed, write_json, wr
 from triptych.core.reading import read_json, read_json_object, reading
 from triptych.core.rng import sample_generator
 from triptych.data.columns import RECORDS, ColumnWriter
-from triptych.data.images import decode_image
+from triptych.data.images import decode_to_shrink
 from triptych.data.manifest import read_records, source_facts
 from triptych.data.readers.webdataset import (
     INDEX_SUFFIX,
@@ -171,8 +171,7 @@ def shrink(data: bytes, max_side: int) -> tuple[bytes, float]:
     Raises:
         ImageProblem: It cannot be decoded.
     """
-    pixels = decode_image(data)
-    height, width = pixels.shape[:2]
+    pixels, (width, height) = decode_to_shrink(data)
     scale = max_side / max(height, width)
     if scale >= 1:
         return data, 1.0

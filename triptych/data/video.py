@@ -17,11 +17,10 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
-from PIL import Image
 
 from triptych.core.errors import DataError
 from triptych.core.reading import open_regular
-from triptych.data.images import RGBArray
+from triptych.data.images import RGBArray, check_pixels, max_image_pixels
 from triptych.data.skips import ImageProblem, SkipKind
 from triptych.data.storage import is_url, read_whole
 
@@ -57,7 +56,7 @@ def decode_frames(path: str, num_frames: int) -> RGBArray:
 
     Raises:
         ImageProblem: The clip is missing, cut short, no clip, or of more pixels a frame than
-            `PIL.Image.MAX_IMAGE_PIXELS`; `kind` says which.
+            are allowed; `kind` says which.
         DataError: PyAV is not installed.
     """
     require_av("clips are read")
@@ -138,14 +137,11 @@ def _video_stream(container: Any, path: str) -> Any:
     streams = [s for s in container.streams.video if not s.disposition & covers]
     if not streams:
         raise ImageProblem(SkipKind.NOT_A_CLIP, f"{path}: holds no video, only sound or data")
-    stream, limit = streams[0], Image.MAX_IMAGE_PIXELS
+    stream = streams[0]
     context = stream.codec_context
     if context is None:
         raise ImageProblem(SkipKind.NOT_A_CLIP, f"{path}: FFmpeg knows no decoder for it")
-    if limit is not None and context.width * context.height > limit:
-        size = f"{context.width} x {context.height} pixels"
-        message = f"{path}: claims {size} a frame, more than the {limit} that are allowed"
-        raise ImageProblem(SkipKind.DECOMPRESSION_BOMB, message)
+    check_pixels(context.width, context.height, path, max_image_pixels())
     context.thread_count = 1  # the workers of a loader share the cores already
     return stream
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from triptych.core.config import MAX_WORKERS, check, check_range
 from triptych.data.collate import PretrainingTextConfig
 from triptych.data.collate.image import MultiCropConfig
+from triptych.data.images import MAX_PIXELS
 from triptych.data.source import DataSourceConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.models.mplug.config import FusionName
@@ -90,6 +91,8 @@ class DataConfig:
         val_share: Share of the images of `train` to hold out instead, such as 0.05. A hash of an
             image's name decides, so it is the same images in every run on this data.
         max_bad_share: Largest allowed share of unreadable samples; above it the run stops.
+        max_image_pixels: The most pixels that an image may have; larger ones are skipped. None
+            allows 89,478,485. Much larger images, such as scans, are decoded at a reduced size.
         num_workers: Worker processes that prepare batches; 0 prepares them in the main process.
         cache_mib: Memory for decoded images in each of these processes, in MiB.
         seed: Seed of order, crops, masks and prefixes.
@@ -103,6 +106,7 @@ class DataConfig:
     val: tuple[DataSourceConfig, ...] = ()
     val_share: float | None = None
     max_bad_share: float = 0.01
+    max_image_pixels: int | None = None
     num_workers: int = 0
     cache_mib: int = 512
     seed: int = 0
@@ -116,10 +120,10 @@ class DataConfig:
         either = not self.val or share is None
         check(either, "val_share", share, "be absent where val names held-out data")
         check(0 <= self.max_bad_share <= 1, "max_bad_share", self.max_bad_share, "be from 0 to 1")
+        check_range("max_image_pixels", self.max_image_pixels, 1, MAX_PIXELS)
         check_range("num_workers", self.num_workers, 0, MAX_WORKERS)
-        check(self.cache_mib >= 0, "cache_mib", self.cache_mib, "be at least 0")
-        is_window = self.shuffle_window is None or self.shuffle_window >= 1
-        check(is_window, "shuffle_window", self.shuffle_window, "be at least 1, or absent")
+        check_range("cache_mib", self.cache_mib, 0, 2**24)
+        check_range("shuffle_window", self.shuffle_window, 1, 2**20)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

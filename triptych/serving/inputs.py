@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 from triptych.core.errors import DataError
 from triptych.data.collate.base import TextCache
 from triptych.data.collate.finetuning import append_words
-from triptych.data.images import decode_image
+from triptych.data.images import decode_image, decode_to_shrink
 from triptych.data.transforms.pipeline import ImageTransform, normalise_batch
 from triptych.data.transforms.randaugment import Pixels
 from triptych.data.video import decode_frames, frame_positions
@@ -59,6 +60,14 @@ def read_image(image: object, name: str = "image") -> Pixels:
         f"{name} is {type(image).__name__}: pass a path, a PIL image, or a uint8 array "
         "of height x width x 3 (RGB) or 4 (RGBA), or height x width (grey)"
     )
+
+
+def _read_to_shrink(image: object, name: str) -> tuple[Pixels, tuple[int, int]]:
+    """Return pixels as `read_image` does, fewer of a very large file; its width and height."""
+    if isinstance(image, (str, Path)):
+        return decode_to_shrink(image)
+    pixels = read_image(image, name)
+    return pixels, (pixels.shape[1], pixels.shape[0])
 
 
 def is_clip(image: object) -> bool:
@@ -114,7 +123,8 @@ def prepare_images(
             frames = read_clip(image, config.num_frames, f"clip {place}")
             done += [transform.apply(frame) for frame in frames]
         else:
-            done.append(transform.apply(read_image(image, f"image {place}")))
+            pixels, (width, height) = _read_to_shrink(image, f"image {place}")
+            done.append(replace(transform.apply(pixels), width=width, height=height))
     batch = normalise_batch([item.pixels for item in done], config.mean, config.std)
     if shows_clips:
         batch = batch.view(len(images), -1, *batch.shape[1:])

@@ -21,6 +21,7 @@ from triptych.core.machine import num_cores
 from triptych.core.rng import seed_everything
 from triptych.data.batches import RecordTexts
 from triptych.data.collate import AnyCollator
+from triptych.data.images import pixels_allowed
 from triptych.data.records import Record
 from triptych.distributed.collectives import from_main
 from triptych.distributed.env import is_main, joined, launched, leads, run_processes, world_size
@@ -176,7 +177,10 @@ def _train(
         CheckpointError: The disk is full.
     """
     what = f"the files of run {run_folder}"
-    with writing(what, run_folder, kind=CheckpointError, then="resume", only_full=True):
+    with (
+        writing(what, run_folder, kind=CheckpointError, then="resume", only_full=True),
+        pixels_allowed(config.data.max_image_pixels),
+    ):
         if is_main():
             remove_partials(run_folder)  # of a model that was being written when a run was killed
         return _train_here(config, run_folder, resume, console)
