@@ -1,5 +1,5 @@
-"""Write docs/results.md, docs/efficiency.md with its figures, and the tables of README and
-docs/scale.md.
+"""Write docs/results.md, docs/efficiency.md with its figures, the tables of README and
+docs/scale.md, and what the report of a shortened demo compares itself with.
 
 Reads `benchmarks/results`, and measures nothing.
 
@@ -25,6 +25,7 @@ PAGES: dict[str, Callable[[Path, str], str]] = {
     },
     "README.md": results_page.readme,
     "docs/scale.md": scale_page.scale_page,
+    "triptych/demo/whole_demo.json": results_page.whole_demo,
 }
 """By path: what returns the new text, given the folder of results and the old text."""
 

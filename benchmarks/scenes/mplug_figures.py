@@ -36,6 +36,7 @@ from benchmarks.scenes.scene_runs import DATA, one_precision, train_once
 from triptych.core.files import write_json
 from triptych.core.outputs import MetricValue, Predictions
 from triptych.data.manifest import read_records
+from triptych.demo.scoring import scene_objects
 from triptych.evaluation.bootstrap import ratio_value
 from triptych.models.families import VARIANTS
 from triptych.models.mplug.config import FusionName, MPLUGConfig, strided_layers
@@ -46,7 +47,6 @@ from triptych.scenes.config import SceneConfig
 from triptych.scenes.language import count_objects_named
 from triptych.scenes.layout import SceneFiles
 from triptych.tasks.registry import find_evaluation
-from triptych.workflows.demo import scene_objects
 from triptych.workflows.evaluate import evaluate_model, evaluation_records
 from triptych.workflows.scene_data import scene_source, write_once
 

@@ -32,6 +32,7 @@ from benchmarks.scenes.scene_runs import DATA, train_once
 from triptych.core.files import write_json
 from triptych.core.outputs import Predictions
 from triptych.data.manifest import read_records
+from triptych.demo.scoring import scene_objects
 from triptych.evaluation.bootstrap import ratio_value
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
@@ -40,7 +41,6 @@ from triptych.scenes.language import count_objects_named
 from triptych.scenes.layout import SceneFiles
 from triptych.tasks.registry import find_evaluation
 from triptych.workflows.baselines import baselines_of
-from triptych.workflows.demo import scene_objects
 from triptych.workflows.evaluate import evaluate_model
 from triptych.workflows.predictors import evaluation_records
 from triptych.workflows.run import MODEL_FOLDER

@@ -23,6 +23,7 @@ ARROWS = {  # importer: what it may import directly; `reachable` closes this tra
     "serving": {"tasks"},
     "index": {"report"},
     "server": {"index"},
+    "demo": {"workflows", "index"},
     "workflows": {"recipes", "serving", "scenes", "papers"},
     "report": {"serving", "evaluation", "data"},
 }

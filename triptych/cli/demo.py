@@ -1,74 +1,43 @@
-"""`triptych demo`: data, training, evaluation and a report, in minutes."""
+"""`triptych demo`: data, training, evaluation, an index and a report, in minutes."""
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Annotated, Literal
 
-import numpy as np
-import torch
+import tyro
 from rich.console import Console
 
-from triptych.cli.parsing import parse
-from triptych.core.config import to_dict
+from triptych.cli.parsing import SourceGroup, SourceOptions, parse
 from triptych.core.errors import ConfigError
 from triptych.core.files import write_json
-from triptych.core.machine import current_commit, describe_machine
-from triptych.data.images import decode_image
-from triptych.data.records import Record
-from triptych.evaluation.boxes import iou_xyxy, xywh_to_xyxy
-from triptych.evaluation.vqa import vqa_accuracy
-from triptych.report.data import (
-    Answer,
-    Box,
-    Curve,
-    Grounding,
-    ImageCard,
-    Neighbour,
-    ReportData,
-    ScoreRow,
-)
+from triptych.demo.page import report_data, results, score_rows
+from triptych.demo.run import run_demo
+from triptych.demo.state import Demo, DemoSettings, default_minutes, resume_command
 from triptych.report.html import write_report
 from triptych.report.terminal import print_scores
-from triptych.scenes.language import count_objects_named
-from triptych.scenes.layout import SceneFiles
-from triptych.serving.engine import load
-from triptych.workflows.demo import (
-    DemoResult,
-    Score,
-    demo_command,
-    resume_command,
-    run_demo,
-    scene_objects,
-)
 
-HELP = """Write scenes, train on them, evaluate on unseen ones, and write a report.
+HELP = """Train a model on generated scenes or on your own images, score it, and write a report.
+
+The machine is measured first, and as much is trained as fits into the minutes. With neither
+--minutes nor --scale that is 8 minutes where the processor computes bf16 itself, 10 where it does
+not, and everything on a GPU. --scale tiny alone trains all of the scale, however long that takes.
 
 Examples:
-  triptych demo                                   under 15 minutes on two cores
+  triptych demo                                   8 or 10 minutes on two cores
+  triptych demo --data my.jsonl                   the same with your own images
+  triptych demo --scale tiny                      the whole demo, twice as long or longer
   triptych demo --scale smoke --out runs/smoke    seconds; checks the installation
 
 The same command continues an interrupted demo.
 """
 
-TARGETS = {
-    "i2t_r1": 0.80,
-    "t2i_r1": 0.80,
-    "i2t_r1_itm": 0.85,
-    "t2i_r1_itm": 0.85,
-    "caption_objects": 0.60,
-    "vqa": 0.70,
-    "grounding": 0.50,
-}
-"""What the tiny demo must reach on the test split (see benchmarks/results/foundation.json)."""
-
-NUM_IMAGES = 12
-NUM_NEIGHBOURS = 5
 REPORT = "report.html"
 RESULTS = "results.json"
 """Written last: its presence means that the demo is finished."""
@@ -79,15 +48,25 @@ class DemoOptions:
     """What to run.
 
     Attributes:
-        out: Folder for data, runs and the report: new, empty, or of an interrupted demo.
-        scale: smoke (seconds, trains a few steps only), tiny (under 15 minutes on two cores), small
-            (twice the images, steps and time).
+        out: Folder for data, runs and the report: new, empty, or of an interrupted demo; if absent,
+            runs/demo, and with --data runs/demo-NAME.
+        data: Your own images with captions, in any format that training reads; if absent, scenes
+            are generated. Some images are held out, and the model is scored on them.
+        source: How --data is read.
+        max_bad_share: Largest allowed share of --data that cannot be used; what it is, is listed.
+        minutes: About how long everything may take. Steps are chosen by the speed of the machine.
+        scale: smoke (seconds, trains a few steps only), tiny, or small (twice the images, steps and
+            time); if absent, tiny.
         seed: Seed of scenes and training.
         num_threads: CPU threads; if absent, torch chooses.
     """
 
-    out: Path = Path("runs/demo")
-    scale: Literal["smoke", "tiny", "small"] = "tiny"
+    out: Path | None = None
+    data: Annotated[str | None, tyro.conf.arg(metavar="DATA")] = None
+    source: SourceGroup = field(default_factory=SourceOptions)
+    max_bad_share: float = 0.1
+    minutes: float | None = None
+    scale: Literal["smoke", "tiny", "small"] | None = None
     seed: int = 0
     num_threads: int | None = None
 
@@ -95,30 +74,45 @@ class DemoOptions:
 def run(arguments: Sequence[str]) -> int:
     """Run the demo from the command line."""
     options = parse(DemoOptions, arguments, verb="demo", description=HELP)
+    given = options.source.flags()
+    if options.data is None and given:
+        raise ConfigError(f"{given.split()[0]} says how --data is read: give --data as well")
+    is_free = options.minutes is None and options.scale is None
+    settings = DemoSettings(
+        scale=options.scale or "tiny",
+        minutes=default_minutes() if is_free else options.minutes,
+        seed=options.seed,
+        num_threads=options.num_threads,
+        data=None if options.data is None else options.source.source(options.data),
+        max_bad_share=options.max_bad_share,
+    )
+    out = options.out or _default_folder(options.data)
     try:
-        demo(options.out, options.scale, seed=options.seed, num_threads=options.num_threads)
+        demo(out, settings)
     except KeyboardInterrupt:  # between two runs; within one, the trainer says how to go on
-        command = resume_command(options.out)
+        command = resume_command(out)
         if command is not None:
             print(f"triptych: continue with `{command}`", file=sys.stderr)
         raise
     return 0
 
 
-def demo(
-    out: Path, scale: str = "tiny", *, seed: int = 0, num_threads: int | None = None
-) -> DemoResult:
-    """Pre-train mPLUG on generated scenes, fine-tune, evaluate on unseen ones, write a report.
+def _default_folder(data: str | None) -> Path:
+    name = "" if data is None else Path(data).stem or "data"
+    return Path("runs") / (f"demo-{name}" if name else "demo")
+
+
+def demo(out: Path, settings: DemoSettings) -> Demo:
+    """Train mPLUG, score it on what it never saw, index that, and write a report.
 
     Args:
-        out: Folder for data, runs, `results.json` and `report.html`; new, empty, or of an
-            interrupted demo with the same arguments, which continues.
-        scale: smoke, tiny or small.
-        seed: Seed of scenes and training.
-        num_threads: CPU threads; None for torch's own choice.
+        out: Folder for data, runs, `index/`, `results.json` and `report.html`; new, empty, or of
+            an interrupted demo with the same settings, which continues.
+        settings: What to do.
 
     Raises:
         ConfigError: The folder holds a finished demo, or something else.
+        DataError: Own data cannot be used.
     """
     if (out / RESULTS).is_file():
         raise ConfigError(
@@ -127,186 +121,40 @@ def demo(
         )
     console = Console()
     start = time.perf_counter()
-    result = run_demo(out, scale, seed=seed, num_threads=num_threads, console=console)
-    command = demo_command(scale, seed, num_threads)  # where it writes changes no number
-    rows = [score_row(score, scale) for score in result.scores if _is_shown(score)]
-    images = image_cards(result, seed=seed, count=NUM_IMAGES)
-    minutes = (result.earlier_s + time.perf_counter() - start) / 60
+    result = run_demo(out, settings, console=console)
+    data = report_data(result, lambda: result.earlier_s + time.perf_counter() - start)
     report = out / REPORT
-    write_report(
-        ReportData(
-            title="Triptych demo: mPLUG on the built-in scenes",
-            summary_lines=(
-                f"One command wrote the scenes, trained the tokenizer, pre-trained a small mPLUG "
-                f"with four objectives, fine-tuned it twice and measured it, in {minutes:.1f} "
-                "minutes.",
-                "Every number below is from images that training never saw. Each scene "
-                "of the compositional split holds at least one pair of colour and shape that never "
-                "occurs in training.",
-            ),
-            scores=tuple(rows),
-            curves=tuple(
-                Curve(title=stage, metrics_jsonl=result.run(stage) / "metrics.jsonl")
-                for stage in result.configs
-            ),
-            images=tuple(images),
-            configuration={
-                stage: (result.run(stage) / "config.yaml").read_text(encoding="utf-8")
-                for stage in result.configs
-            },
-            machine=describe_machine(),
-            commit=current_commit(),
-            times_s=result.times_s,
-            commands=(command,),
-        ),
-        report,
-    )
-    write_json(out / RESULTS, results(result, command, minutes, scale))
-    print_scores(rows, console)
-    images_of_test = out / "data" / "images" / "test"
-    for line in (  # whole lines, so that a path can be copied out of a pipe
-        f"{minutes:.1f} minutes in all. Report: {report.resolve()}",
-        f"Try it: triptych caption {result.model('pretrain')} {images_of_test}/*7.jpg",
-    ):
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+    write_report(data, report)
+    minutes = (result.earlier_s + time.perf_counter() - start) / 60
+    write_json(out / RESULTS, results(result, minutes))
+    print_scores(score_rows(result), console)
+    for note in result.notes:
+        result.say(note)
+    example = shlex.quote(str(result.example_image()))
+    result.say(f"{minutes:.1f} minutes in all. Report: {report.resolve()}")
+    result.say(f"Try it: {program()} caption {_quoted(result.model('pretrain'))} {example}")
+    result.say("Search, ask and see it in a browser:")
+    result.say(serve_command(result))
     return result
 
 
-def score_row(score: Score, scale: str) -> ScoreRow:
-    """Return a score as the report shows it."""
-    return ScoreRow(
-        task=score.task,
-        metric=score.value.name,
-        split=score.split,
-        value=score.value.value,
-        low=score.value.low,
-        high=score.value.high,
-        chance=score.chance,
-        blind=score.blind,
-        target=TARGETS.get(score.key) if scale == "tiny" else None,
-        protocol=score.value.protocol,
-    )
+def serve_command(result: Demo) -> str:
+    """Return the command that serves the models and the index of a demo."""
+    models = [result.model(stage) for stage in result.configs]
+    words = [*map(_quoted, models), "--index", _quoted(result.index)]
+    return f"{program()} serve {' '.join(words)}"
 
 
-def results(result: DemoResult, command: str, minutes: float, scale: str) -> dict[str, Any]:
-    """Return the content of `results.json`."""
-    figures: dict[str, dict[str, Any]] = {
-        "demo_minutes": {"value": round(minutes, 2), "command": command}
-    }
-    for score in result.scores:
-        figures[score.key] = {
-            "value": score.value.value,
-            "command": command,
-            "low": score.value.low,
-            "high": score.value.high,
-            "num_items": score.value.num_items,
-            "chance": score.chance,
-            "blind": score.blind,
-            "protocol": score.value.protocol,
-        }
-        if score.key.endswith("vqa") and score.blind is not None:
-            figures[f"{score.key}_blind"] = {
-                "value": score.blind,
-                "command": command,
-                "num_items": score.value.num_items,
-                "protocol": "VQA accuracy of the training data's most frequent answer to questions "
-                "of the same type, on the same questions.",
-            }
-    return {
-        "machine": describe_machine(),
-        "commit": current_commit(),
-        "scale": scale,
-        "times_s": {stage: round(seconds, 1) for stage, seconds in result.times_s.items()},
-        "config": {stage: to_dict(config) for stage, config in result.configs.items()},
-        "figures": figures,
-    }
+def program() -> str:
+    """Return how this program was called, where the shell does not find it by its name."""
+    called = Path(sys.argv[0])
+    if called.name != "triptych":
+        return "triptych"
+    found = shutil.which("triptych")
+    if found is not None and Path(found).resolve() == called.resolve():
+        return "triptych"
+    return _quoted(called)
 
 
-def _is_shown(score: Score) -> bool:
-    """Keep the table short: no recall at 5 and 10, no BLEU-1 to 3."""
-    name = score.value.name
-    return (
-        not name.startswith(("bleu_1", "bleu_2", "bleu_3"))
-        and "_r5" not in name
-        and ("_r10" not in name)
-    )
-
-
-def image_cards(result: DemoResult, *, seed: int, count: int) -> list[ImageCard]:
-    """Choose images of the test split at random, and collect the outputs for each.
-
-    Args:
-        result: A finished demo.
-        seed: Seed of the choice.
-        count: Number of images.
-    """
-    records = result.records["caption", "test"]
-    captions = result.predictions["caption", "test"]
-    objects = scene_objects(records, SceneFiles(result.folder / "data"), "test")
-    answers = _answers(result)
-    boxes = _boxes(result)
-    chosen = np.random.default_rng(seed).permutation(len(records))[:count]
-    neighbours = _neighbours(result, records, [int(i) for i in chosen])
-    cards = []
-    for i in map(int, chosen):
-        record = records[i]
-        caption = str(captions[i])
-        name = _image(record)
-        cards.append(
-            ImageCard(
-                image=Path(name),
-                caption_truth=record.caption or "",
-                caption_model=caption,
-                caption_right_objects=(count_objects_named(caption, objects[i]), len(objects[i])),
-                questions=tuple(answers[name]),
-                phrases=tuple(boxes[name]),
-                neighbours=neighbours[i],
-            )
-        )
-    return cards
-
-
-def _image(record: Record) -> str:
-    assert record.image is not None
-    return record.image.path
-
-
-def _answers(result: DemoResult) -> dict[str, list[Answer]]:
-    found: dict[str, list[Answer]] = defaultdict(list)
-    for i, record in enumerate(result.records["vqa", "test"]):
-        answer = str(result.predictions["vqa", "test"][i])
-        right = vqa_accuracy(answer, record.answers) == 1.0
-        found[_image(record)].append(
-            Answer(record.question or "", answer, record.answers[0], right)
-        )
-    return found
-
-
-def _boxes(result: DemoResult) -> dict[str, list[Grounding]]:
-    found: dict[str, list[Grounding]] = defaultdict(list)
-    for i, record in enumerate(result.records["grounding", "test"]):
-        predicted = torch.tensor([result.predictions["grounding", "test"][i]], dtype=torch.float64)
-        truth = xywh_to_xyxy(torch.tensor([record.box], dtype=torch.float64))
-        boxes = [cast(Box, tuple(box[0].tolist())) for box in (predicted, truth)]
-        iou = float(iou_xyxy(predicted, truth)[0])
-        found[_image(record)].append(Grounding(record.phrase or "", boxes[0], boxes[1], iou))
-    return found
-
-
-def _neighbours(
-    result: DemoResult, records: list[Record], chosen: list[int]
-) -> dict[int, tuple[Neighbour, ...]]:
-    """Retrieve the nearest images of each chosen caption among the whole split."""
-    model = load(result.model("pretrain"))
-    images = model.embed_images([Path(_image(record)) for record in records])
-    texts = model.embed_texts([records[i].caption or "" for i in chosen])
-    order = np.argsort(-(texts @ images.T), axis=1)[:, :NUM_NEIGHBOURS]
-    return {
-        i: tuple(
-            Neighbour(
-                decode_image(Path(_image(records[j]))), records[j].caption == records[i].caption
-            )
-            for j in map(int, row)
-        )
-        for i, row in zip(chosen, order, strict=True)
-    }
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))

@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _resume_command(run_folder: Path) -> str:
     """Return the command that continues a run, or the stages that it is one of."""
-    from triptych.workflows.demo import resume_command
+    from triptych.demo.state import resume_command
     from triptych.workflows.stagewise import is_stagewise
 
     demo = resume_command(run_folder.parent)

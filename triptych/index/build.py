@@ -17,7 +17,7 @@ from triptych.checkpoint.model_folder import hash_model_folder
 from triptych.core.config import MAX_BATCH_SIZE, MAX_WORKERS, check_range
 from triptych.core.errors import DataError
 from triptych.core.files import folder_for_one, make_folder, placed, writing
-from triptych.data.manifest import read_records
+from triptych.data.manifest import FoundRecords, read_records
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import VERB_FLAG, SkipLog
 from triptych.data.source import DataSourceConfig
@@ -93,6 +93,7 @@ def build_index(
     source: DataSourceConfig,
     out: Path,
     *,
+    found: FoundRecords | None = None,
     approximate: bool | None = None,
     local_batch_size: int = 64,
     num_workers: int = 0,
@@ -108,6 +109,7 @@ def build_index(
         loaded: A model that embeds images.
         source: The dataset; of several records of one image, the captions are joined.
         out: The folder of the index.
+        found: Its records, where they have been read, or some of them.
         approximate: Whether to add a faiss index; None does so from `APPROXIMATE_FROM` images on.
         local_batch_size: Images in one pass.
         num_workers: Processes that decode images; 0 decodes in this one.
@@ -130,7 +132,7 @@ def build_index(
             check_model(out, state, loaded.folder, key)
         building = out / BUILDING / key[:16]
         (out / "skipped.jsonl").unlink(missing_ok=True)
-        found = read_records(source)
+        found = read_records(source) if found is None else found
         log = SkipLog(out, found.num_samples, max_bad_share, flag=VERB_FLAG)
         log.add_all(found.skipped)
         wanted = distinct_images(found.records)

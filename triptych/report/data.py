@@ -48,6 +48,13 @@ class Neighbour(NamedTuple):
     is_right: bool
 
 
+class Search(NamedTuple):
+    """A text, and the images of an index that are nearest to it, best first."""
+
+    text: str
+    images: tuple[ImageSource, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreRow:
     """A score with the values to compare it with.
@@ -62,6 +69,8 @@ class ScoreRow:
         chance: Score of a random answer; None where that is undefined.
         blind: Score of an answer that never looks at the image; None where none was measured.
         target: The score to reach; None where none was set.
+        whole: The score of the whole run that this one is a part of; None where there is none.
+        is_main: Whether it is also shown above the table; a row with a target is in any case.
         protocol: How it was measured, in a few words.
     """
 
@@ -74,7 +83,14 @@ class ScoreRow:
     chance: float | None = None
     blind: float | None = None
     target: float | None = None
+    whole: float | None = None
+    is_main: bool = False
     protocol: str = ""
+
+    @property
+    def aim(self) -> float | None:
+        """What the score is compared with: the target, or else that of the whole run."""
+        return self.whole if self.target is None else self.target
 
     @property
     def met(self) -> bool | None:
@@ -136,6 +152,7 @@ class ReportData:
         curves: Loss curves, one per stage.
         images: Single images.
         images_note: How the images were chosen.
+        searches: Searches by words among images that training never saw.
         configuration: YAML text of each stage's configuration.
         machine: Facts about the machine, as `core.machine.describe_machine` returns them.
         commit: The code's commit, or its version.
@@ -152,6 +169,7 @@ class ReportData:
     images_note: str = (
         "Images that training never saw, chosen at random by a seed, right and wrong ones alike."
     )
+    searches: tuple[Search, ...] = ()
     configuration: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, object] = field(default_factory=dict)
     commit: str = ""

@@ -137,6 +137,7 @@ def render_report(data: ReportData) -> str:
         "scores": ("Scores", data.scores),
         "not_scored": ("Not scored", data.not_scored),
         "images": ("Images", data.images),
+        "search": ("Search", data.searches),
         "curves": ("Loss curves", charts),
         "times": ("Time", data.times_s),
         "run": ("Run", has_run),
@@ -150,6 +151,10 @@ def render_report(data: ReportData) -> str:
             style=Markup((files("triptych.report") / "templates" / "page.css").read_text("utf-8")),
             views=[_card_view(card) for card in data.images],
             lead=_images_lead(data.images, data.images_note),
+            found=[
+                (search.text, [_thumbnail(image) for image in search.images])
+                for search in data.searches
+            ],
             has_boxes=any(card.phrases for card in data.images),
             charts=charts,
             stages=_stages(data.times_s) if data.times_s else None,
@@ -160,7 +165,7 @@ def render_report(data: ReportData) -> str:
 
 def score_scale(row: ScoreRow) -> float:
     """Return the value at the right end of a row's bar: 1, or a round number above its values."""
-    top = max(value for value in (row.value, row.high, row.blind or 0, row.target or 0))
+    top = max(value for value in (row.value, row.high, row.blind or 0, row.aim or 0))
     return 1.0 if top <= 1 else round_step(top, 1)
 
 

@@ -98,8 +98,8 @@ def draw_score(row: ScoreRow, scale: float) -> Markup:
     low, high = _percent(row.low, scale), _percent(row.high, scale)
     parts.append(_segment("whisker", low, 13, high, 13))
     parts.extend(_segment("whisker", end, 9, end, 17) for end in (low, high))
-    if row.target is not None:
-        end = _percent(row.target, scale)
+    if row.aim is not None:
+        end = _percent(row.aim, scale)
         parts.append(_segment("target", end, 2, end, 24))
     attributes: dict[str, str | float] = {"class": "score", "role": "img"}
     return element("svg", attributes | {"aria-label": describe_score(row)}, *parts)
@@ -110,7 +110,12 @@ def describe_score(row: ScoreRow) -> str:
     interval = f"95 % interval {format_score(row.low)} to {format_score(row.high)}"
     compared = [
         f"{name} {format_score(value)}"
-        for name, value in (("chance", row.chance), ("blind", row.blind), ("target", row.target))
+        for name, value in (
+            ("chance", row.chance),
+            ("blind", row.blind),
+            ("target", row.target),
+            ("whole run", row.whole),
+        )
         if value is not None
     ]
     return ", ".join([f"score {format_score(row.value)}", interval, *compared])

@@ -11,7 +11,9 @@ from rich.text import Text
 from triptych.report.data import ScoreRow, format_score
 
 NUMBERS = ("score", "95 % interval", "chance", "blind", "target")
-DROPPED_COLUMNS = ((), ("95 % interval",), ("95 % interval", "chance"), NUMBERS[1:])
+"""Of a part of a run, `WHOLE` stands in place of the target."""
+WHOLE = "whole demo"
+DROPPED_COLUMNS = ((), ("95 % interval",), ("95 % interval", "chance"), (*NUMBERS[1:], WHOLE))
 """Columns dropped where the terminal is narrow, tried in this order."""
 
 
@@ -35,15 +37,22 @@ def print_scores(rows: Iterable[ScoreRow], console: Console) -> None:
 
 def _ruled(rows: Sequence[ScoreRow]) -> Table:
     table = Table(title="Scores", title_justify="left", header_style="bold")
-    _add_columns(table, ("task", "metric", "split"), NUMBERS)
+    shown = _shown(rows)
+    _add_columns(table, ("task", "metric", "split"), shown)
     task = None
     for row in rows:
         if task not in (None, row.task):
             table.add_section()
         names = "" if row.task == task else row.task, row.metric, row.split
-        table.add_row(*map(Text, names), *_numbers(row, NUMBERS))
+        table.add_row(*map(Text, names), *_numbers(row, shown))
         task = row.task
     return table
+
+
+def _shown(rows: Sequence[ScoreRow]) -> list[str]:
+    """Return the columns of numbers."""
+    is_part = any(row.whole is not None for row in rows)
+    return [WHOLE if is_part and name == "target" else name for name in NUMBERS]
 
 
 def _compact(rows: Sequence[ScoreRow], without: Sequence[str]) -> Table:
@@ -55,7 +64,7 @@ def _compact(rows: Sequence[ScoreRow], without: Sequence[str]) -> Table:
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    shown = [name for name in NUMBERS if name not in without]
+    shown = [name for name in _shown(rows) if name not in without]
     _add_columns(table, ("metric", "split"), shown)
     task = None
     for row in rows:
@@ -80,6 +89,7 @@ def _numbers(row: ScoreRow, names: Sequence[str]) -> list[Text]:
         "chance": Text(format_score(row.chance), style="dim"),
         "blind": Text(format_score(row.blind), style="dim"),
         "target": _target_cell(row),
+        WHOLE: Text(format_score(row.whole), style="dim"),
     }
     return [cells[name] for name in names]
 

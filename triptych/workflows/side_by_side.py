@@ -49,15 +49,14 @@ def train_side_by_side(
         TrainingInterrupted: SIGINT, SIGTERM or SIGHUP came; each run that had begun was saved.
         KeyboardInterrupt: It came before the processes were ready.
     """
-    cores = num_threads or num_cores()
+    share = threads_at_once(len(runs), num_threads)
     unfinished = {name: run for name, run in runs.items() if not is_finished(folders[name])}
-    if torch.cuda.is_available() or len(runs) < 2 or cores < len(runs):
+    if share is None:
         for name, config in unfinished.items():
             finish_run(config, folders[name], console=console)
         return
     if not unfinished:
         return
-    share = max(1, cores // len(runs))
     context = multiprocessing.get_context("spawn")
     others = set(multiprocessing.active_children())
     children: list[BaseProcess] = []
@@ -77,6 +76,19 @@ def train_side_by_side(
             if received:
                 raise KeyboardInterrupt from error
             raise
+
+
+def threads_at_once(num_runs: int, num_threads: int | None = None) -> int | None:
+    """Return the threads of each of several runs; None where they run one after the other.
+
+    Args:
+        num_runs: How many there are.
+        num_threads: CPU threads for all of them; None for the machine's cores.
+    """
+    cores = num_threads or num_cores()
+    if torch.cuda.is_available() or num_runs < 2 or cores < num_runs:
+        return None
+    return cores // num_runs
 
 
 def _with_threads(config: RunConfig, num_threads: int) -> RunConfig:

@@ -10,8 +10,8 @@ from benchmarks.pages.foundation import DEMO_KEYS, FOUNDATION, demo_figures, rea
 from benchmarks.pages.gather import Part, load_json, part_figures, read_json_line, result_table
 from benchmarks.pages.results_page import readme_table
 from benchmarks.speed import flava_step, precision
-from triptych.cli.demo import TARGETS as DEMO_BARS
 from triptych.core.errors import DataError
+from triptych.demo.page import TARGETS as DEMO_BARS
 
 BARS, PARTS = FOUNDATION.bars, FOUNDATION.parts
 MACHINE = {"CPU": "one", "cores": "2"}

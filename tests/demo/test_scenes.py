@@ -10,19 +10,22 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from tests.train.toy import exact_lines
+from tests.workflows.kills import same_tensors
 from triptych.core.config import load_yaml
 from triptych.core.errors import ConfigError
 from triptych.data.batches import record_texts
+from triptych.demo.plan import SIZES
+from triptych.demo.run import run_demo
+from triptych.demo.scoring import SPLITS
+from triptych.demo.state import DemoSettings, resume_command
 from triptych.recipes.config import RunConfig
 from triptych.tasks.finetuning.vqa import VQA
 from triptych.tasks.pretraining.mplug import MPLUGPretraining
 from triptych.text import Tokenizer
 from triptych.train.interrupts import TrainingInterrupted
-from triptych.workflows.demo import DEMO_SPLITS, SIZES, resume_command, run_demo
-
-from .kills import same_tensors
 
 SIZE = SIZES["smoke"]
+SETTINGS = DemoSettings(scale="smoke", seed=3, num_threads=1)
 STAGES = {"pretrain": SIZE.pretrain_steps, "vqa": SIZE.vqa_steps, "grounding": SIZE.grounding_steps}
 RECALLS = [
     f"{way}_r{k}{stage}" for way, k, stage in product(("i2t", "t2i"), (1, 5, 10), ("", "_itm"))
@@ -42,12 +45,12 @@ def demo(tmp_path_factory):
     """The result of the demo on one thread, and what it said."""
     said = io.StringIO()
     folder = tmp_path_factory.mktemp("demo") / "out"
-    result = run_demo(folder, "smoke", seed=3, num_threads=1, console=Console(file=said, width=100))
+    result = run_demo(folder, SETTINGS, console=Console(file=said, width=100))
     return result, said.getvalue()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("split", DEMO_SPLITS)
+@pytest.mark.parametrize("split", SPLITS)
 def test_every_score_is_there_and_a_share(demo, split):
     scores = [score for score in demo[0].scores if score.split == split]
     prefix = "" if split == "test" else "compositional_"
@@ -74,7 +77,7 @@ def test_guesses_stand_beside_the_scores(demo, prefix):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("split", DEMO_SPLITS)
+@pytest.mark.parametrize("split", SPLITS)
 def test_every_held_out_sample_is_answered_once(demo, split):
     result, _ = demo
     images = {file.name for file in (result.folder / "data/images" / split).iterdir()}
@@ -108,7 +111,7 @@ def test_each_stage_leaves_its_run_and_its_model(demo, stage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("split", DEMO_SPLITS)
+@pytest.mark.parametrize("split", SPLITS)
 def test_every_word_of_every_task_can_be_read_and_said(demo, split):
     """Captions alone hold no digit and no question mark, and a word that is unknown is lost."""
     tokenizer = Tokenizer.load(demo[0].model("pretrain"))
@@ -125,7 +128,8 @@ def test_every_word_of_every_task_can_be_read_and_said(demo, split):
 def test_each_stage_is_told_and_timed(demo):
     result, said = demo
     assert list(result.times_s) == [
-        *("scenes", "pretrain", "fine-tuning", "evaluation test", "evaluation compositional")
+        *("scenes", "pretrain", "fine-tuning", "evaluation test", "evaluation compositional"),
+        "index",
     ]
     assert min(result.times_s.values()) > 0
     places = [said.index(word) for word in ("writing 48", "pre-training: 4", "fine-tuning for")]
@@ -148,20 +152,20 @@ def stopping(task, patch, at_step):
 def test_an_interrupted_demo_goes_on_bitwise(demo, tmp_path, monkeypatch):
     """Stopped within pre-training, then within a fine-tuning, then between trainings."""
     whole, folder = demo[0], tmp_path / "out"
-    quiet = {"seed": 3, "num_threads": 1, "console": Console(file=io.StringIO())}
+    quiet = Console(file=io.StringIO())
     for task, step in ((MPLUGPretraining, 2), (VQA, 1)):
         with monkeypatch.context() as patch:
             stopping(task, patch, step)
             with pytest.raises(TrainingInterrupted):
-                run_demo(folder, "smoke", **quiet)
+                run_demo(folder, SETTINGS, console=quiet)
         command = f"triptych demo --scale smoke --seed 3 --num-threads 1 --out {folder}"
         assert resume_command(folder) == command
     finished = (folder / "pretrain" / "model" / "model.safetensors").stat().st_mtime_ns
     with monkeypatch.context() as patch:
-        patch.setattr("triptych.workflows.demo._evaluate_split", interrupt)
+        patch.setattr("triptych.demo.run.evaluate_scenes", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            run_demo(folder, "smoke", **quiet)
-    result = run_demo(folder, "smoke", **quiet)
+            run_demo(folder, SETTINGS, console=quiet)
+    result = run_demo(folder, SETTINGS, console=quiet)
     assert (folder / "pretrain" / "model" / "model.safetensors").stat().st_mtime_ns == finished
     assert result.scores == whole.scores
     assert list(result.times_s) == list(whole.times_s)
@@ -178,26 +182,30 @@ def interrupt(*arguments):
 
 @pytest.mark.slow
 def test_another_demo_in_the_folder_is_an_error(demo, tmp_path, monkeypatch):
-    monkeypatch.setattr("triptych.workflows.demo._train_tokenizer", interrupt)
+    monkeypatch.setattr("triptych.demo.run.train_tokenizer", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run_demo(tmp_path, "smoke", console=Console(file=io.StringIO()))
+        run_demo(tmp_path, DemoSettings(scale="smoke"), console=Console(file=io.StringIO()))
     command = f"triptych demo --scale smoke --seed 0 --out {tmp_path}"
     with pytest.raises(ConfigError, match=f"holds another demo: continue it with `{command}`"):
-        run_demo(tmp_path, "smoke", seed=1)
+        run_demo(tmp_path, DemoSettings(scale="smoke", seed=1))
 
 
 def test_a_folder_in_use_is_an_error(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"is not empty.*--out.*DEMO_OUT"):
-        run_demo(tmp_path, "smoke")
+        run_demo(tmp_path, SETTINGS)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 @pytest.mark.parametrize(
-    ("scale", "seed", "said"),
-    [("huge", 0, "scale = 'huge': must be one of smoke, tiny, small"), ("smoke", -1, "seed = -1")],
+    ("settings", "said"),
+    [
+        ({"scale": "huge"}, "scale = 'huge': must be one of smoke, tiny, small"),
+        ({"seed": -1}, "seed = -1"),
+        ({"minutes": 0}, "minutes = 0: must be above 0; for no limit, give --scale tiny"),
+        ({"max_bad_share": 2}, "max_bad_share = 2: must be from 0 to 1"),
+    ],
 )
-def test_a_wrong_setting_is_found_before_anything_is_written(tmp_path, scale, seed, said):
+def test_a_wrong_setting_is_an_error(settings, said):
     with pytest.raises(ConfigError, match=said):
-        run_demo(tmp_path / "out", scale, seed=seed)
-    assert not (tmp_path / "out").exists()
+        DemoSettings(**settings)
