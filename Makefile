@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO_OUT ?= runs/demo
+# 8 minutes where the processor computes bf16, else 10; others with `make demo DEMO_FLAGS="--minutes 3"`.
+DEMO_FLAGS ?=
 
 .PHONY: demo test lint docs install clean
 
@@ -16,7 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 install: $(VENV)/.installed
 
 demo: install
-	$(BIN)/triptych demo --out $(DEMO_OUT)
+	$(BIN)/triptych demo --out $(DEMO_OUT) $(DEMO_FLAGS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 Runs the other benchmarks and the two tests that give a figure, takes the rest from the demo's
 `results.json`, and writes `benchmarks/results/foundation.json`; `gather.py` says how.
 
-    triptych demo --out runs/demo
+    triptych demo --scale tiny --out runs/demo
     python -m benchmarks.pages.foundation --demo runs/demo/results.json
     python -m benchmarks.pages.foundation --demo runs/demo/results.json --skip beam precision
 """
@@ -143,12 +143,13 @@ def demo_figures(results: Mapping[str, Any]) -> Figures:
     """Return the figures of the demo.
 
     Raises:
-        DataError: It was run at another scale than the targets are for.
+        DataError: It was run at another scale than the targets are for, or shortened.
     """
-    if results.get("scale") != DEMO_SCALE:
+    if results.get("scale") != DEMO_SCALE or not results.get("whole", True):
+        part = "" if results.get("whole", True) else "a part of "
         raise DataError(
-            f"the demo ran at scale {results.get('scale')!r}; the targets are for {DEMO_SCALE!r}: "
-            "run `triptych demo --out runs/demo`"
+            f"the demo ran {part}scale {results.get('scale')!r}; the targets are for all of "
+            f"{DEMO_SCALE!r}: run `triptych demo --scale tiny --out runs/demo`"
         )
     origin = {"commit": results["commit"], "machine": results["machine"]}
     return {key: figure | origin for key, figure in results["figures"].items()}

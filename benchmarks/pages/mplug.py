@@ -5,7 +5,7 @@ over paired runs in one process, with the same precision on both sides unless it
 otherwise. SCST starts from the model of the demo and takes about ten minutes, the rest about
 fifteen on two idle cores.
 
-    triptych demo --out runs/demo
+    triptych demo --scale tiny --out runs/demo
     python -m benchmarks.pages.mplug
     python -m benchmarks.pages.mplug --only fusion step
 """

@@ -1,7 +1,7 @@
 """Gather what search, the server, batch jobs, exported models and the demo's time show.
 
 Writes `benchmarks/results/serving.json`; `gather.py` says how. The parts start from the model of
-`triptych demo --out runs/demo`.
+`triptych demo --scale tiny --out runs/demo`.
 
     python -m benchmarks.pages.serving
     python -m benchmarks.pages.serving --only exact

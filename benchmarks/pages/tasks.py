@@ -1,7 +1,8 @@
 """Gather what fine-tuned models score on the scenes, and what belongs to the papers' protocols.
 
 Writes `benchmarks/results/tasks.json`; `gather.py` says how. The parts start from the models of
-`triptych demo --out runs/demo`, `python -m benchmarks.scenes.vlmo_scenes stagewise` and
+`triptych demo --scale tiny --out runs/demo`,
+`python -m benchmarks.scenes.vlmo_scenes stagewise` and
 `python -m benchmarks.scenes.flava_scenes joint`.
 
     python -m benchmarks.pages.tasks

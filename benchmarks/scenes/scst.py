@@ -6,7 +6,7 @@ with the same seed, so that a model of the demo has seen the first images and no
 split; each has two captions in different phrasings. `scst_cider_before` and `scst_cider_after` are
 CIDEr as pycocoevalcap computes it, on its own scale of 0 to 10.
 
-    triptych demo --out runs/demo
+    triptych demo --scale tiny --out runs/demo
     python -m benchmarks.scenes.scst --model runs/demo/pretrain/model
 """
 

@@ -1,8 +1,8 @@
 """Fine-tune a pre-trained model for one task of the papers on the built-in scenes; prints JSON.
 
 The part names the task and the family, such as `nlvr2_vlmo`. `--start` names the pre-trained model;
-if absent, it is that of `triptych demo --out runs/demo` for mPLUG, and for VLMo and FLAVA that of
-`benchmarks.scenes.vlmo_scenes stagewise` and `benchmarks.scenes.flava_scenes joint`.
+if absent, it is that of `triptych demo --scale tiny --out runs/demo` for mPLUG, and for VLMo and
+FLAVA that of `benchmarks.scenes.vlmo_scenes stagewise` and `benchmarks.scenes.flava_scenes joint`.
 The recipe is the family's own at scale tiny. NLVR2 comes after SNLI-VE: a model that has not yet
 learned to say what an image shows learns nothing from statements about two. The scores are
 those of the 500 unseen scenes of `test`, and of `compositional`, whose shapes never had these

@@ -9,7 +9,7 @@ questions about images answers questions about clips. Figures are of the clips o
 - `video_qa_blind`, `video_qa_motion_blind`: the most frequent answer of each type of question in
   the clips of `train`, given without a look.
 
-The models are those of `triptych demo --out runs/demo`.
+The models are those of `triptych demo --scale tiny --out runs/demo`.
 
     python -m benchmarks.scenes.video
 """

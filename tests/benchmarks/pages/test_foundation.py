@@ -169,6 +169,8 @@ def test_other_figures_of_the_demo_follow_with_their_intervals():
 def test_the_demo_must_be_the_tiny_one():
     with pytest.raises(DataError, match="scale 'smoke'"):
         demo_figures(demo_file("smoke"))
+    with pytest.raises(DataError, match="a part of scale 'tiny'; the targets are for all"):
+        demo_figures(demo_file() | {"whole": False})
 
 
 def test_the_figure_of_a_part_carries_its_origin():
