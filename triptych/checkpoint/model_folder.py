@@ -5,7 +5,7 @@ card), and `head.safetensors` where a task put a classifier on the model. A mode
 text has no `tokenizer.json`, and `"text": null` in `config.json`. Nothing is pickled.
 
 `SHA256SUMS` has the hash of each file but the card, which its owner may edit: `load` compares them,
-and so does `sha256sum -c SHA256SUMS`. A folder without it, as Triptych 0.3 and before wrote, loads.
+and so does `sha256sum -c SHA256SUMS`. A folder without it, as earlier versions wrote, loads.
 """
 
 from __future__ import annotations

@@ -89,6 +89,11 @@ VERBS = {
         "FAMILY MODEL_FOLDER OUT",
         "write a model in the released layout",
     ),
+    "interpolate": Verb(
+        "interpolate",
+        "BEFORE AFTER --task T --data PATH",
+        "choose weights between a model and its fine-tuned one",
+    ),
     "export-model": Verb(
         "export_model", "RUN_FOLDER --out FOLDER", "make a model folder of a run's checkpoint"
     ),
