@@ -90,6 +90,8 @@ class PlainOptions:
         out: The new run folder; if absent, runs/RECIPE-SCALE, or runs/ and the config file's name.
         resume: Continue from the last checkpoint of the run folder. `--resume auto`, with a recipe
             or a config, resumes the run in --out if there is one, else starts it.
+        accept_changed_data: With --resume, go on although the data has changed since the last
+            checkpoint; else such a run is refused, and the message says what has changed.
         sources: Training data, replaces data.train; if absent, the built-in scenes, which are
             written first.
         source: How that data is read.
@@ -104,6 +106,7 @@ class PlainOptions:
     config: Path | None = None
     out: Path | None = None
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    accept_changed_data: tyro.conf.FlagCreatePairsOff[bool] = False
     sources: Annotated[tuple[str, ...], tyro.conf.arg(name="data", metavar="PATH [PATH ...]")] = ()
     source: SourceGroup = field(default_factory=SourceOptions)
     val_sources: Annotated[
@@ -117,10 +120,17 @@ def run(arguments: Sequence[str]) -> int:
     """Train, and print where the model is."""
     if arguments and arguments[0] in STAGEWISE:
         from triptych.cli import train_stagewise
+        from triptych.workflows.same_data import ACCEPT_FLAG
 
         auto, arguments = _take_auto(arguments)
         if auto:
-            return train_stagewise.run(arguments[0], arguments[1:], resume_if_begun=True)
+            words = [word for word in arguments[1:] if word != ACCEPT_FLAG]
+            return train_stagewise.run(
+                arguments[0],
+                words,
+                resume_if_begun=True,
+                accept_changed_data=ACCEPT_FLAG in arguments,
+            )
         if "--resume" in arguments:
             raise ConfigError("name the folder of the stages: triptych train RUN_FOLDER --resume")
         return train_stagewise.run(arguments[0], arguments[1:])
@@ -135,10 +145,16 @@ def run(arguments: Sequence[str]) -> int:
     config = read_config(arguments, plain)
     out = plain.out or _default_folder(plain, config)
     from triptych.workflows.run import CONFIG_FILE, train_run
+    from triptych.workflows.same_data import ACCEPT_FLAG
 
+    if plain.accept_changed_data and not auto:
+        raise ConfigError(f"{ACCEPT_FLAG} belongs to --resume: a new run takes data as it is")
     if not config.data.train and _config_file(plain) is None:
         config = _on_scenes(config, out, begun=auto and (out / CONFIG_FILE).is_file())
-    return _report(train_run(config, out, resume="auto" if auto else False), out)
+    resume: Literal[False, "auto"] = "auto" if auto else False
+    return _report(
+        train_run(config, out, resume=resume, accept_changed_data=plain.accept_changed_data), out
+    )
 
 
 def _on_scenes(config: RunConfig, out: Path, *, begun: bool) -> RunConfig:
@@ -184,6 +200,7 @@ def read_config(arguments: Sequence[str], plain: PlainOptions | None = None) -> 
     ]
     both: Any = make_dataclass("Train", settings, bases=(PlainOptions,), frozen=True, kw_only=True)
     values = {name: getattr(plain, name) for name in PlainOptions.__slots__}
+    values["accept_changed_data"] = False  # where it is True, the flag could not be given again
     values |= {name: getattr(base, name) for name, _ in settings}
     options = _parse(both, arguments, both(**values))
     config = replace(base, **{name: getattr(options, name) for name, _ in settings})
@@ -332,8 +349,8 @@ def _resume(plain: PlainOptions, rest: Sequence[str]) -> int:
     if is_stagewise(folder):
         from triptych.cli import train_stagewise
 
-        return train_stagewise.resume(folder)
-    return _report(resume_run(folder), folder)
+        return train_stagewise.resume(folder, accept_changed_data=plain.accept_changed_data)
+    return _report(resume_run(folder, accept_changed_data=plain.accept_changed_data), folder)
 
 
 def _take_auto(arguments: Sequence[str]) -> tuple[bool, list[str]]:

@@ -70,13 +70,20 @@ class StagewiseOptions:
     num_threads: int | None = None
 
 
-def run(recipe: str, arguments: Sequence[str], *, resume_if_begun: bool = False) -> int:
+def run(
+    recipe: str,
+    arguments: Sequence[str],
+    *,
+    resume_if_begun: bool = False,
+    accept_changed_data: bool = False,
+) -> int:
     """Train the stages of vlmo.stagewise or flava.stagewise, and print where the model is.
 
     Args:
         recipe: Which of the two.
         arguments: What follows it on the command line.
         resume_if_begun: Whether to go on with the stages in --out, if there are any.
+        accept_changed_data: Whether they then go on with data that has changed.
     """
     from triptych.workflows.stagewise import (
         StagewisePlan,
@@ -91,7 +98,7 @@ def run(recipe: str, arguments: Sequence[str], *, resume_if_begun: bool = False)
     options = parse(StagewiseOptions, arguments, verb=f"train {recipe}", description=text)
     out = options.out or Path("runs") / f"{recipe}-{options.scale}"
     if resume_if_begun and is_stagewise(out):
-        return resume(out)
+        return resume(out, accept_changed_data=accept_changed_data)
     if options.sources:
         plan = StagewisePlan(
             family=family,
@@ -139,11 +146,12 @@ def _refuse_data_options(options: StagewiseOptions) -> None:
             )
 
 
-def resume(folder: Path) -> int:
+def resume(folder: Path, *, accept_changed_data: bool = False) -> int:
     """Go on with the stages of a folder."""
     from triptych.workflows.stagewise import resume_stagewise
 
-    return report(resume_stagewise(folder).elapsed_s, folder)
+    result = resume_stagewise(folder, accept_changed_data=accept_changed_data)
+    return report(result.elapsed_s, folder)
 
 
 def report(elapsed_s: float, folder: Path) -> int:

@@ -11,7 +11,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar, overload
 
@@ -204,7 +204,7 @@ class Columns(Sequence[T]):
     def __init__(self, file: Path | bytes, layout: Layout[T]) -> None:
         import pyarrow as pa
 
-        self._source, self._layout = file, layout
+        self._source, self._layout, self._arrow = file, layout, pa
         opened = pa.BufferReader(file) if isinstance(file, bytes) else pa.memory_map(str(file))
         whole = opened.read_buffer(opened.size())
         self._bytes, self._file = memoryview(whole), pa.ipc.open_file(whole)
@@ -237,12 +237,19 @@ class Columns(Sequence[T]):
         return self._joined([self._value(row, *column) for column in columns])
 
     def __iter__(self) -> Iterator[T]:
-        for batch in range(len(self._starts) - 1):
-            # In pieces: the values of a whole batch would be a hundred megabytes.
+        return map(self._joined, self.raw_rows())
+
+    def raw_rows(self, stride: int = 1) -> Iterator[tuple[Any, ...]]:
+        """Yield every `stride`-th row as the file holds it, with texts as bytes."""
+        for batch, first in enumerate(self._starts[:-1]):
             table = self._file.get_batch(batch)
+            begin = -first % stride
+            if stride > 1:
+                table = table.take(self._arrow.array(np.arange(begin, table.num_rows, stride)))
+            # In pieces: the values of a whole batch would be a hundred megabytes.
             for start in range(0, table.num_rows, 1024):
                 columns = [array.to_pylist() for array in table.slice(start, 1024).columns]
-                yield from map(self._joined, zip(*columns, strict=True))
+                yield from zip(*columns, strict=True)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._source, self._layout)
@@ -265,3 +272,16 @@ class Columns(Sequence[T]):
         return self._layout.join(
             tuple(v.decode("utf-8", "surrogatepass") if isinstance(v, bytes) else v for v in values)
         )
+
+
+def raw_rows(records: Sequence[Record], stride: int = 1) -> Iterator[tuple[Any, ...]]:
+    """Yield every `stride`-th record as a row of `RECORDS`, with texts as bytes.
+
+    An index gives its own, ten times as fast as records would be made of them.
+    """
+    if hasattr(records, "raw_rows"):
+        yield from records.raw_rows(stride)
+        return
+    for record in islice(records, 0, None, stride):
+        row = _split_record(record)
+        yield tuple(_encoded(value) if isinstance(value, str) else value for value in row)

@@ -74,6 +74,10 @@ class RecordIndex(Sequence[Record]):
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self._folder, self._about)
 
+    def raw_rows(self, stride: int = 1) -> Iterator[tuple[Any, ...]]:
+        """Yield every `stride`-th row; see `columns.raw_rows`."""
+        return self._rows.raw_rows(stride)
+
     @property
     def kinds(self) -> dict[tuple[str, ...], int]:
         """How many records have which fields, and no others; see `kinds_of`."""

@@ -58,6 +58,27 @@ class Task(Protocol):
         ...
 
 
+class DataState(Protocol):
+    """What tells a run that goes on whether its data is still the same."""
+
+    def begin(self, saved: dict[str, Any] | None, step: int) -> list[str]:
+        """Look at the data, on all processes together; return what to tell the user.
+
+        Args:
+            saved: What `state` returned when the checkpoint was written; None for a new run, empty
+                where the checkpoint holds nothing of the kind.
+            step: Of the checkpoint.
+
+        Raises:
+            CheckpointError: The data has changed.
+        """
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Return JSON values for a checkpoint."""
+        ...
+
+
 @runtime_checkable
 class MixedTask(Protocol):
     """A task that takes batches of several kinds, one per step, such as image-text pairs and texts.

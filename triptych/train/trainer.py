@@ -51,7 +51,7 @@ from triptych.train.step import (
     finish_backward,
     to_device,
 )
-from triptych.train.task import Task
+from triptych.train.task import DataState, Task
 from triptych.train.validation import PREFIX as VAL_PREFIX
 from triptych.train.validation import Validator, main_values
 from triptych.train.work import Recompute, StepWork
@@ -110,6 +110,7 @@ class Trainer:
         is_vision: Whether the parameter of a name takes the vision learning rate.
         sources: The sources that the number `source` of a batch refers to, in order; empty where
             batches have none. A step uses one source, and the objectives that its kind allows.
+        data: What tells whether the data of a run that goes on has changed; None does not look.
         console: Where to print progress; standard output if absent.
         work: What a step of the task computes, for `parallel` "auto"; None if nobody counted it.
 
@@ -130,12 +131,13 @@ class Trainer:
         evaluate: Callable[[int], Mapping[str, float]] | None = None,
         validator: Validator | None = None,
         sources: Sequence[BatchSource] = (),
+        data: DataState | None = None,
         console: Console | None = None,
         work: StepWork | None = None,
     ) -> None:
         self.task, self.config, self.optim_config = task, config, optim
         self.loader_factory, self.evaluate, self.validator = loader_factory, evaluate, validator
-        self.run_folder, self.console = run_folder, console
+        self.run_folder, self.console, self.data = run_folder, console, data
         self.checkpoint_folder = run_folder / CHECKPOINTS
         self.objectives = ObjectiveSchedules(weights, task.objective_names)
         self.sources = BatchSources(task, sources)
@@ -175,7 +177,8 @@ class Trainer:
         Raises:
             ConfigError: The run folder holds checkpoints and `resume` is False, or the batches lack
                 a key that the task reads.
-            CheckpointError: All checkpoints are damaged, or belong to another model.
+            CheckpointError: All checkpoints are damaged, or belong to another model, or the data
+                has changed since.
             NonFiniteError: A loss or gradient is NaN or infinite.
             TrainingInterrupted: SIGINT, SIGTERM or SIGHUP came; the run was saved.
         """
@@ -202,7 +205,11 @@ class Trainer:
             )
         if found:
             self._restore(*found)
-        else:
+        if self.data is not None and not self._is_over:
+            saved = None if found is None else found[1].get("data", {})
+            for line in self.data.begin(saved, self.step):
+                progress.message(line)
+        if not found:
             self.precision = from_main(resolve_precision(self.config.precision, self.device))
             self.precision_reason = explain_precision(
                 self.config.precision, self.precision, self.device
@@ -444,6 +451,8 @@ class Trainer:
         state |= {"precision": self.precision, "precision_reason": self.precision_reason}
         state |= {"means": self._means.state()}
         state |= {"sources": self.sources.state(), "loss_scale": self.loss_scale.state()}
+        if self.data is not None:
+            state |= {"data": self.data.state()}
         if self.validator is not None:
             state |= {"validation": self.validator.state()}
         self._writer.save(self.step, state)

@@ -58,6 +58,7 @@ from triptych.workflows.new_model import (
     load_published_tokenizer,
     skip_impossible_objectives,
 )
+from triptych.workflows.same_data import SameData
 from triptych.workflows.sources import read_training_data, training_loader
 from triptych.workflows.trained_model import save_model, trained_parts
 from triptych.workflows.validation import BEST_FOLDER, build_validator
@@ -82,6 +83,7 @@ def train_run(
     run_folder: Path,
     *,
     resume: bool | Literal["auto"] = False,
+    accept_changed_data: bool = False,
     console: Console | None = None,
 ) -> TrainResult:
     """Train, and leave a run folder with a model folder in it.
@@ -92,9 +94,11 @@ def train_run(
             TensorBoard events and `model/`.
         resume: Go on from the last checkpoint. "auto" goes on with the run that the folder holds,
             as its own config says, and starts one if there is none.
+        accept_changed_data: Go on although the data has changed since the last checkpoint.
         console: Where to report; standard output if absent.
 
     Raises:
+        CheckpointError: The data has changed, no checkpoint is whole, or the disk refuses.
         ConfigError: The run folder is in use, or the config asks for what cannot be.
         DataError: The data cannot be read, or too much of it is bad.
     """
@@ -107,11 +111,12 @@ def train_run(
         if config.train.num_processes > 1 and not launched():
             share = share_threads(config, config.train.num_processes)
             number = config.train.num_processes
-            return run_processes(_train, number, share, run_folder, bool(resume))
+            arguments = (share, run_folder, bool(resume), accept_changed_data)
+            return run_processes(_train, number, *arguments)
         with joined():
             if resume == "auto":  # all processes must take the same side of this
                 config, resume = from_main(_own_config(config, run_folder) if is_main() else None)
-            return _train(config, run_folder, bool(resume), console)
+            return _train(config, run_folder, bool(resume), accept_changed_data, console)
 
 
 def _own_config(config: RunConfig, run_folder: Path) -> tuple[RunConfig, bool]:
@@ -169,7 +174,11 @@ def with_processes(config: RunConfig) -> RunConfig:
 
 
 def _train(
-    config: RunConfig, run_folder: Path, resume: bool, console: Console | None = None
+    config: RunConfig,
+    run_folder: Path,
+    resume: bool,
+    accept_changed_data: bool,
+    console: Console | None = None,
 ) -> TrainResult:
     """Train in this process, alone or as one of several.
 
@@ -183,11 +192,15 @@ def _train(
     ):
         if is_main():
             remove_partials(run_folder)  # of a model that was being written when a run was killed
-        return _train_here(config, run_folder, resume, console)
+        return _train_here(config, run_folder, resume, accept_changed_data, console)
 
 
 def _train_here(
-    config: RunConfig, run_folder: Path, resume: bool, console: Console | None
+    config: RunConfig,
+    run_folder: Path,
+    resume: bool,
+    accept_changed_data: bool,
+    console: Console | None,
 ) -> TrainResult:
     """Train, once errors of the disk are looked after."""
     check_start(config)
@@ -242,6 +255,7 @@ def _train_here(
         evaluate=task.evaluate if isinstance(task, SelfEvaluatedTask) else None,
         validator=validator,
         sources=sources,
+        data=SameData(config.data, data.whole, accept=accept_changed_data),
         console=console,
         is_vision=family_of(model.config).is_vision_parameter,
         work=None
@@ -286,11 +300,13 @@ def _check_evaluation(config: RunConfig, task: Task) -> None:
         )
 
 
-def resume_run(run_folder: Path, *, console: Console | None = None) -> TrainResult:
+def resume_run(
+    run_folder: Path, *, accept_changed_data: bool = False, console: Console | None = None
+) -> TrainResult:
     """Go on with an interrupted run from its own `config.yaml` and last checkpoint.
 
     Raises:
-        CheckpointError: The folder holds no run.
+        CheckpointError: The folder holds no run, or its data has changed and that is not accepted.
     """
     if not (run_folder / CONFIG_FILE).is_file():
         raise CheckpointError(
@@ -299,7 +315,11 @@ def resume_run(run_folder: Path, *, console: Console | None = None) -> TrainResu
             "same command again without --resume"
         )
     return train_run(
-        load_yaml(RunConfig, run_folder / CONFIG_FILE), run_folder, resume=True, console=console
+        load_yaml(RunConfig, run_folder / CONFIG_FILE),
+        run_folder,
+        resume=True,
+        accept_changed_data=accept_changed_data,
+        console=console,
     )
 
 
@@ -309,11 +329,15 @@ def is_finished(run_folder: Path) -> bool:
 
 
 def finish_run(
-    config: RunConfig, run_folder: Path, *, console: Console | None = None
+    config: RunConfig,
+    run_folder: Path,
+    *,
+    accept_changed_data: bool = False,
+    console: Console | None = None,
 ) -> TrainResult:
     """Train, or go on with the run in this folder where one has begun, as its own config says."""
     if (run_folder / CONFIG_FILE).is_file():
-        return resume_run(run_folder, console=console)
+        return resume_run(run_folder, accept_changed_data=accept_changed_data, console=console)
     return train_run(config, run_folder, console=console)
 
 

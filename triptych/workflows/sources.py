@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,19 @@ class ReadSource:
 
 
 @dataclass(frozen=True, slots=True)
+class WholeSource:
+    """One source with all that was read of it, before records are held out or left out.
+
+    Attributes:
+        config: Where it came from.
+        records: Its usable records.
+    """
+
+    config: DataSourceConfig
+    records: Sequence[Record]
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingData:
     """All that a run trains on.
 
@@ -70,6 +83,7 @@ class TrainingData:
         sources: In the order of the config.
         skip_log: Counts what cannot be used, of all sources together.
         held_out: What the model is validated on; empty for none.
+        whole: All that was read, by what messages call it.
         divided: How many images are held out of how many, or are on both sides, in words; empty
             for none.
     """
@@ -77,6 +91,7 @@ class TrainingData:
     sources: tuple[ReadSource, ...]
     skip_log: SkipLog
     held_out: tuple[ReadSource, ...] = ()
+    whole: Mapping[str, WholeSource] = field(default_factory=dict)
     divided: str = ""
 
     @property
@@ -125,6 +140,7 @@ def read_training_data(config: RunConfig, run_folder: Path) -> TrainingData:
     found = [read_records(source) for source in (*given, *apart)]
     for source, part in zip(given, found, strict=False):
         check_fields(part.records, needs, source.path, config.recipe)
+    whole = _whole(given, apart, found)
     check_windows([part.records for part in found[: len(given)]], config.data.shuffle_window)
     clips: list[Skipped] = []
     if not _reads_clips(needs) and any("image" in need for need in needs):
@@ -142,9 +158,22 @@ def read_training_data(config: RunConfig, run_folder: Path) -> TrainingData:
         log.add_all(chain(*(part.skipped for part in found), clips))
     train, held_out = found[: len(given)], found[len(given) :]
     data = TrainingData(
-        _named(given, train), log, _named(apart, held_out), _shared(train, held_out)
+        _named(given, train), log, _named(apart, held_out), whole, _shared(train, held_out)
     )
     return data if config.data.val_share is None else _held_out(data, config.data.val_share)
+
+
+def _whole(
+    given: Sequence[DataSourceConfig],
+    apart: Sequence[DataSourceConfig],
+    found: Sequence[FoundRecords],
+) -> dict[str, WholeSource]:
+    names = [f"data.train {name}" for name in _names(given)]
+    names += [f"data.val {name}" for name in _names(apart)]
+    return {
+        name: WholeSource(config, part.records)
+        for name, config, part in zip(names, (*given, *apart), found, strict=True)
+    }
 
 
 def _shared(train: Sequence[FoundRecords], held_out: Sequence[FoundRecords]) -> str:
@@ -175,9 +204,8 @@ def _held_out(data: TrainingData, share: float) -> TrainingData:
         f"{sum(p.total_images for p in parts):,} {kind} ({held:,} of {total:,} records), "
         f"data.val_share {share:g}"
     )
-    return TrainingData(
-        tuple(sources), data.skip_log, tuple(s for s in apart if len(s.records)), divided
-    )
+    held_out = tuple(source for source in apart if len(source.records))
+    return replace(data, sources=tuple(sources), held_out=held_out, divided=divided)
 
 
 def _named(
@@ -250,9 +278,9 @@ def check_fields(records: Sequence[Record], needs: Sequence[str], where: str, re
     if not _reads_clips(needs) and all(clip_problem(r) is not None for r in records):
         raise DataError(f"{where}: every record {CLIPS_ARE_NOT_READ}")
     names = [
-        field.name
-        for field in fields(Record)
-        if field.name not in ("record_id", "image_id", "split")
+        known.name
+        for known in fields(Record)
+        if known.name not in ("record_id", "image_id", "split")
     ]
     present = [name for name in names if any(has_field(record, name) for record in records)]
     missing = min((missing_fields(needs, record) for record in records), key=len)

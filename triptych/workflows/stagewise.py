@@ -314,11 +314,14 @@ def _check_sources(plan: StagewisePlan, found: Mapping[DataSourceConfig, Sequenc
                 raise DataError(f"{source.path}, given as {what}: no record has {needed}")
 
 
-def resume_stagewise(folder: Path, *, console: Console | None = None) -> TrainResult:
+def resume_stagewise(
+    folder: Path, *, accept_changed_data: bool = False, console: Console | None = None
+) -> TrainResult:
     """Go on with the first stage that is not done, from its last checkpoint.
 
     Raises:
-        CheckpointError: The folder holds no stages.
+        CheckpointError: The folder holds no stages, or the data of a stage has changed since it
+            was begun and that is not accepted.
     """
     family = _family(folder)
     if family is None:
@@ -332,7 +335,8 @@ def resume_stagewise(folder: Path, *, console: Console | None = None) -> TrainRe
             continue
         config = load_yaml(RunConfig, path)
         console.print(f"stage {stage}: {config.train.max_steps:,} steps of {config.recipe}")
-        result = finish_run(config, folder / stage, console=console)
+        accept = accept_changed_data
+        result = finish_run(config, folder / stage, accept_changed_data=accept, console=console)
     assert result is not None
     return result
 
