@@ -220,8 +220,7 @@ def _train_here(
     if spec.check_data is not None:
         spec.check_data(config.task, model, records)
     notes = data.notes() + ([] if spec.notes is None else spec.notes(config.task, model))
-    notes += _untrained_start(config)
-    for note in notes if is_main() else ():
+    for note in [*notes, *_untrained_start(config)] if is_main() else ():
         (console or Console()).print(note, markup=False, highlight=False)
     if isinstance(task, InitialisedTask):
         setup = TrainingSetup(

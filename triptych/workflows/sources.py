@@ -64,7 +64,7 @@ class ReadSource:
 
 @dataclass(frozen=True, slots=True)
 class WholeSource:
-    """One source with all that was read of it, before records are held out or left out.
+    """One source with all that was read of it, before any record is held out or skipped.
 
     Attributes:
         config: Where it came from.
