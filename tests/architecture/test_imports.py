@@ -24,6 +24,7 @@ ARROWS = {  # importer: what it may import directly; `reachable` closes this tra
     "index": {"report"},
     "server": {"index"},
     "demo": {"workflows", "index"},
+    "jobs": {"serving"},
     "workflows": {"recipes", "serving", "scenes", "papers"},
     "report": {"serving", "evaluation", "data"},
 }

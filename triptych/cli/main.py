@@ -76,6 +76,7 @@ VERBS = {
     "entail": Verb(
         "use", "MODEL_FOLDER IMAGE HYPOTHESIS...", "predict whether an image entails a text"
     ),
+    "batch": Verb("batch", "VERB MODEL_FOLDER DATA --out FOLDER", "ask about a whole dataset"),
     "index": Verb("index", "MODEL_FOLDER DATA --out INDEX", "index images to be searched"),
     "search": Verb("search", "INDEX TEXT", "find images of an index by words or by an image"),
     "serve": Verb("serve", "MODEL... [--index INDEX]", "serve models and an index over HTTP"),

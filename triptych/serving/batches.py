@@ -14,6 +14,7 @@ from triptych.core.errors import DataError
 from triptych.data.caption_cleaning import clean_caption
 from triptych.data.collate.base import IdArray, TextCache
 from triptych.data.collate.classification import join_pair
+from triptych.data.storage import RemoteError
 from triptych.data.transforms.pipeline import ImageTransform
 from triptych.serving.inputs import (
     check_one_kind,
@@ -70,9 +71,9 @@ class Images:
         part = [self._images[place] for place in places]
         try:
             batch, sizes = prepare_images(part, places, self._transform)
-        except DataError:
-            if self._on_error == "raise":
-                raise
+        except DataError as error:
+            if self._on_error == "raise" or isinstance(error, RemoteError):
+                raise  # a URL that fails is nobody's bad image
             part = [self._usable(*pair) for pair in zip(part, places, strict=True)]
             batch, sizes = prepare_images(part, places, self._transform)
         return batch.to(self._loaded.device), sizes

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from triptych.core.errors import CapabilityError, DataError
 from triptych.core.outputs import Predictions
 from triptych.data.entries import ENTAILMENT_LABELS
-from triptych.evaluation.zero_shot import PLACEHOLDER, class_words
+from triptych.evaluation.zero_shot import PLACEHOLDER, class_embeddings, class_words, prompts
 from triptych.serving.loading import LoadedModel
 from triptych.tasks.finetuning.base import ModelTask
 from triptych.tasks.finetuning.image_classification import ImageClassification
@@ -19,6 +24,8 @@ from triptych.tasks.finetuning.image_text_classification import (
 )
 from triptych.tasks.finetuning.text_classification import TextClassification
 from triptych.tasks.registry import stored_task_config, task_spec
+
+SEEN_WORDS = ("ocr_words", "object_words")
 
 
 def build_classifier(loaded: LoadedModel) -> ModelTask[Any] | None:
@@ -35,12 +42,13 @@ def build_classifier(loaded: LoadedModel) -> ModelTask[Any] | None:
     return task
 
 
-def check_entailment(task: ImageTextClassification, with_premise: bool, folder: Path) -> None:
+def check_entailment(task: ModelTask[Any] | None, with_premise: bool, folder: Path) -> None:
     """Reject a classifier of other classes, and premises for one that was not taught to read any.
 
     Raises:
         CapabilityError: Either.
     """
+    assert isinstance(task, ImageTextClassification)
     if set(task.config.labels) != set(ENTAILMENT_LABELS):
         raise CapabilityError(
             f"{folder} was trained for the classes {', '.join(task.config.labels)}, which does not "
@@ -52,6 +60,18 @@ def check_entailment(task: ImageTextClassification, with_premise: bool, folder: 
             f"{folder} was trained on images and hypotheses alone: leave premises out, or train "
             "it with --task.with-premise"
         )
+
+
+def reads_text(classifier: ModelTask[Any] | None, text: str) -> bool:
+    """Return whether a model takes an optional text of an item.
+
+    Args:
+        classifier: The model's, if it has one.
+        text: "premise", "ocr_words" or "object_words"; others are always taken.
+    """
+    if text == "premise":
+        return isinstance(classifier, ImageTextClassification) and classifier.config.with_premise
+    return text not in SEEN_WORDS or not isinstance(classifier, AnswerClassification)
 
 
 def check_names(labels: Sequence[str], templates: Sequence[str]) -> None:
@@ -73,6 +93,27 @@ def check_names(labels: Sequence[str], templates: Sequence[str]) -> None:
             raise DataError(f"template {template!r} must hold {PLACEHOLDER} once")
     if not templates:
         raise DataError("give at least one template, such as 'a photo of {}'")
+
+
+def embed_classes(
+    labels: Sequence[str],
+    templates: Sequence[str],
+    embed: Callable[[list[str]], NDArray[np.float32]],
+) -> Tensor:
+    """Return the embedding of each class (C, E): the mean of sentences about it.
+
+    Args:
+        labels: Names of the classes.
+        templates: Sentences with a place for a name.
+        embed: Embeds sentences.
+
+    Raises:
+        DataError: See `check_names`.
+    """
+    check_names(labels, templates)
+    sentences = [text for row in prompts(labels, templates) for text in row]
+    rows = torch.from_numpy(embed(sentences)).view(len(labels), len(templates), -1)
+    return class_embeddings(rows)
 
 
 def classifier_probabilities(

@@ -18,12 +18,7 @@ from triptych.core.errors import DataError
 from triptych.core.outputs import ImageFeatures, Predictions
 from triptych.data.masks import MaskClasses
 from triptych.data.transforms.pipeline import ImageTransform
-from triptych.evaluation.zero_shot import (
-    TEMPLATES,
-    class_embeddings,
-    class_probabilities,
-    prompts,
-)
+from triptych.evaluation.zero_shot import TEMPLATES, class_probabilities
 from triptych.generation.sampling import SamplingConfig
 from triptych.models.base import VisionLanguageModel, encode_frames, match_pairs
 from triptych.serving.batches import IMAGES_PER_PASS, Ids, Images, OnError, Texts
@@ -36,8 +31,8 @@ from triptych.serving.captioning import (
 from triptych.serving.classifying import (
     build_classifier,
     check_entailment,
-    check_names,
     classifier_probabilities,
+    embed_classes,
     sorted_by_probability,
 )
 from triptych.serving.inputs import (
@@ -47,8 +42,10 @@ from triptych.serving.inputs import (
     broadcast,
     check_texts,
     chunks,
+    is_clip,
     pair_up,
     reject_clips,
+    transform_image,
 )
 from triptych.serving.loading import LoadedModel, load_model
 from triptych.tasks.finetuning.grounding import GroundingConfig
@@ -88,6 +85,7 @@ class Engine:
         settings: What the model was trained for.
         device: Where it computes.
         precision: "fp32", or "bf16" for autocast.
+        classifier: The task whose classes it was fine-tuned for, if there is one.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
@@ -98,10 +96,10 @@ class Engine:
         self.precision = loaded.precision
         self.model: VisionLanguageModel = loaded.model.eval()
         self._transform = ImageTransform(loaded.image, train=False)
-        self._classifier = build_classifier(loaded)
-        if self._classifier is not None:
-            self._classifier.modules.to(loaded.device)
-        self._texts = Texts(loaded, self._classifier)
+        self.classifier = build_classifier(loaded)
+        if self.classifier is not None:
+            self.classifier.modules.to(loaded.device)
+        self._texts = Texts(loaded, self.classifier)
         self._turn = threading.Lock()
 
     def caption(
@@ -178,7 +176,7 @@ class Engine:
         self.check_trained("answer")
         given, asked, single = broadcast(images, questions, "question")
         reader = self._reader(given, on_error)
-        if isinstance(self._classifier, AnswerClassification):
+        if isinstance(self.classifier, AnswerClassification):
             if choices is not None or ocr_words is not None or object_words is not None:
                 raise DataError(f"{self.folder} answers from its own list and reads no other words")
             refuse_generation(generation, self.folder)
@@ -291,7 +289,7 @@ class Engine:
             DataError: An image cannot be read, a statement is empty, or the numbers differ.
         """
         self.check_trained("judge")
-        task = self._classifier
+        task = self.classifier
         assert isinstance(task, NLVR2)
         firsts, seconds, said, single = pair_up(first, second, statements)
         reject_clips([*firsts, *seconds])
@@ -328,7 +326,8 @@ class Engine:
             CapabilityError: The model was not fine-tuned with mplug.snli_ve, or reads no premises.
             DataError: An image cannot be read, or a text is empty.
         """
-        self.check_entailment(with_premise=premises is not None)
+        self.check_trained("entail")
+        check_entailment(self.classifier, premises is not None, self.folder)
         given, said, single = broadcast(images, hypotheses, "hypothesis")
         reader = self._reader(given, on_error)
         ids = self._texts.classified(said, "hypothesis")
@@ -366,7 +365,7 @@ class Engine:
         """
         self.check_trained("classify")
         given, single = as_list(images)
-        task = self._classifier
+        task = self.classifier
         if isinstance(task, ImageClassification):
             if labels is not None:
                 raise DataError(f"{self.folder} has its own classes: omit the labels")
@@ -378,12 +377,10 @@ class Engine:
             return reader.result(own, single)
         if labels is None:
             raise DataError(f"{self.folder} has no classes of its own: name some as labels")
-        check_names(labels, templates)
-        sentences = [text for row in prompts(labels, templates) for text in row]
-        rows = torch.from_numpy(self.embed_texts(sentences)).view(len(labels), len(templates), -1)
+        classes = embed_classes(labels, templates, self.embed_texts)
         reader = self._reader(given, on_error)
         embedded = torch.from_numpy(self._embedded(reader))
-        shares = class_probabilities(embedded, class_embeddings(rows)).tolist()
+        shares = class_probabilities(embedded, classes).tolist()
         return reader.result([sorted_by_probability(labels, row) for row in shares], single)
 
     def segment(
@@ -459,7 +456,7 @@ class Engine:
             DataError: A text is empty, or the numbers of texts differ.
         """
         self.check_trained("label_texts")
-        assert isinstance(self._classifier, TextClassification)
+        assert isinstance(self.classifier, TextClassification)
         given, single = as_list(texts)
         ids = self._texts.classified(given, "text")
         if seconds is not None:
@@ -472,7 +469,7 @@ class Engine:
             batch = self._texts.padded(ids[rows])
             batch["index"] = torch.arange(len(ids[rows]))
             with self._computing():
-                found += classifier_probabilities(self._classifier, self._classifier.predict(batch))
+                found += classifier_probabilities(self.classifier, self.classifier.predict(batch))
         return found[0] if single else found
 
     def embed_images(
@@ -509,6 +506,16 @@ class Engine:
         embeddings = self._joined(rows)
         return embeddings[0] if single else embeddings
 
+    def prepare(self, image: ImageInput) -> ImageInput:
+        """Read and resize an image ahead of a call, in any thread; a clip is returned as it is.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        if is_clip(image):
+            return image
+        return replace(transform_image(image, self._transform, "image"), region=None)
+
     def check_trained(self, asked: str) -> None:
         """Raise a CapabilityError, which names a recipe, unless the model was trained for it.
 
@@ -516,12 +523,6 @@ class Engine:
             asked: One of these methods, or "embed".
         """
         self._loaded.check_trained(asked)
-
-    def check_entailment(self, *, with_premise: bool = False) -> None:
-        """Raise a CapabilityError if the model does not entail, or reads no premises."""
-        self.check_trained("entail")
-        assert isinstance(self._classifier, ImageTextClassification)
-        check_entailment(self._classifier, with_premise, self.folder)
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
@@ -544,7 +545,7 @@ class Engine:
 
     def _shares(self, reader: Images, ids: Sequence[Ids]) -> list[dict[str, float]]:
         """Return the fused classifier's probabilities of each pair, the likeliest first."""
-        task = self._classifier
+        task = self.classifier
         assert isinstance(task, (AnswerClassification, ImageTextClassification))
         found: list[dict[str, float]] = []
         for predictions in self._predicted(task, reader, ids):
@@ -553,8 +554,8 @@ class Engine:
 
     def _segmentation(self) -> Segmentation:
         self.check_trained("segment")
-        assert isinstance(self._classifier, Segmentation)
-        return self._classifier
+        assert isinstance(self.classifier, Segmentation)
+        return self.classifier
 
     def _embedded(self, reader: Images) -> NDArray[np.float32]:
         """Return embeddings of images (n, E); NaN for those that were skipped."""

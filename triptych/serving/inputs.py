@@ -17,13 +17,16 @@ from triptych.core.errors import DataError
 from triptych.data.collate.base import TextCache
 from triptych.data.collate.finetuning import append_words
 from triptych.data.images import decode_image, decode_to_shrink
-from triptych.data.transforms.pipeline import ImageTransform, normalise_batch
+from triptych.data.records import ImageSource
+from triptych.data.transforms.pipeline import ImageTransform, TransformedImage, normalise_batch
 from triptych.data.transforms.randaugment import Pixels
 from triptych.data.video import decode_frames, frame_positions
 from triptych.text import Tokenizer
 
-ImageInput = str | Path | Image.Image | NDArray[np.uint8]
+ImageInput = str | Path | ImageSource | Image.Image | NDArray[np.uint8] | TransformedImage
 """A path, a PIL image, or a uint8 array: (H, W, 3) RGB, (H, W, 4) RGBA, (H, W[, 1]) grey.
+
+Also where a record's image lies, and what `Engine.prepare` made of an image.
 
 A clip is a path with one of `CLIP_SUFFIXES`, or a uint8 array (F, H, W, 3) RGB.
 """
@@ -50,7 +53,7 @@ def read_image(image: object, name: str = "image") -> Pixels:
         ImageProblem: A file is missing, cut short or no image; the message names it.
         DataError: Another type, or an array of another shape or dtype.
     """
-    if isinstance(image, (str, Path)):
+    if isinstance(image, (str, Path, ImageSource)):
         return decode_image(image)
     if isinstance(image, Image.Image):
         return decode_image(_lossless_bytes(image))
@@ -62,12 +65,23 @@ def read_image(image: object, name: str = "image") -> Pixels:
     )
 
 
-def _read_to_shrink(image: object, name: str) -> tuple[Pixels, tuple[int, int]]:
-    """Return pixels as `read_image` does, fewer of a very large file; its width and height."""
-    if isinstance(image, (str, Path)):
-        return decode_to_shrink(image)
-    pixels = read_image(image, name)
-    return pixels, (pixels.shape[1], pixels.shape[0])
+def transform_image(image: object, transform: ImageTransform, name: str) -> TransformedImage:
+    """Return an image as the model takes it; of a very large file fewer pixels are decoded.
+
+    Args:
+        image: An `ImageInput` that is no clip.
+        transform: Of evaluation.
+        name: What to call it in messages; a path is named itself.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    if isinstance(image, TransformedImage):
+        return image
+    if isinstance(image, (str, Path, ImageSource)):
+        pixels, (width, height) = decode_to_shrink(image)
+        return replace(transform.apply(pixels), width=width, height=height)
+    return transform.apply(read_image(image, name))
 
 
 def is_clip(image: object) -> bool:
@@ -123,8 +137,7 @@ def prepare_images(
             frames = read_clip(image, config.num_frames, f"clip {place}")
             done += [transform.apply(frame) for frame in frames]
         else:
-            pixels, (width, height) = _read_to_shrink(image, f"image {place}")
-            done.append(replace(transform.apply(pixels), width=width, height=height))
+            done.append(transform_image(image, transform, f"image {place}"))
     batch = normalise_batch([item.pixels for item in done], config.mean, config.std)
     if shows_clips:
         batch = batch.view(len(images), -1, *batch.shape[1:])

@@ -32,6 +32,7 @@ from triptych.core.config import check
 from triptych.evaluation.zero_shot import TEMPLATES
 from triptych.generation.search import BeamConfig
 from triptych.serving.batches import OnError
+from triptych.serving.classifying import check_entailment
 from triptych.serving.engine import Engine
 from triptych.serving.inputs import ImageInput
 from triptych.serving.verb import Answer, Item, TextField, Verb
@@ -316,7 +317,7 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
                     on_error=on_error,
                 ),
                 tell=_telling_labels("hypothesis"),
-                refuse=Engine.check_entailment,
+                refuse=lambda engine: check_entailment(engine.classifier, False, engine.folder),
             ),
             Verb(
                 name="label",
