@@ -100,7 +100,7 @@ class ItemReader:
 
     Args:
         verb: What is asked.
-        engine: Who is asked; texts that it does not read are left out.
+        engine: Who is asked, without texts that it does not read.
     """
 
     def __init__(self, verb: Verb, engine: Engine) -> None:
