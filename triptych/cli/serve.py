@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -14,7 +15,10 @@ from triptych.cli.parsing import parse
 from triptych.core.errors import ConfigError
 from triptych.server.settings import ServerSettings, read_tokens
 
-HELP = """Serve models over HTTP: captions, answers, boxes, scores, embeddings, search.
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+HELP = """Serve models over HTTP, and a web page: captions, answers, boxes, scores, search.
 
 MODEL is a model folder, or NAME=FOLDER to choose what clients call it. The server listens on this
 machine alone unless --host says otherwise; TRIPTYCH_TOKENS, or a file of --tokens, says who may
@@ -39,6 +43,7 @@ class ServeOptions:
         tokens: A file of bearer tokens, one a line; TRIPTYCH_TOKENS in the environment adds some.
         device: Device; `auto` takes the GPU if there is one.
         precision: Precision of the forward pass; `auto` is bf16 if the processor supports it.
+        page: Also serve the web page, at /.
         settings: Where the server listens, and its limits.
     """
 
@@ -47,6 +52,7 @@ class ServeOptions:
     tokens: Path | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    page: bool = True
     settings: Annotated[ServerSettings, tyro.conf.arg(name="")] = field(
         default_factory=ServerSettings
     )
@@ -67,4 +73,16 @@ def run(arguments: Sequence[str]) -> int:
     engines = load_models(name_models(options.models), options.device, options.precision)
     index = None if options.index is None else load_index(options.index, engines)
     app = build_app(engines, index, options.settings, tokens)
+    if options.page:
+        _add_page(app)
     return serve(app, options.settings, has_tokens=bool(tokens))
+
+
+def _add_page(app: FastAPI) -> None:
+    """Add the web page, or say what is missing."""
+    if importlib.util.find_spec("gradio") is None:
+        print("no page: gradio is missing: `pip install triptych[serve]`", file=sys.stderr)
+        return
+    from triptych.server.page import mount_page
+
+    mount_page(app, app.state.service)

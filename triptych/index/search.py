@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,13 @@ class Hit:
 
     Attributes:
         image: The image.
+        number: Its row in the index.
         score: Cosine of its vector with the query's.
         match: Probability by ITM that the text describes it; None where it was not re-ranked.
     """
 
     image: IndexedImage
+    number: int
     score: float
     match: float | None = None
 
@@ -132,7 +134,7 @@ class ImageIndex:
             wanted = min(wanted, self.state.num_images)
             scores, numbers = search_approximate(self._approximate, query, wanted)
         hits = [
-            Hit(self.images[number], score)
+            Hit(self.images[number], number, score)
             for number, score in zip(numbers[0].tolist(), scores[0].tolist(), strict=True)
             if number >= 0
         ]
@@ -164,7 +166,7 @@ class ImageIndex:
                 gone.append(hit)
         matches = self.engine.match(pixels, [text] * len(pixels))
         assert isinstance(matches, list)
-        scored = [Hit(h.image, h.score, float(m)) for h, m in zip(readable, matches, strict=True)]
+        scored = [replace(hit, match=float(m)) for hit, m in zip(readable, matches, strict=True)]
         return [*sorted(scored, key=lambda hit: -(hit.match or 0.0)), *gone]
 
 

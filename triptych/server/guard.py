@@ -158,7 +158,8 @@ class Guard:
                     421, f"Host is {name!r}: add --host-names {name or 'NAME'} to be asked by it"
                 )
         if self._tokens and scope["path"] not in OPEN and not self._knows(headers):
-            ways = 'Bearer realm="triptych", Basic realm="triptych", charset="UTF-8"'
+            # Basic first: of several schemes in one header, Chromium takes the first one
+            ways = 'Basic realm="triptych", charset="UTF-8", Bearer realm="triptych"'
             raise Problem(
                 401,
                 "a token is needed: send the header `Authorization: Bearer TOKEN`",
