@@ -10,9 +10,12 @@ from triptych.core.config import to_dict
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.generation.search import BeamConfig
 from triptych.models.families import model_config
+from triptych.models.flava.config import FLAVAConfig, FLAVAFusionConfig, FLAVAVisionConfig
+from triptych.models.flava.model import FLAVA
 from triptych.models.mplug.model import MPLUG
 from triptych.models.vlmo.config import VLMoConfig
 from triptych.models.vlmo.model import VLMo
+from triptych.nn.encoder import TextConfig
 from triptych.tasks.finetuning.captioning import CaptioningConfig
 from triptych.tasks.finetuning.grounding import GroundingConfig
 from triptych.tasks.finetuning.vqa import VQAConfig
@@ -105,4 +108,46 @@ def write_tiny_vlmo(
         preprocess=to_dict(ImageTransformConfig(image_size=IMAGE_SIZE)),
         card="# Tiny VLMo\n",
         head=None if head is None else head.state_dict(),
+    )
+
+
+def write_tiny_flava(folder: Path, trained_for: str = "pretraining") -> Path:
+    """Write a FLAVA's folder with the same words and image size; it keeps all words of a text."""
+    tokenizer = Tokenizer.train(WORDS, vocab_size=120, num_unused=12)
+    config = FLAVAConfig(
+        vision=FLAVAVisionConfig(
+            image_size=IMAGE_SIZE,
+            patch_size=8,
+            embed_dim=32,
+            depth=1,
+            num_heads=2,
+            stem_widths=(8, 8),
+        ),
+        text=TextConfig(
+            vocab_size=tokenizer.vocab_size,
+            embed_dim=32,
+            num_heads=2,
+            max_positions=24,
+            dropout=0.0,
+            attention_dropout=0.0,
+            pre_norm=True,
+        ),
+        text_depth=1,
+        fusion=FLAVAFusionConfig(embed_dim=32, depth=1, num_heads=2),
+        proj_dim=8,
+        num_codes=11,
+        init_std=0.3,
+    )
+    torch.manual_seed(1)
+    return save_model_folder(
+        folder,
+        config={
+            "model": to_dict(config, tagged=True),
+            "trained_for": [trained_for],
+            "text": {"max_text_tokens": 20, "max_words": None, "question": 12, "phrase": 12},
+        },
+        state_dict=FLAVA(config).state_dict(),
+        tokenizer_json=tokenizer.to_json(),
+        preprocess=to_dict(ImageTransformConfig(image_size=IMAGE_SIZE)),
+        card="# Tiny FLAVA\n",
     )

@@ -138,6 +138,7 @@ def _some(names: Sequence[str]) -> str:
 EXPORT_HELP = """Write a model folder in the layout of its family's released code, bit for bit.
 
 OUT is a .pth, .pt, .bin or .safetensors file; for FLAVA also a folder that transformers loads.
+`triptych export onnx` writes encoders for onnxruntime instead.
 
 Examples:
   triptych export mplug runs/mine/model mine.pth

@@ -90,6 +90,7 @@ VERBS = {
         "FAMILY MODEL_FOLDER OUT",
         "write a model in the released layout",
     ),
+    "export onnx": Verb("export_onnx", "MODEL_FOLDER OUT", "write image and text encoder as ONNX"),
     "interpolate": Verb(
         "interpolate",
         "BEFORE AFTER --task T --data PATH",

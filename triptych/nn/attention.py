@@ -25,13 +25,15 @@ def use_sdpa(query: Tensor, key: Tensor, dropout: float = 0.0) -> bool:
 
     The rule is measured: on CUDA always; on a CPU in bf16 never (the kernel is 2-3x slower than
     matmul and softmax there), nor with dropout (there is no kernel for it); on a CPU in fp32 from
-    192 keys on.
+    192 keys on. In an exported graph, which holds for any number of keys, never.
 
     Args:
         query: (B, H, L, K).
         key: (B, H, S, K).
         dropout: Share of attention weights that are dropped.
     """
+    if torch.compiler.is_exporting():
+        return False
     if query.device.type != "cpu":
         return True
     if query.dtype != torch.float32 or dropout > 0.0:

@@ -88,14 +88,15 @@ class FeedForward(nn.Module):
 
         QuickGELU's scale moves out of the hidden states, W₂·QuickGELU(W₁x) = (W₂/s)·SiLU(s·W₁x),
         which saves two passes over them: into the weights, or where there are fewer of them, into
-        the states on both sides.
+        the states on both sides. In an exported graph, which holds for any number of states,
+        it is the weights.
         """
         if self.activation == "gelu":
             if self.recompute_cheap:
                 return recomputing(F.gelu, self.up(x), self.down)
             return self.down(F.gelu(self.up(x)))  # type: ignore[no-any-return]
         scale = QUICK_GELU_SCALE
-        if x.numel() < self.up.weight.numel():
+        if not torch.compiler.is_exporting() and x.numel() < self.up.weight.numel():
             hidden = F.silu(F.linear(x * scale, self.up.weight, self.up.bias * scale))
             return F.linear(hidden, self.down.weight, self.down.bias * scale) / scale
         hidden = F.silu(F.linear(x, self.up.weight * scale, self.up.bias * scale))

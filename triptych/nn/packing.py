@@ -43,10 +43,11 @@ class TokenGrid:
     def of(cls, mask: Tensor, embed_dim: int) -> TokenGrid:
         """Return the grid of the True entries of a mask (R, W) bool, in row-major order.
 
-        States narrower than `PACKED_FROM` keep their padding: the grid is full.
+        States narrower than `PACKED_FROM` keep their padding: the grid is full. So do those of an
+        exported graph, whose shapes do not depend on what a mask holds.
         """
         num_rows, width = mask.shape
-        if embed_dim < PACKED_FROM:
+        if embed_dim < PACKED_FROM or torch.compiler.is_exporting():
             return cls(num_rows, width)
         slots = mask.flatten().nonzero()[:, 0]
         if len(slots) == num_rows * width:
@@ -70,7 +71,7 @@ class TokenGrid:
 
         For what masks these slots, such as attention with a bias.
         """
-        if len(x) == 0:
+        if x.shape[0] == 0:
             return self.pad(x)
         if self.tokens is not None:
             x = x.index_select(0, self.tokens)

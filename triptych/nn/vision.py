@@ -107,12 +107,12 @@ class VisionTransformer(nn.Module):
                 "resize it, or load the model with that image size"
             )
         patches = self.patch_embedding(image)  # (B, P, D)
-        cls = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
+        cls = self.class_embedding.to(patches.dtype).expand(patches.shape[0], 1, -1)
         x = torch.cat([cls, patches], dim=1) + self.position_embedding.to(patches.dtype)
         x = self.norm_pre(x)
         for number, block in enumerate(self.blocks, start=1):
             if cls_only and number == len(self.blocks) and isinstance(block, Block):
-                x = block.read(x, torch.zeros(len(x), 1, dtype=torch.int64, device=x.device))
+                x = block.read(x, torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device))
             else:
                 x = block(x)
         return self.norm_post(x)  # type: ignore[no-any-return]

@@ -26,7 +26,7 @@ PAD_ID = 0
 
 def first_token(x: Tensor) -> Tensor:
     """Return the position of the first token of (B, S, ...): (B, 1) zeros."""
-    return torch.zeros(len(x), 1, dtype=torch.int64, device=x.device)
+    return torch.zeros(x.shape[0], 1, dtype=torch.int64, device=x.device)
 
 
 class Stack(nn.ModuleList):
@@ -105,7 +105,7 @@ class FLAVAImageEncoder(nn.Module):
                 "resize it, or load the model with that image size"
             )
         x = torch.cat(self._patches(image, [m if m is None else m.flatten(1) for m in hidden]))
-        cls = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        cls = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         return torch.cat([cls, x], dim=1) + self.position_embedding.to(x.dtype)
 
     def _patches(self, image: Tensor, hidden: Sequence[Tensor | None]) -> list[Tensor]:
@@ -113,7 +113,7 @@ class FLAVAImageEncoder(nn.Module):
         if self.config.stem_widths:
             size = self.config.patch_size
             seen = [image if m is None else hide_pixels(image, m, size) for m in hidden]
-            patches = list(self.patch_embedding(torch.cat(seen)).chunk(len(hidden)))
+            patches = list(self.patch_embedding(torch.cat(seen)).unflatten(0, (len(hidden), -1)))
         else:
             patches = [self.patch_embedding(image)] * len(hidden)
         token = self.mask_token.to(patches[0].dtype)

@@ -134,7 +134,7 @@ class VLMo(nn.Module):
             if self.mask_token is None:
                 raise CapabilityError("this VLMo has no mask token: set mask_token = True")
             x = torch.where(hidden_patches[:, :, None], self.mask_token.to(x.dtype), x)
-        cls = self.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+        cls = self.class_embedding.to(x.dtype).expand(x.shape[0], 1, -1)
         x = torch.cat([cls, x], dim=1)
         if self.position_embedding is not None:
             x = x + self.position_embedding

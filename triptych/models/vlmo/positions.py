@@ -113,11 +113,15 @@ class RelativePositions(nn.Module):
         Returns:
             (depth, H, S, S).
         """
-        index = joint_index(
-            num_text, num_images, self.grid_size, self.max_text_tokens, self.table.device
-        )
-        scores = nn.functional.embedding(index, self.table)  # (S, S, depth·H)
-        size = len(index)
+        make, longest = joint_index, num_text
+        if torch.compiler.is_exporting():  # tensors of a trace are not to be kept
+            make = joint_index.__wrapped__  # type: ignore[assignment]
+            # The pairs of a long text begin with those of a shorter one, of any length; longer than
+            # any, so that all are cut alike.
+            longest = num_text if isinstance(num_text, int) else self.max_text_tokens + 1
+        index = make(longest, num_images, self.grid_size, self.max_text_tokens, self.table.device)
+        size = index.shape[0] - longest + num_text
+        scores = nn.functional.embedding(index[:size, :size], self.table)  # (S, S, depth·H)
         return scores.permute(2, 0, 1).reshape(self.depth, self.num_heads, size, size)
 
 

@@ -40,7 +40,7 @@ class Layout:
         if self.grid is None:
             return 0
         slots = self.grid.slots
-        return self.num_rows * self.grid.width if slots is None else len(slots)
+        return self.num_rows * self.grid.width if slots is None else slots.shape[0]
 
     def runs(self, x: Tensor) -> list[tuple[str, Tensor]]:
         """Return the image tokens (M·N, D) and the text tokens (T, D), as far as there are any."""
@@ -49,7 +49,7 @@ class Layout:
         if not self.num_image:
             return [("text", x)]
         num_text = self.num_text_tokens
-        image, text = torch.split(x, [len(x) - num_text, num_text])  # type: ignore[no-untyped-call]
+        image, text = torch.split(x, [x.shape[0] - num_text, num_text])  # type: ignore[no-untyped-call]
         return [("image", image), ("text", text)]
 
     def repeat_images(self, x: Tensor, image_index: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ class MultiwayBlock(nn.Module):
 
     def _read(self, x: Tensor, bias: Tensor | None, positions: Tensor, expert: str) -> Tensor:
         normed, num_read = self.attention_norm(x), positions.shape[1]
-        layout = Layout(len(x), num_read)
+        layout = Layout(x.shape[0], num_read)
         attended = self.attention(normed, bias, gather_tokens(normed, positions)).flatten(0, 1)
         x = gather_tokens(x, positions).flatten(0, 1)
         x = x + self._branch(attended, self.attention_scale, layout, apart=False)
@@ -247,7 +247,7 @@ def gather_scores(bias: Tensor, positions: Tensor) -> Tensor:
     """
     if bias.shape[2] == 1:
         return bias
-    if len(bias) == 1:
+    if bias.shape[0] == 1:
         return bias[0][:, positions].transpose(0, 1)
     return bias.gather(2, positions[:, None, :, None].expand(-1, bias.shape[1], -1, bias.shape[-1]))
 
@@ -278,7 +278,7 @@ class TokenSequence:
         """Images, texts or pairs."""
         found = self.image if self.text is None else self.text
         assert found is not None
-        return len(found)
+        return found.shape[0]
 
     @property
     def num_image(self) -> int:
@@ -297,7 +297,7 @@ class TokenSequence:
         """
         found = self.image if self.text is None else self.text
         assert found is not None
-        return torch.zeros(len(found), 1, dtype=torch.int64, device=found.device)
+        return torch.zeros(found.shape[0], 1, dtype=torch.int64, device=found.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -475,7 +475,7 @@ class MultiwayTrunk(nn.Module):
         offset = sequence.num_image if sequence.is_paired else 0
         found = []
         for rows, positions in reads:
-            own = bias if bias is None or len(bias) == 1 else bias[rows]
+            own = bias if bias is None or bias.shape[0] == 1 else bias[rows]
             own = None if own is None else gather_scores(own, positions + offset)
             states = block.read(tokens[rows], own, positions + offset, expert)  # type: ignore[operator]
             found.append(self.norm(states).view(*positions.shape, -1))
