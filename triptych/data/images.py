@@ -270,7 +270,7 @@ def _decode(
             decoded = _decode_plain_jpeg(data, header, factor)
             if decoded is not None:
                 return decoded, (header.width, header.height)
-    with _quiet(limit):
+    with quiet(limit):
         return _decode_with_pillow(data, name, header, limit, may_shrink)
 
 
@@ -459,7 +459,7 @@ _quiet_limit: int | None = None
 
 
 @contextmanager
-def _quiet(limit: int | None) -> Iterator[None]:
+def quiet(limit: int | None) -> Iterator[None]:
     """Silence warnings while any thread decodes: what Pillow warns of is reported by kind.
 
     Pillow's own limit is raised as long, where ours is higher: it stops at twice its own, and looks

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import IO, Any, TextIO
 
@@ -30,15 +31,15 @@ MAX_MEMBER = 2**28  # characters of one member of a file that is read member by 
 def read_lines(path: Path, *, keep_blank: bool = False) -> Iterator[tuple[int, str | Skipped]]:
     """Yield (line number from 1, text without its line end); blank lines are passed over.
 
-    A byte order mark and carriage returns are removed. A line that is not UTF-8, or is too long
-    to be one, comes as a `Skipped`.
+    A byte order mark and carriage returns are removed. A line that is not UTF-8 comes as a
+    `Skipped`.
 
     Args:
         path: The file.
         keep_blank: Whether blank lines come, too.
 
     Raises:
-        DataError: The file cannot be read, or is UTF-16.
+        DataError: The file cannot be read, is UTF-16, or has a line that is too long to be one.
     """
     with reading(path), open_regular(path) as file:
         for number, raw in enumerate(bounded_lines(file), 1):
@@ -46,10 +47,6 @@ def read_lines(path: Path, *, keep_blank: bool = False) -> Iterator[tuple[int, s
             if number == 1:
                 _reject_utf16(line, path)
                 line = line.removeprefix(UTF8_BOM)
-            if len(line) > MAX_LINE:
-                message = f"has more than {MAX_LINE // MIB} MiB"
-                yield number, Skipped(SkipKind.BAD_RECORD, f"{path}:{number}", message)
-                continue
             try:
                 text = line.decode("utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
@@ -61,11 +58,18 @@ def read_lines(path: Path, *, keep_blank: bool = False) -> Iterator[tuple[int, s
 
 
 def bounded_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Yield the lines of a file with their ends; of one of more than `MAX_LINE` bytes, no more."""
-    while line := file.readline(MAX_LINE + 1):
+    """Yield the lines of a file with their ends.
+
+    Raises:
+        ValueError: A line has more than `MAX_LINE` bytes; such a file has no lines.
+    """
+    for number in count(1):
+        line = file.readline(MAX_LINE + 1)
+        if len(line) > MAX_LINE:
+            raise ValueError(f"line {number} has more than {MAX_LINE // MIB} MiB")
+        if not line:
+            return
         yield line
-        while len(line) > MAX_LINE and not line.endswith(b"\n"):
-            line = file.readline(MAX_LINE + 1)
 
 
 def iterate_json(path: Path) -> Iterator[tuple[str | int, Any]]:

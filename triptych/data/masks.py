@@ -20,7 +20,7 @@ from PIL import Image
 
 from triptych.core.errors import DataError
 from triptych.core.reading import read_text
-from triptych.data.images import check_pixels, max_image_pixels
+from triptych.data.images import check_pixels, max_image_pixels, quiet
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import ImageProblem, SkipKind
 
@@ -84,8 +84,9 @@ def decode_mask(source: ImageSource) -> ClassMap:
     """
     data = source.read()
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            check_pixels(image.width, image.height, str(source), max_image_pixels())
+        limit = max_image_pixels()
+        with quiet(limit), Image.open(io.BytesIO(data)) as image:
+            check_pixels(image.width, image.height, str(source), limit)
             image.load()
             mode, values = image.mode, np.asarray(image)
     except ImageProblem:

@@ -10,13 +10,13 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path, PurePath
-from typing import Any, TextIO
+from typing import Any
 
 from triptych.core.errors import DataError
 from triptych.core.reading import (
     open_regular,
-    open_text,
     read_json,
     read_json_object,
     read_text,
@@ -91,22 +91,21 @@ def read_sbu(source: DataSourceConfig) -> Iterator[Record | Skipped]:
     """
     check_split(source.split, (), source.path)
     urls, captions = (Path(source.path).with_name(name) for name in SBU_FILES)
-    number = 0
-    with _lines_of(urls) as first, _lines_of(captions) as second:
-        for number, (url, caption) in enumerate(zip(first, second, strict=False), 1):
-            where = f"{captions}:{number}"
-            yield _remote(str(number), where, url.strip(), caption.rstrip("\r\n"))
-        # zip takes a line of the first file before it sees the end of the second.
-        if second.read(1) or _num_lines(urls) != number:
+    pairs = zip_longest(_lines_of(urls), _lines_of(captions))
+    for number, (url, caption) in enumerate(pairs, 1):
+        if url is None or caption is None:
             raise DataError(
                 f"{urls} and {captions.name} have unequal numbers of lines: they do not belong "
                 "together, or one is cut short"
             )
+        where = f"{captions}:{number}"
+        yield _remote(str(number), where, url.strip(), caption.rstrip("\r\n"))
 
 
-def _lines_of(path: Path) -> TextIO:
-    with reading(path):
-        return open_text(path, errors="surrogateescape", newline="\n")
+def _lines_of(path: Path) -> Iterator[str]:
+    with reading(path), open_regular(path) as file:
+        for line in bounded_lines(file):
+            yield line.decode("utf-8", "surrogateescape")
 
 
 def read_sbu_json(data: Any, source: DataSourceConfig) -> Iterator[Record | Skipped]:
@@ -125,11 +124,6 @@ def read_sbu_json(data: Any, source: DataSourceConfig) -> Iterator[Record | Skip
         )
     for index, (url, caption) in enumerate(zip(urls, captions, strict=True)):
         yield _remote(str(index), f"{source.path}: captions[{index}]", url, caption)
-
-
-def _num_lines(path: Path) -> int:
-    with reading(path), open_regular(path) as file:
-        return sum(1 for _ in bounded_lines(file))
 
 
 def _remote(record_id: str, where: str, url: Any, caption: Any) -> Record | Skipped:

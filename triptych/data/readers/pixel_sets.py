@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from triptych.core.errors import ConfigError, DataError
 from triptych.core.reading import open_regular, read_text, reading
-from triptych.data.lines import bounded_lines
+from triptych.data.lines import MAX_LINE, bounded_lines
 from triptych.data.matlab import load_mat
 from triptych.data.pixels import pixel_layout, unpacked
 from triptych.data.readers.class_sets import (
@@ -387,7 +387,9 @@ def _faces(path: Path, uses: dict[str, str]) -> Iterator[tuple[str | None, Recor
     """Yield the part and the record of each row; what is no row belongs to every part."""
     try:
         with reading(path), open_regular(path) as file:
-            header = [cell.strip() for cell in file.readline().decode("utf-8-sig").split(",")]
+            header = [
+                cell.strip() for cell in file.readline(MAX_LINE).decode("utf-8-sig").split(",")
+            ]
             if set(header) != FER_COLUMNS:
                 raise DataError(
                     f"{path}: expected the columns emotion,pixels,Usage, found {header}"
