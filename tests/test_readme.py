@@ -74,6 +74,7 @@ def test_sections_come_in_the_order_that_a_newcomer_needs():
     titles = [section.split("\n")[0].split(",")[0] for section in sections]
     assert titles == [
         "Install",
+        "Search your images in two commands",
         "In Python",
         "Your own data",
         "What it does",
