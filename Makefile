@@ -6,7 +6,7 @@ DEMO_OUT ?= runs/demo
 # 8 minutes where the processor computes bf16, else 10; others with `make demo DEMO_FLAGS="--minutes 3"`.
 DEMO_FLAGS ?=
 
-.PHONY: demo test lint docs install clean
+.PHONY: demo test fuzz lint docs install clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Triptych needs Python 3.11 or newer; set PYTHON=python3.12, for example")'
@@ -27,6 +27,11 @@ lint: install
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+# Hostile files of every kind, with new seeds; prints counts as JSON and keeps what ends badly in tests/fuzz/cases.
+MINUTES ?= 30
+fuzz: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 $(VENV)/.docs: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'

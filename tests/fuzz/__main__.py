@@ -2,14 +2,19 @@
 
 import argparse
 import json
+import resource
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from tests.fuzz.damage import count_refused
 from tests.fuzz.kind import all_kinds
 from tests.fuzz.rounds import Samples, run_round
 from tests.fuzz.worker import Outcome
+
+OWN_MEMORY = 6 << 30
+"""Address space of the process that makes the cases; it reads none of them."""
 
 
 def main() -> int:
@@ -20,7 +25,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the changes")
     parser.add_argument("--workers", type=int, default=2, help="processes that read")
     parser.add_argument("--kinds", nargs="+", choices=list(all_kinds()), help="only these kinds")
+    parser.add_argument("--damaged-models", type=int, help="instead: this many damaged folders")
     asked = parser.parse_args()
+    if asked.damaged_models is not None:
+        return _damage_models(asked.damaged_models, asked.seed)
     if asked.minutes is None and asked.cases is None:
         asked.cases = 1000
     chosen = {n: k for n, k in all_kinds().items() if asked.kinds is None or n in asked.kinds}
@@ -31,6 +39,7 @@ def main() -> int:
         if kept is not None:
             print(outcome.detail, file=sys.stderr)
 
+    resource.setrlimit(resource.RLIMIT_AS, (OWN_MEMORY, resource.RLIM_INFINITY))
     with tempfile.TemporaryDirectory(prefix="triptych_fuzz_") as folder:
         result = run_round(
             Samples(Path(folder), chosen),
@@ -42,6 +51,15 @@ def main() -> int:
         )
     print(json.dumps(result))
     return 1 if result["fuzz_unclean"] else 0
+
+
+def _damage_models(num_folders: int, seed: int) -> int:
+    with tempfile.TemporaryDirectory(prefix="triptych_fuzz_") as folder:
+        refused, missed = count_refused(Path(folder), num_folders, seed)
+    for line in missed:
+        print(line, file=sys.stderr)
+    print(json.dumps({"damaged_models": [refused, num_folders], "seed": seed}))
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

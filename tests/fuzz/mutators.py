@@ -49,12 +49,13 @@ def changed(pattern: str, change: Callable[[random.Random, bytes], bytes]) -> Mu
 
 def a_file(rng: random.Random, folder: Path, pattern: str) -> Path | None:
     """Return a small regular file of a folder, at any depth, or None."""
-    found = sorted(
-        path
-        for path in folder.rglob(pattern)
-        if path.is_file() and not path.is_symlink() and path.stat().st_size < 64 << 20
-    )
+    found = sorted(path for path in folder.rglob(pattern) if is_small(path))
     return rng.choice(found) if found else None
+
+
+def is_small(path: Path) -> bool:
+    """Return whether a mutator may read a path: a file of its own, and not a large one."""
+    return path.is_file() and not path.is_symlink() and path.stat().st_size < 1 << 26
 
 
 def a_place(rng: random.Random, data: bytes) -> int:

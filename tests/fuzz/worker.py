@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,12 +17,21 @@ from pathlib import Path
 from tests.fuzz import canary
 from tests.fuzz.kind import Kind, all_kinds
 
-CPU_LIMIT_S, WALL_LIMIT_S = 10.0, 40.0
-"""Of a case. A process that computes is stopped by the first, one that waits by the second, which
-leaves room for a busy machine."""
 
-MEMORY_LIMIT_MB = 2048
-"""Resident memory that a case may add."""
+@dataclass(frozen=True)
+class Limits:
+    """Of a case.
+
+    Attributes:
+        cpu_s: When a process that computes is stopped.
+        wall_s: When one that waits is stopped, with room for a busy machine.
+        memory_mb: Resident memory that it may add.
+    """
+
+    cpu_s: float = 10.0
+    wall_s: float = 40.0
+    memory_mb: float = 2048.0
+
 
 ADDRESS_SPACE_MB = 6144
 """Address space that a process may have on top: larger requests fail, as on a small machine."""
@@ -76,8 +86,8 @@ def signature_of(error: BaseException) -> str:
 class Watch:
     """Sees what a case does to the machine: memory, code that runs, files elsewhere."""
 
-    def __init__(self, scratch: Path) -> None:
-        self.scratch = os.path.realpath(scratch)
+    def __init__(self, scratch: Path, memory_mb: float) -> None:
+        self.scratch, self.memory_mb = os.path.realpath(scratch), memory_mb
         self.seen: list[str] = []
         self.on = False
         self.before_mb = 0.0
@@ -98,7 +108,7 @@ class Watch:
             seen = [*(f"ran {call}" for call in canary.calls), *self.seen]
             return Outcome("unclean", f"code or files: {seen[0][:80]}", "\n".join(seen))
         more = _status_mb("VmHWM") - self.before_mb
-        if more > MEMORY_LIMIT_MB:
+        if more > self.memory_mb:
             return Outcome("unclean", "memory", f"{more:.0f} MB more than before the case")
         return None
 
@@ -130,19 +140,21 @@ def _status_mb(name: str) -> float:
     raise ValueError(name)
 
 
-def serve(pipe: Connection, scratch: Path) -> None:
+def serve(
+    pipe: Connection, scratch: Path, memory_mb: float, list_kinds: Callable[[], dict[str, Kind]]
+) -> None:
     """Read cases until the pipe closes: (kind, folder) in, Outcome out."""
     os.environ["TRIPTYCH_CACHE"] = str(scratch / "cache")
     tempfile.tempdir = str(scratch)
     sys.dont_write_bytecode = True
-    kinds = all_kinds()
+    kinds = list_kinds()
     stacks = (scratch / "stacks").open("w")
     faulthandler.register(signal.SIGUSR1, file=stacks)
     faulthandler.enable(file=stacks)
     limit = int((_status_mb("VmSize") + ADDRESS_SPACE_MB) * 2**20)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    watch = Watch(scratch)
+    watch = Watch(scratch, memory_mb)
     while True:
         try:
             name, folder = pipe.recv()
@@ -154,8 +166,13 @@ def serve(pipe: Connection, scratch: Path) -> None:
 class Worker:
     """A process that reads cases one after the other; a new one takes the place of a dead one."""
 
-    def __init__(self, scratch: Path) -> None:
-        self.scratch = scratch
+    def __init__(
+        self,
+        scratch: Path,
+        limits: Limits | None = None,
+        list_kinds: Callable[[], dict[str, Kind]] = all_kinds,
+    ) -> None:
+        self.scratch, self.limits, self._list_kinds = scratch, limits or Limits(), list_kinds
         self._process: multiprocessing.process.BaseProcess | None = None
         self._started_s = self._cpu_s = 0.0
 
@@ -177,7 +194,7 @@ class Worker:
                 code = self._process.exitcode
                 return Outcome("unclean", f"died: {code}", self._stacks())
         used, waited = self._used_s() - self._cpu_s, time.monotonic() - self._started_s
-        if used < CPU_LIMIT_S and waited < WALL_LIMIT_S:
+        if used < self.limits.cpu_s and waited < self.limits.wall_s:
             return None
         os.kill(self._process.pid, signal.SIGUSR1)
         time.sleep(0.3)
@@ -211,7 +228,8 @@ class Worker:
         context.set_forkserver_preload(["tests.fuzz.preload"])
         self.scratch.mkdir(parents=True, exist_ok=True)
         self.pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, self.scratch), daemon=True)
+        asked = (theirs, self.scratch, self.limits.memory_mb, self._list_kinds)
+        self._process = context.Process(target=serve, args=asked, daemon=True)
         self._process.start()
         theirs.close()
 

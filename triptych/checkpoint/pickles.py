@@ -96,9 +96,9 @@ def is_archive(path: Path) -> bool:
     """Say whether a file is a zip archive, as torch.save and torch.jit.save write."""
     with reading(path, CheckpointError), open_regular(path) as file:
         begins_so = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
-    if begins_so and not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path} is truncated or damaged: it has no directory; copy it again")
-    return begins_so
+        if not begins_so or zipfile.is_zipfile(file):
+            return begins_so
+    raise CheckpointError(f"{path} is truncated or damaged: it has no directory; copy it again")
 
 
 def open_archive(path: Path) -> AbstractContextManager[zipfile.ZipFile]:

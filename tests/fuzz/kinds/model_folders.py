@@ -11,13 +11,14 @@ import numpy as np
 from tests.fuzz.kind import Kind, Mutator
 from tests.fuzz.mutators import (
     changed,
+    is_small,
     mutate_bytes,
     mutate_json,
     mutate_plain,
     special,
 )
 from tests.serving.tiny_folder import write_tiny_folder, write_tiny_vlmo
-from triptych.checkpoint.model_folder import SUMS
+from triptych.checkpoint.model_folder import CARD, SUMS
 from triptych.serving.engine import load
 from triptych.text import Tokenizer
 
@@ -78,12 +79,10 @@ def mutate_other(rng: random.Random, data: bytes) -> bytes:
 
 def reseal(folder: Path) -> None:
     """Write the checksums of a model folder as whoever changed it on purpose would."""
-    sums, lines = folder / SUMS, []
-    for path in sorted(folder.iterdir()):
-        small = path.is_file() and path.stat().st_size < 1 << 30
-        if small and path.name not in (SUMS, "README.md"):
-            lines.append(f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n")
-    if not sums.exists() or (sums.is_file() and not sums.is_symlink()):
+    sums = folder / SUMS
+    read = [p for p in sorted(folder.iterdir()) if is_small(p) and p.name not in (SUMS, CARD)]
+    lines = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}\n" for path in read]
+    if is_small(sums):
         sums.write_text("".join(lines))
 
 
