@@ -69,7 +69,7 @@ def serving(*arguments: str, env: dict[str, str] | None = None) -> Iterator[tupl
 
 def take(page: Any, out: Path) -> None:
     """Use the page as a person would, and write what it looks like then."""
-    page.get_by_label("Words").fill("a large red circle and a small blue star")
+    page.get_by_label("Words").fill("a small purple heart and a large blue star")
     page.get_by_label("Words").press("Enter")
     page.get_by_text(" ms").wait_for()
     page.locator(".tt-hits button").first.click()
@@ -77,8 +77,8 @@ def take(page: Any, out: Path) -> None:
     for verb, text, shown in (
         ("caption", None, ".tt-said"),
         ("answer", "what color is the star?", ".tt-answers"),
-        ("ground", "the red circle", ".tt-answers"),
-        ("classify", "two circles, a circle and a star, a square", ".tt-bars"),
+        ("ground", "the purple heart", ".tt-answers"),
+        ("classify", "two circles, a heart and a star, a square", ".tt-bars"),
     ):
         panel = page.locator(f"#tt-{verb}")
         if text is not None:
