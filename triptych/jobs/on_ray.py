@@ -48,6 +48,7 @@ def import_ray() -> Any:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ writes to this error stream
     try:
         import ray
         import ray.data
@@ -96,6 +97,7 @@ def _mapped(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     there = ray.cluster_resources()
     num_gpus = int(there.get("GPU", 0)) if job.device != "cpu" else 0
     wanted = num_workers or num_gpus or int(there.get("CPU", 1))
