@@ -10,13 +10,17 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from triptych.core import errors
 from triptych.core.config import MAX_WORKERS, check_range
-from triptych.core.errors import ConfigError
+from triptych.core.errors import ConfigError, DataError, TriptychError
 from triptych.jobs.job import BatchJob
+
+if TYPE_CHECKING:
+    from triptych.jobs.run import OpenJob
 
 LOCAL = "local"
 
@@ -25,19 +29,26 @@ class PartActor:
     """A process with the model, which does the parts that it is given."""
 
     def __init__(self, job: BatchJob) -> None:
-        from triptych.jobs.run import OpenJob
-
-        self._job, self._opened = job, OpenJob(job)
+        self._job = job
+        self._opened: OpenJob | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Do the parts of a batch; return the rows of each."""
-        parts = [int(part) for part in batch["part"]]
-        total = len(self._opened.inputs)
-        for part in parts:
-            if not self._job.path(part).is_file():  # else: done before an actor died
-                list(self._opened.run([part]))
-        rows = [len(self._job.rows(part, total)) for part in parts]
-        return {"part": batch["part"], "rows": np.array(rows)}
+        """Do the part of a batch of one; return its rows, or what a user can mend and its kind."""
+        rows, kind, message = 0, "", ""
+        try:
+            rows = self._do(int(batch["part"][0]))
+        except TriptychError as error:  # as a value: Ray would wrap it in its own errors
+            kind, message = type(error).__name__, str(error)
+        return {"rows": np.array([rows]), "kind": np.array([kind]), "message": np.array([message])}
+
+    def _do(self, part: int) -> int:
+        if self._opened is None:
+            from triptych.jobs.run import OpenJob
+
+            self._opened = OpenJob(self._job)
+        if not self._job.path(part).is_file():  # else: done before an actor died
+            list(self._opened.run([part]))
+        return len(self._job.rows(part, len(self._opened.inputs)))
 
 
 def import_ray() -> Any:
@@ -112,4 +123,6 @@ def _mapped(
         num_gpus=min(1, num_gpus / size) if num_gpus else None,
     )
     for row in done.iter_rows():
+        if row["kind"]:
+            raise getattr(errors, row["kind"], DataError)(row["message"])
         yield int(row["rows"])
