@@ -33,7 +33,7 @@ class PartActor:
         self._opened: OpenJob | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Do the part of a batch of one; return its rows, or what a user can mend and its kind."""
+        """Do the part of a batch of one; return its rows, or an error and its kind."""
         rows, kind, message = 0, "", ""
         try:
             rows = self._do(int(batch["part"][0]))
