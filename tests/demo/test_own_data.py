@@ -87,7 +87,7 @@ def test_problems_are_listed_and_left_out(here, photos, capsys):
         (["--data", "{photos}/faults.jsonl", "--max-bad-share", "0.01"], "2 of 25 entries cannot"),
         (["--data", "{photos}/none.jsonl"], "none.jsonl"),
         (["--data", "few.jsonl"], "few.jsonl holds 2 images with captions: the demo needs at lea"),
-        (["--data", "questions.jsonl"], "nothing to evaluate caption on"),
+        (["--data", "questions.jsonl"], "no record has caption, which mplug.pretrain needs"),
         (["--reader", "csv"], "--reader says how --data is read: give --data as well"),
     ],
 )

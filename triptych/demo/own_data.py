@@ -22,10 +22,9 @@ from triptych.demo.scoring import evaluate_task
 from triptych.demo.state import Demo, DemoSettings
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
-from triptych.tasks.registry import evaluations
 from triptych.train.validation import ValidationConfig
-from triptych.workflows.predictors import evaluation_records
 from triptych.workflows.run import finish_run, is_finished
+from triptych.workflows.sources import check_fields
 
 RECIPE = "mplug.pretrain"
 HELD_OUT = "held out"
@@ -86,16 +85,13 @@ class OwnData:
     check_s: float
 
 
-def read_own_data(
-    settings: DemoSettings, source: DataSourceConfig, console: Console, *, check: bool
-) -> OwnData:
+def read_own_data(settings: DemoSettings, source: DataSourceConfig, console: Console) -> OwnData:
     """Read a dataset, list its problems, and divide it; write nothing.
 
     Args:
         settings: What was asked for.
         source: Where it is.
         console: Where to report.
-        check: Whether to open its images, unless they are many.
 
     Raises:
         DataError: It cannot be read, too much of it is bad, or there are too few images with
@@ -103,29 +99,30 @@ def read_own_data(
     """
     start, start_s = time.perf_counter(), time.process_time()
     found = read_records(source)
-    usable = evaluation_records(found.records, evaluations()["caption"], source.path)
-    num_images = len(usable)
+    check_fields(found.records, ("image", "caption"), source.path, RECIPE)
+    records = [r for r in found.records if r.image is not None and r.caption]
+    num_images = len({record.image for record in records})
     if num_images < MIN_IMAGES:
         raise DataError(
             f"{source.path} holds {num_images} images with captions: the demo needs at least "
             f"{MIN_IMAGES}, since it trains on some and is scored on the others; some hundred are "
             "the least to learn from"
         )
-    notes = [f"{source.path} holds {num_images:,} images with {len(found.records):,} captions."]
-    if check and num_images <= MOST_OPENED:
+    notes = [f"{source.path} holds {num_images:,} images with {len(records):,} captions."]
+    if num_images <= MOST_OPENED:
         notes += _problems(source, settings.max_bad_share, console)
-    elif check:
+    else:
         notes.append(
             f"Its images were not all opened: `triptych data check {source.path}` does so."
         )
-    divided, share = _divide(found.records, num_images, source.path)
+    divided, share = _divide(records, num_images, source.path)
     notes.append(
         f"{divided.num_images:,} of its images were held out: training never saw them, and all "
         "scores are from them."
     )
     notes += [text for below, text in EXPECTATIONS if num_images < below][:1]
-    indexed = found if num_images <= MOST_OPENED else FoundRecords(divided.held_out, ())
-    if indexed is not found:
+    indexed = records if num_images <= MOST_OPENED else divided.held_out
+    if indexed is not records:
         notes.append(
             "The index holds the held-out images; `triptych index` builds one of all images."
         )
@@ -135,7 +132,7 @@ def read_own_data(
         held_out=divided.held_out,
         num_images=num_images,
         share=share,
-        indexed=indexed,
+        indexed=FoundRecords(indexed, ()),
         notes=tuple(notes),
         start_s=start_s,
         check_s=time.perf_counter() - start,

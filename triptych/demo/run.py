@@ -17,7 +17,7 @@ from triptych.demo.own_data import OwnData, read_own_data, run_own_data
 from triptych.demo.plan import plan_demo, plan_finetuning
 from triptych.demo.scenes import demo_runs, measure_scenes, train_tokenizer, write_demo_scenes
 from triptych.demo.scoring import SPLITS, evaluate_scenes, training_records
-from triptych.demo.state import DEMO_FILE, Demo, DemoSettings, check_folder, open_demo
+from triptych.demo.state import Demo, DemoSettings, check_folder, open_demo
 from triptych.index.build import build_index
 from triptych.scenes.layout import SceneFiles
 from triptych.serving.loading import load_model
@@ -47,8 +47,7 @@ def run_demo(folder: Path, settings: DemoSettings, *, console: Console | None = 
     console = console or Console()
     own: OwnData | None = None
     if settings.data is not None:
-        is_new = not (folder / DEMO_FILE).is_file()
-        own = read_own_data(settings, settings.data, console, check=is_new)
+        own = read_own_data(settings, settings.data, console)
     with folder_for_one(folder):
         demo = open_demo(folder, settings, console)
         if own is None:

@@ -78,6 +78,8 @@ class DemoSettings:
                 "image-root": self.data.image_root,
                 "split": self.data.split,
                 "annotations": self.data.annotations,
+                "class-names": self.data.class_names,
+                "index": None if self.data.index == "auto" else self.data.index,
             }
             words += [f"--{n} {shlex.quote(v)}" for n, v in flags.items() if v is not None]
             words.append(f"--max-bad-share {self.max_bad_share:g}")
