@@ -169,8 +169,9 @@ def _progress() -> Iterator[Callable[[int, int], None]]:
 
     The rate is of this run alone: rows of an earlier one are done when it is called first.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
+
+    from triptych.core.console import Console
 
     columns = (BarColumn(), TextColumn("{task.description}"))
     console, is_watched = Console(stderr=True), shows_progress()

@@ -158,9 +158,9 @@ def _settings(options: CheckOptions) -> CheckSettings:
 
 def _check(options: CheckOptions) -> CheckReport:
     """Run the check under a progress bar."""
-    from rich.console import Console
     from rich.progress import Progress
 
+    from triptych.core.console import Console
     from triptych.data.check import check_sources
 
     settings = _settings(options)

@@ -79,9 +79,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _write(options: ScenesOptions) -> SceneFiles:
-    from rich.console import Console
     from rich.progress import Progress
 
+    from triptych.core.console import Console
     from triptych.scenes.write import write_scenes
 
     num_clips = _num_clips(options)

@@ -70,9 +70,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _write(options: ShardVerbOptions) -> WrittenShards:
-    from rich.console import Console
     from rich.progress import Progress
 
+    from triptych.core.console import Console
     from triptych.data.shards import ShardOptions, write_shards
 
     how = ShardOptions(

@@ -100,9 +100,9 @@ def _read(path: str, options: StatsOptions) -> Iterator[DataSourceConfig]:
 
 def _count(sources: Sequence[DataSourceConfig]) -> list[SourceStats]:
     """Count under a progress bar."""
-    from rich.console import Console
     from rich.progress import Progress
 
+    from triptych.core.console import Console
     from triptych.data.stats import collect_stats
 
     with Progress(
@@ -120,9 +120,10 @@ def _count(sources: Sequence[DataSourceConfig]) -> list[SourceStats]:
 
 def _print(rows: Sequence[SourceStats]) -> None:
     """Print the table without the columns that no source has, and the total of several."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from triptych.core.console import Console
 
     total = rows[-1]
     columns: dict[str, Callable[[SourceStats], str]] = {

@@ -68,9 +68,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _tokenize(options: TokenizeOptions) -> TokenizedImages:
-    from rich.console import Console
     from rich.progress import Progress
 
+    from triptych.core.console import Console
     from triptych.workflows.tokenize_images import tokenize_images
 
     with Progress(

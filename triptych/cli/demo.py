@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 from triptych.cli.parsing import SourceGroup, SourceOptions, parse
+from triptych.core.console import Console
 from triptych.core.errors import ConfigError
 from triptych.core.files import write_json
 from triptych.demo.page import report_data, results, score_rows

@@ -12,6 +12,7 @@ import tyro
 
 from triptych.cli.parsing import parse
 from triptych.core.errors import ConfigError
+from triptych.core.terminal import colours
 
 if TYPE_CHECKING:
     from triptych.distributed.engine import Parallel
@@ -77,14 +78,15 @@ def _read(arguments: Sequence[str]) -> tuple[EstimateOptions, list[str]]:
     """Return the own options, and what `triptych train` reads of the rest."""
     if not arguments or "-h" in arguments or "--help" in arguments:
         parse(EstimateOptions, ["--help"], verb="estimate RECIPE", description=HELP)
-    return tyro.cli(
-        EstimateOptions,
-        args=list(arguments),
-        prog="triptych estimate",
-        return_unknown_args=True,
-        add_help=False,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    with colours():
+        return tyro.cli(
+            EstimateOptions,
+            args=list(arguments),
+            prog="triptych estimate",
+            return_unknown_args=True,
+            add_help=False,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
 
 
 def _hardware(options: EstimateOptions) -> Hardware:
@@ -158,8 +160,9 @@ def _print(
     hardware: Hardware,
     options: EstimateOptions,
 ) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from triptych.core.console import Console
 
     heads = ("GPUs", "parallel", "recompute", "batch", "state", "rest", "total", "fits", "sent")
     table = Table(*heads, "compute", "network", "hours", box=None, padding=(0, 1, 0, 0))

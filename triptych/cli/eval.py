@@ -136,9 +136,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _evaluate(options: EvalOptions, source: DataSourceConfig) -> list[MetricValue]:
-    from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn
 
+    from triptych.core.console import Console
     from triptych.evaluation.zero_shot import TEMPLATES, load_templates
     from triptych.workflows.evaluate import EvalSettings, evaluate_in_processes, evaluate_model
 
@@ -184,8 +184,9 @@ def _evaluate(options: EvalOptions, source: DataSourceConfig) -> list[MetricValu
 
 def print_table(title: str, metrics: Sequence[MetricValue]) -> None:
     """Print the numbers as a table, and under it each protocol once."""
-    from rich.console import Console
     from rich.table import Table
+
+    from triptych.core.console import Console
 
     table = Table("metric", "value", "95 % interval", "n", title=title, title_justify="left")
     for column in table.columns[1:]:

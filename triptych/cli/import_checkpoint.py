@@ -100,8 +100,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def print_report(title: str, report: ImportReport) -> None:
     """Print what became of the tensors as a table, a row a group."""
-    from rich.console import Console
     from rich.table import Table
+
+    from triptych.core.console import Console
 
     print(f"{title}:")
     table = Table("tensors", "what became of them", "names")

@@ -66,9 +66,9 @@ class IndexOptions:
 def run(arguments: Sequence[str]) -> int:
     """Build, and print what was done."""
     options = parse(IndexOptions, arguments, verb="index", description=HELP)
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from triptych.core.console import Console
     from triptych.index.build import build_index
     from triptych.serving.loading import load_model
 

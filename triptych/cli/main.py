@@ -14,6 +14,7 @@ from triptych import __version__
 from triptych.core.errors import ConfigError, TriptychError, nearest
 from triptych.core.files import is_full, refusal
 from triptych.core.registry import load_plugins
+from triptych.core.terminal import guarded
 from triptych.train.interrupts import TrainingInterrupted
 
 USER_ERROR = 2
@@ -125,7 +126,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal stopped a run that was saved; 141 where nobody reads the output. Errors of the
         program itself keep their traceback.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with guarded():
+        return _guarded_main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _guarded_main(arguments: list[str]) -> int:
     try:
         load_plugins()
         code = _dispatch(arguments)

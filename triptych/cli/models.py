@@ -30,8 +30,9 @@ class ModelsOptions:
 def run(arguments: Sequence[str]) -> int:
     """Print a table of variants."""
     options = parse(ModelsOptions, arguments, verb="models", description=HELP)
-    from rich.console import Console
     from rich.table import Table
+
+    from triptych.core.console import Console
 
     rows = model_rows()
     if options.json:

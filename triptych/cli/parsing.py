@@ -15,6 +15,7 @@ import tyro
 from triptych.core.errors import ConfigError
 from triptych.core.files import write_json
 from triptych.core.reading import read_text
+from triptych.core.terminal import colours
 from triptych.data.source import DataSourceConfig
 
 if TYPE_CHECKING:
@@ -212,14 +213,15 @@ def parse(
     if not flag_pairs:
         markers.append(tyro.conf.FlagCreatePairsOff)
     try:
-        return tyro.cli(
-            options,
-            args=list(arguments),
-            prog=f"triptych {verb}",
-            description=description,
-            default=tyro.MISSING_NONPROP if default is None else default,
-            config=tuple(markers),
-        )
+        with colours():
+            return tyro.cli(
+                options,
+                args=list(arguments),
+                prog=f"triptych {verb}",
+                description=description,
+                default=tyro.MISSING_NONPROP if default is None else default,
+                config=tuple(markers),
+            )
     except SystemExit as stop:
         stray = stray_path(arguments) if stop.code else None
         if stray is not None:

@@ -125,9 +125,9 @@ def run(arguments: Sequence[str]) -> int:
     options = parse(PredictOptions, arguments, verb="predict", description=HELP)
     if not options.data:
         raise ConfigError("name the data with --data PATH")
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
+    from triptych.core.console import Console
     from triptych.workflows.predict import predict_model
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -145,8 +145,9 @@ def _reproduce(table: PaperTable, options: ReproduceOptions, out: Path) -> list[
 
 def print_table(table: PaperTable, rows: Sequence[Reproduced]) -> None:
     """Print the paper's numbers beside ours, and under them what is missing."""
-    from rich.console import Console
     from rich.table import Table
+
+    from triptych.core.console import Console
 
     console = Console(highlight=False)
     console.print(f"[bold]{table.full_name}[/bold]: {table.title}", soft_wrap=True)

@@ -154,9 +154,9 @@ def score_rows(result: SuiteResult) -> list[ScoreRow]:
 
 def print_suite(result: SuiteResult) -> None:
     """Print the scores, the averages, and what is missing for the others."""
-    from rich.console import Console
     from rich.table import Table
 
+    from triptych.core.console import Console
     from triptych.report.data import format_score
 
     console = Console(highlight=False)

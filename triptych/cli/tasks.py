@@ -69,9 +69,9 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _print_table(cells: Sequence[Cell]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from triptych.core.console import Console
     from triptych.tasks.matrix import matrix_rows
 
     console = Console()

@@ -13,6 +13,7 @@ import tyro
 from triptych.cli.field_help import field_help
 from triptych.cli.parsing import SourceGroup, SourceOptions, parse, refuse_repeats
 from triptych.core.errors import ConfigError, nearest
+from triptych.core.terminal import colours
 
 if TYPE_CHECKING:
     from triptych.data.source import DataSourceConfig
@@ -216,13 +217,14 @@ def read_config(arguments: Sequence[str], plain: PlainOptions | None = None) -> 
 def _read_plain(arguments: Sequence[str]) -> tuple[PlainOptions, list[str]]:
     """Return the plain options, and what else the command line holds."""
     first = [arguments[0]] if arguments and not arguments[0].startswith("-") else []
-    plain, rest = tyro.cli(
-        PlainOptions,
-        args=list(arguments[len(first) :]),
-        prog="triptych train",
-        return_unknown_args=True,
-        add_help=False,
-    )
+    with colours():
+        plain, rest = tyro.cli(
+            PlainOptions,
+            args=list(arguments[len(first) :]),
+            prog="triptych train",
+            return_unknown_args=True,
+            add_help=False,
+        )
     stray = [word for word in rest[:1] if first and not word.startswith("-")]
     if stray:
         raise ConfigError(f"{stray[0]!r} follows {first[0]!r}: name one target")

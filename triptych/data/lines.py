@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any, AnyStr, TextIO
 
 from triptych.core.errors import DataError
 from triptych.core.reading import (
@@ -57,11 +57,11 @@ def read_lines(path: Path, *, keep_blank: bool = False) -> Iterator[tuple[int, s
                 yield number, text
 
 
-def bounded_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """Yield the lines of a file with their ends.
+def bounded_lines(file: IO[AnyStr]) -> Iterator[AnyStr]:
+    """Yield the lines of a file, of bytes or text, with their ends.
 
     Raises:
-        ValueError: A line has more than `MAX_LINE` bytes; such a file has no lines.
+        ValueError: A line is longer than `MAX_LINE`; such a file has no lines.
     """
     for number in count(1):
         line = file.readline(MAX_LINE + 1)

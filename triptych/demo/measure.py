@@ -11,8 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
+from triptych.core.console import Console
 from triptych.demo.plan import shortened
 from triptych.recipes.config import RunConfig
 from triptych.train.metrics_log import METRICS_FILE, read_metrics

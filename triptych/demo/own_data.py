@@ -7,8 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rich.console import Console
-
+from triptych.core.console import Console
 from triptych.core.errors import DataError
 from triptych.data.check import check_sources
 from triptych.data.held_out import HeldOut, hold_out

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
+from triptych.core.console import Console
 from triptych.core.files import folder_for_one
 from triptych.data.manifest import FoundRecords, read_records
 from triptych.data.records import JoinedRecords

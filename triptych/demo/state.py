@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from triptych.core.config import check, from_dict, to_dict
+from triptych.core.console import Console
 from triptych.core.errors import ConfigError
 from triptych.core.files import has_entries, write_json
 from triptych.core.outputs import MetricValue

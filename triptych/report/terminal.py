@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from triptych.core.console import Console
 from triptych.report.data import ScoreRow, format_score
 
 NUMBERS = ("score", "95 % interval", "chance", "blind", "target")

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from triptych.checkpoint.run import list_checkpoints, load_latest
 from triptych.checkpoint.sharded import CheckpointWriter
+from triptych.core.console import Console
 from triptych.core.errors import ConfigError, DataError
 from triptych.core.outputs import MetricValue
 from triptych.core.processes import keep_freed_memory

@@ -6,12 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from triptych.checkpoint.foreign import read_foreign
 from triptych.checkpoint.model_folder import PREPROCESS
 from triptych.checkpoint.released import find_folder
 from triptych.core.config import check, from_dict
+from triptych.core.console import Console
 from triptych.core.errors import CapabilityError, CheckpointError, ConfigError, DataError
 from triptych.core.reading import read_json_object
 from triptych.data.transforms.pipeline import ImageTransformConfig

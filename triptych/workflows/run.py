@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from rich.console import Console
 
 from triptych.checkpoint.released import open_model_folder
 from triptych.core.config import from_dict, load_yaml, save_yaml, to_dict
+from triptych.core.console import Console
 from triptych.core.errors import CheckpointError, ConfigError, DataError
 from triptych.core.files import folder_for_one, remove_partials, write_json, writing
 from triptych.core.machine import num_cores

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
+from triptych.core.console import Console
 from triptych.core.errors import ConfigError
 from triptych.core.reading import read_json_object
 from triptych.data.source import DataSourceConfig

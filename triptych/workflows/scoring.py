@@ -12,10 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console
-
 from triptych.checkpoint.model_folder import hash_model_folder
 from triptych.core.config import from_dict, kind_of, load_yaml, to_dict
+from triptych.core.console import Console
 from triptych.core.errors import ConfigError, TriptychError
 from triptych.core.files import write_json
 from triptych.core.machine import current_commit

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
-from rich.console import Console
 
+from triptych.core.console import Console
 from triptych.core.machine import num_cores
 from triptych.distributed.env import forward_signals
 from triptych.recipes.config import RunConfig

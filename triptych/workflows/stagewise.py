@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
 
 from triptych.core.config import check, load_yaml, save_yaml
+from triptych.core.console import Console
 from triptych.core.errors import CheckpointError, ConfigError, DataError
 from triptych.core.files import make_folder
 from triptych.core.machine import num_cores

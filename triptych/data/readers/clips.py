@@ -11,7 +11,7 @@ from typing import Any
 from triptych.core.errors import DataError
 from triptych.core.reading import open_text, read_json, reading
 from triptych.data.entries import EntryError, parse_answers, parse_caption, parse_text
-from triptych.data.lines import read_lines
+from triptych.data.lines import bounded_lines, read_lines
 from triptych.data.records import Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, Parts, RecordList, check_split, choose_layout
@@ -119,7 +119,7 @@ def read_msrvtt_1k_a(source: DataSourceConfig) -> Entries:
     check_split(source.split, (), source.path)
     path = Path(source.path)
     with reading(path), open_text(path, errors="replace", newline="") as file:
-        rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(bounded_lines(file)))
     if not rows or "video_id" not in rows[0]:
         raise DataError(f"{path}: needs a column 'video_id' (columns: {ONE_K_A_COLUMNS})")
     paths = _paths(source, [row["video_id"] for row in rows if row["video_id"]])

@@ -10,7 +10,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from triptych.data.entries import (
     misspelt_field,
     parse_entry,
 )
-from triptych.data.lines import is_json_lines, parse_json_line, read_lines
+from triptych.data.lines import bounded_lines, is_json_lines, parse_json_line, read_lines
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import SkipKind, Skipped
 from triptych.data.source import DataSourceConfig, Parts, check_split
@@ -158,7 +157,7 @@ def locator(root: Path) -> Callable[[str], ImageSource]:
 
 DELIMITERS = ",\t;"
 MAX_CELL_CHARS = 1_000_000
-MAX_ROW_CHARS = 16_000_000
+MAX_HEADER_CHARS = 16_000_000
 
 
 def read_csv(source: DataSourceConfig) -> Iterator[Record | Skipped | Parts]:
@@ -184,13 +183,12 @@ def _entries(path: Path) -> Iterator[Entry | Skipped]:
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Skipped]]:
     # What is not UTF-8 comes as lone surrogates, so that it can be reported by its line.
     with reading(path), open_text(path, errors="surrogateescape", newline="") as file:
-        first = file.readline(MAX_ROW_CHARS)
+        first = file.readline(MAX_HEADER_CHARS)
         _reject_utf16(first, path)
         header, delimiter = _header(first, path)
         previous = csv.field_size_limit(MAX_CELL_CHARS)
         try:
-            lines = iter(partial(file.readline, MAX_ROW_CHARS), "")
-            reader = csv.reader(lines, delimiter=delimiter, strict=True)
+            reader = csv.reader(bounded_lines(file), delimiter=delimiter, strict=True)
             yield from _numbered_rows(reader, header, path)
         finally:
             csv.field_size_limit(previous)
