@@ -22,9 +22,16 @@ def pack(kind: Kind, folder: Path, sample: Path, *, sealed: bool) -> dict[str, A
     entries = {}
     names = {str(p.relative_to(root)) for root in (folder, sample) for p in root.rglob("*")}
     for name in sorted(names):
+        if entries.get(str(Path(name).parent)) == {"is": "absent"}:
+            entries[name] = {"is": "absent"}  # for those below it; removed again
+            continue
         found = _entry(folder / name)
         if found != _entry(sample / name):
             entries[name] = found
+    absent = [name for name, entry in entries.items() if entry == {"is": "absent"}]
+    for name in absent:
+        if str(Path(name).parent) in absent:
+            del entries[name]
     return {"kind": kind.name, "sealed": sealed, "files": entries}
 
 
