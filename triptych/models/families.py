@@ -166,7 +166,9 @@ def model_config_of(kind: str, stored: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: A field is unknown, of the wrong type, or of a size that no model has.
     """
-    plain = {name: value for name, value in stored.items() if name != "kind"}
+    plain: Any = stored
+    if isinstance(stored, Mapping):
+        plain = {name: value for name, value in stored.items() if name != "kind"}
     config = from_dict(FAMILIES.get(kind).config_class, plain, "model")
     for name, size in _sizes(config, "model"):
         most = next((m for ending, m in MAX_SIZES.items() if name.endswith(ending)), MAX_SIZE)
