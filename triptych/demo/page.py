@@ -132,7 +132,7 @@ def summary_lines(demo: Demo, minutes: float) -> list[str]:
     if _has_whole(demo):
         whole = whole_demo()
         lines.append(
-            f"The column “whole demo” shows what that gave: in {whole['minutes']:g} minutes on "
+            f"The column “whole demo” shows what that gave on {full.num_test} images a split: in {whole['minutes']:g} minutes on "
             f"{whole['cores']} cores of {whole['CPU']} ({whole['bf16']}), at commit "
             f"{whole['commit'][:12]}."
         )
