@@ -132,9 +132,9 @@ def summary_lines(demo: Demo, minutes: float) -> list[str]:
     if _has_whole(demo):
         whole = whole_demo()
         lines.append(
-            f"The column “whole demo” shows what that gave on {full.num_test} images a split: in {whole['minutes']:g} minutes on "
-            f"{whole['cores']} cores of {whole['CPU']} ({whole['bf16']}), at commit "
-            f"{whole['commit'][:12]}."
+            f"The column “whole demo” shows what that gave on {full.num_test} images a split: "
+            f"in {whole['minutes']:g} minutes on {whole['cores']} cores of {whole['CPU']} "
+            f"({whole['bf16']}), at commit {whole['commit'][:12]}."
         )
     return lines
 
