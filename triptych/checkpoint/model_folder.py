@@ -41,7 +41,10 @@ CONFIG, WEIGHTS, TOKENIZER = "config.json", "model.safetensors", "tokenizer.json
 PREPROCESS, CARD, HEAD = "preprocess.json", "README.md", "head.safetensors"
 SUMS = "SHA256SUMS"
 _NEEDED = frozenset({CONFIG, WEIGHTS, PREPROCESS})
-_FILES = _NEEDED | {TOKENIZER, CARD, HEAD, SUMS}
+FILES = _NEEDED | {TOKENIZER, CARD, HEAD, SUMS}
+"""All that a model folder may hold."""
+CARD_FOLDER = "path/to/this/folder"
+"""What a card calls the folder that it lies in."""
 _SUM = re.compile(r"([0-9a-f]{64}) [ *]([^/\\\n]+)")
 
 
@@ -93,7 +96,7 @@ def save_model_folder(
     Raises:
         CheckpointError: The folder holds files that are not a model folder's, or cannot be written.
     """
-    others = sorted({path.name for path in folder.glob("*")} - _FILES) if folder.exists() else []
+    others = sorted({path.name for path in folder.glob("*")} - FILES) if folder.exists() else []
     if others or folder.is_file():
         raise CheckpointError(
             f"{folder} is not a model folder ({others[0] if others else 'a file'} is in the way): "
@@ -182,7 +185,7 @@ def _compare_sums(folder: Path) -> None:
     sums = {match[2]: match[1] for match in found if match}
     if len(sums) != len(lines):
         raise CheckpointError(f"{path} is damaged: a line is no SHA-256 and name; {advice}")
-    read = {file.name for file in _hashed_files(folder)} & _FILES
+    read = {file.name for file in _hashed_files(folder)} & FILES
     for name in sorted(read - sums.keys()):
         raise CheckpointError(f"{folder / name} is not listed in {SUMS}; {advice}")
     for name in sorted(sums):
@@ -277,7 +280,7 @@ def build_model_card(
     """
     front = ["---", "library_name: triptych", "tags:", "- vision-language", "---"]
     sources = [f"- **{name}**: {text}" for name, text in data.items()] or ["Not recorded."]
-    code = usage or 'import triptych\n\nmodel = triptych.load("path/to/this/folder")'
+    code = usage or f'import triptych\n\nmodel = triptych.load("{CARD_FOLDER}")'
     return "\n".join(
         [
             *front,
@@ -328,7 +331,7 @@ def _metric_lines(metrics: Sequence[MetricValue], evaluation: str | None) -> lis
         nothing = "No held-out data was scored."
         if evaluation is None:
             return [nothing]
-        command = f"triptych eval path/to/this/folder --task {evaluation} --data TEST_DATA"
+        command = f"triptych eval {CARD_FOLDER} --task {evaluation} --data TEST_DATA"
         return [f"{nothing} Score some with `{command}`."]
     rows = [
         f"| {metric.name} | {metric.value:.4f} | {metric.low:.4f} to {metric.high:.4f} "

@@ -28,12 +28,17 @@ def find_folder(name: str | Path) -> Path:
     has fetched. Nothing is fetched where a file or folder of that name exists, and weights for
     `torch.load` only where there are none in safetensors.
 
+    Args:
+        name: The folder, or OWNER/NAME, or OWNER/NAME@REVISION for a branch, a tag or a commit.
+
     Raises:
         CheckpointError: It is a hub id, and huggingface_hub is not installed or cannot reach it.
     """
     folder = Path(name)
-    if folder.exists() or not HUB_ID.fullmatch(str(name)):
+    hub_id, _, revision = str(name).partition("@")
+    if folder.exists() or not HUB_ID.fullmatch(hub_id):
         return folder
+    version = {"revision": revision} if revision else {}
     try:
         hub = importlib.import_module("huggingface_hub")
     except ImportError as error:
@@ -42,15 +47,18 @@ def find_folder(name: str | Path) -> Path:
             "huggingface_hub: pip install huggingface_hub"
         ) from error
     try:
-        found = hub.snapshot_download(str(name), allow_patterns=[*SETTINGS, *SAFE_WEIGHTS])
+        patterns = [*SETTINGS, *SAFE_WEIGHTS]
+        found = hub.snapshot_download(hub_id, allow_patterns=patterns, **version)
         if not any(Path(found).glob(SAFE_WEIGHTS[0])):
-            found = hub.snapshot_download(str(name), allow_patterns=[*SETTINGS, *TORCH_WEIGHTS])
+            patterns = [*SETTINGS, *TORCH_WEIGHTS]
+            found = hub.snapshot_download(hub_id, allow_patterns=patterns, **version)
     except Exception as error:  # the hub's own errors, and those of the network below it
         detail = str(error).strip().splitlines() or [""]
         raise CheckpointError(
             f"there is no folder {name}, and the hub gives no model of that id "
-            f"({type(error).__name__}: {detail[0][:200]}): check the name and the connection, or "
-            "download the model elsewhere and name its folder"
+            f"({type(error).__name__}: {detail[0][:200]}): check the name and the connection, log "
+            "in with `hf auth login` if it is private, or download the model elsewhere and name "
+            "its folder"
         ) from error
     return Path(found)
 

@@ -100,6 +100,7 @@ VERBS = {
     "export-model": Verb(
         "export_model", "RUN_FOLDER --out FOLDER", "make a model folder of a run's checkpoint"
     ),
+    "push": Verb("push", "MODEL_FOLDER HUB_ID", "put a model folder on the Hugging Face hub"),
     "models": Verb("models", "", "list the model sizes that can be trained"),
     "tasks": Verb("tasks", "", "list which models can do which task, and why not"),
     "completion": Verb("completion", "bash|zsh|fish|tcsh", "print a shell completion script"),
