@@ -6,8 +6,8 @@ import re
 import subprocess
 import sys
 
-import huggingface_hub
 import pytest
+from huggingface_hub import constants
 from PIL import Image
 
 from tests.checkpoint.hub_server import serve_hub
@@ -133,7 +133,7 @@ def test_what_the_hub_refuses_says_what_to_do(pushed, step, message):
 
 def test_without_a_network_it_says_so(tmp_path, monkeypatch):
     model = write_tiny_folder(tmp_path / "model", "captioning")
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", NOBODY)
+    monkeypatch.setattr(constants, "ENDPOINT", NOBODY)
     monkeypatch.setenv("HF_TOKEN", "writer")
     with pytest.raises(CheckpointError, match=f"{NOBODY} cannot be reached"):
         push_model(model, "me/model")

@@ -1,4 +1,4 @@
-"""Model folders on the Hugging Face hub, or another server that speaks its protocol.
+"""Model folders on the Hugging Face hub, or another server with the same HTTP API.
 
 `released.find_folder` fetches what is written here. The token comes from where huggingface_hub
 keeps it: HF_TOKEN, or the file that `hf auth login` writes. HF_ENDPOINT names another server.

@@ -61,7 +61,8 @@ def choices() -> tuple[list[str], dict[str, list[str]]]:
             second.setdefault(verb, []).append(rest)
     second["estimate"] = sorted(RECIPES)
     second["train"] = sorted([*RECIPES, *STAGEWISE])
-    second["import"] = second["export"] = sorted(CONVERTERS)
+    second["import"] = sorted(CONVERTERS)
+    second["export"] = [*second["export"], *second["import"]]
     second["completion"] = list(SHELLS)
     return first, second
 
@@ -114,7 +115,8 @@ def script(shell: str) -> str:
     )
     listed = "\n".join(
         f'      "{name}{"" if " " in name else " "}"*) choices="{" ".join(names)}" ;;'
-        for name, names in flags().items()
+        # The longest name first: `export onnx` is no `export` of a family.
+        for name, names in sorted(flags().items(), key=lambda found: -len(found[0].split()))
     )
     body = BASH.format(verbs=" ".join(first), seconds=seconds, flags=listed)
     return ZSH + body if shell == "zsh" else body
