@@ -1,4 +1,4 @@
-r"""What reaches a terminal: text of others can neither move its cursor nor speak to it.
+r"""What reaches a terminal: text of others can neither move its cursor nor give it orders.
 
 Names of files and texts of data may hold escape sequences, which clear the screen, set its title or
 type into it, and characters that turn the order of what is read. `guarded` writes them as
