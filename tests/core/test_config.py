@@ -6,7 +6,16 @@ from typing import Literal
 import pytest
 import yaml
 
-from triptych.core.config import check, from_dict, kind_of, load_yaml, renamed, save_yaml, to_dict
+from triptych.core.config import (
+    check,
+    check_range,
+    from_dict,
+    kind_of,
+    load_yaml,
+    renamed,
+    save_yaml,
+    to_dict,
+)
 from triptych.core.errors import ConfigError
 
 
@@ -147,3 +156,19 @@ def test_old_fields_load_under_their_new_names(tmp_path):
 def test_old_fields_that_do_not_fit_are_named(plain, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         from_dict(HolderConfig, {"newer": plain})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (0, "size = 0: must be at least 1"),
+        (5000, "size = 5000: must be at most 1,024"),
+        (float("nan"), "size = nan: must be at least 1"),
+    ],
+)
+def test_a_range_has_two_ends(value, message):
+    with pytest.raises(ConfigError, match=message):
+        check_range("size", value, 1, 1024)
+    check_range("size", 1, 1, 1024)
+    check_range("size", 1024, 1, 1024)
+    check_range("size", None, 1, 1024)

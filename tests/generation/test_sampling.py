@@ -10,6 +10,7 @@ from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWa
 from tests.generation.test_beam import END, START, TableStep
 from triptych.core.errors import ConfigError
 from triptych.generation.sampling import SamplingConfig, sample_texts, token_log_probs
+from triptych.generation.search import BeamConfig
 
 A, B, C = 2, 3, 4
 FIRST = [0.0, 0.1, 0.4, 0.3, 0.2]  # of [START], [END], A, B, C as the first token
@@ -168,3 +169,20 @@ def test_texts_longer_than_the_position_table_are_refused():
     with pytest.raises(ConfigError, match="decoder has 50"):
         config = SamplingConfig(max_tokens=51)
         sample_texts(TableStep(1, 4), start_id=START, end_id=END, config=config)
+
+
+@pytest.mark.parametrize(
+    ("config", "changed", "message"),
+    [
+        (SamplingConfig, {"temperature": 1e-300}, "temperature = 1e-300: must be at least 0.0001"),
+        (SamplingConfig, {"top_k": 10**9}, "top_k = 1000000000: must be at most 1,000,000"),
+        (SamplingConfig, {"num_samples": 10**7}, "num_samples = 10000000: must be at most 100,000"),
+        (SamplingConfig, {"max_tokens": 10**6}, "max_tokens = 1000000: must be at most 16,384"),
+        (BeamConfig, {"num_beams": 10**5}, "num_beams = 100000: must be at most 256"),
+        (BeamConfig, {"max_tokens": 10**6}, "max_tokens = 1000000: must be at most 16,384"),
+        (BeamConfig, {"length_penalty": 1e308}, r"length_penalty = 1e\+308: must be at most 10"),
+    ],
+)
+def test_sizes_have_upper_bounds(config, changed, message):
+    with pytest.raises(ConfigError, match=message):
+        config(**changed)

@@ -179,6 +179,23 @@ def test_a_killed_job_does_the_rest_and_no_row_twice(folders, data, tmp_path):
     assert kept.items() <= now.items()
 
 
+def test_indexed_records_and_shards_give_the_same_rows(capsys, folders, data, tmp_path):
+    """Of large data, records are rows of files on disk; of shards, images are slices of them."""
+    plain, indexed = (job(folders["captioning"], data, tmp_path / name) for name in "ab")
+    run_job(plain)
+    run_job(replace(indexed, source=replace(indexed.source, index="always")))
+    assert rows_of(indexed.out) == rows_of(plain.out)
+    lines = data.read_text().splitlines()
+    whole = data.with_name("whole.jsonl")
+    whole.write_text("\n".join(line for line in lines if "{not" not in line and "r3" not in line))
+    assert main(["data", "shard", str(whole), "--out", str(tmp_path / "shards")]) == 0
+    capsys.readouterr()
+    run_job(job(folders["captioning"], tmp_path / "shards", tmp_path / "c"))
+    found = {row["id"]: row["caption"] for row in rows_of(tmp_path / "c")}
+    expected = {row["id"]: row["caption"] for row in rows_of(plain.out) if row["error"] is None}
+    assert sorted(found.values()) == sorted(expected.values())
+
+
 def test_a_finished_job_is_left_as_it_is(folders, data, tmp_path):
     done = job(folders["captioning"], data, tmp_path)
     run_job(done)

@@ -55,6 +55,7 @@ class Inputs:
     def __init__(self, source: DataSourceConfig, limit: int | None = None) -> None:
         self.where = source.path
         self._found: FoundRecords = read_records(source)
+        self.parts = self._found.parts
         total = self._found.num_samples
         self._length = total if limit is None else min(limit, total)
 

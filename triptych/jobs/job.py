@@ -21,8 +21,9 @@ from triptych import __version__
 from triptych.checkpoint.model_folder import hash_model_folder
 from triptych.core.config import MAX_BATCH_SIZE, MAX_WORKERS, check, check_range, to_dict
 from triptych.core.errors import ConfigError, nearest
-from triptych.core.files import write_atomic, write_json
+from triptych.core.files import remove_partials, write_atomic, write_json
 from triptych.core.reading import read_json
+from triptych.data.images import max_image_pixels
 from triptych.data.manifest import source_facts
 from triptych.data.source import DataSourceConfig
 from triptych.jobs.inputs import Input
@@ -53,6 +54,7 @@ class BatchJob:
         num_threads: Threads that read images ahead; 0 reads them in turn.
         device: Where the model computes: auto, cpu or cuda.
         precision: Of the forward pass: auto, fp32 or bf16.
+        max_image_pixels: Pixels that an image may have, in every process.
     """
 
     verb: str
@@ -66,6 +68,7 @@ class BatchJob:
     num_threads: int = 2
     device: str = "auto"
     precision: str = "auto"
+    max_image_pixels: int | None = field(default_factory=max_image_pixels)
 
     def __post_init__(self) -> None:
         """Reject a verb that is none, options that it lacks, and sizes out of range."""
@@ -111,31 +114,41 @@ class BatchJob:
         there = {path.name for path in self.out.glob("part-*.parquet")}
         return [part for part in range(num_parts) if self.path(part).name not in there]
 
-    def identity(self, num_rows: int) -> dict[str, Any]:
-        """Return what decides the rows, as JSON values; a job goes on only where this is equal."""
+    def identity(self, model: Path, num_rows: int) -> dict[str, Any]:
+        """Return what decides the rows, as JSON values; a job goes on only where this is equal.
+
+        Args:
+            model: Where the model was read from: of a hub id, its folder here.
+            num_rows: Inputs of the job.
+        """
         return {
             "triptych": __version__,
             "verb": self.verb,
             "options": to_dict(self.read_options()),
             "model": str(self.model),
-            "model_hash": hash_model_folder(self.model),
+            "model_hash": hash_model_folder(model),
             "precision": self.precision,
             "source": to_dict(self.source),
             "files": source_facts(self.source),
+            "max_image_pixels": self.max_image_pixels,
             "limit": self.limit,
             "num_rows": num_rows,
             "part_rows": self.part_rows,
             "batch_size": self.batch_size,
         }
 
-    def claim(self, num_rows: int) -> None:
+    def claim(self, model: Path, num_rows: int) -> None:
         """Write what the job is, or check that the folder's job is this one.
+
+        Args:
+            model: Where the model was read from.
+            num_rows: Inputs of the job.
 
         Raises:
             ConfigError: The folder holds another job, or other files.
         """
         about = self.out / ABOUT
-        now = self.identity(num_rows)
+        now = self.identity(model, num_rows)
         if about.is_file():
             changed = changes(read_json(about), now)
             if changed:
@@ -149,8 +162,7 @@ class BatchJob:
             )
         else:
             write_json(about, now)
-        for rest in self.out.glob(".part-*.tmp*"):  # of a process that was killed
-            rest.unlink(missing_ok=True)
+        remove_partials(self.out)
 
     def write_part(self, part: int, inputs: Sequence[Input], answers: Sequence[Answer]) -> None:
         """Write the rows of a part; they appear together."""
@@ -172,7 +184,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     found += _changed_files(before.get("files") or [], now["files"])
     if before.get("model_hash") != now["model_hash"]:
         found.append(f"the model {before.get('model')} was another one, or was trained further")
-    for name in ("verb", "precision", "limit", "part_rows", "batch_size", "num_rows"):
+    plain = ("verb", "precision", "max_image_pixels", "limit", "part_rows", "batch_size")
+    for name in (*plain, "num_rows"):
         if before.get(name) != now[name]:
             found.append(f"{name} was {before.get(name)!r} and is {now[name]!r}")
     return found

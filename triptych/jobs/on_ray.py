@@ -17,6 +17,7 @@ import numpy as np
 from triptych.core import errors
 from triptych.core.config import MAX_WORKERS, check_range
 from triptych.core.errors import ConfigError, DataError, TriptychError
+from triptych.core.files import is_full, refusal
 from triptych.jobs.job import BatchJob
 
 if TYPE_CHECKING:
@@ -39,6 +40,10 @@ class PartActor:
             rows = self._do(int(batch["part"][0]))
         except TriptychError as error:  # as a value: Ray would wrap it in its own errors
             kind, message = type(error).__name__, str(error)
+        except OSError as error:
+            if not is_full(error, self._job.out):
+                raise
+            kind, message = "ConfigError", refusal(str(self._job.out), error)
         return {"rows": np.array([rows]), "kind": np.array([kind]), "message": np.array([message])}
 
     def _do(self, part: int) -> int:

@@ -9,6 +9,8 @@ from itertools import islice
 from typing import Any
 
 from triptych.core.files import folder_for_one
+from triptych.data.images import pixels_allowed
+from triptych.data.source import parts_note
 from triptych.jobs.inputs import Input, Inputs, ItemReader, read_ahead
 from triptych.jobs.job import BatchJob, count_rows
 from triptych.serving.engine import Engine
@@ -68,7 +70,7 @@ class OpenJob:
         rows = (row for part in parts for row in job.rows(part, total))
         ahead = BATCHES_AHEAD * job.batch_size
         inputs = read_ahead(rows, lambda row: self.inputs.read(row, reader), job.num_threads, ahead)
-        with closing(inputs):
+        with closing(inputs), pixels_allowed(job.max_image_pixels):
             for part in parts:
                 size = len(job.rows(part, total))
                 done: list[Input] = []
@@ -125,9 +127,11 @@ def run_job(
         opened = OpenJob(job, device=None if ray is None else "cpu")
         total = len(opened.inputs)
         opened.check()
-        job.claim(total)
+        job.claim(opened.engine.folder, total)
         todo = job.todo(total)
         before = total - sum(len(job.rows(part, total)) for part in todo)
+        if tell is not None and opened.inputs.parts:
+            tell(parts_note(job.source.path, opened.inputs.parts))
         if tell is not None and before:
             tell(f"{before:,} of {total:,} rows are there from an earlier run")
         if todo and ray is not None:
