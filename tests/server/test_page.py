@@ -1,5 +1,6 @@
 """The web page in headless Chromium, as a person uses it, with every kind of model."""
 
+import asyncio
 import io
 import json
 import re
@@ -347,6 +348,23 @@ def test_nothing_is_uploaded_and_no_file_can_be_had(open_page, server):
         assert len(done) == len(chosen)
         assert all("tt-problem" in line and "failed" not in line for line in done)
     assert not any(path.is_file() for path in (root / "uploads").rglob("*"))
+
+
+def test_messages_that_nobody_reads_are_dropped():
+    from triptych.server.page import MAX_SESSIONS, MAX_UNREAD, Mailboxes
+
+    boxes = Mailboxes()
+    for session in range(MAX_SESSIONS + 5):
+        boxes[f"s{session}"] = asyncio.Queue()
+    for number in range(MAX_UNREAD + 1):
+        boxes[f"s{500 if number % 2 else 700}"].put_nowait(number)
+    boxes["s900"].put_nowait("read soon")
+    boxes.trim()
+    assert sum(box.qsize() for box in boxes.values()) <= MAX_UNREAD
+    assert "s4" not in boxes and "s5" in boxes and boxes["s900"].qsize() == 1
+    boxes["s4"].put_nowait("an event that ends later")
+    assert "s4" not in boxes
+    del boxes["s4"]
 
 
 def test_a_killed_server_shows_an_error(open_page, server):

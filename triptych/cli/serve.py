@@ -85,4 +85,4 @@ def _add_page(app: FastAPI) -> None:
         return
     from triptych.server.page import mount_page
 
-    mount_page(app, app.state.service)
+    mount_page(app)

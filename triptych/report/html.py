@@ -311,6 +311,7 @@ def encode_image(pixels: RGBArray, *, max_side_px: int = MAX_SIDE_PX, exact: boo
         image.save(buffer, "PNG", optimize=True)
         kind = "png"
     else:
-        image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0, optimize=True)
+        # without `optimize`: Pillow then has no room for an image of noise, and fails
+        image.save(buffer, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
         kind = "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

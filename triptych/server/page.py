@@ -6,8 +6,10 @@ worker as the API does. Of Gradio's own routes only those that the page needs ca
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib.resources import files
@@ -20,17 +22,21 @@ from starlette.routing import Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import triptych
+from triptych.server.guard import Places
+from triptych.server.images import FORMATS
 from triptych.server.page_html import render
-from triptych.server.page_replies import Chosen, Replies, reply_or_problem
+from triptych.server.page_replies import Chosen, Replies
 from triptych.server.page_tools import TOOLS, Tool, has_own_classes
 from triptych.server.problems import Problem
 from triptych.server.service import Service
 
 HEAD_ROOM = 4096  # of a body, for what is sent beside the image, in base64
 TOPS = (12, 24, 48)
-QUEUE = 64
+QUEUE = 16  # events that have not begun, each with its images
 MAX_PATH = 200
-SESSIONS_KEPT = 64  # Gradio keeps what it sent last in each session: in as many, at most
+SESSIONS_KEPT = 2  # Gradio keeps the last values of so many sessions; the page never reads them
+MAX_SESSIONS = 1000
+MAX_UNREAD = 256  # messages to browsers; what a search finds has up to half a megabyte
 LIVE = '<div aria-live="polite">${value}</div>'
 CLICKS = """
 element.addEventListener("click", (event) => {
@@ -45,7 +51,6 @@ element.addEventListener("click", (event) => {
 """
 QUIET: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
 WORDS_HINT = "a red circle above a blue star"
-HEAD = '<meta name="referrer" content="no-referrer">'
 SCROLL = "() => document.getElementById('%s').scrollIntoView({ behavior: 'smooth' })"
 SYSTEM_FONT = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica", "sans-serif"]
 SYSTEM_MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
@@ -55,6 +60,18 @@ ROUTES = re.compile(
     r"|/gradio_api/(queue/join|queue/data|cancel|heartbeat/\w+)"
 )
 """What the page asks of Gradio. Uploads, files, proxies and all else are refused."""
+
+POLICY = (
+    (
+        b"content-security-policy",
+        b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+        b"style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
+        b"object-src 'none'; base-uri 'self'; form-action 'self'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+)
+"""Of a page that Gradio draws: it makes code of templates, and so needs 'unsafe-eval'."""
 
 JOIN = "/gradio_api/queue/join"
 EVENT_KEYS = {"data", "event_data", "fn_index", "session_hash", "trigger_id"}
@@ -94,9 +111,9 @@ class ImagePart:
 class Page:
     """The page of a server, as Gradio draws it."""
 
-    def __init__(self, service: Service) -> None:
-        """Take what it asks."""
-        self._service, self._replies = service, Replies(service)
+    def __init__(self, service: Service, places: Places) -> None:
+        """Take what it asks, and the room that the API and the page share."""
+        self._service, self._replies = service, Replies(service, places)
 
     def build(self) -> gr.Blocks:
         """Return the page."""
@@ -143,7 +160,9 @@ class Page:
         script = (files("triptych.server") / "templates" / "page.js").read_text("utf-8")
         return gr.HTML(
             {},
-            html_template=render("pick", label),
+            html_template=render(
+                "pick", label, ",".join(f"image/{kind.lower()}" for kind in FORMATS)
+            ),
             js_on_load=script,
             max_bytes=self._service.settings.max_body * 3 // 4 - HEAD_ROOM,
             pastes=pastes,
@@ -188,7 +207,9 @@ class Page:
             result = gr.HTML("", html_template=LIVE)
 
         async def ask(name: str, chosen: Chosen, other: Chosen, text: str) -> tuple[Any, Any]:
-            said = await reply_or_problem(self._replies.ask(tool, name, chosen, other, text))
+            said = await self._replies.guarded(
+                lambda: self._replies.ask(tool, name, chosen, other, text), chosen, other
+            )
             html, drawn = (said, None) if isinstance(said, str) else said
             return html, gr.skip() if drawn is None else drawn
 
@@ -202,7 +223,7 @@ class Page:
         """Build where the second of two images is chosen."""
 
         async def show(chosen: Chosen) -> str:
-            return await reply_or_problem(self._replies.chip(chosen))
+            return await self._replies.guarded(lambda: self._replies.chip(chosen), chosen)
 
         second = self._pick("Choose the second image", pastes=False)
         chip = gr.HTML("", html_template=LIVE)
@@ -215,10 +236,12 @@ class Page:
         return tool.verb == "classify" and all(map(has_own_classes, engines))
 
     async def _first(self, top: int) -> str:
-        return await reply_or_problem(self._replies.first_images(top))
+        return await self._replies.guarded(lambda: self._replies.first_images(top))
 
     async def _search(self, words: str, chosen: Chosen, top: int, rerank: bool) -> str:
-        return await reply_or_problem(self._replies.search(words, chosen, top, rerank))
+        return await self._replies.guarded(
+            lambda: self._replies.search(words, chosen, top, rerank), chosen
+        )
 
     def _connect_image(self, image: ImagePart) -> None:
         image.pick.upload(
@@ -233,7 +256,7 @@ class Page:
         """Return what shows a new image and empties the panels."""
 
         async def opened(chosen: Chosen) -> tuple[Any, ...]:
-            figure = await reply_or_problem(self._replies.figure(chosen))
+            figure = await self._replies.guarded(lambda: self._replies.figure(chosen), chosen)
             usable = "<figure" in figure
             return figure, gr.update(visible=usable), *("" for _ in image.results)
 
@@ -245,7 +268,9 @@ class Page:
             event(self._search, asked, [search.grid], **QUIET)
 
         async def like(chosen: Chosen, words: str, top: int, rerank: bool) -> tuple[Any, ...]:
-            chip = await reply_or_problem(self._replies.chip(chosen, is_query=True))
+            chip = await self._replies.guarded(
+                lambda: self._replies.chip(chosen, is_query=True), chosen
+            )
             return chip, await self._search(words, chosen, top, rerank)
 
         async def more(chosen: Chosen, top: int) -> tuple[Any, ...]:
@@ -278,11 +303,12 @@ class Page:
             ).then(None, js=SCROLL % "tt-search")
 
 
-def mount_page(app: FastAPI, service: Service) -> None:
-    """Put the page at / of an app whose other routes are there already."""
+def mount_page(app: FastAPI) -> None:
+    """Put the page at / of what `build_app` made."""
+    blocks = Page(app.state.service, app.state.places).build()
     gr.mount_gradio_app(
         app,
-        Page(service).build(),
+        blocks,
         path="/",
         footer_links=[],
         run_history=False,
@@ -293,11 +319,10 @@ def mount_page(app: FastAPI, service: Service) -> None:
         show_error=False,
         theme=_theme(),
         css=(files("triptych.server") / "templates" / "page.css").read_text("utf-8"),
-        head=HEAD,
     )
     mounted = app.router.routes[-1]
     assert isinstance(mounted, Mount)
-    mounted.app = PageGuard(mounted.app)
+    mounted.app = PageGuard(mounted.app, blocks._queue)
 
 
 def _theme() -> gr.Theme:
@@ -319,9 +344,10 @@ class PageGuard:
     every origin read its answers, with the user's credentials.
     """
 
-    def __init__(self, page: ASGIApp) -> None:
-        """Wrap Gradio's app."""
-        self._page = page
+    def __init__(self, page: ASGIApp, queue: Any) -> None:
+        """Wrap Gradio's app; `queue` is its queue of events."""
+        self._page, self._queue = page, queue
+        self._mailboxes = queue.pending_messages_per_session = Mailboxes()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what the page sends, and refuse the rest."""
@@ -340,7 +366,46 @@ class PageGuard:
                     problem = Problem(422, "this is no event of the page: reload it")
                     await problem.response()(scope, receive, send)
                     return
+                self._mailboxes.trim()
+                for session in self._queue.pending_event_ids_session.keys() - self._mailboxes:
+                    del self._queue.pending_event_ids_session[session]
         await self._page(scope, receive, send)
+
+
+class Mailboxes(OrderedDict[str, Any]):
+    """Messages to sessions that they have not read yet, of which there are not too many.
+
+    Gradio keeps them for whoever sent an event, whether it is ever read or not, and stops for
+    everybody where it finds no place for one.
+    """
+
+    def __missing__(self, session: str) -> Any:
+        """Return where the messages to a dropped session go: nowhere."""
+        return asyncio.Queue()
+
+    def __delitem__(self, session: str) -> None:
+        """Drop a session; it may be dropped already."""
+        self.pop(session, None)
+
+    def trim(self) -> None:
+        """Drop the oldest sessions past a number, and those with the most unread messages."""
+        while len(self) > MAX_SESSIONS:
+            self.popitem(last=False)
+        unread = {session: messages.qsize() for session, messages in self.items()}
+        while sum(unread.values()) > MAX_UNREAD:
+            session = max(unread, key=unread.__getitem__)
+            del unread[session], self[session]
+
+
+def _with_policy(send: Send) -> Send:
+    """Return what adds to each answer that a browser asks no other host for anything."""
+
+    async def add(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], *POLICY]}
+        await send(message)
+
+    return add
 
 
 def _is_event(body: bytes) -> bool:

@@ -11,9 +11,11 @@ import base64
 import binascii
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from http import HTTPStatus
 from pathlib import PurePath
 from typing import Any, TypeVar
 
@@ -26,6 +28,7 @@ from triptych.data.skips import ImageProblem
 from triptych.index.search import ImageIndex
 from triptych.index.store import IndexedImage
 from triptych.report.html import encode_image
+from triptych.server.guard import Places
 from triptych.server.images import count_pixels, decode
 from triptych.server.page_html import Pixels, ShownHit, render, render_figure
 from triptych.server.page_tools import TOOLS, Tool
@@ -43,6 +46,7 @@ CHIP_PX = 96
 DECODERS = 2
 RERANKED = 64
 MAX_NAME = 200
+COPIES = 4  # of an image that is sent: the body, what Gradio reads of it, its bytes, its pixels
 T = TypeVar("T")
 log = logging.getLogger("triptych.server")
 
@@ -83,10 +87,12 @@ class Opened:
 class Replies:
     """What the page of a server shows."""
 
-    def __init__(self, service: Service) -> None:
-        """Take what it asks."""
-        self._service = service
+    def __init__(self, service: Service, places: Places) -> None:
+        """Take what it asks, and the room that the API and the page share."""
+        self._service, self._places = service, places
         self._threads = CapacityLimiter(DECODERS)
+        if service.index is not None:
+            _ = service.index.images  # read now: it takes seconds for a million of them
         self._thumbnail = lru_cache(THUMBNAILS_KEPT)(self._make_thumbnail)
 
     @property
@@ -203,6 +209,35 @@ class Replies:
         )
         return found.html, figure
 
+    async def guarded(self, reply: Callable[[], Awaitable[T]], *chosen: Chosen) -> T | str:
+        """Return a reply, or, where it fails, the message that the HTTP API would give.
+
+        Args:
+            reply: Calls a method of this class.
+            chosen: What was sent of images, which has a place until the reply.
+        """
+        size = sum(len(str(one.get("data"))) for one in chosen if isinstance(one, dict)) * COPIES
+        try:
+            with self._place(size):
+                return await reply()
+        except Exception as error:
+            problem = problem_of(error)
+            if problem.status == HTTPStatus.INTERNAL_SERVER_ERROR:
+                log.error("a reply of the page failed", exc_info=error)
+            return render("problem", problem.detail)
+
+    @contextmanager
+    def _place(self, size: int) -> Iterator[None]:
+        self._places.enter()
+        try:
+            self._places.take(size)
+            try:
+                yield
+            finally:
+                self._places.give_back(size)
+        finally:
+            self._places.leave()
+
     def _opened(self, chosen: Chosen) -> Opened:
         """Return what the browser says of an image, checked, and not decoded.
 
@@ -248,14 +283,6 @@ class Replies:
         except ImageProblem:
             return None
         return encode_image(pixels, max_side_px=THUMBNAIL_PX, exact=False)
-
-
-async def reply_or_problem(reply: Awaitable[T]) -> T | str:
-    """Return a reply, or, where it fails, the message that the HTTP API would give."""
-    try:
-        return await reply
-    except Exception as error:
-        return render("problem", problem_of(error).detail)
 
 
 def _text(text: Any) -> str:
