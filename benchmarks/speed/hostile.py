@@ -210,6 +210,9 @@ KINDS: tuple[Callable[[Any, bytes], bytes], ...] = (
     odd_heads,
 )
 
+UNFINISHED = frozenset(kind.__name__ for kind in (cut_form, false_length, endless_chunks, noise))
+"""Kinds that may lack their end: the client leaves, where it would otherwise be waited for."""
+
 
 def _path(rng: Rng) -> str:
     return PATHS[int(rng.integers(len(PATHS)))]

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.speed.hostile import mutated
+from benchmarks.speed.hostile import UNFINISHED, mutated
 from benchmarks.speed.http_client import Client, Served, form, request, serve
 from benchmarks.speed.mplug_timing import ratio_range, speedup, time_in_turn
 from triptych.scenes.write import write_scenes
@@ -198,7 +198,7 @@ def hostile(options: argparse.Namespace) -> dict[str, Any]:
                 name, whole = mutated(rng, number, images)
                 try:
                     async with asyncio.timeout(HANG_S):
-                        status = await send_alone(served.port, whole)
+                        status = await send_alone(served.port, whole, name in UNFINISHED)
                 except TimeoutError:
                     bad[f"hang: {name}"] += 1
                     continue
@@ -223,12 +223,19 @@ def hostile(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-async def send_alone(port: int, whole: bytes) -> int:
-    """Send bytes on a connection of their own; return the status, 0 where there is no answer."""
+async def send_alone(port: int, whole: bytes, leaves: bool) -> int:
+    """Send bytes on a connection of their own; return the status, 0 where there is no answer.
+
+    Args:
+        port: Of the server.
+        whole: What is sent.
+        leaves: Whether the client hangs up after it.
+    """
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         writer.write(whole)
-        writer.write_eof()
+        if leaves:
+            writer.write_eof()
         line = await reader.readline()
         return int(line.split()[1]) if line.startswith(b"HTTP/1.1 ") else 0
     except ConnectionError:

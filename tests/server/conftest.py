@@ -38,6 +38,6 @@ def engines(folders):
 @pytest.fixture(scope="session")
 def server(engines, index_folder):
     """Serve all of them with the default limits."""
-    server = Server(engines, open_index(index_folder))
+    server = Server(engines, open_index(index_folder), host_names=("testserver",))
     yield server
     server.close()

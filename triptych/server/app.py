@@ -41,6 +41,7 @@ REFUSALS = {
     408: "The request did not arrive in time.",
     413: "The body is too large.",
     415: "The body is neither JSON nor a form.",
+    421: "The server is asked under a name that it does not know.",
     422: "The request asks for what is impossible, or an image or a text cannot be used.",
     500: "The server failed.",
     503: "There is no room for the request now: ask again later.",
@@ -206,7 +207,7 @@ async def _unless_gone(request: Request, answers: asyncio.Future[list[Any]]) -> 
 def _add_states(app: FastAPI, service: Service, metrics: Metrics) -> None:
     """Add what tells about the server itself."""
 
-    @app.get("/v1/models", response_model=ModelsDocument, responses=_refusals(401))
+    @app.get("/v1/models", response_model=ModelsDocument, responses=_refusals(401, 421))
     async def models() -> ModelsDocument:
         """List the models, what each can be asked, and why not the rest."""
         index = service.index
@@ -219,19 +220,23 @@ def _add_states(app: FastAPI, service: Service, metrics: Metrics) -> None:
             ),
         )
 
-    @app.get("/healthz", response_model=StateDocument)
+    @app.get("/healthz", response_model=StateDocument, responses=_refusals(421))
     async def healthz() -> StateDocument:
         """Say that the process answers."""
         return StateDocument(status="ok")
 
-    @app.get("/readyz", response_model=StateDocument, responses=_refusals(503))
+    @app.get("/readyz", response_model=StateDocument, responses=_refusals(421, 503))
     async def readyz() -> StateDocument:
         """Say whether requests are computed: not before models are loaded, nor while stopping."""
         if not service.worker.is_alive:
             raise Problem(503, "the server is stopping, or its computing thread has died")
         return StateDocument(status="ready")
 
-    @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    @app.get(
+        "/metrics",
+        response_class=Response,
+        responses={200: {"content": {"text/plain": {}}}} | _refusals(401, 421),
+    )
     async def prometheus() -> Response:
         """Return metrics in the format of Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")

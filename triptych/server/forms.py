@@ -203,15 +203,15 @@ def _parse_form(content_type: str, body: bytes) -> dict[str, list[bytes]]:
         take(file.field_name, file.file_object.read())
         file.close()
 
-    parser = FormParser(
-        MULTIPART,
-        lambda field: take(field.field_name, field.value or b""),
-        take_file,
-        lambda: ended.append(True),
-        boundary=boundary,
-        config={"MAX_MEMORY_FILE_SIZE": ALWAYS_IN_MEMORY},
-    )
     try:
+        parser = FormParser(
+            MULTIPART,
+            lambda field: take(field.field_name, field.value or b""),
+            take_file,
+            lambda: ended.append(True),
+            boundary=boundary,
+            config={"MAX_MEMORY_FILE_SIZE": ALWAYS_IN_MEMORY},
+        )
         parser.write(body)
         parser.finalize()
     except Problem:

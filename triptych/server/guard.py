@@ -19,7 +19,7 @@ from typing import Any
 
 from triptych.server.metrics import Metrics
 from triptych.server.problems import RETRY_AFTER_S, Problem, problem_of
-from triptych.server.settings import MIB, ServerSettings
+from triptych.server.settings import ServerSettings
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -266,7 +266,7 @@ class _Visit:
     def _limit(self, number: int) -> None:
         if number > self._settings.max_body:
             raise Problem(
-                413, f"the body is larger than the {self._settings.max_body / MIB:g} MiB allowed"
+                413, f"the body is larger than the {self._settings.max_body_mib:g} MiB allowed"
             )
 
     async def _drain(self, scope: Scope) -> bool:

@@ -26,7 +26,8 @@ class ServerSettings:
         host: Address to listen on; 0.0.0.0 is every address of this machine.
         port: TCP port; 0 takes a free one.
         max_batch: Items that are computed together, at most.
-        max_wait_ms: How long a request may wait for others of its kind while nothing computes.
+        max_wait_ms: How long a request may wait for others of its kind while nothing computes; at
+            most a quarter of the time that the last ones took, and not where it is alone.
         queue: Requests that may be in the server at once; more are answered with 503.
         max_body_mib: Largest body of a request.
         max_items: Items of a request, at most.
@@ -40,7 +41,7 @@ class ServerSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     max_batch: int = 32
-    max_wait_ms: float = 5.0
+    max_wait_ms: float = 50.0
     queue: int = 64
     max_body_mib: float = 32.0
     max_items: int = 64

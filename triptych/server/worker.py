@@ -3,7 +3,10 @@
 A job is the items of one request. Its images are decoded by other threads, one job after the
 other, while there is room for their pixels; so memory is bounded by what may wait, not by what
 arrives. Of the jobs that are decoded, the computing thread takes the oldest and those of the same
-kind after it, up to a number of items. Where nothing else is ready it waits a little for more.
+kind after it, up to a number of items. Clients that have just been answered often ask again at
+once: while fewer jobs are ready than were here with the last batch, it waits for a part of the time
+that this batch took. So a lone client never waits, and many clients are not split into halves
+that take turns, each batch with the fixed cost of a whole one.
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ from typing import Any
 from triptych.core.errors import TriptychError
 
 DECODERS = 2
+WAIT_SHARE = 0.25
+"""Of the time of a batch that the next one may wait to become larger."""
+
 PIXEL_ROOM = 2
 """Requests of the largest size whose decoded images may be in memory."""
 
@@ -71,6 +77,14 @@ class Job:
     is_preparing: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """The last batch of a verb: its jobs and those that were waiting at its end, and its time."""
+
+    jobs: int = 1
+    seconds: float = 0.0
+
+
 class Worker:
     """Answers jobs, one batch after the other."""
 
@@ -87,7 +101,7 @@ class Worker:
 
         Args:
             max_batch: Items that are computed together; a request of more is not divided.
-            max_wait_s: How long the oldest job waits for others while nothing else is ready.
+            max_wait_s: How long ready jobs wait for others, at most.
             queue: Jobs that may wait or run at once.
             max_pixels: Of the images of a job, at most.
             observe: Is told the label and the items of each batch.
@@ -97,6 +111,8 @@ class Worker:
         self._changed = threading.Condition()
         self._jobs: dict[Job, None] = {}  # in the order of arrival, until they are answered
         self._closed = False
+        self._paces: dict[str, _Pace] = {}
+        self._idle_since = time.monotonic()
         self._decoders = ThreadPoolExecutor(DECODERS, thread_name_prefix="triptych-decode")
         self._thread = threading.Thread(target=self._work, name="triptych-compute", daemon=True)
         self._thread.start()
@@ -190,8 +206,14 @@ class Worker:
             if batch is None:
                 return
             self._observe(batch[0].kind.label, sum(job.size for job in batch))
+            begun = time.monotonic()
             _answer(batch)
+            self._idle_since = time.monotonic()
+            label, number = batch[0].kind.label, len(batch)
             del batch  # its images, while nothing runs
+            with self._changed:
+                number += sum(job.kind.label == label for job in self._jobs)
+                self._paces[label] = _Pace(number, self._idle_since - begun)
 
     def _next_batch(self) -> list[Job] | None:
         """Wait for jobs that may run together; None at the end."""
@@ -204,11 +226,19 @@ class Worker:
                     self._changed.wait()
                     continue
                 batch = _together(ready, self._max_batch)
-                is_full = sum(job.size for job in batch) >= self._max_batch
-                left = ready[0].arrived + self._max_wait_s - time.monotonic()
-                if is_full or left <= 0 or self._closed or len(ready) > len(batch):
+                left = self._wait_s(batch)
+                if left <= 0 or self._closed or len(ready) > len(batch):
                     return batch
                 self._changed.wait(left)
+
+    def _wait_s(self, batch: Sequence[Job]) -> float:
+        """Return how long to wait for more jobs, from now."""
+        pace = self._paces.get(batch[0].kind.label, _Pace())
+        if len(batch) >= pace.jobs or sum(job.size for job in batch) >= self._max_batch:
+            return 0.0
+        since = max(batch[0].arrived, self._idle_since)
+        most = min(self._max_wait_s, WAIT_SHARE * pace.seconds)
+        return since + most - time.monotonic()
 
 
 def _together(ready: Sequence[Job], max_items: int) -> list[Job]:
