@@ -174,7 +174,15 @@ def test_strangers_are_warned_of_and_a_port_that_is_taken_is_an_error(folders, c
         taken.bind(("0.0.0.0", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        words = ["serve", str(folders["pretraining"]), "--host", "0.0.0.0", "--port", port]
+        words = [
+            "serve",
+            str(folders["pretraining"]),
+            "--host",
+            "0.0.0.0",
+            "--port",
+            port,
+            "--no-page",
+        ]
         assert main(words) == 2
     said = capsys.readouterr().err
     assert "WARNING: 0.0.0.0 can be reached from other machines" in said

@@ -232,11 +232,9 @@ def _add_states(app: FastAPI, service: Service, metrics: Metrics) -> None:
             raise Problem(503, "the server is stopping, or its computing thread has died")
         return StateDocument(status="ready")
 
-    @app.get(
-        "/metrics",
-        response_class=Response,
-        responses={200: {"content": {"text/plain": {}}}} | _refusals(401, 421),
-    )
+    text: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}
+
+    @app.get("/metrics", response_class=Response, responses=text | _refusals(401, 421))
     async def prometheus() -> Response:
         """Return metrics in the format of Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 import time
 import warnings
@@ -25,6 +26,7 @@ from triptych.server.settings import ServerSettings
 from triptych.serving.engine import Device, Engine, Precision, load
 from triptych.serving.verbs import VERBS
 
+BACKLOG = 2048
 CONNECTIONS_A_PLACE = 16
 """Connections that may be open for each place in the queue: most keep silent or are refused."""
 
@@ -88,6 +90,13 @@ def serve(app: FastAPI, settings: ServerSettings, *, has_tokens: bool) -> int:
     Raises:
         ConfigError: The address cannot be listened on.
     """
+    if not settings.is_local and not has_tokens:
+        print("\n".join(warning_of(settings)), file=sys.stderr, flush=True)
+    try:
+        listener = _listen(settings)
+    except ConfigError:
+        app.state.service.close(settings.grace_s)
+        raise
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # clients hear it instead
     Image.MAX_IMAGE_PIXELS = settings.max_pixels
     config = uvicorn.Config(
@@ -103,16 +112,10 @@ def serve(app: FastAPI, settings: ServerSettings, *, has_tokens: bool) -> int:
         date_header=False,
         timeout_graceful_shutdown=max(1, round(settings.grace_s)),
     )
-    if not settings.is_local and not has_tokens:
-        print("\n".join(warning_of(settings)), file=sys.stderr, flush=True)
     server = _Server(config, app, settings)
     previous = {sig: signal.signal(sig, signal.SIG_IGN) for sig in (signal.SIGTERM, signal.SIGINT)}
     try:
-        server.run()
-    except SystemExit as stop:
-        raise ConfigError(
-            f"cannot listen on {settings.host}:{settings.port}: choose another --host or --port"
-        ) from stop
+        server.run([listener])
     finally:
         for sig, handler in previous.items():
             signal.signal(sig, handler)
@@ -120,6 +123,22 @@ def serve(app: FastAPI, settings: ServerSettings, *, has_tokens: bool) -> int:
         print("triptych: stopped before all requests were answered", file=sys.stderr, flush=True)
         os._exit(0)  # the computing thread cannot be stopped, and must not be waited for
     return 0
+
+
+def _listen(settings: ServerSettings) -> socket.socket:
+    """Return the socket that clients connect to.
+
+    Raises:
+        ConfigError: The address cannot be listened on.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {settings.host}:{settings.port} ({error.strerror or error}): choose "
+            "another --host or --port"
+        ) from error
 
 
 def describe(app: FastAPI, url: str) -> list[str]:
