@@ -128,13 +128,13 @@ def matrix_markdown(cells: Sequence[Cell]) -> str:
     from triptych.tasks.matrix import matrix_rows
 
     titles = list(dict.fromkeys(cell.title for cell in cells))
-    lines = [f"| task | `eval --task` | a line to be scored | {' | '.join(titles)} |"]
-    lines.append("|---" * (3 + len(titles)) + "|")
+    lines = [f"| task | `eval --task` | a line to be scored | {' | '.join(titles)} | HTTP |"]
+    lines.append("|---" * (4 + len(titles)) + "|")
     for row in matrix_rows(cells):
         first = next((cell for cell in row if cell.recipes), row[0])
         start = [f"`{first.evaluation}`", f"`{manifest_line(first.scored_on)}`"]
         told = [_markdown_cell(cell) for cell in row]
-        lines.append(f"| {' | '.join([first.name, *start, *told])} |")
+        lines.append(f"| {' | '.join([first.name, *start, *told, http_routes(first)])} |")
     return "\n".join(lines)
 
 
@@ -153,12 +153,12 @@ def overview_markdown(cells: Sequence[Cell]) -> str:
     from triptych.tasks.matrix import pretraining_stages
 
     titles = {cell.family: cell.title for cell in cells}
-    lines = [f"| task | a line of the manifest | {' | '.join(titles.values())} | command |"]
-    lines.append("|---" * (3 + len(titles)) + "|")
+    lines = [f"| task | a line of the manifest | {' | '.join(titles.values())} | command | HTTP |"]
+    lines.append("|---" * (4 + len(titles)) + "|")
     for stage in pretraining_stages():
         told = [_recipe_names(stage.recipes.get(family, ())) for family in titles]
         line = f"`{manifest_line(stage.needs)}`"
-        lines.append(f"| {' | '.join([stage.trained_for, line, *told, ''])} |")
+        lines.append(f"| {' | '.join([stage.trained_for, line, *told, '', ''])} |")
     tasks: dict[str, list[Cell]] = {}
     for cell in cells:
         tasks.setdefault(cell.name, []).append(cell)
@@ -177,8 +177,17 @@ def overview_markdown(cells: Sequence[Cell]) -> str:
         ]
         verbs = ", ".join(method for method in first.serves if method in VERBS)
         line = f"`{manifest_line(first.needs)}`"
-        lines.append(f"| {' | '.join([name, line, *told, verbs])} |")
+        lines.append(f"| {' | '.join([name, line, *told, verbs, http_routes(first)])} |")
     return "\n".join(lines)
+
+
+def http_routes(cell: Cell) -> str:
+    """Return the routes of `triptych serve` that a cell's model answers; it takes no clips."""
+    from triptych.serving.verbs import VERBS
+
+    served = () if cell.clips else cell.serves
+    names = [verb.name for verb in VERBS.values() if verb.capability in served]
+    return ", ".join(f"`/v1/{name}`" for name in names)
 
 
 def _recipe_names(recipes: Sequence[str]) -> str:
