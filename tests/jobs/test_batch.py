@@ -20,9 +20,10 @@ from triptych.cli.main import main
 from triptych.core.errors import ConfigError, DataError
 from triptych.data.entries import ENTAILMENT_LABELS
 from triptych.data.source import DataSourceConfig
-from triptych.jobs.inputs import read_ahead
-from triptych.jobs.job import BatchJob
+from triptych.jobs.inputs import Input, read_ahead
+from triptych.jobs.job import BatchJob, table_of
 from triptych.jobs.run import run_job
+from triptych.serving.verbs import VERBS
 from triptych.tasks.finetuning.image_text_classification import ImageTextClassificationConfig
 from triptych.tasks.finetuning.nlvr2 import NLVR2Config
 from triptych.tasks.finetuning.segmentation import SegmentationConfig
@@ -194,6 +195,14 @@ def test_indexed_records_and_shards_give_the_same_rows(capsys, folders, data, tm
     found = {row["id"]: row["caption"] for row in rows_of(tmp_path / "c")}
     expected = {row["id"]: row["caption"] for row in rows_of(plain.out) if row["error"] is None}
     assert sorted(found.values()) == sorted(expected.values())
+
+
+def test_names_that_are_no_utf_8_are_written_as_escapes():
+    """Such as those below a folder whose name is none: parquet holds no lone surrogates."""
+    path = os.fsdecode(b"caf\xe9/a.png")
+    table = table_of(VERBS["caption"], [Input(0, "a", (path,))], [{"error": f"{path}: is empty"}])
+    assert table.column("image").to_pylist() == ["caf\\udce9/a.png"]
+    assert table.column("error").to_pylist() == ["caf\\udce9/a.png: is empty"]
 
 
 def test_a_finished_job_is_left_as_it_is(folders, data, tmp_path):

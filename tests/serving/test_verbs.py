@@ -234,6 +234,8 @@ def test_an_item_that_cannot_be_used_is_told_and_the_others_are_answered(engines
     assert [found[k]["probability"] for k in (0, 3)] == pytest.approx(scores, abs=1e-5)
     with pytest.raises(DataError, match=r"absent\.jpg"):
         ask(engines["vlmo"], "match", items[:2])
+    with pytest.raises(DataError, match=r"question '\\ud800\?' holds broken characters"):
+        ask(engines["vqa"], "answer", [([images[0]], {"question": "\ud800?"})])
     items = [([image],) for image in shown]
     found = ask(engines["vlmo"], "embed_image", items, on_error="skip")
     assert found[1] == {"error": "absent.jpg: there is no such file"}

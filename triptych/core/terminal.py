@@ -26,6 +26,11 @@ def visible(text: str) -> str:
     return _HIDDEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+def readable(text: str) -> str:
+    """Return a text that UTF-8 can hold: lone surrogates as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 class _Guarded:
     """A text stream in which control characters can be seen; all else is that of the stream.
 

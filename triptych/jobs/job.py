@@ -23,6 +23,7 @@ from triptych.core.config import MAX_BATCH_SIZE, MAX_WORKERS, check, check_range
 from triptych.core.errors import ConfigError, nearest
 from triptych.core.files import remove_partials, write_atomic, write_json
 from triptych.core.reading import read_json
+from triptych.core.terminal import readable
 from triptych.data.images import max_image_pixels
 from triptych.data.manifest import source_facts
 from triptych.data.source import DataSourceConfig
@@ -213,17 +214,20 @@ def table_of(verb: Verb, inputs: Sequence[Input], answers: Sequence[Answer]) -> 
     """
     columns: dict[str, Any] = {
         "row": pa.array([one.row for one in inputs], pa.int64()),
-        "id": pa.array([one.record_id for one in inputs], pa.string()),
+        "id": pa.array([readable(one.record_id) for one in inputs], pa.string()),
     }
     if verb.num_images == 1:
-        paths = [one.images[0] if one.images else None for one in inputs]
+        paths = [readable(one.images[0]) if one.images else None for one in inputs]
         columns["image"] = pa.array(paths, pa.string())
     elif verb.num_images == 2:
-        columns["images"] = pa.array([list(i.images) for i in inputs], pa.list_(pa.string()))
+        columns["images"] = pa.array(
+            [list(map(readable, one.images)) for one in inputs], pa.list_(pa.string())
+        )
     for name, kind in verb.gives.items():
         values = [_cell(name, answer.get(name)) for answer in answers]
         columns[name] = pa.array(values, _arrow_type(name, kind, exact=verb.digits is None))
-    columns["error"] = pa.array([answer.get("error") for answer in answers], pa.string())
+    errors = [answer.get("error") for answer in answers]
+    columns["error"] = pa.array([error and readable(error) for error in errors], pa.string())
     return pa.table(columns)
 
 

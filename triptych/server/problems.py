@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from triptych.core.errors import TriptychError
+from triptych.core.terminal import readable
 from triptych.server.worker import Busy
 
 MEDIA_TYPE = "application/problem+json"
@@ -48,11 +49,6 @@ class Problem(Exception):  # noqa: N818 - the name of the RFC
             "detail": readable(self.detail),
         }
         return JSONResponse(document, self.status, self.headers, MEDIA_TYPE)
-
-
-def readable(text: str) -> str:
-    """Return a text that UTF-8 can hold: lone surrogates as escapes."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def problem_of(error: BaseException) -> Problem:

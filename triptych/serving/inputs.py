@@ -17,7 +17,7 @@ from triptych.core.errors import DataError
 from triptych.data.collate.base import TextCache
 from triptych.data.collate.finetuning import append_words
 from triptych.data.images import decode_image, decode_to_shrink
-from triptych.data.records import ImageSource
+from triptych.data.records import ImageSource, is_encodable
 from triptych.data.transforms.pipeline import ImageTransform, TransformedImage, normalise_batch
 from triptych.data.transforms.randaugment import Pixels
 from triptych.data.video import decode_frames, frame_positions
@@ -212,6 +212,8 @@ def check_texts(texts: Sequence[object], what: str) -> list[str]:
             raise DataError(f"{name} is {type(text).__name__} {text!r}: pass a string")
         if not text.strip():
             raise DataError(f"{name} is empty: say something")
+        if not is_encodable(text):
+            raise DataError(f"{name} {text!r} holds broken characters (surrogates): write it again")
     return [str(text) for text in texts]
 
 
