@@ -10,10 +10,31 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from benchmarks.pages.gather import Benchmark, Part, at_least, at_most, build_parser, gather
+from benchmarks.pages.gather import (
+    Benchmark,
+    Part,
+    at_least,
+    at_most,
+    build_parser,
+    gather,
+    read_json_line,
+)
 
-FAULTS = ("-m", "tests.faults")
+FAULTS, FUZZ = ("-m", "tests.faults"), ("-m", "tests.fuzz")
+MODELS = tuple(f"runs/demo/{stage}/model" for stage in ("pretrain", "vqa", "grounding"))
+
+
+def read_pair(code: int, output: str) -> dict[str, Any]:
+    """Return counts that are printed as [good, all] as the number of good ones.
+
+    Raises:
+        DataError: The program failed, or tried other numbers than it was asked for.
+    """
+    found = read_json_line(code, output)
+    return {key: v[0] if isinstance(v, list) else v for key, v in found.items()}
+
 
 RELIABILITY = Benchmark(
     name="reliability",
@@ -30,12 +51,12 @@ RELIABILITY = Benchmark(
     prefix="reliability_",
     details=("by_kind", "seconds"),
     parts=(
-        Part("fuzz", ("-m", "tests.fuzz", "--cases", "10000"), ("fuzz_cases", "fuzz_unclean")),
+        Part("fuzz", (*FUZZ, "--cases", "10000"), ("fuzz_cases", "fuzz_unclean")),
         Part("kills", (*FAULTS, "kills", "--number", "100"), ("kills_equal",)),
         Part("disk_full", (*FAULTS, "disk_full", "--number", "30"), ("disk_full",)),
         Part("changed_data", (*FAULTS, "changed_data"), ("changed_data",)),
-        Part("damaged_models", (*FAULTS, "damaged_models", "--number", "200"), ("damaged_models",)),
-        Part("threads", ("-m", "benchmarks.speed.threads"), ("threads",)),
+        Part("damaged_models", (*FUZZ, "--damaged-models", "200"), ("damaged_models",), read_pair),
+        Part("threads", ("-m", "benchmarks.speed.threads", *MODELS), ("threads",)),
     ),
     bars={
         "fuzz_cases": at_least("fuzz_cases", 10_000),

@@ -77,7 +77,7 @@ def take(page: Any, out: Path) -> None:
     for verb, text, shown in (
         ("caption", None, ".tt-said"),
         ("answer", "what color is the star?", ".tt-answers"),
-        ("ground", "the purple heart", ".tt-answers"),
+        ("ground", "the star", ".tt-answers"),
         ("classify", "two circles, a heart and a star, a square", ".tt-bars"),
     ):
         panel = page.locator(f"#tt-{verb}")

@@ -11,12 +11,24 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from benchmarks.pages.gather import Bar, Benchmark, Part, at_least, at_most, build_parser, gather
+from benchmarks.pages.gather import (
+    Bar,
+    Benchmark,
+    Part,
+    at_least,
+    at_most,
+    build_parser,
+    gather,
+    load_json,
+)
+from benchmarks.pages.markdown import fill_blocks, make_table
 
 SEARCH = ("-m", "benchmarks.speed.search")
 SERVE = ("-m", "benchmarks.speed.serving")
 BATCH = ("-m", "benchmarks.speed.batch")
+MODEL = "runs/demo/pretrain/model"
 
 SERVING = Benchmark(
     name="serving",
@@ -34,13 +46,23 @@ SERVING = Benchmark(
         "overload_memory_mib": "growth of the server's memory meanwhile, MiB",
         "overload_wrong": "wrong answers meanwhile",
         "hostile_requests": "crashes, hangs and 500s from 1,000 mutated requests and images",
-        "batch_rows_lost": "rows lost by a batch job on 2,000 images that is killed 10 times",
-        "batch_rows_twice": "rows written twice by that job",
+        "batch_kill": "rows lost, doubled or different in batch jobs that are killed 10 times",
         "ray_over_plain": "time of the job on Ray, two workers, over that of the plain job",
         "onnx_max_error": "largest difference of embeddings in onnxruntime, three families",
     },
     prefix="serving_",
-    details=("range", "by_candidates", "by_family", "build_minutes", "seconds", "same_64"),
+    details=(
+        "range",
+        "by_candidates",
+        "by_family",
+        "build_minutes",
+        "seconds",
+        "same_64",
+        "plain",
+        "ray",
+        "found",
+        "statuses",
+    ),
     parts=(
         Part("exact", (*SEARCH, "exact"), ("exact_over_faiss_flat_1", "exact_over_faiss_flat_64")),
         Part("approximate", (*SEARCH, "approximate"), ("ann_recall_at_10", "ann_speedup")),
@@ -54,8 +76,8 @@ SERVING = Benchmark(
             ("overload_unaccounted", "overload_memory_mib", "overload_wrong"),
         ),
         Part("hostile", (*SERVE, "hostile"), ("hostile_requests",)),
-        Part("batch_kill", (*BATCH, "kill"), ("batch_rows_lost", "batch_rows_twice")),
-        Part("ray", (*BATCH, "ray"), ("ray_over_plain",)),
+        Part("batch_kill", (*BATCH, "kill", MODEL), ("batch_kill",)),
+        Part("ray", (*BATCH, "ray", MODEL), ("ray_over_plain",)),
         Part("onnx", ("-m", "benchmarks.speed.onnx"), ("onnx_max_error",)),
     ),
     bars={
@@ -71,11 +93,36 @@ SERVING = Benchmark(
         "overload_memory_mib": at_most("overload_memory_mib", 50),
         "overload_wrong": at_most("overload_wrong", 0),
         "hostile_requests": at_most("hostile_requests", 0),
-        "batch_rows_lost": at_most("batch_rows_lost", 0),
-        "batch_rows_twice": at_most("batch_rows_twice", 0),
+        "batch_kill": at_most("batch_kill", 0),
         "onnx_max_error": at_most("onnx_max_error", 1e-4),
     },
 )
+
+
+def search_page(folder: Path, old: str) -> str:
+    """Return the page on search with recall and time by the number of re-ranked images.
+
+    Raises:
+        DataError: They were not measured, or the page has no block for them.
+    """
+    stored = load_json(SERVING.stored_path(folder, part_named("rerank")))
+    found = stored["output"]
+    rows = [
+        [candidates, f"{row['r1']:.3f}", f"{row['ms']:g}"]
+        for candidates, row in found["by_candidates"].items()
+    ]
+    machine = stored["machine"]
+    below = (
+        f"{found['protocol']}, the demo's model; {machine['cores']} cores of {machine['CPU']}, "
+        f"bf16 by {machine['bf16']},\nat commit `{stored['commit'][:12]}`: `{stored['command']}`."
+    )
+    table = make_table(["`--rerank`", "recall at 1", "ms a query, median"], rows)
+    return fill_blocks(old, {"rerank": f"{table}\n\n{below}"})
+
+
+def part_named(name: str) -> Part:
+    """Return a part of the benchmark."""
+    return next(part for part in SERVING.parts if part.name == name)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

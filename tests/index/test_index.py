@@ -160,7 +160,7 @@ def test_bad_images_are_listed_and_damage_is_named(model, photos, tmp_path):
     with pytest.raises(DataError, match=r"vectors\.arrow cannot be read"):
         open_index(out)
     (out / "index.json").write_text("{")
-    with pytest.raises(DataError, match=r"index\.json cannot be read"):
+    with pytest.raises(DataError, match=r"index\.json:1: not valid JSON"):
         open_index(out)
     with pytest.raises(ConfigError, match="holds no index"):
         open_index(tmp_path / "nowhere")
