@@ -161,6 +161,15 @@ def test_a_folder_without_sums_loads_and_is_the_same_model(tmp_path):
     assert hash_model_folder(folder) == before
 
 
+def test_hashing_can_be_left_out(tmp_path, monkeypatch):
+    folder = _save(tmp_path / "model")
+    (folder / "preprocess.json").write_text('{"image_size": 32}')
+    with pytest.raises(CheckpointError, match=r"preprocess\.json is damaged or was changed"):
+        load_model_folder(folder)
+    monkeypatch.setenv("TRIPTYCH_VERIFY", "0")
+    assert load_model_folder(folder).preprocess == {"image_size": 32}
+
+
 def test_sums_name_what_is_missing_or_was_added(tmp_path):
     folder = _save(tmp_path / "model", head={"w": torch.ones(2)})
     (folder / "head.safetensors").rename(folder / "kept")

@@ -349,6 +349,7 @@ def test_a_clip_is_its_frames_one_after_the_other(model):
         ("vision.depth", 10**9),
         ("vision.depth", 900),
         ("text.vocab_size", -1),
+        ("text.embed_dim", -2),
         ("text.vocab_size", 2**24),
         ("text.mlp_ratio", float("nan")),
         ("text.mlp_ratio", 10**400),

@@ -98,7 +98,9 @@ def is_archive(path: Path) -> bool:
         begins_so = file.read(len(_ZIP_MAGIC)) == _ZIP_MAGIC
         if not begins_so or zipfile.is_zipfile(file):
             return begins_so
-    raise CheckpointError(f"{path} is truncated or damaged: it has no directory; copy it again")
+    raise CheckpointError(
+        f"{path} is truncated, damaged or no torch file (a zip without an end); copy it again"
+    )
 
 
 def open_archive(path: Path) -> AbstractContextManager[zipfile.ZipFile]:

@@ -172,7 +172,8 @@ def model_config_of(kind: str, stored: Mapping[str, Any]) -> Any:
     config = from_dict(FAMILIES.get(kind).config_class, plain, "model")
     for name, size in _sizes(config, "model"):
         most = next((m for ending, m in MAX_SIZES.items() if name.endswith(ending)), MAX_SIZE)
-        check(abs(size) <= most, name, size, f"be at most {most:,}")
+        least = 0 if isinstance(size, int) else -most
+        check(least <= size <= most, name, size, f"be from {least:,} to {most:,}")
     return config
 
 

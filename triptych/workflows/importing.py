@@ -211,7 +211,8 @@ def import_checkpoint(
     )
     tokenizer = _load_tokenizer(settings.tokenizer, foreign, model_sizes(config).vocab_size)
     what = f"{source} as {settings.variant}"
-    model, report = _import(converter, foreign, config, task, what, settings.allow)
+    with reading(foreign.path, CheckpointError):
+        model, report = _import(converter, foreign, config, task, what, settings.allow)
     head = read_head(converter, foreign, task, settings.answers)
     if head is not None:
         head.check_fits(model, tokenizer, foreign.path)
