@@ -112,7 +112,10 @@ def write_tiny_vlmo(
 
 
 def write_tiny_flava(folder: Path, trained_for: str = "pretraining") -> Path:
-    """Write a FLAVA's folder with the same words and image size; it keeps all words of a text."""
+    """Write a FLAVA's folder with the same words and image size.
+
+    It keeps all words of a text, and pads texts as the released FLAVA does.
+    """
     tokenizer = Tokenizer.train(WORDS, vocab_size=120, num_unused=12)
     config = FLAVAConfig(
         vision=FLAVAVisionConfig(
@@ -136,6 +139,8 @@ def write_tiny_flava(folder: Path, trained_for: str = "pretraining") -> Path:
         fusion=FLAVAFusionConfig(embed_dim=32, depth=1, num_heads=2),
         proj_dim=8,
         num_codes=11,
+        pad_attention="attended",
+        padded_text_len=22,
         init_std=0.3,
     )
     torch.manual_seed(1)

@@ -169,7 +169,13 @@ class FLAVA(nn.Module):
         return TextFeatures(states, self.fused_mask(text_mask), cls)
 
     def padded(self, token_ids: Tensor, text_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Return texts (B, L) and mask at the length that the model reads them at."""
+        """Return texts (B, L) and mask at the length that the model reads them at.
+
+        In an exported graph, which is one of a single encoder, texts of any length keep it: the
+        text encoder ignores padding.
+        """
+        if torch.compiler.is_exporting():
+            return token_ids, text_mask
         missing = self.config.padded_text_len - token_ids.shape[1]
         if self.config.pad_attention == "masked" or missing <= 0:
             return token_ids, text_mask
