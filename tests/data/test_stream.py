@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import signal
 import subprocess
+import threading
 import warnings
 from dataclasses import replace
 from itertools import chain
@@ -474,3 +475,25 @@ def test_the_cache_is_bounded(records, tmp_path):
     images = [cache(first), cache(second)]
     assert cache(first) is images[0] and cache(second) is not images[1]
     np.testing.assert_array_equal(cache(second), images[1])
+
+
+class WaitingCollator(CaptioningCollator):
+    """Waits for ever in a worker, deaf to SIGTERM, as one does for a disk that never answers."""
+
+    def sample(self, record, image, rng):
+        if get_worker_info() is not None:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+            while True:
+                signal.pause()
+        return super().sample(record, image, rng)
+
+
+def test_ctrl_c_ends_workers_that_wait_for_ever(records, tokenizer):
+    source = loader(records, tokenizer, collator=WaitingCollator(tokenizer), num_workers=2)
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        next(iter(source))
+    timer.join()
+    assert no_child_is_left()

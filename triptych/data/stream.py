@@ -219,6 +219,10 @@ class BatchLoader:
                     return
                 except RuntimeError as error:
                     raise DataError(self._crash_message(error, progress)) from error
+                except KeyboardInterrupt:  # a worker may wait for a disk that never answers
+                    for worker in iterator._workers:
+                        worker.kill()
+                    raise
                 yield built
         finally:
             # Dropping the iterator does this too, but only once no traceback refers to it.
