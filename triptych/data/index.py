@@ -12,7 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from stat import S_ISDIR
@@ -208,9 +208,12 @@ class IndexWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stack.close()
-        for path in self._paths.values():
-            path.unlink(missing_ok=True)
+        try:
+            with suppress(OSError):  # a full disk does not take the end of a temporary file either
+                self._stack.close()
+        finally:
+            for path in self._paths.values():
+                path.unlink(missing_ok=True)
 
     def write(self, records: Sequence[Record], skipped: Sequence[Skipped]) -> bool:
         """Add entries; return whether they are on disk now, so that memory may drop them.
