@@ -17,6 +17,7 @@ import shutil
 import signal
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -67,22 +68,25 @@ class Kills:
             if killed:
                 break
             shutil.rmtree(run, ignore_errors=True)  # it was faster: take another moment
-        equal = self._equal(kind, run)
-        if equal:
+        wrong = self._wrong(kind, run)
+        if not wrong:
             shutil.rmtree(run, ignore_errors=True)
-        return {"kind": kind, "equal": equal, **detail}
+        return {"kind": kind, "equal": not wrong, "wrong": wrong, **detail}
 
-    def _equal(self, kind: str, run: Path) -> bool:
+    def _wrong(self, kind: str, run: Path) -> str:
+        """Let a run go on to its end; return what is not as in the undisturbed one."""
         if kind in ("one", "save"):
             code = wait(fork(lambda: train_toy(run)))
-            return code == 0 and same_toy(run, self.folder / "whole")
+            return _told([code], same_toy(run, self.folder / "whole"))
         if kind == "ranks":
             whole, _ = self._whole("ranks")
             codes = [wait(child) for child in self._fork_ranks(run)]
-            return codes == [0, 0] and same_toy(run, whole)
+            return _told(codes, same_toy(run, whole))
         whole, _ = self._whole(kind)
         code = wait(fork(lambda: self._train(kind, run)))
-        return code == 0 and _same_files(run, whole) and not forks.partials(run)
+        if code != 0:
+            return _told([code], equal=False)
+        return ", ".join([*_other_files(run, whole), *forks.partials(run)])
 
     def _one(self, run: Path) -> tuple[bool, dict[str, Any]]:
         moment_s = self.draw.uniform(0, 0.9 * self.duration_s)
@@ -193,13 +197,25 @@ class Kills:
         return self._wholes[kind]
 
 
-def _same_files(run: Path, whole: Path) -> bool:
-    """Return whether two runs left the same model and checkpoint, and logged the same numbers."""
+def _told(codes: Sequence[int], equal: bool) -> str:
+    if any(codes):
+        return f"the resumed run ended with {codes}"
+    return "" if equal else "the resumed run differs"
+
+
+def _other_files(run: Path, whole: Path) -> list[str]:
+    """Return what differs of the model and the checkpoint that two runs left, and of their logs."""
     steps = [line["step"] for line in read_metrics(whole / "metrics.jsonl")]
     seal = Path("checkpoints") / f"step_{steps[-1]}" / "checkpoint.json"
     names = [seal, *(p.relative_to(whole) for p in (whole / "model").iterdir())]
-    same = all((run / n).read_bytes() == (whole / n).read_bytes() for n in names)
-    return same and exact_lines(run) == exact_lines(whole)
+    found = [str(n) for n in names if _content(run / n) != _content(whole / n)]
+    return [*found, *([] if exact_lines(run) == exact_lines(whole) else ["metrics.jsonl"])]
+
+
+def _content(path: Path) -> bytes:
+    """Return the bytes of a file, without the commit that a card names: it may change meanwhile."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    return b"".join(line for line in lines if not line.startswith(b"Code: commit"))
 
 
 def measure(folder: Path, number: int, seed: int, kinds: tuple[str, ...] = CYCLE) -> dict[str, Any]:
