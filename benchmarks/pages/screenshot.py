@@ -90,7 +90,7 @@ def take(page: Any, out: Path) -> None:
     page.wait_for_timeout(300)
     page.screenshot(path=out)
     with Image.open(out) as image:  # few colours, so that the file is small
-        small = image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+        small = image.convert("RGB").quantize(COLOURS, dither=Image.Dither.FLOYDSTEINBERG)
     small.save(out, optimize=True)
 
 

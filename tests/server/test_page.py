@@ -321,6 +321,7 @@ def test_nothing_is_uploaded_and_no_file_can_be_had(open_page, server):
         foreign = {"Origin": "https://example.org", "Host": "my.host"}
         answer = client.get("/config", headers=foreign)
         assert answer.status_code == 200
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
         assert not [name for name in answer.headers if name.startswith("access-control")]
         config = answer.json()
         assert str(root) not in json.dumps(config)

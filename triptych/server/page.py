@@ -11,6 +11,7 @@ import json
 import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -57,7 +58,7 @@ SYSTEM_MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace
 
 ROUTES = re.compile(
     r"/|/config|/theme\.css|/favicon\.ico|/manifest\.json|/(assets|static)/[\w./ -]+"
-    r"|/gradio_api/(queue/join|queue/data|cancel|heartbeat/\w+)"
+    r"|/gradio_api/(queue/join|queue/data|cancel|reset|heartbeat/\w+)"
 )
 """What the page asks of Gradio. Uploads, files, proxies and all else are refused."""
 
@@ -322,7 +323,9 @@ def mount_page(app: FastAPI) -> None:
     )
     mounted = app.router.routes[-1]
     assert isinstance(mounted, Mount)
-    mounted.app = PageGuard(mounted.app, blocks._queue)
+    guard = PageGuard(mounted.app, blocks._queue)
+    mounted.app = guard
+    app.state.close_page = guard.close
 
 
 def _theme() -> gr.Theme:
@@ -347,29 +350,51 @@ class PageGuard:
     def __init__(self, page: ASGIApp, queue: Any) -> None:
         """Wrap Gradio's app; `queue` is its queue of events."""
         self._page, self._queue = page, queue
+        self._open: set[asyncio.Task[Any]] = set()
+        self._closed: set[asyncio.Task[Any]] = set()
         self._mailboxes = queue.pending_messages_per_session = Mailboxes()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what the page sends, and refuse the rest."""
-        if scope["type"] == "http":
-            path = scope["path"]
-            if not ROUTES.fullmatch(path) or ".." in path:
-                problem = Problem(404, f"there is no {path[:MAX_PATH]} here")
+        if scope["type"] != "http":
+            await self._page(scope, receive, send)
+            return
+        path = scope["path"]
+        if not ROUTES.fullmatch(path) or ".." in path:
+            problem = Problem(404, f"there is no {path[:MAX_PATH]} here")
+            await problem.response()(scope, receive, send)
+            return
+        kept = [pair for pair in scope["headers"] if pair[0] != b"origin"]
+        scope = {**scope, "headers": kept}
+        if path == JOIN and scope["method"] == "POST":
+            body = await Request(scope, receive).body()
+            receive = _replay(body, receive)
+            if not await to_thread.run_sync(_is_event, body):
+                problem = Problem(422, "this is no event of the page: reload it")
                 await problem.response()(scope, receive, send)
                 return
-            kept = [pair for pair in scope["headers"] if pair[0] != b"origin"]
-            scope = {**scope, "headers": kept}
-            if path == JOIN and scope["method"] == "POST":
-                body = await Request(scope, receive).body()
-                receive = _replay(body, receive)
-                if not await to_thread.run_sync(_is_event, body):
-                    problem = Problem(422, "this is no event of the page: reload it")
-                    await problem.response()(scope, receive, send)
-                    return
-                self._mailboxes.trim()
-                for session in self._queue.pending_event_ids_session.keys() - self._mailboxes:
-                    del self._queue.pending_event_ids_session[session]
-        await self._page(scope, receive, send)
+            self._mailboxes.trim()
+            for session in self._queue.pending_event_ids_session.keys() - self._mailboxes:
+                del self._queue.pending_event_ids_session[session]
+        task = asyncio.current_task()
+        assert task is not None
+        self._open.add(task)
+        try:
+            await self._page(scope, receive, _with_policy(send))
+        except asyncio.CancelledError:
+            if task not in self._closed:
+                raise
+            with suppress(RuntimeError):  # it has ended its answer itself
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._open.discard(task)
+            self._closed.discard(task)
+
+    def close(self) -> None:
+        """End what browsers listen to, because the server stops."""
+        for task in list(self._open):
+            self._closed.add(task)
+            task.cancel()
 
 
 class Mailboxes(OrderedDict[str, Any]):

@@ -197,6 +197,10 @@ class _Server(uvicorn.Server):
         while (places.requests or len(worker)) and time.monotonic() < self.deadline:
             await asyncio.sleep(0.02)
         await asyncio.sleep(0.1)  # answers are on their way
+        close_page = getattr(self._app.state, "close_page", None)
+        if close_page is not None:
+            close_page()
+            await asyncio.sleep(0.2)
         self.force_exit = True
 
 
