@@ -150,6 +150,9 @@ def export_head(converter: Converter, content: ModelFolder) -> tuple[dict[str, T
     return {names[name]: tensor for name, tensor in content.head.items()}, note
 
 
+ROOM, MIN_WEIGHTS = 4, 1 << 26
+"""A model may have this many times the weights of its file, and as many more; others are drawn."""
+
 PADDED_VOCABULARY = 128
 """This many rows of a token table may be without a token, as where it is padded for speed."""
 
@@ -358,6 +361,10 @@ def _import(
         raise CheckpointError(f"{error}{clue}") from error
     if _is_whole(model):
         return model, report
+    own = sum(parameter.numel() for parameter in model.parameters())
+    held = sum(tensor.numel() for tensor in foreign.tensors.values())
+    if own > ROOM * held + MIN_WEIGHTS:
+        raise CheckpointError(f"{what} would have {own:,} weights, and the file has {held:,}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build_model(config)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triptych.core.errors import ConfigError, DataError
-from triptych.core.reading import open_regular, read_text, reading
+from triptych.core.reading import open_regular, read_bytes, read_text, reading
 from triptych.data.lines import MAX_LINE, bounded_lines
 from triptych.data.matlab import load_mat
 from triptych.data.pixels import pixel_layout, unpacked
@@ -176,7 +176,8 @@ def read_mnist(source: DataSourceConfig) -> Entries:
         (num_labels,) = _idx_header(labels, IDX_LABELS, 1)
         if num_labels != count:
             raise DataError(f"{images}: has {count:,} images, and {labels} {num_labels:,} labels")
-        numbers = np.fromfile(labels, dtype=np.uint8, offset=8).tolist()
+        with reading(labels):
+            numbers = np.frombuffer(read_bytes(labels), dtype=np.uint8, offset=8).tolist()
         shape = ("pixels", 1, height, width)
         block = Block(images, part, 16, height * width, shape, numbers, count)
         yield from block.records([str(digit) for digit in range(10)])
@@ -246,7 +247,8 @@ def read_stl10(source: DataSourceConfig) -> Entries:
         labels = None
         if part != "unlabeled":
             path = needed(root, f"{part}_y.bin")
-            numbers = np.fromfile(path, dtype=np.uint8)
+            with reading(path):
+                numbers = np.frombuffer(read_bytes(path), dtype=np.uint8)
             if len(numbers) != count:
                 raise DataError(
                     f"{path}: has {len(numbers):,} labels, and {images} {count:,} images"
