@@ -4,8 +4,10 @@ import json
 import os
 
 import pytest
+import yaml
 
-from triptych.core.errors import DataError
+from triptych.core.config import load_yaml, to_dict
+from triptych.core.errors import ConfigError, DataError
 from triptych.data.images import decode_image
 from triptych.data.manifest import read_records
 from triptych.data.skips import ImageProblem, SkipKind
@@ -13,6 +15,8 @@ from triptych.data.source import DataSourceConfig
 from triptych.data.storage import read_slice, read_whole
 from triptych.data.video import decode_frames
 from triptych.evaluation.submissions import FORMS
+from triptych.recipes.config import RunConfig
+from triptych.recipes.registry import build_recipe
 from triptych.text import Tokenizer
 
 
@@ -124,3 +128,29 @@ def test_what_a_reader_raises_on_foreign_content_names_the_file(tmp_path, monkey
 def test_a_path_that_is_too_long_is_an_error_of_ours():
     with pytest.raises(DataError, match="cannot be read"):
         read("a" * 10_000)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value"),
+    [
+        ("image", "image_size", 2**40),
+        ("image", "num_frames", 10**9),
+        ("image", "mean", [float("inf"), 0.0, 0.0]),
+        ("image", "std", [float("nan"), 1.0, 1.0]),
+        ("crops", "num_small", 10**12),
+        ("crops", "small_size", 10**6),
+        ("captions", "max_text_tokens", 10**15),
+        ("tokenizer", "vocab_size", 10**12),
+        ("tokenizer", "num_unused", 10**12),
+        ("data", "cache_mib", 10**15),
+        ("data", "shuffle_window", 10**15),
+        ("data", "max_image_pixels", 10**15),
+        ("train", "batch_size", 10**12),
+    ],
+)
+def test_sizes_that_no_machine_has_are_errors_of_the_config(tmp_path, section, field, value):
+    plain = to_dict(build_recipe("mplug.pretrain", "smoke"))
+    plain[section][field] = value
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(plain))
+    with pytest.raises(ConfigError, match=rf"c.yaml: .*{field}"):
+        load_yaml(RunConfig, tmp_path / "c.yaml")

@@ -23,7 +23,7 @@ import yaml
 
 from triptych.core.errors import ConfigError, nearest
 from triptych.core.files import write_atomic
-from triptych.core.reading import read_yaml
+from triptych.core.reading import read_yaml, reading
 
 C = TypeVar("C")
 
@@ -141,9 +141,10 @@ def load_yaml(config_class: type[C], path: Path) -> C:
     """
     plain = read_yaml(path)
     try:
-        return from_dict(config_class, plain)
+        with reading(path, ConfigError):
+            return from_dict(config_class, plain)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
 
 
 def save_yaml(config: Any, path: Path) -> None:

@@ -78,6 +78,11 @@ class TokenizerConfig:
     vocab_size: int = 8192
     num_unused: int = 128
 
+    def __post_init__(self) -> None:
+        """Reject sizes that no tokenizer has."""
+        check_range("vocab_size", self.vocab_size, 1, 10_000_000)
+        check_range("num_unused", self.num_unused, 0, 1_000_000)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataConfig:

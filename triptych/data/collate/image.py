@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from triptych.core.config import check
+from triptych.core.config import check, check_range
 from triptych.core.errors import ConfigError
 from triptych.data.codes import CodeArray, read_codes
 from triptych.data.collate.base import SampleProblem
@@ -21,6 +21,7 @@ from triptych.data.masking import BlockMaskingConfig, block_masks, draw_mask_key
 from triptych.data.records import Record
 from triptych.data.skips import SkipKind
 from triptych.data.transforms.pipeline import (
+    MAX_SIDE,
     ImageTransform,
     ImageTransformConfig,
     TransformedImage,
@@ -177,11 +178,11 @@ class MultiCropConfig:
 
     def __post_init__(self) -> None:
         """Reject crops that leave no pair to compare."""
-        check(self.num_large >= 1, "num_large", self.num_large, "be at least 1")
-        check(self.num_small >= 0, "num_small", self.num_small, "be at least 0")
+        check_range("num_large", self.num_large, 1, 1000)
+        check_range("num_small", self.num_small, 0, 1000)
         enough = self.num_large + self.num_small >= 2
         check(enough, "num_small", self.num_small, "leave two crops or more in all")
-        check(self.small_size >= 1, "small_size", self.small_size, "be at least 1")
+        check_range("small_size", self.small_size, 1, MAX_SIDE)
 
     def transform(
         self, image: ImageTransformConfig, size: int, scale: tuple[float, float]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from triptych.core.config import check
+from triptych.core.config import check, check_range
 from triptych.data.caption_cleaning import MAX_WORDS, clean_caption
 from triptych.data.collate.base import IdArray, TextCache, image_key, int_tensor, needed_text
 from triptych.data.collate.image import MaskedImageCollator, MaskedImageSample
@@ -43,7 +43,7 @@ class PretrainingTextConfig:
 
     def __post_init__(self) -> None:
         """Reject values out of range."""
-        check(self.max_text_tokens >= 3, "max_text_tokens", self.max_text_tokens, "be at least 3")
+        check_range("max_text_tokens", self.max_text_tokens, 3, 1_000_000)
         words = self.max_words
         check(words is None or words >= 1, "max_words", words, "be at least 1, or absent")
         for name in ("mlm_probability", "empty_prefix_probability"):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from triptych.core.config import check
+from triptych.core.config import check, check_range
 from triptych.data.transforms.randaugment import (
     ALL_OPS,
     MAX_LEVEL,
@@ -24,6 +24,8 @@ from triptych.data.transforms.randaugment import (
 )
 
 NUM_CROP_TRIES = 10
+
+MAX_SIDE = 8192  # of what a model sees, in pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +210,7 @@ class ImageTransformConfig:
 
     def __post_init__(self) -> None:
         """Reject values out of range."""
-        check(self.image_size >= 1, "image_size", self.image_size, "be at least 1")
+        check_range("image_size", self.image_size, 1, MAX_SIDE)
         if self.crop_scale is not None:
             low, high = self.crop_scale
             check(0 < low <= high <= 1, "crop_scale", self.crop_scale, "rise within (0, 1]")
@@ -217,10 +219,11 @@ class ImageTransformConfig:
         flip = self.flip_probability
         check(0 <= flip <= 1, "flip_probability", flip, "be from 0 to 1")
         num_ops, level = self.randaugment_num_ops, self.randaugment_magnitude
-        check(num_ops >= 0, "randaugment_num_ops", num_ops, "be at least 0")
+        check_range("randaugment_num_ops", num_ops, 0, 100)
         check(0 <= level <= MAX_LEVEL, "randaugment_magnitude", level, f"be from 0 to {MAX_LEVEL}")
-        check(min(self.std) > 0, "std", self.std, "be above 0")
-        check(self.num_frames >= 1, "num_frames", self.num_frames, "be at least 1")
+        check(all(map(math.isfinite, self.mean)), "mean", self.mean, "hold finite numbers")
+        check(all(0 < value < math.inf for value in self.std), "std", self.std, "be above 0")
+        check_range("num_frames", self.num_frames, 1, 1024)
 
     @property
     def keeps_boxes(self) -> bool:
