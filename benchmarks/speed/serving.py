@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import json
 import statistics
 import tempfile
@@ -168,6 +169,7 @@ def overload(options: argparse.Namespace) -> dict[str, Any]:
             elif sent > WARM_REQUESTS:
                 memory.append(served.memory_mib())
 
+        asyncio.run(ask_each_size(served, paths[:PLACES]))
         asyncio.run(for_a_while(served, MANY_CLIENTS, options.seconds, run))
         memory.append(served.memory_mib())
     return {
@@ -179,6 +181,18 @@ def overload(options: argparse.Namespace) -> dict[str, Any]:
         "refused": statuses[503],
         "protocol": f"{MANY_CLIENTS} clients, room for {PLACES} requests, {options.seconds:g} s",
     }
+
+
+async def ask_each_size(served: Served, paths: Sequence[Path]) -> None:
+    """Ask for each number of items that may run together: torch keeps kernels of each, for good."""
+    items = [{"image": base64.b64encode(path.read_bytes()).decode()} for path in paths]
+    client = Client(served.port)
+    for number in range(1, len(items) + 1):
+        body = json.dumps({"items": items[:number]}).encode()
+        status, answer = await client.send(request("/v1/embed_image", body, "application/json"))
+        if status != 200:
+            raise RuntimeError(f"{status}: {answer}")
+    await client.close()
 
 
 def hostile(options: argparse.Namespace) -> dict[str, Any]:

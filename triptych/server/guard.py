@@ -140,6 +140,7 @@ class Guard:
             if entered:
                 self._places.leave()
             self._places.give_back(visit.taken)
+            visit.refusal = None  # its traceback leads to this frame, and so to the body
             name = scope["path"] if scope["path"] in self._routes else "other"
             self._metrics.count(name, visit.status, time.perf_counter() - begun)
 

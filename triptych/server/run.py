@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -114,9 +115,12 @@ def serve(app: FastAPI, settings: ServerSettings, *, has_tokens: bool) -> int:
     )
     server = _Server(config, app, settings)
     previous = {sig: signal.signal(sig, signal.SIG_IGN) for sig in (signal.SIGTERM, signal.SIGINT)}
+    gc.collect()
+    gc.freeze()  # what is loaded stays: without it, cycles of requests are found often and cheaply
     try:
         server.run([listener])
     finally:
+        gc.unfreeze()
         for sig, handler in previous.items():
             signal.signal(sig, handler)
     if not app.state.service.close(max(0.0, server.deadline - time.monotonic())):
