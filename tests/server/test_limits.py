@@ -278,7 +278,7 @@ def test_only_those_who_have_a_token_are_answered(guarded):
         for path in ("/v1/models", "/metrics", "/openapi.json", "/"):
             refused = guarded.ask("GET", path, headers=given)
             assert "a token is needed" in detail(refused, 401)
-            assert refused.headers["www-authenticate"].startswith("Bearer")
+            assert "Bearer realm" in refused.headers["www-authenticate"]
         assert guarded.post("caption", json=caption(), headers=given).status_code == 401
     for token in (TOKEN, OTHER):
         bearer = {"authorization": f"Bearer {token}"}
