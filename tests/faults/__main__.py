@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             found |= measure(Path(folder), options.number or number, seed)
         found[f"{name}_seconds"] = round(time.perf_counter() - started, 1)
     found |= {"commit": current_commit(), "machine": describe_machine()}
-    print(json.dumps(found, indent=2))
+    print(json.dumps(found))
     return int(any(found.get(key) for key in found if key.endswith(TROUBLE)))
 
 

@@ -37,7 +37,7 @@ from triptych.workflows.predictions import Header, open_predictions
 from triptych.workflows.run import train_run
 
 from .changed_data import silent, write_images, write_lines
-from .forks import USER_ERROR, fork, partials, train_toy, wait, warm_up
+from .forks import USER_ERROR, content_of, fork, partials, train_toy, wait, warm_up
 
 ROOMY = "64m"
 PAGE = 4096
@@ -162,7 +162,7 @@ def content(folder: Path) -> dict[str, str]:
         is_timed = path.name in ("metrics.jsonl", ".lock", "about.json") or path.suffix == ".lock"
         if path.is_file() and not is_timed and "tensorboard" not in path.parts:
             name = str(path.relative_to(folder))
-            data = path.read_bytes().replace(str(folder).encode(), b"")
+            data = content_of(path).replace(str(folder).encode(), b"")
             found[name] = hashlib.sha256(data).hexdigest()
     return found
 

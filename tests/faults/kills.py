@@ -15,6 +15,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ from triptych.train.metrics_log import read_metrics
 from triptych.workflows.run import train_run
 
 from . import forks
-from .forks import fork, kill_all, same_toy, train_toy, wait, wait_until
+from .forks import content_of, fork, kill_all, same_toy, train_toy, wait, wait_until
 
 CHEAP = ("one", "save", "ranks") * 3
 """Kinds that take a second on a free core."""
@@ -208,14 +209,8 @@ def _other_files(run: Path, whole: Path) -> list[str]:
     steps = [line["step"] for line in read_metrics(whole / "metrics.jsonl")]
     seal = Path("checkpoints") / f"step_{steps[-1]}" / "checkpoint.json"
     names = [seal, *(p.relative_to(whole) for p in (whole / "model").iterdir())]
-    found = [str(n) for n in names if _content(run / n) != _content(whole / n)]
+    found = [str(n) for n in names if content_of(run / n) != content_of(whole / n)]
     return [*found, *([] if exact_lines(run) == exact_lines(whole) else ["metrics.jsonl"])]
-
-
-def _content(path: Path) -> bytes:
-    """Return the bytes of a file, without the commit that a card names: it may change meanwhile."""
-    lines = path.read_bytes().splitlines(keepends=True)
-    return b"".join(line for line in lines if not line.startswith(b"Code: commit"))
 
 
 def measure(folder: Path, number: int, seed: int, kinds: tuple[str, ...] = CYCLE) -> dict[str, Any]:
@@ -226,7 +221,7 @@ def measure(folder: Path, number: int, seed: int, kinds: tuple[str, ...] = CYCLE
         outcome = kills.kill(kinds[index % len(kinds)], index)
         outcomes.append(outcome)
         if not outcome["equal"]:
-            print(json.dumps(outcome), flush=True)
+            print(json.dumps(outcome), file=sys.stderr, flush=True)
     return {
         "kills_equal": sum(outcome["equal"] for outcome in outcomes),
         "kills_equal_of": number,
