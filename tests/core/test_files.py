@@ -1,5 +1,6 @@
 import errno
 import json
+import re
 import subprocess
 import sys
 from subprocess import PIPE
@@ -7,8 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from triptych.cli.main import main
 from triptych.core.errors import CheckpointError, ConfigError, DataError
 from triptych.core.files import (
+    NotWritableError,
     folder_for_one,
     has_entries,
     is_full,
@@ -141,6 +144,23 @@ def test_a_folder_that_cannot_be_written_to_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(ConfigError, match="cannot be written to"):
         make_folder(tmp_path)
+
+
+def test_a_file_that_cannot_be_written_is_an_error_with_its_own_name(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "folder" / "x").mkdir(parents=True)
+    for path in (tmp_path / "file" / "page.html", tmp_path / "folder"):
+        with pytest.raises(NotWritableError) as refused:
+            write_atomic(path, "page")
+        assert refused.value.filename == str(path)
+
+    def run(arguments):
+        write_atomic(tmp_path / "folder", "page")
+
+    monkeypatch.setattr("triptych.cli.models.run", run)
+    assert main(["models"]) == 2
+    told = capsys.readouterr().err
+    assert re.match(f"triptych: error: cannot write {tmp_path}/folder: .*another folder", told)
 
 
 def test_a_folder_is_for_one_process_until_it_ends(tmp_path):

@@ -122,7 +122,7 @@ def _write(report: CheckReport, options: CheckOptions) -> None:
         kept = write_clean(options.write, report.records, report.excluded())
         lost = report.num_records - kept
         print(
-            f"wrote {options.write} with {kept:,} records; the {lost:,} that it excludes are in "
+            f"wrote {options.write} with {kept:,} records; {lost:,} excluded, as listed in "
             f"{options.write}{EXCLUDED}",
             file=sys.stderr,
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from triptych import __version__
 from triptych.core.errors import ConfigError, TriptychError, nearest
-from triptych.core.files import is_full, refusal
+from triptych.core.files import NotWritableError, is_full, refusal
 from triptych.core.registry import load_plugins
 from triptych.core.terminal import guarded
 from triptych.train.interrupts import TrainingInterrupted
@@ -144,7 +144,7 @@ def _guarded_main(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at the end
         return 141
     except OSError as error:
-        if not is_full(error):
+        if not (is_full(error) or isinstance(error, NotWritableError)):
             raise
         print(f"triptych: error: {refusal(error.filename or 'a file', error)}", file=sys.stderr)
         return USER_ERROR

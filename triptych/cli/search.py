@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,4 +75,5 @@ def run(arguments: Sequence[str]) -> int:
             part for part in (options.text, options.image and f"like {options.image}") if part
         )
         write_page(options.html, asked, hits, index.state)
+        print(f"wrote {options.html}", file=sys.stderr)
     return 0

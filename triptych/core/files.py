@@ -21,6 +21,10 @@ except ImportError:  # Windows: nothing keeps two runs out of one folder there
 LOCK_FILE = ".lock"
 
 
+class NotWritableError(OSError):
+    """A file that the system does not let us write, by its final name."""
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and those above it, unless they are there.
 
@@ -193,9 +197,15 @@ def placed(path: Path, *, parents: bool = True) -> Iterator[Path]:
 
     Yields:
         Where to write it: a name without a file.
+
+    Raises:
+        NotWritableError: Its folder cannot be made or written to, or the name is taken.
     """
     if parents:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise NotWritableError(error.errno, error.strerror, str(path)) from error
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
     try:
         _remove(temporary)
@@ -207,6 +217,8 @@ def placed(path: Path, *, parents: bool = True) -> Iterator[Path]:
             _remove(temporary)
         if full and not isinstance(error, OSError):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            raise NotWritableError(error.errno, error.strerror, str(path)) from error
         raise
 
 

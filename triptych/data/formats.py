@@ -176,10 +176,13 @@ def _recognise_json(path: Path) -> tuple[Format, Any]:
 
 
 def _unknown_folder(path: Path) -> DataError:
+    names = sorted(p.name for p in path.iterdir())
+    if not names:
+        return DataError(f"{path}: the folder is empty")
     tells = [f.tells for f in reversed([*FORMATS.entries().values()]) if f.of_path is not None]
     return DataError(
         f"{path}: the folder holds neither {' nor '.join(tells)}; "
-        f"name a file in it ({', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'none'})"
+        f"name a file in it ({', '.join(names[:8])})"
     )
 
 

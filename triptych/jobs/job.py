@@ -76,10 +76,8 @@ class BatchJob:
         name = SHORT_NAMES.get(self.verb, self.verb)
         if name not in VERBS:
             known = [*VERBS, *SHORT_NAMES]
-            raise ConfigError(
-                f"there is no verb {self.verb!r}{nearest(self.verb, known)}: a batch job can "
-                f"{', '.join(known)}"
-            )
+            clue = nearest(self.verb, known) or f": a batch job can {', '.join(known)}"
+            raise ConfigError(f"there is no verb {self.verb!r}{clue}")
         object.__setattr__(self, "verb", name)
         self.read_options()
         check(self.limit is None or self.limit >= 1, "limit", self.limit, "be at least 1")
@@ -175,7 +173,8 @@ class BatchJob:
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return what is different in the identities of two jobs, in words."""
     found = []
-    for name in ("options", "source"):
+    same_verb = before.get("verb") == now["verb"]  # another one has other options
+    for name in ("options", "source") if same_verb else ("source",):
         old, new = before.get(name) or {}, now[name]
         found += [
             f"{name.removesuffix('s')} {key} was {old.get(key)!r} and is {new.get(key)!r}"

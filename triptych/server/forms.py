@@ -140,7 +140,8 @@ def _read_form(verb: Verb, schema: type[Strict], content_type: str, body: bytes)
         known.add(image)
     for name in parts:
         if name not in known:
-            raise Problem(422, f"{name}: there is no such field: {', '.join(sorted(known))}")
+            names = ", ".join(sorted(known))
+            raise Problem(422, f"{name}: there is no such field, only {names}")
     given: dict[str, Any] = {}
     for name in ("model", "options"):
         said = [_text(name, value) for value in parts.pop(name, [])]

@@ -361,7 +361,8 @@ class PageGuard:
             return
         path = scope["path"]
         if not ROUTES.fullmatch(path) or ".." in path:
-            problem = Problem(404, f"there is no {path[:MAX_PATH]} here")
+            asked = f"{scope['method']} {path[:MAX_PATH]}"
+            problem = Problem(404, f"there is no {asked}: /openapi.json lists the routes")
             await problem.response()(scope, receive, send)
             return
         kept = [pair for pair in scope["headers"] if pair[0] != b"origin"]
