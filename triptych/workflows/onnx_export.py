@@ -27,7 +27,7 @@ from tokenizers import Regex, normalizers, processors
 from torch import Tensor, nn
 
 from triptych.core.errors import CapabilityError, CheckpointError
-from triptych.core.files import write_atomic, write_json
+from triptych.core.files import make_folder, write_atomic, write_json, writing
 from triptych.data.transforms.pipeline import resize
 from triptych.models.families import model_sizes
 from triptych.scenes.config import SceneConfig
@@ -111,8 +111,11 @@ def export_onnx(model_folder: str | Path, out: Path) -> OnnxExport:
         raise CheckpointError(f"{out} exists: choose another folder, or remove it")
     loaded = load_model(model_folder, device="cpu", precision="fp32")
     loaded.check_trained("embed")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
+    make_folder(out.parent)
+    with (
+        writing(str(out), out.parent, kind=CheckpointError),
+        tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary,
+    ):
         folder = Path(temporary)
         _write_graphs(loaded, folder)
         write_atomic(folder / "tokenizer.json", ready_tokenizer(loaded))
