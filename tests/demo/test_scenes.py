@@ -192,7 +192,7 @@ def test_another_demo_in_the_folder_is_an_error(demo, tmp_path, monkeypatch):
 
 def test_a_folder_in_use_is_an_error(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"is not empty.*--out.*DEMO_OUT"):
+    with pytest.raises(ConfigError, match=r"holds other files.*--out.*DEMO_OUT"):
         run_demo(tmp_path, SETTINGS)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

@@ -166,6 +166,14 @@ def test_bad_images_are_listed_and_damage_is_named(model, photos, tmp_path):
         open_index(tmp_path / "nowhere")
 
 
+def test_a_folder_of_other_files_is_no_place_for_an_index(model, photos, tmp_path):
+    out = tmp_path / "notes"
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds notes\.txt and no index"):
+        build_index(load_model(model), source(photos), out)
+
+
 def test_captions_of_an_image_are_joined(model, photos, tmp_path):
     lines = [("00.png", "one"), ("01.png", "two"), ("00.png", "three"), ("00.png", "one")]
     data = tmp_path / "d.jsonl"

@@ -249,7 +249,7 @@ def test_what_would_be_wrong_with_every_row_is_said_first(folders, data, tmp_pat
     other = tmp_path / "other"
     other.mkdir()
     pq.write_table(pa.table({"a": [1]}), other / "a.parquet")
-    with pytest.raises(ConfigError, match=r"holds parquet files and no _job\.json"):
+    with pytest.raises(ConfigError, match=r"holds other files and no job"):
         run_job(job(folders["captioning"], data, other))
 
 

@@ -41,14 +41,14 @@ def make_folder(folder: Path) -> None:
 
 
 def has_entries(folder: Path) -> bool:
-    """Return whether a folder is there and not empty.
+    """Return whether a folder is there and holds more than its lock.
 
     Raises:
         ConfigError: There is a file in its place.
     """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file, not a folder: choose another name")
-    return folder.is_dir() and any(folder.iterdir())
+    return folder.is_dir() and any(path.name != LOCK_FILE for path in folder.iterdir())
 
 
 @contextmanager

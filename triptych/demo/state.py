@@ -231,8 +231,8 @@ def check_folder(folder: Path, settings: DemoSettings) -> None:
         return
     if not (folder / DEMO_FILE).is_file():
         raise ConfigError(
-            f"{folder} is not empty: choose another folder with --out (`make demo DEMO_OUT=...`), "
-            "or delete it"
+            f"{folder} holds other files: choose another folder with --out (`make demo "
+            "DEMO_OUT=...`)"
         )
     if _settings(_read(folder)) != settings:
         raise ConfigError(

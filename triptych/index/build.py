@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from triptych.checkpoint.model_folder import hash_model_folder
 from triptych.core.config import MAX_BATCH_SIZE, MAX_WORKERS, check_range
-from triptych.core.errors import DataError
+from triptych.core.errors import ConfigError, DataError
 from triptych.core.files import folder_for_one, make_folder, placed, writing
 from triptych.data.manifest import FoundRecords, read_records
 from triptych.data.records import ImageSource, Record
@@ -49,6 +50,7 @@ PART = 1024
 """Images whose vectors are saved together: what a killed build loses at most."""
 
 BUILDING = ".building"
+OWN_NAMES = re.compile(r"\.|g\d|skipped\.jsonl$|README\.md$")
 APPROXIMATE_FROM = 1_000_000
 """Vectors from which an approximate index pays; see docs/search.md."""
 
@@ -130,6 +132,8 @@ def build_index(
         state = read_state(out)
         if state is not None:
             check_model(out, state, loaded.folder, key)
+        elif strays := [path.name for path in out.iterdir() if not OWN_NAMES.match(path.name)]:
+            raise ConfigError(f"{out} holds {strays[0]} and no index: choose another folder")
         building = out / BUILDING / key[:16]
         (out / "skipped.jsonl").unlink(missing_ok=True)
         found = read_records(source) if found is None else found

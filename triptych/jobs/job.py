@@ -21,7 +21,7 @@ from triptych import __version__
 from triptych.checkpoint.model_folder import hash_model_folder
 from triptych.core.config import MAX_BATCH_SIZE, MAX_WORKERS, check, check_range, to_dict
 from triptych.core.errors import ConfigError, nearest
-from triptych.core.files import remove_partials, write_atomic, write_json
+from triptych.core.files import has_entries, remove_partials, write_atomic, write_json
 from triptych.core.reading import read_json
 from triptych.core.terminal import readable
 from triptych.data.images import max_image_pixels
@@ -155,10 +155,8 @@ class BatchJob:
                     f"{self.out} holds the rows of another job: {'; '.join(changed)}. Choose "
                     "another folder, or delete this one to begin again"
                 )
-        elif any(self.out.glob("*.parquet")):
-            raise ConfigError(
-                f"{self.out} holds parquet files and no {ABOUT}: choose another folder"
-            )
+        elif has_entries(self.out):
+            raise ConfigError(f"{self.out} holds other files and no job: choose another folder")
         else:
             write_json(about, now)
         remove_partials(self.out)

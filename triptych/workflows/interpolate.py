@@ -24,6 +24,7 @@ from triptych.core.outputs import MetricValue
 from triptych.data.manifest import FoundRecords, read_records
 from triptych.data.source import DataSourceConfig
 from triptych.serving.loading import LoadedModel, load_model
+from triptych.tasks.registry import find_evaluation
 from triptych.workflows.evaluate import evaluate_loaded
 
 ALPHAS = tuple(number / 10 for number in range(11))
@@ -90,6 +91,9 @@ def sweep(
     """
     for alpha in alphas:
         check(0 <= alpha <= 1, "alphas", alpha, "be from 0 to 1")
+    find_evaluation(own.task)
+    if guard is not None:
+        find_evaluation(guard.task)
     first, last = _load_pair(before, after)
     last.check_trained(own.task)
     if guard is not None:

@@ -52,6 +52,8 @@ def mutate_state(rng: random.Random, data: bytes) -> bytes:
         sizes = plain["model"]
     except (ValueError, KeyError, TypeError, RecursionError):
         return data
+    if not isinstance(sizes, dict):  # another change was before
+        return data
     for _ in range(3):  # down to the sizes of a part
         inner = [value for value in sizes.values() if isinstance(value, dict)]
         if not inner or rng.random() < 0.5:
