@@ -30,6 +30,9 @@ PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]",
 CONTINUATION = "##"
 ASCII = string.ascii_lowercase + string.digits + string.punctuation
 MAX_ALPHABET = 1000  # distinct characters kept, as BERT's vocabulary builder does
+PROBES = ("a dog \u2603 \U0010fffd", "x" * 200)
+"""Words, a character and a length that no vocabulary knows."""
+
 MAX_WORD_CHARS = 100  # a longer word is [UNK] (BERT)
 
 _UNUSED = re.compile(r"\[unused(\d+)\]")
@@ -154,9 +157,12 @@ class Tokenizer:
             path = found[0]
         text = read_text(path)
         with reading(path):
-            return cls(
+            found = cls(
                 _from_json(text, path) if path.suffix == ".json" else _from_vocab(text, path)
             )
+            # what is only wrong where a word is unknown is wrong now, not in the midst of a run
+            found.encode(PROBES, max_tokens=16)
+            return found
 
     def save(self, folder: str | Path) -> Path:
         """Write `tokenizer.json` into `folder` and return its path."""

@@ -492,8 +492,12 @@ class WaitingCollator(CaptioningCollator):
 def test_ctrl_c_ends_workers_that_wait_for_ever(records, tokenizer):
     source = loader(records, tokenizer, collator=WaitingCollator(tokenizer), num_workers=2)
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        next(iter(source))
-    timer.join()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest-xdist ignores it
+    try:
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            next(iter(source))
+        timer.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert no_child_is_left()

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from triptych.core.errors import ConfigError, DataError
 from triptych.core.files import write_atomic, write_json
-from triptych.core.reading import read_json_object
+from triptych.core.reading import check_regular, read_json_object
 from triptych.data.records import ImageSource
 
 Vectors = NDArray[np.float16]
@@ -200,6 +200,7 @@ def map_vectors(path: Path, width: int) -> list[Vectors]:
         DataError: The file is missing or damaged.
     """
     try:
+        check_regular(path)
         with pa.memory_map(str(path)) as source, pa.ipc.open_file(source) as reader:
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         found = [
@@ -226,6 +227,7 @@ def read_images(path: Path) -> Iterator[IndexedImage]:
         DataError: The file is missing or damaged.
     """
     try:
+        check_regular(path)
         with pq.ParquetFile(str(path)) as file:
             for batch in file.iter_batches():
                 for row in batch.to_pylist():

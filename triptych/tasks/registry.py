@@ -108,10 +108,11 @@ def stored_task_config(stored: object) -> TaskConfig | None:
     Raises:
         ConfigError: A field is unknown, or a value is out of range.
     """
-    if not isinstance(stored, Mapping) or stored.get("kind") not in CONFIGS:
+    kind = stored.get("kind") if isinstance(stored, Mapping) else None
+    if not isinstance(stored, Mapping) or not isinstance(kind, str) or kind not in CONFIGS:
         return None
     plain = {name: value for name, value in stored.items() if name != "kind"}
-    return from_dict(CONFIGS[str(stored["kind"])], plain, "task")
+    return from_dict(CONFIGS[kind], plain, "task")
 
 
 def build_task(

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from triptych.core.errors import ConfigError, DataError
-from triptych.core.reading import open_regular, read_bytes, read_text, reading
+from triptych.core.reading import check_regular, open_regular, read_bytes, read_text, reading
 from triptych.data.lines import MAX_LINE, bounded_lines
 from triptych.data.matlab import load_mat
 from triptych.data.pixels import pixel_layout, unpacked
@@ -218,7 +218,7 @@ def _unzipped(path: Path) -> Path:
 
     def read() -> Iterator[bytes]:
         try:
-            with gzip.open(path, "rb") as file:
+            with open_regular(path) as whole, gzip.open(whole, "rb") as file:
                 while piece := file.read(2**22):
                     yield piece
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -343,6 +343,7 @@ def _unpacked_hdf5(path: Path) -> tuple[Path, tuple[int, int, int]]:
     """Return the file with the bytes of the dataset `x`, and its count, height and width."""
     h5py = _h5py()
     try:
+        check_regular(path)
         with h5py.File(path, "r") as file:
             x = file["x"]
             if x.ndim != 4 or x.shape[3] != 3 or x.dtype != np.uint8:
@@ -358,6 +359,7 @@ def _unpacked_hdf5(path: Path) -> tuple[Path, tuple[int, int, int]]:
 def _hdf5_labels(path: Path) -> list[int]:
     h5py = _h5py()
     try:
+        check_regular(path)
         with h5py.File(path, "r") as file:
             return [int(label) for label in np.asarray(file["y"]).ravel().tolist()]
     except (OSError, KeyError, RuntimeError) as error:
