@@ -157,12 +157,12 @@ class Tokenizer:
             path = found[0]
         text = read_text(path)
         with reading(path):
-            found = cls(
+            tokenizer = cls(
                 _from_json(text, path) if path.suffix == ".json" else _from_vocab(text, path)
             )
             # what is only wrong where a word is unknown is wrong now, not in the midst of a run
-            found.encode(PROBES, max_tokens=16)
-            return found
+            tokenizer.encode(PROBES, max_tokens=16)
+            return tokenizer
 
     def save(self, folder: str | Path) -> Path:
         """Write `tokenizer.json` into `folder` and return its path."""
