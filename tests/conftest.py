@@ -1,5 +1,7 @@
 """What tests of several rooms share."""
 
+import signal
+
 import pytest
 
 from triptych.nn import packing
@@ -17,3 +19,10 @@ def own_cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRIPTYCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def hang_up_is_heard():
+    """Let tests see SIGHUP, also those that `nohup make test` runs."""
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)

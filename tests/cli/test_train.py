@@ -28,11 +28,11 @@ def trained(monkeypatch, tmp_path):
             step=12, losses={}, elapsed_s=3.0, samples_per_s=4.0, checkpoint=Path("step_12")
         )
 
-    def train_run(config, run_folder, *, resume=False):
+    def train_run(config, run_folder, *, resume=False, accept_changed_data=False):
         asked.append((config, run_folder))
         return result()
 
-    def resume_run(run_folder):
+    def resume_run(run_folder, *, accept_changed_data=False):
         asked.append(("resumed", run_folder))
         return result()
 
@@ -282,7 +282,7 @@ def test_a_stop_between_stages_says_how_to_go_on(tmp_path, monkeypatch, capsys, 
 
 
 def test_all_stages_may_go_on_with_more_bad_samples(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr("triptych.cli.train_stagewise.resume", lambda folder: 0)
+    monkeypatch.setattr("triptych.cli.train_stagewise.resume", lambda folder, **_: 0)
     files = [tmp_path / "all" / name for name in ("stages/vision.yaml", "stages/pretrain.yaml")]
     files.append(tmp_path / "all" / "vision" / "config.yaml")
     for file in files:

@@ -145,7 +145,7 @@ def test_codes_for_another_grid_are_a_skipped_sample_each(images, tmp_path):
     built = loader.builder.build([(0, index) for index in range(6)])
     assert built.batch is None
     assert len(built.skipped) == 6
-    assert "not 16 of codes" in built.skipped[0].message
+    assert "holds 9 codes, not 16" in built.skipped[0].message
 
 
 @pytest.mark.parametrize(

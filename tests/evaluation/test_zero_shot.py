@@ -63,7 +63,7 @@ def test_templates_of_the_user(tmp_path):
         ("a scan of {}\na scan\n", r"mine.txt:2: 'a scan' must hold {} once"),
         ("{} and {}\n", "mine.txt:1"),
         ("\n", "holds no template"),
-        (None, "cannot read"),
+        (None, "there is no such file"),
     ],
 )
 def test_unusable_templates_are_named(tmp_path, text, message):

@@ -95,7 +95,7 @@ def faulty_kinds():
 
 def test_faults_are_seen(tmp_path):
     """A fuzzer that sees nothing would find nothing."""
-    limits = Limits(cpu_s=1, wait_s=2, memory_mb=100)
+    limits = Limits(cpu_s=3, wait_s=6, memory_mb=100)
     expected = {
         "error": "KeyError in outside the library",
         "memory": "memory",

@@ -15,8 +15,10 @@ from tests.docs_flava import write_classes, write_released
 from triptych.cli.main import main
 from triptych.data.manifest import read_records
 from triptych.data.source import DataSourceConfig
+from triptych.data.transforms.pipeline import ImageTransform
 from triptych.recipes.config import ModelSource
 from triptych.scenes.write import write_scenes
+from triptych.serving.inputs import prepare_images
 from triptych.workflows.evaluate import evaluate_model
 from triptych.workflows.frozen import probe_folder
 from triptych.workflows.importing import ImportSettings, import_checkpoint
@@ -106,7 +108,8 @@ def test_transformers_reads_an_export(released, tmp_path):
     processor = transformers.FlavaImageProcessorPil.from_pretrained(theirs)
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     pixels = processor(image, return_tensors="pt")["pixel_values"][0]
-    ours = triptych.load(own, device="cpu")._prepared([image], 0)[0][0]
+    transform = ImageTransform(triptych.load(own, device="cpu").preprocess, train=False)
+    ours = prepare_images([image], [0], transform)[0][0]
     torch.testing.assert_close(pixels, ours, atol=1e-5, rtol=1e-5)
 
 

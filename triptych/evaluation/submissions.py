@@ -60,15 +60,13 @@ class SubmissionForm:
             DataError: It cannot be read, or is not of this form; the message says where.
         """
         text = read_text(path, max_bytes=MAX_DATA_BYTES)
-        try:
-            with reading(path):
+        with reading(path):
+            try:
                 rows = self.parse(text)
-        except DataError:
-            raise
-        except ValueError as error:
-            raise DataError(
-                f"{path}: not in the form {self.name!r} ({self.reader}): {error}"
-            ) from error
+            except ValueError as error:
+                raise DataError(
+                    f"{path}: not in the form {self.name!r} ({self.reader}): {error}"
+                ) from error
         if not rows:
             raise DataError(f"{path}: holds no prediction")
         return rows
