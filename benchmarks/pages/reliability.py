@@ -33,7 +33,12 @@ def counts(code: int, output: str) -> dict[str, Any]:
         DataError: The program printed none.
     """
     found = read_json_line(0, output)  # the code says whether a target was missed
-    return {key: v[0] if isinstance(v, list) else v for key, v in found.items()}
+    pairs = {key: value[0] for key, value in found.items() if _is_pair(value)}
+    return found | pairs
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], int)
 
 
 RELIABILITY = Benchmark(
