@@ -63,7 +63,7 @@ FOUNDATION = Benchmark(
     name="foundation",
     title="The demo, and what all models share",
     what={
-        "demo_minutes": "`make demo` on two cores, without installation, minutes",
+        "demo_minutes": "the whole demo on two cores, minutes",
         "i2t_r1": "image-to-text recall at 1 among 500 unseen scenes, by ITC",
         "t2i_r1": "text-to-image, the same",
         "i2t_r1_itm": "image-to-text, re-ranked by ITM",

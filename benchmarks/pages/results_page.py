@@ -28,7 +28,7 @@ SMALL_DEMO = "demo_small.json"
 VERDICTS = {True: "met", False: "**not met**", None: "not measured"}
 SMALL_TITLE = "The longer demo: twice the images and steps"
 README_ROWS = (
-    ("demo_minutes", "`make demo`, without installation, minutes"),
+    ("demo_minutes", "the whole demo (`triptych demo --scale tiny`), minutes"),
     ("i2t_r1", "image-to-text recall at 1 among 500 unseen scenes, ITC alone"),
     ("t2i_r1", "text-to-image, the same"),
     ("i2t_r1_itm", "image-to-text, re-ranked by ITM"),

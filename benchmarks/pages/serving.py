@@ -48,6 +48,8 @@ SERVING = Benchmark(
         "hostile_requests": "crashes, hangs and 500s from 1,000 mutated requests and images",
         "batch_kill": "rows lost, doubled or different in batch jobs that are killed 10 times",
         "ray_over_plain": "time of the job on Ray, two workers, over that of the plain job",
+        "demo_minutes_bf16": "`make demo` on two cores, without installation, in bf16, minutes",
+        "demo_minutes_fp32": "the same where the processor has no bf16",
         "onnx_max_error": "largest difference of embeddings in onnxruntime, three families",
     },
     prefix="serving_",
@@ -62,6 +64,7 @@ SERVING = Benchmark(
         "ray",
         "found",
         "statuses",
+        "scores",
     ),
     parts=(
         Part("exact", (*SEARCH, "exact"), ("exact_over_faiss_flat_1", "exact_over_faiss_flat_64")),
@@ -78,6 +81,10 @@ SERVING = Benchmark(
         Part("hostile", (*SERVE, "hostile"), ("hostile_requests",)),
         Part("batch_kill", (*BATCH, "kill", MODEL), ("batch_kill",)),
         Part("ray", (*BATCH, "ray", MODEL), ("ray_over_plain",)),
+        *(
+            Part(f"demo_{p}", ("-m", "benchmarks.speed.demo_minutes", p), (f"demo_minutes_{p}",))
+            for p in ("bf16", "fp32")
+        ),
         Part("onnx", ("-m", "benchmarks.speed.onnx"), ("onnx_max_error",)),
     ),
     bars={
@@ -94,6 +101,8 @@ SERVING = Benchmark(
         "overload_wrong": at_most("overload_wrong", 0),
         "hostile_requests": at_most("hostile_requests", 0),
         "batch_kill": at_most("batch_kill", 0),
+        "demo_minutes_bf16": at_most("demo_minutes_bf16", 8),
+        "demo_minutes_fp32": at_most("demo_minutes_fp32", 10),
         "onnx_max_error": at_most("onnx_max_error", 1e-4),
     },
 )

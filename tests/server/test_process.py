@@ -17,6 +17,8 @@ from triptych.cli.main import main
 from .asking import image_bytes
 
 WAIT_S = 120
+from triptych.server.run import _listen
+from triptych.server.settings import ServerSettings
 
 
 class Process:
@@ -199,3 +201,12 @@ def test_what_cannot_be_served_is_an_error(folders, tmp_path, capsys):
     ):
         assert main(["serve", *words]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_answers_are_sent_at_once():
+    """Without this, each answer waits 40 ms between its head and its body."""
+    with _listen(ServerSettings(port=0)) as listening:
+        with socket.create_connection(listening.getsockname()):
+            accepted, _ = listening.accept()
+            with accepted:
+                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -67,9 +67,10 @@ def run(arguments: Sequence[str]) -> int:
     if missing:
         raise ConfigError(f"{', '.join(missing)} is missing: `pip install triptych[serve]`")
     from triptych.server.app import build_app
-    from triptych.server.run import load_index, load_models, name_models, serve
+    from triptych.server.run import leave_a_core, load_index, load_models, name_models, serve
 
     tokens = read_tokens(options.tokens)
+    leave_a_core()
     engines = load_models(name_models(options.models), options.device, options.precision)
     index = None if options.index is None else load_index(options.index, engines)
     app = build_app(engines, index, options.settings, tokens)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import uvicorn
 from fastapi import FastAPI
 from PIL import Image
@@ -21,6 +22,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from triptych.checkpoint.model_folder import hash_model_folder
 from triptych.core.errors import ConfigError
+from triptych.core.machine import num_cores
 from triptych.index.search import ImageIndex, open_index
 from triptych.index.store import read_state
 from triptych.server.settings import ServerSettings
@@ -55,6 +57,15 @@ def name_models(given: Sequence[str]) -> dict[str, Path]:
             )
         found[name] = folder
     return found
+
+
+def leave_a_core() -> None:
+    """Let torch compute with all cores but one, which HTTP and decoding get.
+
+    Threads of one product wait for each other, so that one which shares its core with a request
+    delays them all: for 16 clients on two cores, one thread captions 1.7 times as many images.
+    """
+    torch.set_num_threads(max(1, min(torch.get_num_threads(), num_cores() - 1)))
 
 
 def load_models(
@@ -137,7 +148,10 @@ def _listen(settings: ServerSettings) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+        found = socket.create_server((settings.host, settings.port), family=family, backlog=BACKLOG)
+        # accepted sockets inherit it; without it a body waits 40 ms for the ACK of its head
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return found
     except OSError as error:
         raise ConfigError(
             f"cannot listen on {settings.host}:{settings.port} ({error.strerror or error}): choose "
