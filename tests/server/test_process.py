@@ -13,12 +13,12 @@ import time
 import pytest
 
 from triptych.cli.main import main
+from triptych.server.run import _listen
+from triptych.server.settings import ServerSettings
 
 from .asking import image_bytes
 
 WAIT_S = 120
-from triptych.server.run import _listen
-from triptych.server.settings import ServerSettings
 
 
 class Process:
@@ -205,8 +205,9 @@ def test_what_cannot_be_served_is_an_error(folders, tmp_path, capsys):
 
 def test_answers_are_sent_at_once():
     """Without this, each answer waits 40 ms between its head and its body."""
-    with _listen(ServerSettings(port=0)) as listening:
-        with socket.create_connection(listening.getsockname()):
-            accepted, _ = listening.accept()
-            with accepted:
-                assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    with (
+        _listen(ServerSettings(port=0)) as listening,
+        socket.create_connection(listening.getsockname()),
+        listening.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
