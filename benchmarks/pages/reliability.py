@@ -56,7 +56,12 @@ RELIABILITY = Benchmark(
     prefix="reliability_",
     details=("by_kind", "seconds"),
     parts=(
-        Part("fuzz", (*FUZZ, "--cases", "10000"), ("fuzz_cases", "fuzz_unclean"), counts),
+        Part(
+            "fuzz",
+            (*FUZZ, "--cases", "10000", "--minutes", "10"),
+            ("fuzz_cases", "fuzz_unclean"),
+            counts,
+        ),
         Part("kills", (*FAULTS, "kills", "--number", "100"), ("kills_equal",), counts),
         Part("disk_full", (*FAULTS, "disk_full", "--number", "30"), ("disk_full",), counts),
         Part("changed_data", (*FAULTS, "changed_data"), ("changed_data",), counts),
