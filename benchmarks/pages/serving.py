@@ -122,8 +122,9 @@ def search_page(folder: Path, old: str) -> str:
     ]
     machine = stored["machine"]
     below = (
-        f"{found['protocol']}, the demo's model; {machine['cores']} cores of {machine['CPU']}, "
-        f"bf16 by {machine['bf16']},\nat commit `{stored['commit'][:12]}`: `{stored['command']}`."
+        f"{found['protocol']}. The model of `triptych demo --scale tiny`; {machine['cores']} cores\n"
+        f"of {machine['CPU']} ({machine['bf16']}), commit `{stored['commit'][:12]}`, "
+        f"`{stored['command']}`."
     )
     table = make_table(["`--rerank`", "recall at 1", "ms a query, median"], rows)
     return fill_blocks(old, {"rerank": f"{table}\n\n{below}"})
