@@ -122,8 +122,9 @@ def search_page(folder: Path, old: str) -> str:
     ]
     machine = stored["machine"]
     below = (
-        f"{found['protocol']}. The model of `triptych demo --scale tiny`; {machine['cores']} cores\n"
-        f"of {machine['CPU']} ({machine['bf16']}), commit `{stored['commit'][:12]}`, "
+        f"{found['protocol']}. The model of `triptych demo --scale tiny`;\n"
+        f"{machine['cores']} cores of {machine['CPU']} ({machine['bf16']}), commit "
+        f"`{stored['commit'][:12]}`, "
         f"`{stored['command']}`."
     )
     table = make_table(["`--rerank`", "recall at 1", "ms a query, median"], rows)

@@ -13,8 +13,8 @@ from triptych.core.errors import DataError
 @pytest.fixture
 def root(tmp_path):
     """A folder with the pages that have text of their own."""
-    (tmp_path / "docs").mkdir()
-    for name in ("README.md", "docs/efficiency.md", "docs/scale.md"):
+    (tmp_path / "docs" / "how-to").mkdir(parents=True)
+    for name in ("README.md", "docs/efficiency.md", "docs/scale.md", "docs/how-to/search.md"):
         shutil.copy(ROOT / name, tmp_path / name)
     return tmp_path
 
