@@ -149,10 +149,11 @@ def write_shards(
             on_progress(done, len(numbers))
     about = [_about(out, number) for number in numbers]
     skipped = [Skipped(SkipKind(kind), *rest) for a in about for kind, *rest in a.pop("skipped")]
-    write_json(out / LISTING_FILE, {"version": 1, "shards": about})
-    log = SkipLog(out, found.num_samples, max_bad_share, flag=VERB_FLAG)
-    log.add_all(found.skipped)
-    log.add_all(skipped)
+    with writing(f"shards {out}", out, only_full=True):
+        write_json(out / LISTING_FILE, {"version": 1, "shards": about})
+        log = SkipLog(out, found.num_samples, max_bad_share, flag=VERB_FLAG)
+        log.add_all(found.skipped)
+        log.add_all(skipped)
     return WrittenShards(
         num_shards=len(numbers),
         num_kept=len(kept),
