@@ -255,8 +255,13 @@ def check_sources(
         images = stack.enter_context(Images())
         captions = _look_at(records, images, settings, on_progress)
         _count(report, records, images)
-        _file_duplicates(report, records, images, captions)
-        report.findings += images.findings(records) + captions.findings(records)
+        copies = images.copies()
+        report.duplicate_images = [
+            [images.name(number, records) for number in group] for group in copies
+        ]
+        report.duplicate_captions = captions.repeated(records)
+        _file_repeated_records(report, records, images)
+        report.findings += images.findings(records, copies) + captions.findings(records)
         report.false_negatives = captions.false_negatives(settings.batch)
         if settings.against:
             other = _read(settings.against)
@@ -393,13 +398,7 @@ def _has(value: object) -> bool:
     return value is not None and value != ()
 
 
-def _file_duplicates(
-    report: CheckReport, records: Sequence[Record], images: Images, captions: Captions
-) -> None:
-    report.duplicate_images = [
-        [images.name(number, records) for number in group] for group in images.copies()
-    ]
-    report.duplicate_captions = captions.repeated(records)
+def _file_repeated_records(report: CheckReport, records: Sequence[Record], images: Images) -> None:
     first: dict[int, int] = {}
     groups: dict[int, list[int]] = {}
     for row, record in enumerate(records):

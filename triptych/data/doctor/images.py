@@ -26,7 +26,6 @@ CHUNK = 256  # images handed to the threads at a time
 DIGEST_BYTES = 16
 TINY_PX = 32
 EXTREME_RATIO = 3.0
-NO_LOOK = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +49,10 @@ class Images:
         self.looks = Looks()
         self._place: dict[int, int] = {}
         self._first_row = array("q")
+        self._shown_rows, self._shown = array("q"), array("q")
         self._width, self._height = array("l"), array("l")
         self._digests = bytearray()
-        self._look = array("q")
-        self._blank = array("b")
+        self._looked_at, self._blank = array("q"), array("q")
         self._problems: dict[int, ImageProblem] = {}
 
     def __enter__(self) -> Images:
@@ -100,9 +99,11 @@ class Images:
     def _new(self, records: Iterable[Record]) -> Iterator[tuple[int, ImageSource | str]]:
         for row, record in enumerate(records):
             for source in shown_by(record):
-                digest = name_digest(str(source))
-                if digest not in self._place:
-                    self._place[digest] = len(self._place)
+                number_known = len(self._place)
+                place = self._place.setdefault(name_digest(str(source)), number_known)
+                self._shown_rows.append(row)
+                self._shown.append(place)
+                if place == number_known:
                     yield row, source
 
     def _add(self, row: int, seen: SeenImage, look: Look | None) -> None:
@@ -113,9 +114,12 @@ class Images:
         self._digests += seen.digest.ljust(DIGEST_BYTES, b"\0")
         if seen.problem is not None:
             self._problems[place] = seen.problem
-        self._blank.append(look is not None and look.is_blank)
-        self._look.append(NO_LOOK if look is None or look.is_blank else len(self.looks))
-        if look is not None and not look.is_blank:
+        if look is None:
+            return
+        if look.is_blank:
+            self._blank.append(place)
+        else:
+            self._looked_at.append(place)
             self.looks.add(look)
 
     @property
@@ -151,18 +155,19 @@ class Images:
 
     def near_copies(self, against: Images | None = None) -> Pairs:
         """Return pairs (P, 2) of numbers of images that show the same; see `near.near_pairs`."""
-        looks = None if against is None else against.looks
-        pairs = near_pairs(self.looks, looks)
-        return np.stack(
-            [self._with_look()[pairs[:, 0]], (against or self)._with_look()[pairs[:, 1]]], axis=1
+        pairs = near_pairs(self.looks, None if against is None else against.looks)
+        ours, theirs = (
+            np.array(images._looked_at, dtype=np.int64) for images in (self, against or self)
         )
+        return np.stack([ours[pairs[:, 0]], theirs[pairs[:, 1]]], axis=1)
 
-    def _with_look(self) -> NDArray[np.int64]:
-        return np.flatnonzero(np.array(self._look) != NO_LOOK)
+    def findings(self, records: Sequence[Record], copies: Sequence[Sequence[int]]) -> list[Finding]:
+        """Return what is wrong with the images, compared with each other.
 
-    def findings(self, records: Sequence[Record]) -> list[Finding]:
-        """Return what is wrong with the images, compared with each other."""
-        copies = self.copies()
+        Args:
+            records: All records.
+            copies: What `copies` returns.
+        """
         same = {tuple(sorted((group[0], other))) for group in copies for other in group[1:]}
         near = [pair for pair in self.near_copies().tolist() if tuple(pair) not in same]
         bytes_twice = {number for group in copies for number in group[1:]}
@@ -173,18 +178,17 @@ class Images:
         good[self.good] = True
         short, long = np.minimum(width, height), np.maximum(width, height)
         alone = {
-            FindingKind.BLANK_IMAGE: np.array(self._blank, dtype=bool),
-            FindingKind.TINY_IMAGE: short < TINY_PX,
-            FindingKind.EXTREME_SHAPE: long > EXTREME_RATIO * np.maximum(short, 1),
+            FindingKind.BLANK_IMAGE: self._blank.tolist(),
+            FindingKind.TINY_IMAGE: np.flatnonzero(good & (short < TINY_PX)).tolist(),
+            FindingKind.EXTREME_SHAPE: np.flatnonzero(
+                good & (long > EXTREME_RATIO * short)
+            ).tolist(),
         }
-        found = {
+        found: dict[FindingKind, Sequence[Sequence[int]]] = {
             FindingKind.COPIED_IMAGE: copies,
             FindingKind.NEAR_COPY: [group for group in groups if len(group) > 1],
         }
-        found |= {
-            kind: [[number] for number in np.flatnonzero(marked & good).tolist()]
-            for kind, marked in alone.items()
-        }
+        found |= {kind: [[number] for number in numbers] for kind, numbers in alone.items()}
         return [self.finding(kind, group, records) for kind, group in found.items() if group]
 
     def leaks(self, other: Images, records: Sequence[Record]) -> Finding | None:
@@ -204,15 +208,13 @@ class Images:
     ) -> Finding:
         """Return the finding of groups of images; all but the first of a group are meant."""
         meant = {n for group in groups for n in (group[1:] if len(group) > 1 else group)}
-        rows = tuple(
-            row
-            for row, record in enumerate(records)
-            if any(self.place(source) in meant for source in shown_by(record))
-        )
+        rows = np.array(self._shown_rows)[np.isin(self._shown, list(meant))]
         groups = [group[:2] for group in groups[:NUM_EXAMPLES]]
         shown = [tuple(self._first_row[n] for n in group) for group in groups]
         words = (" and ".join(self.name(n, records) for n in group) for group in groups)
-        return Finding(kind, len(meant), len(self), rows, tuple(shown), tuple(words))
+        return Finding(
+            kind, len(meant), len(self), tuple(np.unique(rows).tolist()), tuple(shown), tuple(words)
+        )
 
 
 def shown_by(record: Record) -> tuple[ImageSource | str, ...]:

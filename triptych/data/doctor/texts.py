@@ -6,7 +6,6 @@ words, and its script.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from array import array
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from triptych.data.doctor.findings import NUM_EXAMPLES, Finding, FindingKind
 from triptych.data.records import Record
+from triptych.data.stats import name_digest
 
 EDGE_WORDS = 3
 MIN_EDGE_SHARE, MIN_EDGE_COUNT = 0.02, 20
@@ -32,12 +32,6 @@ def normalise_text(text: str) -> str:
     """Return a text without case, punctuation and repeated spaces, to find duplicates by."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     return " ".join(re.sub(r"[^\w\s]|_", " ", plain).split())
-
-
-def text_digest(text: str) -> int:
-    """Return 8 bytes that stand for a text, as a number."""
-    data = text.encode("utf-8", "surrogatepass")
-    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 @lru_cache(maxsize=65_536)
@@ -77,10 +71,10 @@ class Captions:
         plain = normalise_text(caption)
         words = plain.split()
         self._rows.append(row)
-        self._whole.append(text_digest(plain))
+        self._whole.append(name_digest(plain))
         has_more = len(words) > EDGE_WORDS
         for kept, edge in ((self._starts, words[:EDGE_WORDS]), (self._ends, words[-EDGE_WORDS:])):
-            kept.append(text_digest(" ".join(edge)) if has_more else 0)
+            kept.append(name_digest(" ".join(edge)) if has_more else 0)
         if self._length(caption) > self._limit:
             self._long.append(row)
         self._scripts.setdefault(script_of(caption), array("q")).append(row)
