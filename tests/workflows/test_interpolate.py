@@ -11,7 +11,7 @@ from triptych.cli.main import main
 from triptych.core.errors import CheckpointError, ConfigError
 from triptych.core.outputs import MetricValue
 from triptych.serving.loading import load_model
-from triptych.workflows.interpolate import HeldOut, Point, blend, choose, sweep
+from triptych.workflows.interpolate import HeldOut, Point, blend, choose, open_line, sweep
 from triptych.workflows.run import train_run
 
 from .small_runs import small_run, source_of
@@ -59,7 +59,7 @@ def flags(source):
 def test_ends_of_the_sweep_are_the_two_models(folders, held, capsys):
     before, after = folders
     own, guard = held
-    points = sweep(before, after, own, guard, alphas=(0.0, 0.5, 1.0))
+    points = sweep(open_line(before, after), own, guard, alphas=(0.0, 0.5, 1.0))
     assert [point.alpha for point in points] == [0, 0.5, 1]
     for folder, task, data, point in (
         (after, "vqa", own, points[2].own),
@@ -111,10 +111,10 @@ def test_models_that_do_not_fit_and_wrong_settings_are_refused(folders, held, tm
     before, after = folders
     other = write_tiny_folder(tmp_path / "other", "vqa")
     with pytest.raises(CheckpointError, match="different shapes"):
-        sweep(before, other, held[0])
+        open_line(before, other)
     with pytest.raises(ConfigError, match="the same model"):
-        sweep(after, after, held[0])
+        open_line(after, after)
     with pytest.raises(ConfigError, match="alphas"):
-        sweep(before, after, held[0], alphas=(1.5,))
+        sweep(open_line(before, after), held[0], alphas=(1.5,))
     with pytest.raises(ConfigError, match="gives"):
-        sweep(before, after, replace(held[0], metric="nonsense"), alphas=(0.0,))
+        sweep(open_line(before, after), replace(held[0], metric="nonsense"), alphas=(0.0,))

@@ -78,7 +78,7 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"tolerance = {options.tolerance}: must be at least 0")
     if options.guard is None and options.guard_source != SourceOptions():
         raise ConfigError("flags of --guard say how its data are read: name them with --guard PATH")
-    from triptych.workflows.interpolate import HeldOut, choose, sweep, write_blend
+    from triptych.workflows.interpolate import HeldOut, choose, open_line, sweep, write_blend
 
     own = HeldOut(
         task=options.task,
@@ -94,9 +94,9 @@ def run(arguments: Sequence[str]) -> int:
             metric=options.guard_metric,
             limit=options.limit,
         )
+    line = open_line(options.before, options.after)
     points = sweep(
-        options.before,
-        options.after,
+        line,
         own,
         guard,
         alphas=options.alphas,
@@ -106,7 +106,7 @@ def run(arguments: Sequence[str]) -> int:
     said = f"alpha {chosen.alpha:g}: {_scores(chosen)}"
     if options.out is not None:
         note = f"Between `{options.before}` and `{options.after}`, {said}."
-        write_blend(options.before, options.after, chosen.alpha, options.out, note)
+        write_blend(line, chosen.alpha, options.out, note)
     if options.json:
         plain = {"chosen": chosen.alpha, "points": [asdict(point) for point in points]}
         print(json.dumps(plain | {"model": None if options.out is None else str(options.out)}))

@@ -62,9 +62,25 @@ class Point:
     guard: MetricValue | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The models on the line from one to another.
+
+    Attributes:
+        first: The model that was fine-tuned.
+        last: What the fine-tuning left.
+        starts: Weights of the first.
+        ends: Weights of the last.
+    """
+
+    first: LoadedModel
+    last: LoadedModel
+    starts: Mapping[str, Tensor]
+    ends: Mapping[str, Tensor]
+
+
 def sweep(
-    before: str | Path,
-    after: str | Path,
+    line: Line,
     own: HeldOut,
     guard: HeldOut | None = None,
     *,
@@ -73,42 +89,37 @@ def sweep(
 ) -> list[Point]:
     """Score models on the line between two.
 
-    The task of the fine-tuning is scored with the settings and the classifier of `after`, the guard
-    with those of `before`. Weights that only one of them has are taken as they are.
+    The task of the fine-tuning is scored with the settings and the classifier of the last model,
+    the guard with those of the first. Weights that only one of them has are taken as they are.
 
     Args:
-        before: The model folder that was fine-tuned.
-        after: The model folder that the fine-tuning left.
+        line: What `open_line` returns.
         own: Data of the fine-tuned task.
         guard: Data of what should be preserved.
         alphas: Places on the line, 0 to 1.
         on_point: Called with each point as it is scored.
 
     Raises:
-        CheckpointError: The models do not fit together.
-        ConfigError: No such place or metric.
+        ConfigError: No such task, place or metric.
         DataError: The data cannot be read or lack what a task needs.
     """
     for alpha in alphas:
         check(0 <= alpha <= 1, "alphas", alpha, "be from 0 to 1")
-    find_evaluation(own.task)
-    if guard is not None:
-        find_evaluation(guard.task)
-    first, last = _load_pair(before, after)
-    last.check_trained(own.task)
-    if guard is not None:
-        first.check_trained(guard.task)
-    starts, ends = _weights(first), _weights(last)
+    for loaded, held in ((line.last, own), (line.first, guard)):
+        if held is not None:
+            find_evaluation(held.task)
+            loaded.check_trained(held.task)
     own_records = read_records(own.source)
     guard_records = None if guard is None else read_records(guard.source)
     points = []
     for alpha in alphas:
-        last.model.load_state_dict(ends | blend(starts, ends, alpha))
-        scored = _score(last, own, own_records)
+        mixed = blend(line.starts, line.ends, alpha)
+        line.last.model.load_state_dict({**line.ends, **mixed})
+        scored = _score(line.last, own, own_records)
         kept = None
         if guard is not None:
-            first.model.load_state_dict(starts | blend(starts, ends, alpha))
-            kept = _score(first, guard, guard_records)
+            line.first.model.load_state_dict({**line.starts, **mixed})
+            kept = _score(line.first, guard, guard_records)
         points.append(Point(alpha, scored, kept))
         if on_point is not None:
             on_point(points[-1])
@@ -137,26 +148,23 @@ def choose(points: Sequence[Point], tolerance: float) -> Point:
     return max(allowed, key=kept)
 
 
-def write_blend(before: str | Path, after: str | Path, alpha: float, out: Path, note: str) -> None:
+def write_blend(line: Line, alpha: float, out: Path, note: str) -> None:
     """Write the model folder of a point; it answers what the model after fine-tuning answers.
 
     Args:
-        before: As for `sweep`.
-        after: As for `sweep`.
+        line: As for `sweep`.
         alpha: The place on the line.
         out: The new model folder.
         note: What its card says about it.
 
     Raises:
-        CheckpointError: The models do not fit together, or the folder cannot be written.
+        CheckpointError: The folder cannot be written.
     """
-    first, last = _load_pair(before, after)
-    found = load_model_folder(last.folder)
-    mixed = blend(_weights(first), _weights(last), alpha)
+    found = load_model_folder(line.last.folder)
     save_model_folder(
         out,
         config=found.config,
-        state_dict=_weights(last) | mixed,
+        state_dict={**line.ends, **blend(line.starts, line.ends, alpha)},
         tokenizer_json=found.tokenizer_path.read_text(encoding="utf-8"),
         preprocess=found.preprocess,
         card=f"{found.card.rstrip()}\n\n## Interpolation\n\n{note}\n",
@@ -177,7 +185,17 @@ def blend(
     }
 
 
-def _load_pair(before: str | Path, after: str | Path) -> tuple[LoadedModel, LoadedModel]:
+def open_line(before: str | Path, after: str | Path) -> Line:
+    """Load both ends of a line.
+
+    Args:
+        before: The model folder that was fine-tuned.
+        after: The model folder that the fine-tuning left.
+
+    Raises:
+        CheckpointError: A folder cannot be read, or the models do not fit together.
+        ConfigError: They are the same model.
+    """
     first, last = load_model(before), load_model(after)
     if hash_model_folder(first.folder) == hash_model_folder(last.folder):
         raise ConfigError(f"{before} and {after} are the same model: there is nothing between them")
@@ -196,7 +214,7 @@ def _load_pair(before: str | Path, after: str | Path) -> tuple[LoadedModel, Load
         )
     if first.tokenizer.to_json() != last.tokenizer.to_json():
         raise CheckpointError(f"{before} and {after} have different tokenizers")
-    return first, last
+    return Line(first, last, starts, ends)
 
 
 def _weights(loaded: LoadedModel) -> dict[str, Tensor]:

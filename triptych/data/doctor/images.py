@@ -66,9 +66,8 @@ class Images:
 
     def __getitem__(self, source: ImageSource | str) -> SeenImage:
         place = self.place(source)
-        digest = bytes(self._digests[place * DIGEST_BYTES : (place + 1) * DIGEST_BYTES])
         problem = self._problems.get(place)
-        return SeenImage(self._width[place], self._height[place], digest, problem)
+        return SeenImage(self._width[place], self._height[place], self._digest(place), problem)
 
     def place(self, source: ImageSource | str) -> int:
         """Return the number of an image."""
@@ -193,15 +192,15 @@ class Images:
 
     def leaks(self, other: Images, records: Sequence[Record]) -> Finding | None:
         """Return which images are also among others, by their bytes or by what they show."""
-        names = {bytes(other._digest(number)) for number in other.good.tolist()}
-        same = {n for n in self.good.tolist() if bytes(self._digest(n)) in names}
+        names = {other._digest(number) for number in other.good.tolist()}
+        same = {n for n in self.good.tolist() if self._digest(n) in names}
         same |= set(self.near_copies(other)[:, 0].tolist())
         if not same:
             return None
         return self.finding(FindingKind.LEAKED_IMAGE, [[n] for n in sorted(same)], records)
 
-    def _digest(self, number: int) -> bytearray:
-        return self._digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES]
+    def _digest(self, number: int) -> bytes:
+        return bytes(self._digests[number * DIGEST_BYTES : (number + 1) * DIGEST_BYTES])
 
     def finding(
         self, kind: FindingKind, groups: Sequence[Sequence[int]], records: Sequence[Record]
