@@ -6,7 +6,6 @@ Chromium opens the page, searches, and asks about one of the images.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -18,6 +17,8 @@ from typing import Any
 
 import tyro
 from PIL import Image
+
+from benchmarks.speed.http_client import start
 
 REPO = Path(__file__).parents[2]
 OUT = REPO / "docs" / "images" / "page.png"
@@ -48,23 +49,13 @@ def serving(*arguments: str, env: dict[str, str] | None = None) -> Iterator[tupl
     Raises:
         RuntimeError: It ended before.
     """
-    command = [sys.executable, "-m", "triptych", "serve", *arguments, "--port", "0"]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}
-    )
-    try:
-        assert process.stderr is not None
-        said = []
-        for line in process.stderr:
-            said.append(line)
-            if line.startswith("listening on "):
-                break
-        else:
-            raise RuntimeError(f"triptych serve ended: {''.join(said)}")
-        yield process, said[-1].split()[2]
-    finally:
-        process.kill()
-        process.communicate()
+    with tempfile.TemporaryDirectory() as folder:
+        served = start(Path(folder) / "log", *arguments, **(env or {}))
+        try:
+            yield served.process, f"http://127.0.0.1:{served.port}"
+        finally:
+            served.process.kill()
+            served.process.wait()
 
 
 def take(page: Any, out: Path) -> None:

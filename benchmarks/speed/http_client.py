@@ -26,58 +26,74 @@ class Served:
     """A running `triptych serve`.
 
     Attributes:
+        process: The process.
         port: Where it listens.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], port: int) -> None:
-        self._process, self.port = process, port
+        self.process, self.port = process, port
 
     def memory_mib(self) -> float:
         """Return its resident memory."""
-        status = Path(f"/proc/{self._process.pid}/status").read_text(encoding="ascii")
+        status = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
         return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
     def is_running(self) -> bool:
         """Return whether it has not ended."""
-        return self._process.poll() is None
+        return self.process.poll() is None
 
     def stop(self) -> int:
         """Tell it to stop, and return its exit code."""
         if self.is_running():
-            self._process.send_signal(signal.SIGTERM)
-        return self._process.wait(STOP_S)
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(STOP_S)
+
+
+def start(log: Path, *words: str, **environment: str) -> Served:
+    """Start `triptych serve` on a free port, and return when it listens.
+
+    Args:
+        log: The file that gets what it says.
+        words: Of the command line.
+        environment: Of the process, beside this one's; tokens of this one are not passed on.
+
+    Raises:
+        RuntimeError: It did not start; the message has what it said.
+    """
+    command = [sys.executable, "-m", "triptych", "serve", *words, "--port", "0"]
+    own = {k: v for k, v in os.environ.items() if k != "TRIPTYCH_TOKENS"}
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stderr=file, env=own | environment)
+    begun = time.monotonic()
+    while (found := LISTENING.search(said := _read(log))) is None:
+        if process.poll() is not None or time.monotonic() - begun > START_S:
+            process.kill()
+            raise RuntimeError(f"the server did not start:\n{said[-2000:]}")
+        time.sleep(0.05)
+    return Served(process, int(found[1]))
 
 
 @contextlib.contextmanager
 def serve(model: Path, *flags: str) -> Iterator[Served]:
-    """Start a server on a free port, and stop it at the end.
+    """Start a server of a model on a free port, and stop it at the end.
 
     Raises:
         RuntimeError: It did not start, or did not end with 0.
     """
-    command = [sys.executable, "-m", "triptych", "serve", f"model={model}", "--port", "0", *flags]
-    environment = {k: v for k, v in os.environ.items() if k != "TRIPTYCH_TOKENS"}
-    with tempfile.TemporaryFile("w+b") as log:
-        process = subprocess.Popen(command, stderr=log, env=environment)
-        begun = time.monotonic()
-        found = None
-        while found is None:
-            log.seek(0)
-            said = log.read().decode("utf-8", "replace")
-            found = LISTENING.search(said)
-            if process.poll() is not None or time.monotonic() - begun > START_S:
-                process.kill()
-                raise RuntimeError(f"the server did not start:\n{said[-2000:]}")
-            time.sleep(0.05)
-        served = Served(process, int(found[1]))
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "log"
+        served = start(log, f"model={model}", *flags)
         try:
             yield served
         finally:
             code = served.stop()
-            log.seek(0)
-            said = log.read().decode("utf-8", "replace")
+            said = _read(log)
         if code:
             raise RuntimeError(f"the server ended with {code}:\n{said[-2000:]}")
+
+
+def _read(log: Path) -> str:
+    return log.read_text(encoding="utf-8", errors="replace")
 
 
 def form(fields: dict[str, str], image: bytes | None = None) -> bytes:

@@ -1,17 +1,15 @@
 """`triptych serve` in a process of its own: signals, clients that leave, and slow ones."""
 
 import http.client
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 
 import pytest
 
+from benchmarks.speed.http_client import start
 from triptych.cli.main import main
 from triptych.server.run import _listen
 from triptych.server.settings import ServerSettings
@@ -25,18 +23,9 @@ class Process:
     """A server that listens."""
 
     def __init__(self, log, *words, **environment):
-        command = [sys.executable, "-m", "triptych", "serve", *map(str, words), "--port", "0"]
         self._log = log
-        with log.open("wb") as file:
-            self.process = subprocess.Popen(
-                command, stderr=file, env=os.environ | {"OMP_NUM_THREADS": "1"} | environment
-            )
-        found = None
-        while found is None:
-            assert self.process.poll() is None, self.said()
-            found = re.search(r"listening on http://[\d.]+:(\d+)", self.said())
-            time.sleep(0.05)
-        self.port = int(found[1])
+        served = start(log, *map(str, words), OMP_NUM_THREADS="1", **environment)
+        self.process, self.port = served.process, served.port
 
     def said(self):
         return self._log.read_text(encoding="utf-8")
