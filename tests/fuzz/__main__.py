@@ -58,7 +58,7 @@ def _damage_models(num_folders: int, seed: int) -> int:
         refused, missed = count_refused(Path(folder), num_folders, seed)
     for line in missed:
         print(line, file=sys.stderr)
-    print(json.dumps({"damaged_models": [refused, num_folders], "seed": seed}))
+    print(json.dumps({"damaged_models": refused, "damaged_models_of": num_folders, "seed": seed}))
     return 1 if missed else 0
 
 
