@@ -1,6 +1,7 @@
 """`metrics.jsonl` is exact and rewinds."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -47,3 +48,14 @@ def test_means_survive_a_checkpoint():
         means = restored
     assert means.pop() == whole.pop() == {"a": pytest.approx(1 / 3), "b": 5.5}
     assert means.pop() == {}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_says_what_to_do(tmp_path):
+    log = MetricsLog(tmp_path)
+    log._file.close()
+    log._file = Path("/dev/full").open("a", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: No space left.*free space.*resume"):
+        log.write(1, {"loss": 1.0})
+    with pytest.raises(CheckpointError, match="free space"):
+        log.close()

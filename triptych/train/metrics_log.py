@@ -9,11 +9,12 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
 from triptych.core.errors import CheckpointError, ConfigError
-from triptych.core.files import write_atomic, write_json
+from triptych.core.files import write_atomic, write_json, writing
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -74,7 +75,8 @@ class MetricsLog:
         """Append a line `{"step": step, **values}`; floats read back equal.
 
         Raises:
-            CheckpointError: The file was removed, most likely with its run folder.
+            CheckpointError: The file was removed, most likely with its run folder; or it cannot be
+                written.
         """
         if self._file:
             if os.fstat(self._file.fileno()).st_nlink == 0:
@@ -83,24 +85,31 @@ class MetricsLog:
                     "would log and save from now on would be lost: it stops. Resume it from its "
                     "last checkpoint if that is still there, else start it again"
                 )
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
-            self._file.flush()
+            with self._written():
+                self._file.write(json.dumps({"step": step, **values}) + "\n")
+                self._file.flush()
         for tracker in self._trackers:
             tracker.log(step, values)
 
     def flush_to_disk(self) -> None:
         """Wait until all lines are on the disk; a checkpoint must not be ahead of its metrics."""
         if self._file:
-            os.fsync(self._file.fileno())
+            with self._written():
+                os.fsync(self._file.fileno())
         for tracker in self._trackers:
             tracker.flush()
 
     def close(self) -> None:
         """Close the files."""
         if self._file:
-            self._file.close()
+            with self._written():
+                self._file.close()
         for tracker in self._trackers:
             tracker.close()
+
+    def _written(self) -> AbstractContextManager[None]:
+        """Return the context of a write, in which a full disk is told with what to do."""
+        return writing(str(self.path), self.path, kind=CheckpointError, then="resume")
 
 
 class StepMeans:
