@@ -54,7 +54,7 @@ def test_means_survive_a_checkpoint():
 def test_a_full_disk_says_what_to_do(tmp_path):
     log = MetricsLog(tmp_path)
     log._file.close()
-    log._file = Path("/dev/full").open("a", encoding="utf-8")
+    log._file = Path("/dev/full").open("a", encoding="utf-8")  # noqa: SIM115 - the log closes it
     with pytest.raises(CheckpointError, match=r"metrics\.jsonl: No space left.*free space.*resume"):
         log.write(1, {"loss": 1.0})
     with pytest.raises(CheckpointError, match="free space"):
