@@ -41,6 +41,14 @@ NaN. A function does so too, but is called with the image's place in the call an
 log = logging.getLogger("triptych")
 
 
+def tell_skipped(on_error: OnError, place: int, error: DataError) -> None:
+    """Tell of an image that is skipped: call a function, or log it."""
+    if callable(on_error):
+        on_error(place, error)
+    else:
+        log.warning("skipped: %s", error)
+
+
 class Images:
     """The images of one call, read a part at a time; those that are skipped are remembered.
 
@@ -89,10 +97,7 @@ class Images:
 
     def _skip(self, place: int, error: DataError) -> None:
         self.skipped[place] = error
-        if callable(self._on_error):
-            self._on_error(place, error)
-        else:
-            log.warning("skipped: %s", error)
+        tell_skipped(self._on_error, place, error)
 
     def distinct(self, rows: slice) -> tuple[list[int], list[int]]:
         """Return the first place of each image among `rows`, and which of these each row shows.

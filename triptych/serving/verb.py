@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from triptych.core.config import from_dict
 from triptych.core.errors import CapabilityError, DataError, nearest
-from triptych.serving.batches import OnError, log
+from triptych.serving.batches import OnError, tell_skipped
 from triptych.serving.engine import Engine
 from triptych.serving.inputs import ImageInput
 
@@ -261,9 +261,6 @@ def _placed(on_error: OnError, places: Sequence[int], skipped: set[int]) -> OnEr
 
     def skip(number: int, error: DataError) -> None:
         skipped.add(places[number])
-        if callable(on_error):
-            on_error(places[number], error)
-        else:
-            log.warning("skipped: %s", error)
+        tell_skipped(on_error, places[number], error)
 
     return skip
