@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from triptych.core.errors import ConfigError
 from triptych.core.files import write_json
 from triptych.core.reading import read_text
 from triptych.core.terminal import colours
-from triptych.data.source import DataSourceConfig
+from triptych.data.source import DataSourceConfig, source_flags
 
 if TYPE_CHECKING:
     from triptych.serving.engine import Engine
@@ -90,15 +89,7 @@ class SourceOptions:
 
     def flags(self) -> str:
         """Return the flags that say this, each with a space before it; empty for the defaults."""
-        values = {
-            "reader": None if self.reader == "auto" else self.reader,
-            "image-root": self.image_root,
-            "split": self.split,
-            "annotations": self.annotations,
-            "class-names": self.class_names,
-            "index": None if self.index == "auto" else self.index,
-        }
-        return "".join(f" --{name} {shlex.quote(v)}" for name, v in values.items() if v is not None)
+        return source_flags(self)
 
 
 SourceGroup = Annotated[SourceOptions, tyro.conf.arg(name="")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -186,6 +187,26 @@ class RecordList:
             if is_full and sink is not None and sink.write(self.records, self.skipped):
                 self.records.clear()
                 self.skipped.clear()
+
+
+def source_flags(source: Any) -> str:
+    """Return the flags of commands that say how a source is read, each with a space before it.
+
+    Args:
+        source: A `DataSourceConfig`, or the options of a command, which have the same fields.
+
+    Returns:
+        Flags; empty where all is as it is without any.
+    """
+    values = {
+        "reader": None if source.reader == "auto" else source.reader,
+        "image-root": source.image_root,
+        "split": source.split,
+        "annotations": source.annotations,
+        "class-names": source.class_names,
+        "index": None if source.index == "auto" else source.index,
+    }
+    return "".join(f" --{name} {shlex.quote(v)}" for name, v in values.items() if v is not None)
 
 
 def parts_note(path: str, parts: Sequence[str]) -> str:

@@ -22,7 +22,7 @@ from triptych.core.errors import ConfigError
 from triptych.core.files import has_entries, write_json
 from triptych.core.outputs import MetricValue
 from triptych.data.records import Record
-from triptych.data.source import DataSourceConfig
+from triptych.data.source import DataSourceConfig, source_flags
 from triptych.demo.plan import SIZES, DemoSize, Speeds
 from triptych.recipes.config import RunConfig
 from triptych.train.precision import has_bf16
@@ -72,16 +72,7 @@ class DemoSettings:
         """Return the command line of this demo; without a folder, that of any folder."""
         words = ["triptych demo"]
         if self.data is not None:
-            words.append(f"--data {shlex.quote(self.data.path)}")
-            flags = {
-                "reader": None if self.data.reader == "auto" else self.data.reader,
-                "image-root": self.data.image_root,
-                "split": self.data.split,
-                "annotations": self.data.annotations,
-                "class-names": self.data.class_names,
-                "index": None if self.data.index == "auto" else self.data.index,
-            }
-            words += [f"--{n} {shlex.quote(v)}" for n, v in flags.items() if v is not None]
+            words.append(f"--data {shlex.quote(self.data.path)}{source_flags(self.data)}")
             words.append(f"--max-bad-share {self.max_bad_share:g}")
         words.append(f"--scale {self.scale}")
         words += [] if self.minutes is None else [f"--minutes {self.minutes:g}"]

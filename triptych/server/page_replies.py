@@ -27,7 +27,7 @@ from triptych.data.records import ImageSource
 from triptych.data.skips import ImageProblem
 from triptych.index.search import ImageIndex
 from triptych.index.store import IndexedImage
-from triptych.report.html import encode_image
+from triptych.report.html import encode_image, thumbnail
 from triptych.server.guard import Places
 from triptych.server.images import count_pixels, decode
 from triptych.server.page_html import Pixels, ShownHit, render, render_figure
@@ -40,7 +40,6 @@ from triptych.server.worker import Kind
 from triptych.serving.verb import Item
 from triptych.serving.verbs import VERBS
 
-THUMBNAIL_PX = 256
 THUMBNAILS_KEPT = 1024
 CHIP_PX = 96
 DECODERS = 2
@@ -274,15 +273,11 @@ class Replies:
         score: float | None = None,
         match: float | None = None,
     ) -> ShownHit:
-        thumbnail = await self._in_thread(lambda: self._thumbnail(number))
-        return ShownHit(number, _name(image), thumbnail, score, match)
+        small = await self._in_thread(lambda: self._thumbnail(number))
+        return ShownHit(number, _name(image), small, score, match)
 
     def _make_thumbnail(self, number: int) -> str | None:
-        try:
-            pixels = decode_image(self._index.images[number].image)
-        except ImageProblem:
-            return None
-        return encode_image(pixels, max_side_px=THUMBNAIL_PX, exact=False)
+        return thumbnail(self._index.images[number].image)
 
 
 def _text(text: Any) -> str:
