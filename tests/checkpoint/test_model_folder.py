@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from triptych.checkpoint import model_folder
 from triptych.checkpoint.model_folder import (
     build_model_card,
     hash_model_folder,
@@ -138,6 +139,18 @@ def test_a_flipped_bit_is_told_by_its_file(tmp_path, name):
     content[-6] ^= 1
     (folder / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=f"{name}"):
+        load_model_folder(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "head.safetensors", "preprocess.json"])
+def test_a_file_that_has_grown_to_gigabytes_is_refused_before_it_is_hashed(
+    tmp_path, monkeypatch, name
+):
+    folder = _save(tmp_path / "model", head={"w": torch.ones(2)})
+    with (folder / name).open("r+b") as file:
+        file.truncate(3 << 30)  # a hole, which takes no room
+    monkeypatch.setattr(model_folder, "_sha256", lambda path: pytest.fail(f"hashed {path}"))
+    with pytest.raises(CheckpointError, match=name):
         load_model_folder(folder)
 
 

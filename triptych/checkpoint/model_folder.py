@@ -25,12 +25,13 @@ from typing import Any
 from torch import Tensor
 
 from triptych.checkpoint.nested import split_tensors
-from triptych.checkpoint.tensor_file import read_tensors, write_tensors
+from triptych.checkpoint.tensor_file import check_layout, read_tensors, write_tensors
 from triptych.core.errors import CheckpointError
 from triptych.core.files import placed, write_atomic, write_json, writing
 from triptych.core.outputs import MetricValue
 from triptych.core.reading import (
     MAX_SETTINGS_BYTES,
+    check_regular,
     open_regular,
     read_bytes,
     read_json_object,
@@ -195,6 +196,7 @@ def _compare_sums(folder: Path) -> None:
     for name in sorted(sums):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder / name} is missing: {SUMS} lists it; {advice}")
+        _check_length(folder / name)
     with ThreadPoolExecutor(2) as threads:  # the classifier's weights beside the model's
         digests = threads.map(lambda name: _sha256(folder / name), sorted(sums))
     for name, digest in zip(sorted(sums), digests, strict=True):
@@ -203,6 +205,15 @@ def _compare_sums(folder: Path) -> None:
                 f"{folder / name} is damaged or was changed: its SHA-256 is not that of {SUMS}; "
                 f"{advice}"
             )
+
+
+def _check_length(path: Path) -> None:
+    """Refuse by its length what would take long to hash: a file that has grown to gigabytes."""
+    if path.suffix == ".safetensors":
+        check_layout(path)
+    else:
+        with reading(path, CheckpointError):
+            check_regular(path, MAX_SETTINGS_BYTES)
 
 
 def _sha256(path: Path) -> str:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,16 +102,31 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         CheckpointError: It is no such file, truncated, or a weight is NaN or infinite.
     """
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = dict(file.metadata() or {})
+    check_tensors(path, tensors)
+    return tensors, metadata
+
+
+def check_layout(path: Path) -> None:
+    """Raise a CheckpointError unless a safetensors file is as long as its header says.
+
+    It reads the header alone, so that it takes no longer for a large file.
+    """
+    with _opened(path):
+        pass
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     with reading(path, CheckpointError):
         check_regular(path)
         try:
             with safe_open(path, framework="pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                metadata = dict(file.metadata() or {})
+                yield file
         except SafetensorError as error:
             raise CheckpointError(f"{path} is damaged: {error}; copy it again") from error
-    check_tensors(path, tensors)
-    return tensors, metadata
 
 
 def check_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
