@@ -26,6 +26,7 @@ ARROWS = {  # importer: what it may import directly; `reachable` closes this tra
     "demo": {"workflows", "index"},
     "jobs": {"serving"},
     "workflows": {"recipes", "serving", "scenes", "papers"},
+    "lab": {"workflows", "report"},
     "report": {"serving", "evaluation", "data"},
 }
 FREE = {"cli", "__init__", "__main__"}

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from triptych.demo.measure import STEPS_OF_PHASE, mean_step_s
 from triptych.demo.plan import (
     MARGIN,
     MAX_EPOCHS,
@@ -13,9 +12,10 @@ from triptych.demo.plan import (
     plan_demo,
     plan_finetuning,
     plan_own,
-    shortened,
 )
+from triptych.recipes.changes import shortened
 from triptych.recipes.registry import build_recipe
+from triptych.workflows.step_costs import STEPS_OF_PHASE, mean_of_step
 
 TINY = SIZES["tiny"]
 QUICK = Speeds(  # about an idle machine with two cores and bf16
@@ -131,4 +131,4 @@ def test_schedules_keep_their_proportions():
 def test_a_step_is_timed_when_it_is_warm_and_by_the_phases_shares():
     steps_s = [9.0, 9.0, 1.0, 3.0, 9.0, 9.0, 4.0, 6.0]
     assert len(steps_s) == 2 * STEPS_OF_PHASE
-    assert mean_step_s(steps_s, [0.25, 0.75]) == 0.25 * 2.0 + 0.75 * 5.0
+    assert mean_of_step(steps_s, [0.25, 0.75]) == 0.25 * 2.0 + 0.75 * 5.0

@@ -10,6 +10,7 @@ from triptych.core.outputs import MetricValue
 from triptych.data.formats import FORMATS
 from triptych.data.manifest import read_records
 from triptych.papers.benchmarks import BENCHMARKS, SUITES, find_benchmark
+from triptych.recipes.changes import with_changes
 from triptych.recipes.registry import build_recipe
 from triptych.workflows import scoring as scoring_module
 from triptych.workflows.official_data import DATASETS, OfficialData, Place, locate
@@ -19,7 +20,6 @@ from triptych.workflows.scoring import (
     Store,
     number_of,
     score_benchmark,
-    with_changes,
 )
 from triptych.workflows.suite import compute_averages, find_suite, run_suite
 

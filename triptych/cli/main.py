@@ -92,6 +92,9 @@ VERBS = {
         "write a model in the released layout",
     ),
     "export onnx": Verb("export_onnx", "MODEL_FOLDER OUT", "write image and text encoder as ONNX"),
+    "compare": Verb(
+        "compare", "STUDY --out FOLDER", "train variants at one budget and compare them"
+    ),
     "interpolate": Verb(
         "interpolate",
         "BEFORE AFTER --task T --data PATH",

@@ -2,7 +2,8 @@
 
 A config is a `@dataclass(frozen=True, kw_only=True, slots=True)`; nested configs are fields. Where
 a field's type is a union of configs, or an `OpenConfig`, the plain form carries a `kind` key, the
-class's snake-case name without a trailing `_config`.
+class's snake-case name without a trailing `_config`. A mapping may stand only for what another
+config checks, such as changes of its fields by dotted name.
 
 A config whose fields were renamed or changed still loads from old files: its static method
 `upgrade_fields` takes the plain fields of any age and returns those of today (`renamed` helps).
@@ -94,6 +95,8 @@ def to_dict(config: Any, *, tagged: bool = False) -> Any:
         return [to_dict(item) for item in config]
     if isinstance(config, Path):
         return str(config)
+    if isinstance(config, Mapping):
+        return {key: to_dict(value) for key, value in config.items()}
     return config
 
 
@@ -202,6 +205,11 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         return value
     if origin in (tuple, list):
         return _convert_sequence(hint, value, path)
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            raise ConfigError(f"{path} = {value!r}: must be a mapping")
+        inner = get_args(hint)[1]
+        return {str(key): _convert(inner, item, f"{path}.{key}") for key, item in value.items()}
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return from_dict(hint, value, path)
     if _is_open(hint):

@@ -15,15 +15,17 @@ from triptych.data.manifest import FoundRecords, read_records
 from triptych.data.records import Record
 from triptych.data.skips import share_to_allow
 from triptych.data.source import DataSourceConfig
-from triptych.demo.measure import time_evaluation, time_steps
-from triptych.demo.plan import Speeds, plan_own, shortened
+from triptych.demo.measure import time_evaluation
+from triptych.demo.plan import Speeds, plan_own
 from triptych.demo.scoring import evaluate_task
 from triptych.demo.state import Demo, DemoSettings
+from triptych.recipes.changes import shortened
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
 from triptych.train.validation import ValidationConfig
 from triptych.workflows.run import finish_run, is_finished
 from triptych.workflows.sources import check_fields
+from triptych.workflows.step_costs import time_steps
 
 RECIPE = "mplug.pretrain"
 HELD_OUT = "held out"

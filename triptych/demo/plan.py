@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from triptych.recipes.config import RunConfig
-
 MARGIN = 0.05
 """Share of a budget that is kept for what is not planned, such as checkpoints."""
 
@@ -238,25 +236,3 @@ def _with_finetuning(
 
 def _part(number: int, share: float) -> int:
     return max(1, int(number * share + 1e-6))
-
-
-def shortened(config: RunConfig, steps: int, of_steps: int) -> RunConfig:
-    """Return a run of fewer steps whose schedules keep their proportions.
-
-    Args:
-        config: A recipe's run; objectives start at their share of its own steps.
-        steps: How many to take.
-        of_steps: The number that its warm-up is meant for; a longer run keeps the warm-up.
-    """
-    warmup = config.optim.warmup_steps
-    if steps < of_steps:
-        warmup = max(1, warmup * steps // of_steps)
-    return replace(
-        config,
-        train=replace(config.train, max_steps=steps),
-        optim=replace(config.optim, warmup_steps=warmup),
-        weights=tuple(
-            replace(w, start_step=w.start_step * steps // config.train.max_steps)
-            for w in config.weights
-        ),
-    )

@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from triptych.data.manifest import read_records
-from triptych.demo.measure import time_evaluation, time_steps
-from triptych.demo.plan import DemoSize, Speeds, shortened
+from triptych.demo.measure import time_evaluation
+from triptych.demo.plan import DemoSize, Speeds
 from triptych.demo.state import DemoSettings
+from triptych.recipes.changes import shortened
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
 from triptych.scenes.config import SceneConfig
@@ -22,6 +23,7 @@ from triptych.scenes.write import write_scenes
 from triptych.workflows.run import prepare_tokenizer
 from triptych.workflows.scene_data import scene_source
 from triptych.workflows.side_by_side import threads_at_once
+from triptych.workflows.step_costs import time_steps
 
 FORMATS = ("captions", "vqa", "refs")
 STAGES = {

@@ -14,13 +14,13 @@ from triptych.core.files import folder_for_one, make_folder
 from triptych.core.machine import current_commit, describe_machine
 from triptych.core.reading import read_json_object
 from triptych.data.manifest import read_records
-from triptych.models.families import FAMILIES, VARIANTS, model_config
+from triptych.models.families import FAMILIES, model_config
 from triptych.papers.benchmarks import SUITES, find_benchmark
 from triptych.papers.tables import Number, PaperTable, TableModel
+from triptych.recipes.changes import with_architecture, with_changes, without_objectives
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
 from triptych.serving.loading import load_model
-from triptych.train.config import ObjectiveWeight
 from triptych.workflows.importing import ImportSettings, import_checkpoint
 from triptych.workflows.official_data import SceneData, locate
 from triptych.workflows.run import MODEL_FOLDER, finish_run, is_finished
@@ -33,7 +33,6 @@ from triptych.workflows.scoring import (
     number_of,
     protocol_of,
     score_benchmark,
-    with_changes,
 )
 from triptych.workflows.stagewise import (
     is_stagewise,
@@ -426,32 +425,9 @@ def pretraining_run(model: TableModel, scale: str, recipe: str | None = None) ->
     name = model.recipe or recipe
     assert name is not None, "every system has a recipe, or its family has"
     config = build_recipe(name, scale)
-    if model.without:
-        known = {weight.name for weight in config.weights}
-        config = replace(
-            config,
-            weights=(
-                *(replace(w, weight=0.0) if w.name in model.without else w for w in config.weights),
-                *(ObjectiveWeight(name=n, weight=0.0) for n in model.without if n not in known),
-            ),
-        )
-    if model.architecture:
-        variant = _variant(config.model.name, model.architecture)
-        config = replace(config, model=replace(config.model, name=variant))
+    config = without_objectives(config, model.without)
+    config = with_architecture(config, model.architecture)
     return with_changes(config, model.changes)
-
-
-def _variant(name: str, changes: Mapping[str, Any]) -> str:
-    """Return a variant that differs from a registered one, registered in this process."""
-    own = "_".join([name, *(f"{key}_{value}" for key, value in changes.items())])
-    if own not in VARIANTS:
-        build = VARIANTS.get(name)
-
-        @VARIANTS.register(own)
-        def changed(*, image_size: int | None = None, vocab_size: int | None = None) -> Any:
-            return replace(build(image_size=image_size, vocab_size=vocab_size), **changes)
-
-    return own
 
 
 def pretrain_on_scenes(paper: str, model: TableModel, request: Request) -> Path:

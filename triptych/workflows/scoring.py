@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from triptych.checkpoint.model_folder import hash_model_folder
-from triptych.core.config import from_dict, kind_of, load_yaml, to_dict
+from triptych.core.config import kind_of, load_yaml
 from triptych.core.console import Console
 from triptych.core.errors import ConfigError, TriptychError
 from triptych.core.files import write_json
@@ -24,6 +24,7 @@ from triptych.data.manifest import read_records
 from triptych.data.source import DataSourceConfig
 from triptych.evaluation.metrics import usable_java_metrics
 from triptych.papers.benchmarks import BENCHMARKS, Benchmark
+from triptych.recipes.changes import with_changes
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import RECIPES, build_recipe
 from triptych.recipes.scales import PAPER_SCALES
@@ -354,26 +355,6 @@ def _in_epochs(config: RunConfig, sources: Sequence[DataSourceConfig], epochs: i
         optim=replace(config.optim, warmup_steps=warmup),
         train=replace(config.train, max_steps=steps),
     )
-
-
-def with_changes(config: RunConfig, changes: Mapping[str, object]) -> RunConfig:
-    """Return a run with other values of some fields.
-
-    Args:
-        config: The run.
-        changes: By dotted name, such as "train.max_steps".
-
-    Raises:
-        ConfigError: There is no such field, or the value is out of range.
-    """
-    plain = to_dict(config)
-    for name, value in changes.items():
-        *parents, last = name.split(".")
-        inner = plain
-        for parent in parents:
-            inner = inner[parent]
-        inner[last] = value
-    return from_dict(RunConfig, plain) if changes else config
 
 
 def fine_tune(benchmark: Benchmark, base: Path, scoring: Scoring) -> Path:

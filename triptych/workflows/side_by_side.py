@@ -97,20 +97,22 @@ def _with_threads(config: RunConfig, num_threads: int) -> RunConfig:
 
 def _train_one(name: str, config: RunConfig, folder: Path) -> None:
     """Train in a process of its own."""
-    lines = _Prefixed(sys.stdout, f"{name} | ")
+    lines = PrefixedLines(sys.stdout, f"{name} | ")
     finish_run(config, folder, console=Console(file=lines, width=160, force_terminal=False))  # type: ignore[arg-type]
 
 
-class _Prefixed:
+class PrefixedLines:
     """A text file that puts a name in front of every line."""
 
     def __init__(self, inner: TextIO, prefix: str) -> None:
         self._inner, self._prefix = inner, prefix
 
     def write(self, text: str) -> int:
+        """Write text, whose lines get the name."""
         lines = text.splitlines(keepends=True)
         self._inner.write("".join(self._prefix + line for line in lines))
         return len(text)
 
     def flush(self) -> None:
+        """Pass on what is buffered."""
         self._inner.flush()
