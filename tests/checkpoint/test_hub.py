@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from triptych.checkpoint.released import find_folder
-from triptych.core.errors import CheckpointError
+from triptych.core.errors import CapabilityError, CheckpointError
 
 SAFE, TORCH = "model.safetensors", "pytorch_model.bin"
 
@@ -77,5 +77,5 @@ def test_a_hub_that_cannot_be_reached_says_so(monkeypatch):
     with pytest.raises(CheckpointError, match=r"no folder facebook/flava-full.*couldn't connect"):
         find_folder("facebook/flava-full")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(CheckpointError, match="pip install huggingface_hub"):
+    with pytest.raises(CapabilityError, match=r"pip install 'triptych\[hf\]'"):
         find_folder("facebook/flava-full")

@@ -98,8 +98,8 @@ def test_what_is_missing_is_named(programs, monkeypatch, tmp_path):
     java.unlink()
     with pytest.raises(CapabilityError, match="there is no `java`"):
         java_metrics.count_meteor(["a"], [["b"]])
-    monkeypatch.setattr(java_metrics.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(CapabilityError, match=r"pip install triptych\[coco\]"):
+    monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
+    with pytest.raises(CapabilityError, match=r"pip install 'triptych\[coco\]'"):
         java_metrics.compute_spice(["a"], [["b"]])
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.jobs.test_batch import data, folders, job, rows_of  # noqa: F401 - fixtures
-from triptych.core.errors import ConfigError
+from triptych.core.errors import CapabilityError, ConfigError
 from triptych.jobs.run import run_job
 
 
@@ -66,5 +66,5 @@ def test_ray_gives_the_same_rows_though_a_worker_is_killed(folders, data, tmp_pa
 
 def test_without_ray_the_message_says_what_to_install(folders, data, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"pip install triptych\[scale\]"):
+    with pytest.raises(CapabilityError, match=r"pip install 'triptych\[scale\]'"):
         run_job(job(folders["captioning"], data, tmp_path), ray="local")

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.train.toy import toy_trainer
 from triptych.core.config import from_dict, to_dict
-from triptych.core.errors import ConfigError
+from triptych.core.errors import CapabilityError, ConfigError
 from triptych.train.config import TrainConfig
 from triptych.train.metrics_log import (
     MetricsLog,
@@ -99,7 +99,7 @@ def test_a_package_that_is_missing_or_fails_is_named(tmp_path, package, monkeypa
     with pytest.raises(ConfigError, match=f"{package.__name__} cannot start a run: no key"):
         open_trackers(tmp_path, 0, tensorboard=False, names=(package.__name__,))
     monkeypatch.setitem(sys.modules, package.__name__, None)
-    with pytest.raises(ConfigError, match=f"pip install 'triptych\\[{package.__name__}\\]'"):
+    with pytest.raises(CapabilityError, match=f"pip install 'triptych\\[{package.__name__}\\]'"):
         open_trackers(tmp_path, 0, tensorboard=False, names=(package.__name__,))
 
 

@@ -137,7 +137,8 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(tmp_path, monkeyp
         with pytest.raises(CapabilityError, match="MPLUG cannot be exported to ONNX"):
             export_onnx(model, tmp_path / "out")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(CapabilityError, match=r"onnxscript is needed: pip install .triptych\[onnx"):
+    message = r"onnxscript, which is not installed: pip install .triptych\[onnx"
+    with pytest.raises(CapabilityError, match=message):
         export_onnx(model, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "vqa"]
 

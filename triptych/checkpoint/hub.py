@@ -6,7 +6,6 @@ keeps it: HF_TOKEN, or the file that `hf auth login` writes. HF_ENDPOINT names a
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +19,8 @@ from triptych.checkpoint.model_folder import (
     load_model_folder,
 )
 from triptych.checkpoint.released import HUB_ID
-from triptych.core.errors import CapabilityError, CheckpointError, ConfigError
+from triptych.core.errors import CheckpointError, ConfigError
+from triptych.core.extras import import_extra
 
 MAIN = "main"
 
@@ -78,7 +78,7 @@ def push_model(
             f"{folder} has no {CARD}: write a model card, so that others know what the model is"
         )
     names = tuple(name for name in sorted(FILES) if (folder / name).is_file())
-    hub = _import_hub()
+    hub = import_extra("huggingface_hub", "hf", "pushing a model")
     with _hub_errors(hub, hub_id):
         if hub.get_token() is None:
             raise hub.errors.LocalTokenNotFoundError("there is no token")
@@ -101,15 +101,6 @@ def push_model(
         made = api.create_commit(hub_id, changes, commit_message=message, revision=revision)
     size = sum((folder / name).stat().st_size for name in names)
     return Pushed(str(made.commit_url), str(made.oid), names, size)
-
-
-def _import_hub() -> Any:
-    try:
-        return importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        raise CapabilityError(
-            "to push a model, huggingface_hub is needed: pip install 'triptych[hf]'"
-        ) from error
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from triptych.checkpoint.foreign import read_foreign
 from triptych.checkpoint.model_folder import CONFIG, SUMS, ModelFolder, load_model_folder
 from triptych.core.errors import CheckpointError
+from triptych.core.extras import import_extra
 from triptych.core.reading import read_json_object, reading
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -39,13 +39,8 @@ def find_folder(name: str | Path) -> Path:
     if folder.exists() or not HUB_ID.fullmatch(hub_id):
         return folder
     version = {"revision": revision} if revision else {}
-    try:
-        hub = importlib.import_module("huggingface_hub")
-    except ImportError as error:
-        raise CheckpointError(
-            f"there is no folder {name}; to fetch a model of that id from the hub, install "
-            "huggingface_hub: pip install huggingface_hub"
-        ) from error
+    purpose = f"there is no folder {name}, and to fetch a model of that id from the hub"
+    hub = import_extra("huggingface_hub", "hf", purpose)
     try:
         patterns = [*SETTINGS, *SAFE_WEIGHTS]
         found = hub.snapshot_download(hub_id, allow_patterns=patterns, **version)

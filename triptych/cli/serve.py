@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from triptych.cli.parsing import parse
-from triptych.core.errors import ConfigError
+from triptych.core.errors import CapabilityError, ConfigError
+from triptych.core.extras import import_extra
 from triptych.server.settings import ServerSettings, read_tokens
 
 if TYPE_CHECKING:
@@ -63,9 +63,8 @@ def run(arguments: Sequence[str]) -> int:
     options = parse(ServeOptions, arguments, verb="serve", description=HELP)
     if not options.models and options.index is None:
         raise ConfigError("name a model folder, or an index: triptych serve MODEL [--index INDEX]")
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"{', '.join(missing)} is missing: `pip install triptych[serve]`")
+    for name in NEEDED:
+        import_extra(name, "serve", "triptych serve")
     from triptych.server.app import build_app
     from triptych.server.run import leave_a_core, load_index, load_models, name_models, serve
 
@@ -81,8 +80,10 @@ def run(arguments: Sequence[str]) -> int:
 
 def _add_page(app: FastAPI) -> None:
     """Add the web page, or say what is missing."""
-    if importlib.util.find_spec("gradio") is None:
-        print("no page: gradio is missing: `pip install triptych[serve]`", file=sys.stderr)
+    try:
+        import_extra("gradio", "serve", "it")
+    except CapabilityError as error:
+        print(f"no web page: {error}", file=sys.stderr)
         return
     from triptych.server.page import mount_page
 

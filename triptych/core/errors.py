@@ -23,7 +23,7 @@ class CheckpointError(TriptychError):
 
 
 class CapabilityError(TriptychError):
-    """A model was asked for something that its architecture does not offer."""
+    """Something was asked for that the model, or what is installed, does not offer."""
 
 
 class NonFiniteError(TriptychError):

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from triptych.core.errors import DataError
+from triptych.core.extras import import_extra
 from triptych.core.files import placed
 from triptych.core.reading import (
     MAX_DATA_BYTES,
@@ -235,12 +236,7 @@ def _read_url(url: str, offset: int, size: int) -> bytes:
 
 def _file_system(url: str) -> tuple[Any, str]:
     """Return what fsspec reads a URL with, and the URL's name in it."""
-    try:
-        import fsspec
-    except ImportError as error:
-        raise DataError(
-            f"{url}: reading URLs needs fsspec: pip install 'triptych[remote]'"
-        ) from error
+    fsspec = import_extra("fsspec", "remote", f"{url}: reading URLs")
     try:
         system, name = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:

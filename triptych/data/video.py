@@ -8,7 +8,6 @@ unusable, as with images that are cut short.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import struct
 from bisect import bisect_right
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 
 from triptych.core.errors import DataError
+from triptych.core.extras import import_extra
 from triptych.core.reading import open_regular
 from triptych.data.images import RGBArray, check_pixels, max_image_pixels
 from triptych.data.skips import ImageProblem, SkipKind
@@ -59,7 +59,7 @@ def decode_frames(path: str, num_frames: int) -> RGBArray:
             are allowed; `kind` says which.
         DataError: PyAV is not installed.
     """
-    require_av("clips are read")
+    require_av("reading clips")
     with _opened(path) as file:
         _check_length(file, path)
         with _container(file, path) as container:
@@ -81,12 +81,9 @@ def require_av(what: str) -> None:
     """Check that PyAV is installed.
 
     Raises:
-        DataError: It is not; the message says how to get it.
+        CapabilityError: It is not; the message says how to get it.
     """
-    if importlib.util.find_spec("av") is None:
-        raise DataError(
-            f"{what} with PyAV, which is not installed: `pip install 'triptych[video]'`"
-        )
+    import_extra("av", "video", what)
 
 
 @contextmanager

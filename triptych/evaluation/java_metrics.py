@@ -10,7 +10,6 @@ pycocoevalcap does not contain.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from triptych.core.errors import CapabilityError, DataError
+from triptych.core.extras import import_extra
 
 Array = npt.NDArray[np.float64]
 
@@ -170,14 +170,8 @@ def _java(metric: str) -> str:
 
 def _jar(name: Path, metric: str) -> Path:
     """Return a program of pycocoevalcap."""
-    spec = importlib.util.find_spec("pycocoevalcap")
-    folders = [] if spec is None else list(spec.submodule_search_locations or [])
-    if not folders:
-        raise CapabilityError(
-            f"{metric} is a Java program in the package pycocoevalcap, which is not installed: "
-            "pip install triptych[coco]"
-        )
-    return Path(folders[0]) / name
+    package = import_extra("pycocoevalcap", "coco", f"{metric}, a Java program,")
+    return Path(package.__path__[0]) / name
 
 
 def _check_corenlp(jar: Path) -> None:

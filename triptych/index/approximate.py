@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from triptych.core.errors import CapabilityError, DataError
+from triptych.core.errors import DataError
+from triptych.core.extras import import_extra
 from triptych.index.exact import search_exact
 from triptych.index.store import Vectors
 
@@ -21,19 +21,13 @@ NUM_QUERIES = 256
 """Indexed vectors that are searched again to measure the recall."""
 
 
-def import_faiss() -> ModuleType:
+def import_faiss() -> Any:
     """Return faiss.
 
     Raises:
         CapabilityError: It is not installed.
     """
-    try:
-        import faiss
-    except ImportError as error:
-        raise CapabilityError(
-            "approximate search needs faiss: pip install triptych[search], or search exactly"
-        ) from error
-    return faiss  # type: ignore[no-any-return]
+    return import_extra("faiss", "search", "approximate search", "search exactly")
 
 
 def build_approximate(vectors: Sequence[Vectors], path: Path) -> tuple[str, float]:

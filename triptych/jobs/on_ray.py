@@ -17,6 +17,7 @@ import numpy as np
 from triptych.core import errors
 from triptych.core.config import MAX_WORKERS, check_range
 from triptych.core.errors import ConfigError, DataError, TriptychError
+from triptych.core.extras import import_extra
 from triptych.core.files import is_full, refusal
 from triptych.jobs.job import BatchJob
 
@@ -60,19 +61,13 @@ def import_ray() -> Any:
     """Return Ray, quiet and without its usage statistics.
 
     Raises:
-        ConfigError: It is not installed.
+        CapabilityError: It is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ writes to this error stream
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise ConfigError(
-            "--ray needs Ray, which is not installed: pip install triptych[scale]"
-        ) from error
-    return ray
+    import_extra("ray.data", "scale", "--ray")
+    return import_extra("ray", "scale", "--ray")
 
 
 def run_on_ray(

@@ -169,7 +169,7 @@ def write_mp4(path: Path, frames: NDArray[np.uint8]) -> None:
     Raises:
         DataError: PyAV is not installed, or the side is odd.
     """
-    require_av("clips are written")
+    require_av("writing clips")
     import av
 
     _, height, width, _ = frames.shape
@@ -195,7 +195,7 @@ def require_clips(config: SceneConfig) -> None:
         ConfigError: H.264 has no images of this size.
         DataError: PyAV is not installed.
     """
-    require_av("clips are written")
+    require_av("writing clips")
     if config.image_size % 2:
         raise ConfigError(
             f"image_size = {config.image_size}: must be even, as clips are written in H.264; or "

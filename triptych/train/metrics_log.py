@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import socket
@@ -13,7 +12,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol, TextIO
 
-from triptych.core.errors import CheckpointError, ConfigError
+from triptych.core.errors import CapabilityError, CheckpointError, ConfigError
+from triptych.core.extras import import_extra
 from triptych.core.files import write_atomic, write_json, writing
 
 METRICS_FILE = "metrics.jsonl"
@@ -187,12 +187,9 @@ def open_trackers(
     if tensorboard:
         try:
             found.append(TensorBoardTracker(folder / "tensorboard", start_step))
-        except ModuleNotFoundError:
+        except CapabilityError as error:
             if warn is not None:
-                warn(
-                    "no TensorBoard event files: the package is not installed "
-                    "(pip install 'triptych[tensorboard]'); metrics.jsonl holds every number"
-                )
+                warn(f"no TensorBoard event files, but metrics.jsonl holds every number: {error}")
     return found
 
 
@@ -206,10 +203,11 @@ class TensorBoardTracker:
         start_step: Steps done; TensorBoard drops points of later steps in older files.
 
     Raises:
-        ModuleNotFoundError: TensorBoard is not installed.
+        CapabilityError: TensorBoard is not installed.
     """
 
     def __init__(self, folder: Path, start_step: int) -> None:
+        import_extra("tensorboard.compat.proto", "tensorboard", "train.tensorboard")
         from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -258,13 +256,7 @@ class RemoteTracker:
     """
 
     def __init__(self, name: TrackerName, folder: Path) -> None:
-        try:
-            package = importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"train.trackers names {name!r}, which is not installed: "
-                f"pip install 'triptych[{name}]', or remove it"
-            ) from error
+        package = import_extra(name, name, "train.trackers", "remove it from them")
         options: dict[str, Any] = {"project": PROJECT, "resume": "allow"}
         run_id = _run_id(folder)
         if name == "wandb":

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from tokenizers import Regex, normalizers, processors
 from torch import Tensor, nn
 
 from triptych.core.errors import CapabilityError, CheckpointError
+from triptych.core.extras import import_extra
 from triptych.core.files import make_folder, write_atomic, write_json, writing
 from triptych.data.transforms.pipeline import resize
 from triptych.models.families import model_sizes
@@ -106,7 +106,9 @@ def export_onnx(model_folder: str | Path, out: Path) -> OnnxExport:
             missing, or the embeddings differ by more than 1e-4.
         CheckpointError: The model folder is damaged, or `out` exists.
     """
-    runtime = _import_onnx()
+    for name in ("onnx", "onnxscript"):  # torch writes graphs with them
+        import_extra(name, "onnx", "the export")
+    runtime = import_extra("onnxruntime", "onnx", "the export")
     if out.exists():
         raise CheckpointError(f"{out} exists: choose another folder, or remove it")
     loaded = load_model(model_folder, device="cpu", precision="fp32")
@@ -136,23 +138,6 @@ def export_onnx(model_folder: str | Path, out: Path) -> OnnxExport:
             shutil.move(path, kept)
         kept.rename(out)
     return found
-
-
-def _import_onnx() -> ModuleType:
-    """Return onnxruntime.
-
-    Raises:
-        CapabilityError: It, or a library that writes graphs, is not installed.
-    """
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise CapabilityError(
-            f"to export, {error.name} is needed: pip install 'triptych[onnx]'"
-        ) from error
-    return onnxruntime  # type: ignore[no-any-return]
 
 
 def _write_graphs(loaded: LoadedModel, folder: Path) -> None:
@@ -246,9 +231,7 @@ def ready_tokenizer(loaded: LoadedModel) -> str:
     return str(ready.to_str(pretty=True)) + "\n"
 
 
-def _compare(
-    engine: Engine, folder: Path, runtime: ModuleType
-) -> tuple[dict[str, dict[int, float]], int]:
+def _compare(engine: Engine, folder: Path, runtime: Any) -> tuple[dict[str, dict[int, float]], int]:
     """Return the largest differences by encoder and batch, and the width of an embedding."""
     world = SceneConfig()
     scenes = [generate_scene(world, "test", number) for number in range(max(CHECKED_BATCHES))]

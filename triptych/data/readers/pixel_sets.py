@@ -13,12 +13,12 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from triptych.core.errors import ConfigError, DataError
+from triptych.core.errors import DataError
+from triptych.core.extras import import_extra
 from triptych.core.reading import check_regular, open_regular, read_bytes, read_text, reading
 from triptych.data.lines import MAX_LINE, bounded_lines
 from triptych.data.matlab import load_mat
@@ -304,7 +304,7 @@ def read_pcam(source: DataSourceConfig) -> Entries:
     """Read PatchCamelyon's HDF5 files (Veeling, github.com/basveeling/pcam), `.h5` or `.h5.gz`.
 
     Raises:
-        ConfigError: The package h5py is not installed.
+        CapabilityError: The package h5py is not installed.
         DataError: The part does not exist, or a file is missing, broken or of another shape.
     """
     root = Path(source.path)
@@ -329,19 +329,9 @@ def read_pcam(source: DataSourceConfig) -> Entries:
     return read_parts(source, present if present and not source.split else PCAM_PARTS, read)
 
 
-def _h5py() -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise ConfigError(
-            "reading HDF5 files needs the package h5py: pip install 'triptych[hdf5]'"
-        ) from error
-    return h5py
-
-
 def _unpacked_hdf5(path: Path) -> tuple[Path, tuple[int, int, int]]:
     """Return the file with the bytes of the dataset `x`, and its count, height and width."""
-    h5py = _h5py()
+    h5py = import_extra("h5py", "hdf5", "reading HDF5 files")
     try:
         check_regular(path)
         with h5py.File(path, "r") as file:
@@ -357,7 +347,7 @@ def _unpacked_hdf5(path: Path) -> tuple[Path, tuple[int, int, int]]:
 
 
 def _hdf5_labels(path: Path) -> list[int]:
-    h5py = _h5py()
+    h5py = import_extra("h5py", "hdf5", "reading HDF5 files")
     try:
         check_regular(path)
         with h5py.File(path, "r") as file:
