@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -84,7 +85,9 @@ def run(arguments: Sequence[str]) -> int:
 
     from triptych.core.console import Console
     from triptych.core.machine import num_cores
+    from triptych.lab.page import PAGE_FILE, print_results
     from triptych.lab.plan import Settings, at_scale
+    from triptych.lab.results import RESULTS_FILE
     from triptych.lab.study import run_study
     from triptych.train.interrupts import TrainingInterrupted
 
@@ -114,9 +117,11 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("triptych: stopped; the same command continues the study", file=sys.stderr)
         return 130
-    import json
-
-    print(json.dumps(results, ensure_ascii=False, indent=1))
+    if options.json:
+        print(json.dumps(results, ensure_ascii=False))
+    else:
+        print_results(results, console)
+        print(f"results: {out / RESULTS_FILE}, page: {out / PAGE_FILE}")
     return FAILED if results["failed"] else 0
 
 
@@ -133,9 +138,10 @@ def read_budget(text: str) -> Budget:
     if unit not in units:
         raise ConfigError(f"--budget {text}: name {', '.join(f'{u}=N' for u in units)}")
     try:
-        return Budget(**{unit: float(amount)})
+        number = float(amount)
     except ValueError as error:
         raise ConfigError(f"--budget {text}: {amount!r} is no number") from error
+    return Budget(**{unit: number})
 
 
 def _list() -> int:

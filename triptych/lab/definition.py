@@ -35,9 +35,11 @@ OWN_FIELDS = {
 PROBE = "probe"
 """The score of a linear classifier on the frozen image encoder."""
 
-STEP_TIME, STEP_FLOPS = "seconds_per_step", "flops_per_sample"
-COSTS = (STEP_TIME, STEP_FLOPS)
-"""What a comparison may be about beside scores."""
+STEP_TIME, PROCESSOR_TIME = "seconds_per_step", "processor_seconds_per_step"
+STEP_FLOPS = "flops_per_sample"
+COSTS = (STEP_TIME, PROCESSOR_TIME, STEP_FLOPS)
+"""What a comparison may be about beside scores. Processor seconds, summed over threads, are those
+of whole runs in one process that nothing interrupted; a busy machine changes them least."""
 
 Direction = Literal["higher", "lower", "equal"]
 
@@ -200,7 +202,6 @@ class Score:
         limit: Only the first so many records.
         rerank_top_k: Retrieval: candidates that ITM ranks; 0 leaves it to the embeddings.
         label_pattern: Of `probe`: a regular expression whose first group in a label is the class.
-        higher_is_better: Whether more is better.
     """
 
     name: str
@@ -213,7 +214,6 @@ class Score:
     limit: int | None = None
     rerank_top_k: int = 0
     label_pattern: str | None = None
-    higher_is_better: bool = True
 
     def __post_init__(self) -> None:
         """Reject tasks and formats that do not exist."""
@@ -255,7 +255,8 @@ class Comparison:
     Attributes:
         first: A variant.
         second: Another one; the difference is first minus second.
-        score: The name of a score, or of a cost: seconds_per_step, flops_per_sample.
+        score: The name of a score, or of a cost: seconds_per_step, processor_seconds_per_step,
+            flops_per_sample.
         paper: What the paper found; None where no paper says anything.
     """
 

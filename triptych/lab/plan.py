@@ -80,15 +80,16 @@ class Part:
 def at_scale(study: Study, scale: str, budget: Budget | None) -> Study:
     """Return a study at another scale of its recipes and with another budget.
 
-    At scale smoke, which tries a study out, scenes and steps are few.
+    At scale smoke, which tries out a study of another scale, scenes and steps are few.
 
     Args:
         study: The study.
         scale: Of all recipes.
         budget: What a variant may spend; None keeps the study's, but for scale smoke.
     """
+    own = study.scale
     study = replace(study, scale=scale, budget=budget or study.budget)
-    if scale != "smoke":
+    if scale != "smoke" or own == "smoke":
         return study
     worlds = tuple(
         replace(w, train=min(w.train, SMOKE_TRAIN), test=min(w.test, SMOKE_TEST))

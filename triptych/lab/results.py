@@ -12,7 +12,14 @@ from triptych.core.config import to_dict
 from triptych.core.machine import current_commit, describe_machine
 from triptych.core.reading import read_json_object
 from triptych.lab.costs import StepCost
-from triptych.lab.definition import STEP_FLOPS, STEP_TIME, Comparison, Variant
+from triptych.lab.definition import (
+    COSTS,
+    PROCESSOR_TIME,
+    STEP_FLOPS,
+    STEP_TIME,
+    Comparison,
+    Variant,
+)
 from triptych.lab.plan import MAIN, Plan
 from triptych.lab.runs import CLOCK_FILE, FAILED_FILE, SCORES_FILE
 from triptych.lab.statistics import judge, mean_interval
@@ -97,7 +104,7 @@ def _values(plan: Plan, variant: Variant, cost: StepCost) -> Values:
             found.setdefault(STEP_TIME, {})[seed] = seconds
         processor = _processor_seconds(folder / MAIN)
         if processor is not None:
-            found.setdefault("processor_seconds_per_step", {})[seed] = processor
+            found.setdefault(PROCESSOR_TIME, {})[seed] = processor
         if cost.flops is not None and is_finished(folder / MAIN):
             found.setdefault(STEP_FLOPS, {})[seed] = cost.flops / cost.samples
     return found
@@ -143,9 +150,7 @@ def _row(
             "steps": number,
             "samples": None if number is None else number * cost.samples,
             "flops": flops,
-            "flops_per_sample": None if cost.flops is None else cost.flops / cost.samples,
-            STEP_TIME: _summary(values.get(STEP_TIME, {})),
-            "processor_seconds_per_step": _summary(values.get("processor_seconds_per_step", {})),
+            **{name: _summary(values.get(name, {})) for name in COSTS},
         },
     }
 

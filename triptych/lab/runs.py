@@ -232,6 +232,13 @@ def _first_difference(before: Any, now: Any, path: str) -> tuple[str, Any, Any] 
             if found is not None:
                 return found
         return None
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        for index, (old, new) in enumerate(zip(before, now, strict=True)):
+            place = old.get("name", index) if isinstance(old, dict) else index
+            found = _first_difference(old, new, f"{path}.{place}")
+            if found is not None:
+                return found
+        return None
     return None if before == now else (path, before, now)
 
 

@@ -13,6 +13,7 @@ from triptych.core.errors import ConfigError, nearest
 from triptych.core.files import folder_for_one, has_entries, write_json
 from triptych.lab.costs import step_costs, steps_of
 from triptych.lab.definition import Study
+from triptych.lab.page import PAGE_FILE, write_page
 from triptych.lab.plan import MAIN, Plan, Settings, open_plan
 from triptych.lab.results import RESULTS_FILE, gather_results
 from triptych.lab.runs import (
@@ -76,6 +77,7 @@ def run_study(
         failed = run_jobs(plan, jobs, at_once, console)
         results = gather_results(plan, costs, steps, failed)
         write_json(folder / RESULTS_FILE, results)
+        write_page(results, plan, folder / PAGE_FILE)
     return results
 
 

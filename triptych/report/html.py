@@ -31,6 +31,7 @@ from triptych.report.data import (
     ImageSource,
     ReportData,
     ScoreRow,
+    Series,
     format_duration,
     format_score,
     format_share,
@@ -143,12 +144,12 @@ def render_report(data: ReportData) -> str:
         "run": ("Run", has_run),
     }
     return (
-        _environment()
+        page_environment()
         .get_template("report.html.j2")
         .render(
             data=data,
             sections={name: title for name, (title, content) in sections.items() if content},
-            style=Markup((files("triptych.report") / "templates" / "page.css").read_text("utf-8")),
+            style=page_style(),
             views=[_card_view(card) for card in data.images],
             lead=_images_lead(data.images, data.images_note),
             found=[
@@ -169,8 +170,13 @@ def score_scale(row: ScoreRow) -> float:
     return 1.0 if top <= 1 else round_step(top, 1)
 
 
+def page_style() -> Markup:
+    """Return the style sheet of all pages."""
+    return Markup((files("triptych.report") / "templates" / "page.css").read_text("utf-8"))
+
+
 @cache
-def _environment() -> Environment:
+def page_environment() -> Environment:
     """Return the templates; values are escaped unless they are Markup."""
     environment = Environment(
         loader=PackageLoader("triptych.report"),
@@ -233,7 +239,7 @@ def _embedded(pixels: RGBArray, src: str) -> EmbeddedImage:
 
 def _charts(curves: Sequence[Curve]) -> list[Chart]:
     """Return a chart for each stage that has a finite loss, and for each that was validated."""
-    charts = []
+    charts: list[Chart] = []
     for curve in curves:
         series = {curve.title: curve.series or {}}
         if curve.metrics_jsonl is not None:
@@ -241,11 +247,18 @@ def _charts(curves: Sequence[Curve]) -> list[Chart]:
                 curve.title: read_curves(curve.metrics_jsonl),
                 f"{curve.title}: validation": read_curves(curve.metrics_jsonl, VALIDATION),
             }
-        for title, points in series.items():
-            lines = build_lines(points)
-            if lines:
-                charts.append(Chart(title, lines, draw_curves(lines, _label(title, lines))))
+        charts += draw_charts(series)
     return charts
+
+
+def draw_charts(series: Mapping[str, Series]) -> list[Chart]:
+    """Return a chart for each title whose curves have a finite point."""
+    built = {title: build_lines(points) for title, points in series.items()}
+    return [
+        Chart(title, lines, draw_curves(lines, _label(title, lines)))
+        for title, lines in built.items()
+        if lines
+    ]
 
 
 def _label(title: str, lines: Sequence[Line]) -> str:

@@ -19,6 +19,8 @@ CHART_WIDTH, CHART_HEIGHT = 480, 280
 PLOT_LEFT, PLOT_RIGHT, PLOT_TOP, PLOT_BOTTOM = 42, 398, 22, 242
 NUM_COLOURS = 8
 _LABEL_GAP_PX = 14
+_LONGEST_LABEL = 11
+"""Letters of a name that fit beside a chart; of longer ones, the legend alone tells the colours."""
 _LOG_FROM_RATIO = 30.0
 _ROUND = (1.0, 2.0, 2.5, 5.0, 10.0)
 _MAX_LOG_TICKS = 7
@@ -197,6 +199,8 @@ def _path(css_class: str, points: Points, x_axis: Axis, y_axis: Axis) -> Markup:
 
 
 def _draw_line_names(lines: Sequence[Line], y_axis: Axis) -> list[Markup]:
+    if any(len(line.name) > _LONGEST_LABEL for line in lines):
+        return []
     wanted = [y_axis.position(line.smooth[-1][1]) for line in lines]
     positions = spread(wanted, _LABEL_GAP_PX, PLOT_TOP + 4, PLOT_BOTTOM)
     return [
