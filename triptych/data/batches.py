@@ -18,13 +18,20 @@ from triptych.data.collate.base import (
     PairCollator,
     SampleProblem,
     TextCollator,
+    ViewCollator,
     int_tensor,
 )
-from triptych.data.images import decode_image, decode_to_shrink
+from triptych.data.images import Decoded, decode_for_training, decode_image, decode_to_shrink
 from triptych.data.order import SampleRng
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import ImageProblem, SkipKind, Skipped
-from triptych.data.transforms.pipeline import ImageTransform, normalise_batch
+from triptych.data.transforms.pipeline import (
+    CropPlan,
+    ImageTransform,
+    Planned,
+    TransformedImage,
+    normalise_batch,
+)
 from triptych.data.transforms.randaugment import Pixels
 from triptych.data.video import decode_frames
 
@@ -52,6 +59,12 @@ class Built:
     error: str | None = None
     traceback: str = ""
 
+    def pin_memory(self) -> Built:
+        """Return this with its tensors in pinned memory, from which a GPU copies by itself."""
+        if self.batch is not None:
+            self.batch = {name: tensor.pin_memory() for name, tensor in self.batch.items()}
+        return self
+
 
 class ImageCache:
     """Decode images, and keep the first ones that fit into a bounded memory.
@@ -65,6 +78,8 @@ class ImageCache:
         """Keep up to `max_bytes` of pixels; 0 keeps nothing."""
         self._room = max_bytes
         self._known: dict[tuple[Hashable, ...], Pixels] = {}
+        self._reduced: dict[tuple[Hashable, ...], Decoded] = {}
+        self._jpegs: dict[tuple[Hashable, ...], tuple[int, int]] = {}
 
     def __call__(self, source: ImageSource, *, whole: bool = False) -> Pixels:
         """Return the decoded image (H, W, 3) uint8.
@@ -79,6 +94,29 @@ class ImageCache:
         if whole:
             return self._kept((source.path, source.offset, "whole"), lambda: decode_image(source))
         return self._kept((source.path, source.offset), lambda: decode_to_shrink(source)[0])
+
+    def planned(self, source: ImageSource, plan: CropPlan) -> tuple[Pixels, Planned]:
+        """Return an image at the size that its crop needs, and what was planned for it.
+
+        The result depends on the image and the crop alone, not on what is kept: a JPEG is kept at
+        each size that crops have asked for.
+
+        Raises:
+            ImageProblem: It cannot be read or decoded.
+        """
+        name = (source.path, source.offset)
+        size = self._jpegs.get(name)
+        found = self._reduced.get((*name, 1 if size is None else plan.factor(*size)))
+        if found is None:
+            found = decode_for_training(source, plan.factor)
+            size = (found.width, found.height)
+            if found.pixels.nbytes <= self._room:
+                self._room -= found.pixels.nbytes
+                self._reduced[(*name, plan.factor(*size) if found.is_jpeg else 1)] = found
+                if found.is_jpeg:
+                    self._jpegs[name] = size
+        width, height = found.width, found.height
+        return found.pixels, Planned(width, height, found.factor, plan.draw(width, height))
 
     def clip(self, path: str, num_frames: int) -> Pixels:
         """Return evenly spread frames of a clip, (num_frames, H, W, 3) uint8.
@@ -126,6 +164,7 @@ class BatchBuilder:
         self._pairs = collator if isinstance(collator, PairCollator) else None
         led = isinstance(collator, LedCollator) and collator.is_led
         self._led: Any = collator if led else None
+        self._region_side = collator.region_side if isinstance(collator, ViewCollator) else 1
         self.seed, self.train = seed, train
         self._decode = ImageCache(cache_mib * BYTES_PER_MIB)
         self._rng = SampleRng()
@@ -243,8 +282,7 @@ class BatchBuilder:
         allow_flip = not any(map(mentions_side, record_texts(record)))
         if record.image is not None:
             whole = any((record.phrase, record.box, record.mask))
-            decoded = self._decode(record.image, whole=whole)
-            image = self.transform.apply(decoded, rng, allow_flip=allow_flip)
+            image = self._transformed(record.image, rng, allow_flip=allow_flip, whole=whole)
             return [image.pixels], collator.sample(record, image, rng)
         if record.video is None:
             message = f"record {record.record_id}: has no image and no clip"
@@ -259,10 +297,25 @@ class BatchBuilder:
         """Make a sample of two images; each has its own crop, and is mirrored or not alone."""
         allow_flip = not any(map(mentions_side, record_texts(record)))
         pixels = [
-            self.transform.apply(self._decode(source), rng, allow_flip=allow_flip).pixels
-            for source in record.images
+            self._transformed(source, rng, allow_flip=allow_flip).pixels for source in record.images
         ]
         return pixels, collator.pair_sample(record, rng)
+
+    def _transformed(
+        self,
+        source: ImageSource,
+        rng: np.random.Generator,
+        *,
+        allow_flip: bool,
+        whole: bool = False,
+    ) -> TransformedImage:
+        """Decode and transform an image; `whole`: all of it, since pixels count."""
+        plan = None if whole else self.transform.plan(rng, self._region_side)
+        if plan is None:
+            pixels = self._decode(source, whole=whole)
+            return self.transform.apply(pixels, rng, allow_flip=allow_flip)
+        pixels, planned = self._decode.planned(source, plan)
+        return self.transform.apply(pixels, rng, allow_flip=allow_flip, planned=planned)
 
 
 class RecordTexts:

@@ -1,10 +1,6 @@
 """Encoded bytes to an upright RGB array, for any image that Pillow opens.
 
-Plain JPEG (8 bits, grey or YCbCr, no EXIF rotation) goes through OpenCV, which is about twice as
-fast as Pillow at 64 x 64 and gives the same bytes, as both wrap libjpeg-turbo. Everything else
-goes through Pillow. Which JPEG is plain, its markers say (ITU-T T.81 annex B): a file is a row of
-segments `FF marker length payload`; compressed data follows a scan header and holds no marker but
-restarts, because each FF in it is followed by 00.
+Plain JPEG goes through the decoders of `jpeg.py`, everything else through Pillow.
 """
 
 from __future__ import annotations
@@ -14,121 +10,28 @@ import os
 import struct
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from triptych.core.config import check_range
+from triptych.data.jpeg import JpegHeader, RGBArray, decode_plain_jpeg, read_jpeg_header
 from triptych.data.records import ImageSource
 from triptych.data.skips import ImageProblem, SkipKind
 
-START, END, SCAN, EXIF_SEGMENT, ADOBE_SEGMENT = 0xD8, 0xD9, 0xDA, 0xE1, 0xEE
-STANDALONE = {0x01, *range(0xD0, 0xD8)}
-FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-HUFFMAN_FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive
-ORIENTATION_TAG = 0x0112
-ZERO_TAIL = bytes(64)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JpegHeader:
-    """What the markers before the first scan say.
-
-    Attributes:
-        width: In pixels, before any rotation.
-        height: In pixels, before any rotation.
-        is_plain: 8 bits, grey or YCbCr, Huffman-coded, upright: any decoder gives the same.
-        has_end: Whether an end-of-image marker follows the compressed data.
-        is_cut_and_padded: No end marker, and zeros instead: an interrupted copy into a file whose
-            length was reserved.
-    """
-
-    width: int
-    height: int
-    is_plain: bool
-    has_end: bool
-    is_cut_and_padded: bool
-
-
-def read_jpeg_header(data: bytes) -> JpegHeader | None:
-    """Return the header of JPEG bytes; None where they are no JPEG or end within the header."""
-    if not data.startswith(b"\xff\xd8\xff"):
-        return None
-    frame: tuple[int, bytes] | None = None
-    is_plain = True
-    position = 2
-    while position + 4 <= len(data):
-        if data[position] != 0xFF:
-            return None
-        marker = data[position + 1]
-        if marker == 0xFF or marker in STANDALONE:  # fill byte, or a marker without a payload
-            position += 1 if marker == 0xFF else 2
-            continue
-        length = int(struct.unpack_from(">H", data, position + 2)[0])
-        payload = data[position + 4 : position + 2 + length]
-        if marker in FRAMES:
-            frame = (marker, payload)
-        elif marker == EXIF_SEGMENT and payload.startswith(b"Exif\0"):
-            is_plain = is_plain and _is_upright(payload[6:])
-        elif marker == ADOBE_SEGMENT and payload.startswith(b"Adobe"):
-            is_plain = is_plain and payload[11:12] == b"\x01"  # 1 is YCbCr
-        elif marker == SCAN:
-            return _header(data, position + 2 + length, frame, is_plain)
-        position += 2 + length
-    return None
-
-
-def _header(
-    data: bytes, scan_start: int, frame: tuple[int, bytes] | None, is_plain: bool
-) -> JpegHeader | None:
-    if frame is None or len(frame[1]) < 6:
-        return None
-    marker, (precision, height, width, components) = frame[0], struct.unpack(">BHHB", frame[1][:6])
-    has_end = data.rfind(b"\xff\xd9") >= scan_start
-    return JpegHeader(
-        width=width,
-        height=height,
-        is_plain=is_plain
-        and precision == 8
-        and components in (1, 3)
-        and marker in HUFFMAN_FRAMES
-        and width > 0
-        and height > 0,
-        has_end=has_end,
-        is_cut_and_padded=not has_end and data.endswith(ZERO_TAIL),
-    )
-
-
-def _is_upright(tiff: bytes) -> bool:
-    """Return whether an EXIF block says orientation 1, or nothing about it. False where broken."""
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
-    if order is None:
-        return False
-    try:
-        start = int(struct.unpack_from(f"{order}I", tiff, 4)[0])
-        count = int(struct.unpack_from(f"{order}H", tiff, start)[0])
-        for index in range(count):
-            tag, _, _, value = struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * index)
-            if tag == ORIENTATION_TAG:
-                return bool(value == 1)
-    except struct.error:
-        return False
-    return True
-
-
-__all__ = ["ImageProblem", "decode_image", "image_suffixes"]
+__all__ = ["ImageProblem", "RGBArray", "decode_image", "image_suffixes"]
 
 # Pillow opens these only with a program or a plug-in beside it, or they are no images.
 UNDECODED_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 
-RGBArray = npt.NDArray[np.uint8]
+Factor = Callable[[int, int], int]
+"""Given width and height of a whole upright JPEG, by what its sides may be divided: 1, 2, 4, 8."""
 
 EXIF_ORIENTATION = 0x0112
 TRANSPOSES = {
@@ -143,12 +46,6 @@ TRANSPOSES = {
 SIDEWAYS = frozenset({5, 6, 7, 8})
 """EXIF orientations whose upright image is as wide as the stored one is high."""
 
-JPEG_FLAGS = {
-    1: cv2.IMREAD_COLOR,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-}
 PIXELS_VARIABLE = "TRIPTYCH_MAX_IMAGE_PIXELS"
 WHOLE_PIXELS = 89_478_485
 """Pillow's limit: up to so many pixels an image is always decoded whole."""
@@ -226,7 +123,7 @@ def decode_image(
         ImageProblem: The image is missing, cut short, no image, or has more pixels than are
             allowed; `kind` says which.
     """
-    return _decode(source, max_pixels, may_shrink=False)[0]
+    return _decode(source, max_pixels, may_shrink=False).pixels
 
 
 def decode_to_shrink(
@@ -247,12 +144,56 @@ def decode_to_shrink(
     Raises:
         ImageProblem: See `decode_image`.
     """
-    return _decode(source, max_pixels, may_shrink=True)
+    found = _decode(source, max_pixels, may_shrink=True)
+    return found.pixels, (found.width, found.height)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An image, whole or smaller.
+
+    Attributes:
+        pixels: (H, W, 3) uint8, RGB.
+        width: Of the whole upright image.
+        height: Of the whole upright image.
+        factor: By what both sides were divided: 1, 2, 4 or 8. The last row and column may then
+            stand for less than so many pixels.
+        is_jpeg: Whether the factor was asked for.
+    """
+
+    pixels: RGBArray
+    width: int
+    height: int
+    factor: int
+    is_jpeg: bool
+
+
+def decode_for_training(
+    source: ImageSource | bytes | Path | str, factor: Factor, *, max_pixels: int | None = None
+) -> Decoded:
+    """Decode an image as `decode_to_shrink` does, and a JPEG also smaller as its size allows.
+
+    libjpeg skips the high frequencies of each block, so a smaller JPEG costs little more than
+    undoing its Huffman code, and is close to the mean of the pixels that it stands for.
+
+    Args:
+        source: As for `decode_image`.
+        factor: Says what the sides of a JPEG may be divided by. Not called for other formats.
+        max_pixels: As for `decode_image`.
+
+    Raises:
+        ImageProblem: See `decode_image`.
+    """
+    return _decode(source, max_pixels, may_shrink=True, of_jpeg=factor)
 
 
 def _decode(
-    source: ImageSource | bytes | Path | str, max_pixels: int | None, *, may_shrink: bool
-) -> tuple[RGBArray, tuple[int, int]]:
+    source: ImageSource | bytes | Path | str,
+    max_pixels: int | None,
+    *,
+    may_shrink: bool,
+    of_jpeg: Factor | None = None,
+) -> Decoded:
     if isinstance(source, bytes):
         data, name = source, "<bytes>"
     else:
@@ -263,15 +204,24 @@ def _decode(
         raise ImageProblem(SkipKind.TRUNCATED, f"{name}: is empty (0 bytes)")
     limit = max_image_pixels() if max_pixels is None else max_pixels
     header = read_jpeg_header(data)
+
+    def factor_of(width: int, height: int) -> int:
+        least = _shrinking(width, height) if may_shrink else 1
+        return least if header is None or of_jpeg is None else max(least, of_jpeg(width, height))
+
     if header is not None:
         check_pixels(header.width, header.height, name, limit)
         if header.is_plain:
-            factor = _shrinking(header.width, header.height) if may_shrink else 1
-            decoded = _decode_plain_jpeg(data, header, factor)
-            if decoded is not None:
-                return decoded, (header.width, header.height)
+            width, height = header.width, header.height
+            if header.orientation in SIDEWAYS:
+                width, height = height, width
+            factor = factor_of(width, height)
+            stored = decode_plain_jpeg(data, header, factor)
+            if stored is not None:
+                pixels = _upright_array(stored, header.orientation)
+                return Decoded(pixels, width, height, factor, is_jpeg=True)
     with quiet(limit):
-        return _decode_with_pillow(data, name, header, limit, may_shrink)
+        return _decode_with_pillow(data, name, header, limit, factor_of)
 
 
 def _shrinking(width: int, height: int) -> int:
@@ -286,30 +236,17 @@ def _shrinking(width: int, height: int) -> int:
     return factor
 
 
-def _decode_plain_jpeg(data: bytes, header: JpegHeader, factor: int) -> RGBArray | None:
-    """Return the image, or None where Pillow has to say what is wrong with it."""
-    if not header.has_end:  # OpenCV 4 fills the rest of a cut file with grey and says nothing
-        return None
-    try:
-        encoded = np.frombuffer(data, dtype=np.uint8)
-        bgr = cv2.imdecode(encoded, JPEG_FLAGS[factor] | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:
-        return None
-    if bgr is None or bgr.shape[:2] != (-(-header.height // factor), -(-header.width // factor)):
-        return None
-    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), dtype=np.uint8)
-
-
 def _decode_with_pillow(
-    data: bytes, name: str, header: JpegHeader | None, limit: int | None, may_shrink: bool
-) -> tuple[RGBArray, tuple[int, int]]:
+    data: bytes, name: str, header: JpegHeader | None, limit: int | None, factor_of: Factor
+) -> Decoded:
     if header is not None and header.is_cut_and_padded:
         raise ImageProblem(SkipKind.TRUNCATED, f"{name}: the JPEG data ends in zeros")
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
             check_pixels(width, height, name, limit)
-            factor = _shrinking(width, height) if may_shrink else 1
+            is_sideways = header is not None and _orientation(image) in SIDEWAYS
+            whole = factor = factor_of(*((height, width) if is_sideways else (width, height)))
             if factor > 1 and header is not None:
                 image.draft(None, (width // factor, height // factor))  # in libjpeg, by 2, 4 or 8
                 factor = max(1, factor * image.width // width)
@@ -320,7 +257,9 @@ def _decode_with_pillow(
                 pixels = np.array(_upright(_to_rgb(image), orientation))
             else:
                 pixels = _upright_array(_rgb_by_strips(image, factor), orientation)
-            return pixels, (height, width) if orientation in SIDEWAYS else (width, height)
+            if orientation in SIDEWAYS:
+                width, height = height, width
+            return Decoded(pixels, width, height, whole, is_jpeg=header is not None)
     except ImageProblem:
         raise
     except Image.DecompressionBombError as error:

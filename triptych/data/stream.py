@@ -154,6 +154,7 @@ class BatchLoader:
     """An iterable of batches (dicts of tensors); `iter` begins at `start_step` each time.
 
     The iterator is a generator: `close()` ends its worker processes, and so does dropping it.
+    With `pin_memory` batches lie in pinned memory, from which a GPU copies while the next is made.
     """
 
     order: Order
@@ -162,6 +163,7 @@ class BatchLoader:
     skip_log: SkipLog | None = None
     start_step: int = 0
     prefetch: int = 2
+    pin_memory: bool = False
 
     def __post_init__(self) -> None:
         """Reject counts out of range."""
@@ -202,7 +204,8 @@ class BatchLoader:
     def _made_here(self) -> Generator[Built, None, None]:
         task = _BuildTask(self.order, self.builder)
         for step in _Steps(self.start_step, self.order.num_batches):
-            yield task[step]
+            built = task[step]
+            yield built.pin_memory() if self.pin_memory else built
 
     def _made_by_workers(self) -> Generator[Built, None, None]:
         # Forking a process whose tokenizer has used threads would print a warning.
@@ -242,6 +245,7 @@ class BatchLoader:
                     collate_fn=_unchanged,
                     worker_init_fn=_set_up_worker,
                     prefetch_factor=self.prefetch,
+                    pin_memory=self.pin_memory,  # by a thread of this process
                     multiprocessing_context="fork" if sys.platform == "linux" else "spawn",
                     # Without its own generator it would draw from the model's random state.
                     generator=torch.Generator(),

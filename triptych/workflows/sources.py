@@ -9,6 +9,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from triptych.core.errors import ConfigError, DataError
 from triptych.data.check import CLIPS_ARE_NOT_READ, clip_problem
 from triptych.data.collate import AnyCollator
@@ -322,7 +324,8 @@ def training_loader(
     }
     if not batch_sources:
         check_windows([data.records], config.data.shuffle_window)  # of sources joined to one
-        return build_loader(data.records, collator_of(None), transform, train=True, **shared)
+        one = build_loader(data.records, collator_of(None), transform, train=True, **shared)
+        return replace(one, pin_memory=trains_on_cuda(config.train.device))
     mixture = [
         MixtureSource(
             name=source.name,
@@ -333,7 +336,13 @@ def training_loader(
         )
         for source, label in zip(data.sources, batch_sources, strict=True)
     ]
-    return build_mixture(mixture, accumulate=split.accumulate, **shared)
+    mixed = build_mixture(mixture, accumulate=split.accumulate, **shared)
+    return replace(mixed, pin_memory=trains_on_cuda(config.train.device))
+
+
+def trains_on_cuda(device: str) -> bool:
+    """Return whether `TrainConfig.device` means a CUDA device here."""
+    return device != "cpu" and torch.cuda.is_available()
 
 
 def _names(sources: Sequence[DataSourceConfig]) -> list[str]:

@@ -61,10 +61,20 @@ def test_stripes_shrunk_along_one_axis_turn_grey(shrink):
     assert np.abs(found.astype(int) - 127.5).max() <= 1.5
 
 
-def test_fast_shrinking_averages_whole_blocks():
+@pytest.mark.parametrize(("width", "height"), [(256, 256), (100, 30), (17, 29), (60, 7), (3, 1)])
+def test_fast_shrinking_is_pillows_within_two_grey_levels(width, height):
+    pixels = noise(300, 260)
+    whole = resize_fast(pixels, width, height)
+    assert np.abs(whole.astype(int) - resize(pixels, width, height)).max() <= 2
+    assert whole.flags.c_contiguous and whole.flags.writeable
+    part = pixels[20:280, 3:]  # a crop is a view
+    assert np.array_equal(resize_fast(part, width, height), resize_fast(part.copy(), width, height))
+
+
+def test_means_of_areas_are_those_of_whole_blocks():
     pixels = noise(12, 8)
     blocks = pixels.reshape(3, 4, 4, 2, 3).astype(float).mean(axis=(1, 3))
-    assert np.abs(resize_fast(pixels, 4, 3) - blocks).max() <= 0.5 + 1e-9
+    assert np.abs(resize_fast(pixels, 4, 3, "area") - blocks).max() <= 0.5 + 1e-9
 
 
 def test_fast_enlarging_is_bicubic():

@@ -95,6 +95,19 @@ class LedCollator(Protocol):
 
 
 @runtime_checkable
+class ViewCollator(Protocol):
+    """A collator that makes views of its own from `TransformedImage.region`.
+
+    Attributes:
+        region_side: Least shorter side of the region in pixels, so that no view is enlarged which
+            would not be from the whole image.
+    """
+
+    @property
+    def region_side(self) -> int: ...  # noqa: D102
+
+
+@runtime_checkable
 class PairCollator(Protocol[S]):
     """Makes samples of two images: the batch's `image` is (B, 2, 3, S, S).
 

@@ -6,6 +6,7 @@ code of the tokenizer stands for one patch of the encoder.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -109,6 +110,11 @@ class MaskedImageCollator:
                 "be None and 0 with stored codes, which are those of whole images",
             )
 
+    @property
+    def region_side(self) -> int:
+        """Side of the tokenizer's view."""
+        return self.codebook_size or 1
+
     def sample(
         self, record: Record, image: TransformedImage, rng: np.random.Generator
     ) -> MaskedImageSample:
@@ -198,6 +204,7 @@ class MultiCropConfig:
             randaugment_geometric=False,
             mean=image.mean,
             std=image.std,
+            decoding=image.decoding,
         )
         return ImageTransform(settings, train=True)
 
@@ -229,6 +236,14 @@ class MultiCropCollator:
         self.config, self.image = config, image
         self._large = config.transform(image, image.image_size, config.large_scale)
         self._small = config.transform(image, config.small_size, config.small_scale)
+
+    @property
+    def region_side(self) -> int:
+        """Shorter side of an image whose smallest and narrowest crops have their sizes' sides."""
+        config, narrowest = self.config, min(self.image.crop_ratio[0], 1 / self.image.crop_ratio[1])
+        crops = [(self.image.image_size, config.large_scale[0])]
+        crops += [(config.small_size, config.small_scale[0])] * (config.num_small > 0)
+        return 1 + max(math.ceil(size / math.sqrt(low * narrowest)) for size, low in crops)
 
     def sample(
         self, record: Record, image: TransformedImage, rng: np.random.Generator

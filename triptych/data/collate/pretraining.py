@@ -324,6 +324,11 @@ class FLAVAPairCollator:
     def _clean(self, caption: str) -> str:
         return clean_caption(caption, self.captions.max_words)
 
+    @property
+    def region_side(self) -> int:
+        """That of the images."""
+        return self.images.region_side
+
     def sample(
         self, record: Record, image: TransformedImage, rng: np.random.Generator
     ) -> FLAVAPairSample:
