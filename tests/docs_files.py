@@ -128,6 +128,7 @@ def prepare_tutorial(folder: Path, monkeypatch) -> None:
 
 TUTORIALS = (
     "how-to/completion",
+    "how-to/lora",
     "how-to/predict",
     "reference/formats",
     "tutorials/evaluate",

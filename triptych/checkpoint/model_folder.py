@@ -2,7 +2,9 @@
 
 `config.json`, `model.safetensors`, `tokenizer.json`, `preprocess.json`, `README.md` (the model
 card), and `head.safetensors` where a task put a classifier on the model. A model that reads no
-text has no `tokenizer.json`, and `"text": null` in `config.json`. Nothing is pickled.
+text has no `tokenizer.json`, and `"text": null` in `config.json`. Where low-rank adaptation is kept
+beside the weights, peft's `adapter_config.json` and `adapter_model.safetensors` hold the change of
+`model.safetensors`, and whoever loads the folder gets the weights with it. Nothing is pickled.
 
 `SHA256SUMS` has the hash of each file but the card, which its owner may edit: `load` compares them,
 and so does `sha256sum -c SHA256SUMS`; `TRIPTYCH_VERIFY=0` leaves that out. A folder without it, as
@@ -24,6 +26,14 @@ from typing import Any
 
 from torch import Tensor
 
+from triptych.checkpoint.adapter import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    Adapter,
+    merge,
+    read_adapter,
+    write_adapter,
+)
 from triptych.checkpoint.nested import split_tensors
 from triptych.checkpoint.tensor_file import check_layout, read_tensors, write_tensors
 from triptych.core.errors import CheckpointError
@@ -46,7 +56,7 @@ VERIFY_VARIABLE = "TRIPTYCH_VERIFY"
 """Set to 0, weights of trusted disks are not hashed at each load: 0.6 s a GB."""
 
 _NEEDED = frozenset({CONFIG, WEIGHTS, PREPROCESS})
-FILES = _NEEDED | {TOKENIZER, CARD, HEAD, SUMS}
+FILES = _NEEDED | {TOKENIZER, CARD, HEAD, SUMS, ADAPTER_CONFIG, ADAPTER_WEIGHTS}
 """All that a model folder may hold."""
 CARD_FOLDER = "path/to/this/folder"
 """What a card calls the folder that it lies in."""
@@ -64,6 +74,7 @@ class ModelFolder:
         preprocess: Plain values of the image transform, such as size, mean and deviation.
         card: Markdown text of the model card; empty if there is none.
         head: Weights of the task's classifier, on the CPU; empty if there is none.
+        adapter: A change of the weights that is not in them yet; None if there is none.
     """
 
     config: dict[str, Any]
@@ -72,6 +83,13 @@ class ModelFolder:
     preprocess: dict[str, Any]
     card: str
     head: dict[str, Tensor] = field(default_factory=dict)
+    adapter: Adapter | None = None
+
+    @property
+    def tokenizer_json(self) -> str | None:
+        """Content of `tokenizer.json`; None for a model that reads no text."""
+        path = self.tokenizer_path
+        return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
 def save_model_folder(
@@ -83,6 +101,7 @@ def save_model_folder(
     preprocess: dict[str, Any],
     card: str,
     head: Mapping[str, Tensor] | None = None,
+    adapter: Adapter | None = None,
 ) -> Path:
     """Write a model folder; an older model folder of that name is replaced as a whole.
 
@@ -94,6 +113,7 @@ def save_model_folder(
         preprocess: JSON values of the image transform.
         card: Markdown text, as `build_model_card` returns it.
         head: Weights of the task's classifier, if it has one.
+        adapter: A change of the weights that is kept beside them.
 
     Returns:
         `folder`.
@@ -113,6 +133,8 @@ def save_model_folder(
             sums = {WEIGHTS: _save_weights(temporary / WEIGHTS, state_dict)}
             if head is not None:
                 sums[HEAD] = _save_weights(temporary / HEAD, head)
+            if adapter is not None:
+                sums |= write_adapter(temporary, adapter, state_dict)
             if tokenizer_json is not None:
                 write_atomic(temporary / TOKENIZER, tokenizer_json)
             write_json(temporary / PREPROCESS, preprocess)
@@ -127,8 +149,12 @@ def save_model_folder(
     return folder
 
 
-def load_model_folder(folder: Path) -> ModelFolder:
+def load_model_folder(folder: Path, *, merged: bool = True) -> ModelFolder:
     """Read a model folder.
+
+    Args:
+        folder: Where.
+        merged: Whether a change that is kept beside the weights is put into them.
 
     Raises:
         CheckpointError: The folder or one of its files is missing or damaged; the message names it.
@@ -148,14 +174,20 @@ def load_model_folder(folder: Path) -> ModelFolder:
         )
     if os.path.lexists(folder / SUMS) and os.environ.get(VERIFY_VARIABLE, "1") != "0":
         _compare_sums(folder)
-    head = folder / HEAD
+    head, weights = folder / HEAD, _load_weights(folder / WEIGHTS)
+    adapter = None
+    if (folder / ADAPTER_CONFIG).exists() or (folder / ADAPTER_WEIGHTS).exists():
+        adapter = read_adapter(folder)
+        if merged:
+            weights, adapter = merge(weights, adapter, str(folder)), None
     return ModelFolder(
         config=config,
-        state_dict=_load_weights(folder / WEIGHTS),
+        state_dict=weights,
         tokenizer_path=folder / TOKENIZER,
         preprocess=_read_json(folder / PREPROCESS),
         card=_read_card(folder / CARD),
         head=_load_weights(head) if head.exists() else {},
+        adapter=adapter,
     )
 
 

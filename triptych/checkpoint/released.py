@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from triptych.checkpoint.adapter import ADAPTER_WEIGHTS
 from triptych.checkpoint.foreign import read_foreign
 from triptych.checkpoint.model_folder import CONFIG, SUMS, ModelFolder, load_model_folder
 from triptych.core.errors import CheckpointError
@@ -17,7 +18,7 @@ from triptych.core.reading import read_json_object, reading
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 SETTINGS = ("*.json", "*.txt", SUMS)
-SAFE_WEIGHTS = ("model*.safetensors", "head.safetensors")
+SAFE_WEIGHTS = ("model*.safetensors", "head.safetensors", ADAPTER_WEIGHTS)
 TORCH_WEIGHTS = ("pytorch_model*.bin",)
 
 

@@ -100,6 +100,7 @@ VERBS = {
         "BEFORE AFTER --task T --data PATH",
         "choose weights between a model and its fine-tuned one",
     ),
+    "merge": Verb("merge", "MODEL_FOLDER --out FOLDER", "put a LoRA adapter into the weights"),
     "export-model": Verb(
         "export_model", "RUN_FOLDER --out FOLDER", "make a model folder of a run's checkpoint"
     ),

@@ -79,6 +79,9 @@ class ValidationOptions:
 ValidationGroup = Annotated[ValidationOptions, tyro.conf.arg(name="data.val")]
 
 
+GuardGroup = Annotated[SourceOptions, tyro.conf.arg(name="guard")]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlainOptions:
     """The options that are not fields of the configuration.
@@ -99,6 +102,9 @@ class PlainOptions:
         val_sources: Held-out data to validate on while training, replaces data.val; read as the
             training data, but for what --data.val.split and the like say.
         val: How that data is read, where it differs.
+        guard_sources: Image-text pairs whose retrieval the fine-tuning should not harm: it is
+            scored before and after.
+        guard_source: How the data of --guard is read.
         init_from: A model folder to start from; short for model.init-from.
     """
 
@@ -114,6 +120,10 @@ class PlainOptions:
         tuple[str, ...], tyro.conf.arg(name="data.val", metavar="PATH [PATH ...]")
     ] = ()
     val: ValidationGroup = field(default_factory=ValidationOptions)
+    guard_sources: Annotated[
+        tuple[str, ...], tyro.conf.arg(name="guard", metavar="PATH [PATH ...]")
+    ] = ()
+    guard_source: GuardGroup = field(default_factory=SourceOptions)
     init_from: str | None = None
 
 
@@ -135,7 +145,7 @@ def run(arguments: Sequence[str]) -> int:
         if "--resume" in arguments:
             raise ConfigError("name the folder of the stages: triptych train RUN_FOLDER --resume")
         return train_stagewise.run(arguments[0], arguments[1:])
-    refuse_repeats(arguments, "--data", "--data.val")
+    refuse_repeats(arguments, "--data", "--data.val", "--guard")
     auto, arguments = _take_auto(arguments)
     plain, rest = _read_plain(arguments)
     wants_help = "-h" in rest or "--help" in rest
@@ -270,6 +280,11 @@ def _base_config(plain: PlainOptions) -> RunConfig:
     if plain.val_sources:
         held_out = tuple(plain.val.source(path, plain.source) for path in plain.val_sources)
         config = replace(config, data=replace(config.data, val=held_out))
+    if plain.guard_source.flags() and not plain.guard_sources:
+        raise ConfigError("flags of --guard say how its data are read: name them with --guard PATH")
+    if plain.guard_sources:
+        pairs = tuple(plain.guard_source.source(path) for path in plain.guard_sources)
+        config = replace(config, guard=replace(config.guard, data=pairs))
     if plain.init_from is not None:
         config = replace(config, model=replace(config.model, init_from=plain.init_from))
     return config
@@ -334,7 +349,7 @@ def _resume(plain: PlainOptions, rest: Sequence[str]) -> int:
     changes, rest = _changes(rest, MAY_CHANGE)
     flags: dict[str, object] = {"scale": plain.scale, "config": plain.config, "out": plain.out}
     flags |= {"data": plain.sources or None, "init-from": plain.init_from}
-    flags |= {"data.val": plain.val_sources or None}
+    flags |= {"data.val": plain.val_sources or None, "guard": plain.guard_sources or None}
     given = [f"--{name}" for name, value in flags.items() if value is not None]
     given += plain.source.flags().split()[:1] + [flag for flag in [plain.val.flag()] if flag]
     given += [word for word in rest if word.startswith("-")]

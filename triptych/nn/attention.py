@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from triptych.nn.dropout import dropout as drop
 from triptych.nn.kv_cache import LayerCache
+from triptych.nn.lora import LoRALinear, linear_rows
 from triptych.nn.packing import TokenGrid
 
 MASKED = -1e4
@@ -252,20 +253,20 @@ class SelfAttention(nn.Module):
         grid: TokenGrid | None = None,
         readers_grid: TokenGrid | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        width, weight = x.shape[-1], self.qkv.weight
+        width = x.shape[-1]
         bias: Tensor = self.qkv.bias
         if self.query_bias is not None and self.value_bias is not None:
             bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
         if readers is None:
-            qkv = F.linear(x, weight, bias)
+            qkv = linear_rows(self.qkv, x, None, bias)
             qkv = qkv if grid is None else grid.spread(qkv)
             qkv = qkv.view(*qkv.shape[:2], 3, self.num_heads, -1)  # (B, S, 3, H, K)
             query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
             return query, key, value
-        query = F.linear(readers, weight[:width], bias[:width])
+        query = linear_rows(self.qkv, readers, slice(width), bias[:width])
         query = query if readers_grid is None else readers_grid.spread(query)
         query = split_heads(query, self.num_heads)
-        both = F.linear(x, weight[width:], bias[width:])
+        both = linear_rows(self.qkv, x, slice(width, None), bias[width:])
         both = both if grid is None else grid.spread(both)
         both = both.view(*both.shape[:2], 2, self.num_heads, -1)  # (B, S, 2, H, K)
         key, value = both.permute(2, 0, 3, 1, 4).unbind(0)
@@ -333,6 +334,8 @@ class CrossAttention(nn.Module):
 
     def _reads_states(self, num_memory: int, num_queries: int) -> bool:
         """Count the multiplications of both ways."""
+        if isinstance(self.key_value, LoRALinear):  # the fold would be of a whole matrix more
+            return False
         width, memory_dim = self.query.out_features, self.key_value.in_features
         projected = num_memory * width * (memory_dim + num_queries)
         unprojected = num_queries * memory_dim * (width + num_memory * self.num_heads)

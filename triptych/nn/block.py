@@ -14,6 +14,7 @@ from triptych.core.config import check
 from triptych.nn.attention import CrossAttention, Memory, SelfAttention
 from triptych.nn.dropout import Dropout
 from triptych.nn.kv_cache import LayerCache
+from triptych.nn.lora import LoRALinear
 from triptych.nn.packing import TokenGrid
 from triptych.nn.recompute import Recompute, recomputing, run_recomputed
 
@@ -96,6 +97,8 @@ class FeedForward(nn.Module):
                 return recomputing(F.gelu, self.up(x), self.down)
             return self.down(F.gelu(self.up(x)))  # type: ignore[no-any-return]
         scale = QUICK_GELU_SCALE
+        if isinstance(self.up, LoRALinear) or isinstance(self.down, LoRALinear):
+            return self.down(F.silu(self.up(x) * scale) / scale)  # type: ignore[no-any-return]
         if not torch.compiler.is_exporting() and x.numel() < self.up.weight.numel():
             hidden = F.silu(F.linear(x * scale, self.up.weight, self.up.bias * scale))
             return F.linear(hidden, self.down.weight, self.down.bias * scale) / scale

@@ -11,6 +11,7 @@ from triptych.data.images import MAX_PIXELS
 from triptych.data.source import DataSourceConfig
 from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.models.mplug.config import FusionName
+from triptych.nn.lora import LoRAConfig
 from triptych.tasks.registry import TASKS as TASKS  # loading a run needs every task
 from triptych.tasks.spec import TaskConfig, TextLengths
 from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
@@ -132,6 +133,27 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GuardConfig:
+    """The table before and after fine-tuning: what became of the model's retrieval.
+
+    Attributes:
+        data: Image-text pairs that the fine-tuning does not train on, and whose retrieval it should
+            not harm.
+        images: Images that are searched, the first of each data set, with all their captions; 0
+            omits the table.
+    """
+
+    data: tuple[DataSourceConfig, ...] = ()
+    images: int = 200
+
+    def __post_init__(self) -> None:
+        """Reject data that nobody looks at."""
+        check_range("guard.images", self.images, 0, 1_000_000)
+        must = "be at least 1 where guard.data names pairs to search"
+        check(self.images > 0 or not self.data, "guard.images", self.images, must)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunConfig:
     """Everything that decides what a run computes.
 
@@ -146,6 +168,10 @@ class RunConfig:
         captions: How captions are prepared.
         lengths: Longest texts of the fine-tuning tasks.
         task: The task and its settings.
+        freeze: Parts that are not trained: patterns over the names of parameters, such as
+            "visual_encoder", "text_encoder.blocks.0" or "*norm*".
+        lora: Low-rank adaptation, which trains a small change instead of the weights.
+        guard: What is measured before and after fine-tuning.
         train: Length, batch size, checkpoints.
         validation: How the model is scored on data.val while it trains, and when it has enough.
         optim: Optimizer and learning-rate schedule.
@@ -162,6 +188,9 @@ class RunConfig:
     captions: PretrainingTextConfig = field(default_factory=PretrainingTextConfig)
     lengths: TextLengths = field(default_factory=TextLengths)
     task: TaskConfig
+    freeze: tuple[str, ...] = ()
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     train: TrainConfig
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)

@@ -206,6 +206,10 @@ class OptimConfig:
     """Peak learning rate of a randomly initialised classifier, as a multiple of `learning_rate`
     (VLMo's VQA: 20)."""
 
+    lora_learning_rate_factor: float = 10.0
+    """Peak learning rate of low-rank matrices, as a multiple of `learning_rate`, or of
+    `vision_learning_rate` for those of the vision encoder."""
+
     layer_decay: float = 1.0
     """Learning rate of a block relative to the block above it; 1 gives all blocks the same."""
 
@@ -242,6 +246,7 @@ class OptimConfig:
             "learning_rate",
             "vision_learning_rate",
             "head_learning_rate_factor",
+            "lora_learning_rate_factor",
             "eps",
         ):
             check(getattr(self, field) > 0, field, getattr(self, field), "be above 0")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from triptych.core.patterns import is_factor
 from triptych.train.config import OptimConfig
 from triptych.train.muon import Muon
 
@@ -30,7 +31,8 @@ class ParameterGroup:
     """Parameters that share a learning rate and a weight decay.
 
     Attributes:
-        name: `vision`, `head` or `rest`, then `_decay` or `_no_decay`; or `matrix`.
+        name: `vision`, `head`, `rest`, `lora` or `lora-vision`, then `_decay` or `_no_decay`; or
+            `matrix`.
         parameters: (name, parameter) pairs.
         peak_lr: Learning rate at the end of warm-up.
         weight_decay: Decoupled weight decay.
@@ -47,9 +49,10 @@ class ParameterGroup:
 def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Return whether a parameter is a matrix between hidden states, which Muon may train.
 
-    Tables of words and positions, output heads and projections to an embedding are none.
+    Tables of words and positions, output heads and projections to an embedding are none. The two
+    matrices of a low-rank adaptation are none either: neither is the change by itself.
     """
-    return parameter.ndim == 2 and _NOT_HIDDEN.search(name) is None
+    return parameter.ndim == 2 and not is_factor(name) and _NOT_HIDDEN.search(name) is None
 
 
 def is_head_parameter(name: str) -> bool:
@@ -81,6 +84,8 @@ def group_parameters(
         "vision": config.vision_learning_rate,
         "head": config.learning_rate * config.head_learning_rate_factor,
         "rest": config.learning_rate,
+        "lora": config.learning_rate * config.lora_learning_rate_factor,
+        "lora-vision": config.vision_learning_rate * config.lora_learning_rate_factor,
     }
     groups = {
         (part, decay): ParameterGroup(
@@ -99,17 +104,27 @@ def group_parameters(
         weight_decay=config.weight_decay,
         muon=True,
     )
-    for name, parameter in named_parameters:
+    listed = list(named_parameters)
+    for name, parameter in listed:
         if not parameter.requires_grad:
             continue
         if config.muon_learning_rate and is_block_matrix(name, parameter):
             matrices.parameters.append((name, parameter))
         else:
-            part = "head" if is_head_parameter(name) else "vision" if is_vision(name) else "rest"
-            key = (part, has_weight_decay(name, parameter))
+            key = (_part(name, is_vision), has_weight_decay(name, parameter))
             groups[key].parameters.append((name, parameter))
     found = [group for group in (*groups.values(), matrices) if group.parameters]
-    return split_by_layer(_split_by_kind(found), config.layer_decay)
+    names = [n for n, p in listed if p.requires_grad or n.startswith("model.")]
+    return split_by_layer(_split_by_kind(found), config.layer_decay, names)
+
+
+def _part(name: str, is_vision: Callable[[str], bool]) -> str:
+    """Return which learning rate a parameter takes."""
+    if is_head_parameter(name):
+        return "head"
+    if is_factor(name):
+        return "lora-vision" if is_vision(name) else "lora"
+    return "vision" if is_vision(name) else "rest"
 
 
 def _split_by_kind(groups: Sequence[ParameterGroup]) -> list[ParameterGroup]:
@@ -149,7 +164,7 @@ def layer_factors(names: Iterable[str], layer_decay: float) -> dict[str, float]:
     deepest stack; the last norm, a position table of all blocks and heads have 1. As in BEiT.
 
     Args:
-        names: Names of all trainable parameters.
+        names: Names of all parameters of the model, frozen ones too, and of all that are trained.
         layer_decay: Between 0 and 1.
     """
     listed = list(names)
@@ -168,16 +183,19 @@ def layer_factors(names: Iterable[str], layer_decay: float) -> dict[str, float]:
     return factors
 
 
-def split_by_layer(groups: Sequence[ParameterGroup], layer_decay: float) -> list[ParameterGroup]:
+def split_by_layer(
+    groups: Sequence[ParameterGroup], layer_decay: float, names: Iterable[str]
+) -> list[ParameterGroup]:
     """Split each group by layer; the layers of a group follow each other from below.
 
     Args:
         groups: Groups with the learning rates of their top.
         layer_decay: Factor from each layer to the one below; 1 leaves the groups as they are.
+        names: As for `layer_factors`.
     """
     if layer_decay == 1:
         return list(groups)
-    factors = layer_factors((n for group in groups for n, _ in group.parameters), layer_decay)
+    factors = layer_factors(names, layer_decay)
     found = []
     for group in groups:
         for factor in sorted({factors[name] for name, _ in group.parameters}):

@@ -24,6 +24,7 @@ from triptych.text import Tokenizer
 from triptych.train.state import load_modules
 from triptych.train.trainer import CHECKPOINTS
 from triptych.train.validation import read_validation
+from triptych.workflows.adapting import adapt_model, freeze_parts
 from triptych.workflows.run import (
     CONFIG_FILE,
     START_FILE,
@@ -71,10 +72,12 @@ def export_model(
     step, state = _read_state(run_folder / CHECKPOINTS, step, warn)
     start = _read_start(run_folder, config)
     model = build_model(start.model_config)
+    adapt_model(config, model)
     try:
         task = build_task(config.task, model, start.tokenizer)
     except DataError:  # its objective is made from the records
         task = build_task(config.task, model, start.tokenizer, _read_data(config).records)
+    freeze_parts(config, task)
     load_modules(task.modules, state["modules"])
     validation = state.get("validation", {})
     last, note = read_validation(validation.get("last")), validation.get("note", "")
@@ -103,10 +106,8 @@ def export_best(run_folder: Path, out: Path) -> None:
         )
     number = best.stat().st_ino
     try:
-        found = load_model_folder(best)
-        tokenizer = None
-        if found.tokenizer_path.is_file():
-            tokenizer = found.tokenizer_path.read_text(encoding="utf-8")
+        found = load_model_folder(best, merged=False)
+        tokenizer = found.tokenizer_json
     except (CheckpointError, OSError):
         if _is_same(best, number):
             raise
@@ -121,6 +122,7 @@ def export_best(run_folder: Path, out: Path) -> None:
         preprocess=found.preprocess,
         card=found.card,
         head=found.head or None,
+        adapter=found.adapter,
     )
     return None
 

@@ -50,6 +50,9 @@ from triptych.tasks.spec import (
 from triptych.text import Tokenizer
 from triptych.train.task import Task
 from triptych.train.trainer import CHECKPOINTS, Trainer, TrainResult
+from triptych.train.validation import Validator
+from triptych.workflows.adapting import adapt_model, freeze_parts
+from triptych.workflows.guard import measure_guard, prepare_guard
 from triptych.workflows.new_model import (
     check_start,
     choose_fusion,
@@ -60,7 +63,7 @@ from triptych.workflows.new_model import (
 )
 from triptych.workflows.same_data import SameData
 from triptych.workflows.sources import read_training_data, training_loader
-from triptych.workflows.trained_model import save_model, trained_parts
+from triptych.workflows.trained_model import TrainedParts, save_model, trained_parts
 from triptych.workflows.validation import BEST_FOLDER, build_validator
 
 CONFIG_FILE = "config.yaml"
@@ -211,15 +214,16 @@ def _train_here(
     tokenizer = prepare_tokenizer(config, records, console, run_folder if resume else None)
     seed_everything(config.train.seed)
     model = prepare_model(config, tokenizer, console)
+    adapt_model(config, model)
     config = keep_normalisation(config, console)
     config = replace(config, image=spec.image(config.image, model))
     config = skip_impossible_objectives(config, model, console)
     task = build_task(config.task, model, tokenizer, records)
-    if not resume:
-        _check_evaluation(config, task)
+    _check_evaluation(config, task, resume)
     if spec.check_data is not None:
         spec.check_data(config.task, model, records)
-    notes = data.notes() + ([] if spec.notes is None else spec.notes(config.task, model))
+    frozen, guard = freeze_parts(config, task), prepare_guard(config, data)
+    notes = data.notes() + frozen + ([] if spec.notes is None else spec.notes(config.task, model))
     for note in [*notes, *_untrained_start(config)] if is_main() else ():
         (console or Console()).print(note, markup=False, highlight=False)
     if isinstance(task, InitialisedTask):
@@ -270,11 +274,19 @@ def _train_here(
     if data.skip_log.num_bad:
         (console or Console()).print(data.skip_log.report(), markup=False, highlight=False)
     if is_main():
-        last = None if validator is None else validator.last
-        note = "" if validator is None else validator.note()
-        parts = trained_parts(task, run_folder, result.step, last, ended=True, note=note)
+        parts = _ended_parts(task, run_folder, result.step, validator)
         save_model(run_folder / MODEL_FOLDER, config, model, tokenizer, len(records), parts)
+    measure_guard(guard, config, run_folder, run_folder / MODEL_FOLDER, console)
     return result
+
+
+def _ended_parts(
+    task: Task, run_folder: Path, step: int, validator: Validator | None
+) -> TrainedParts:
+    """Return what a task leaves beside the model at the end of a run."""
+    last = None if validator is None else validator.last
+    note = "" if validator is None else validator.note()
+    return trained_parts(task, run_folder, step, last, ended=True, note=note)
 
 
 def _untrained_start(config: RunConfig) -> list[str]:
@@ -289,10 +301,10 @@ def _untrained_start(config: RunConfig) -> list[str]:
     ]
 
 
-def _check_evaluation(config: RunConfig, task: Task) -> None:
+def _check_evaluation(config: RunConfig, task: Task, resume: bool) -> None:
     """Raise where an evaluation during training is asked of a task that has none."""
     every = config.train.evaluate_every_steps
-    if every is not None and not isinstance(task, SelfEvaluatedTask):
+    if every is not None and not resume and not isinstance(task, SelfEvaluatedTask):
         raise ConfigError(
             f"train.evaluate_every_steps = {every}: {config.recipe} measures nothing while it "
             "trains, only `dvae` does; omit it, and score the finished model with `triptych eval`"

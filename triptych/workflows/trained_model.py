@@ -10,10 +10,12 @@ from typing import Any
 import yaml
 from torch import Tensor, nn
 
+from triptych.checkpoint.adapter import Adapter, merge, split_adapter
 from triptych.checkpoint.model_folder import build_model_card, save_model_folder
 from triptych.core.config import to_dict
 from triptych.core.machine import current_commit
 from triptych.core.outputs import MetricValue
+from triptych.core.patterns import is_factor
 from triptych.models.families import family_of
 from triptych.recipes.config import RunConfig
 from triptych.tasks.registry import task_spec
@@ -109,17 +111,41 @@ def save_model(
 ) -> None:
     """Write the model folder of a run, with its card and what the task trained beside the model."""
     parts = parts or TrainedParts()
+    state = dict(model.state_dict() if parts.weights is None else parts.weights)
+    state, adapter = _adapted(config, model, state)
     reads_text = task_spec(config.task).tokenizer != "none"
     contrast = {"contrast": dict(parts.contrast)} if parts.contrast else {}
     save_model_folder(
         folder,
         config=folder_settings(config, model) | contrast,
-        state_dict=dict(model.state_dict() if parts.weights is None else parts.weights),
+        state_dict=state,
         tokenizer_json=tokenizer.to_json() if reads_text else None,
         preprocess=to_dict(config.image),
         card=_card(config, model, num_records, parts),
         head=parts.head,
+        adapter=adapter,
     )
+
+
+def _adapted(
+    config: RunConfig, model: Any, state: dict[str, Tensor]
+) -> tuple[dict[str, Tensor], Adapter | None]:
+    """Return the weights of a run's model folder, and the change that is kept beside them."""
+    lora = config.lora
+    if lora.rank is None:
+        return state, None
+    trained = (name for name, value in model.named_parameters() if value.requires_grad)
+    base, adapter = split_adapter(
+        state,
+        [name for name in trained if not is_factor(name)],
+        rank=lora.rank,
+        alpha=lora.scaling * lora.rank,
+        dropout=lora.dropout,
+        based_on=config.model.init_from,
+    )
+    if lora.save == "beside":
+        return base, adapter
+    return merge(base, adapter, "the run"), None
 
 
 def folder_settings(config: RunConfig, model: Any) -> dict[str, Any]:
@@ -142,12 +168,20 @@ def folder_settings(config: RunConfig, model: Any) -> dict[str, Any]:
 def _card(config: RunConfig, model: Any, num_records: int, parts: TrainedParts) -> str:
     """Return the model card of a run."""
     spec = task_spec(config.task)
-    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    parameters = sum(size for name, size in sizes.items() if not is_factor(name)) / 1e6
     summary = (
         f"{family_of(model.config).title} with {parameters:.1f} M parameters, trained for "
         f"{spec.trained_for} for {config.train.max_steps} steps of "
         f"{config.train.global_batch_size} samples."
     )
+    if config.lora.rank is not None:
+        trained = sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6
+        kept = "in the weights" if config.lora.save == "merged" else "beside the weights"
+        summary += (
+            f" A change of rank {config.lora.rank} was trained ({trained:.2f} M parameters) and is "
+            f"{kept}."
+        )
     for more in (parts.note, "" if spec.summary is None else spec.summary(model)):
         summary += f" {more}" if more else ""
     apart = {
