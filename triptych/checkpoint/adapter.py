@@ -131,10 +131,9 @@ def merge(state: Mapping[str, Tensor], adapter: Adapter, where: str) -> dict[str
 def check_fits(state: Mapping[str, Tensor], adapter: Adapter, where: str) -> None:
     """Raise a CheckpointError unless an adapter belongs to a model with these weights."""
     owners = Counter(id(value) for value in state.values())
-    changes = {
-        f"{n}.weight": (up.shape[0], down.shape[1]) for n, (down, up) in adapter.factors.items()
-    }
-    changes |= {name: tuple(value.shape) for name, value in adapter.whole.items()}
+    changes = {name: tuple(value.shape) for name, value in adapter.whole.items()}
+    for name, (down, up) in adapter.factors.items():
+        changes[f"{name}.weight"] = (up.shape[0], down.shape[1])
     for name, shape in changes.items():
         weight = state.get(name)
         if weight is None:
