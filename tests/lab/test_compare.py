@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.docs_files import NUM_IMAGES, write_user_data
 from triptych.cli.main import main
 
 
@@ -120,3 +121,32 @@ def test_other_files_are_left_alone(mine, tmp_path, capsys):
 def test_without_a_study_the_built_in_ones_are_listed(capsys):
     assert main(["compare"]) == 0
     assert "mplug.fusion" in capsys.readouterr().out
+
+
+def test_own_data_is_divided_once_and_must_not_change(mine, tmp_path, capsys):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    write_user_data(folder)
+    data, out = folder / "my.jsonl", tmp_path / "out"
+    study = mine(("samples: 16", "samples: 8"))
+    assert compare(study, out, "--seeds", "1", "--data", str(data)) == 0
+    own = out / "data" / "own"
+    parts = [own / name for name in ("train_0.jsonl", "held_out.jsonl")]
+    train, held = ({json.loads(x)["image"] for x in p.read_text().splitlines()} for p in parts)
+    assert train and held and not train & held
+    assert len(train | held) == NUM_IMAGES
+    scores = json.loads((out / "runs" / "with_itm" / "seed_0" / "scores.json").read_text())
+    assert scores["recall"]["num_items"] == len(held)
+    assert not list((out / "data").glob("scenes"))
+
+    lines = data.read_text().splitlines()
+    data.write_text("\n".join(lines[:-3]) + "\n")
+    assert compare(study, out, "--seeds", "1", "--data", str(data)) == 2
+    assert "has changed since it began" in capsys.readouterr().err
+
+
+def test_own_data_cannot_stand_in_for_other_formats(mine, tmp_path, capsys):
+    write_user_data(tmp_path)
+    study = mine(("task: retrieval, metrics: [i2t_r1, t2i_r1]", "task: vqa"))
+    assert compare(study, tmp_path / "out", "--data", str(tmp_path / "my.jsonl")) == 2
+    assert "recall of this study reads vqa" in capsys.readouterr().err

@@ -44,7 +44,8 @@ class CompareOptions:
             runs/compare-STUDY.
         data: Images with captions in place of the built-in scenes.
         source: How they are read.
-        val: Such data that no run trains on, for the scores; read as --data, but for --val-split.
+        val: Such data that no run trains on, for the scores; read as --data, but for
+            --data.val-split. If absent, a tenth of the images of --data is held out.
         val_split: The part of --data.val to read if it has several.
         budget: What each variant may spend: samples=N, minutes=N or flops=N; if absent, what the
             study says.

@@ -13,6 +13,7 @@ from triptych.core.errors import ConfigError, nearest
 from triptych.core.files import folder_for_one, has_entries, write_json
 from triptych.lab.costs import step_costs, steps_of
 from triptych.lab.definition import Study
+from triptych.lab.own_data import with_held_out
 from triptych.lab.page import PAGE_FILE, write_page
 from triptych.lab.plan import MAIN, Plan, Settings, open_plan
 from triptych.lab.results import RESULTS_FILE, gather_results
@@ -55,9 +56,9 @@ def run_study(
         TriptychError: A stage that the variants start from failed.
     """
     console = console or Console()
-    plan = open_plan(study, settings, folder)
     check_folder(folder)
     with folder_for_one(folder):
+        plan = open_plan(study, with_held_out(settings, folder), folder)
         save_yaml(study, folder / STUDY_FILE)
         _forget(plan, rerun)
         _check_stored(plan)
@@ -110,8 +111,11 @@ def _check_stored(plan: Plan) -> None:
     The steps that a budget pays for are not known yet: those of the stored runs are taken.
 
     Raises:
-        ConfigError: It has; the message names the field, and what to do.
+        ConfigError: It has; the message names the field, and what to do. Or own data lacks what a
+            run or a score reads.
     """
+    for score in plan.study.scores:
+        plan.held_out(score)
     for seed in range(plan.settings.seeds):
         for stage in plan.study.stages:
             check_same(plan.stage_run(stage, seed))
