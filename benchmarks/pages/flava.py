@@ -2,7 +2,7 @@
 
 Writes `benchmarks/results/flava.json`; `gather.py` says how. Parity, step and memory
 need transformers (`pip install triptych[bench]`). The joint recipe takes under 20 minutes on two
-idle cores, the comparisons of seeds about as long.
+idle cores. The gains are those of the studies `flava.*` (benchmarks/lab/studies.py).
 
     python -m benchmarks.pages.flava
     python -m benchmarks.pages.flava --only parity step_fp32
@@ -12,8 +12,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
-from benchmarks.pages.gather import Benchmark, Part, at_least, at_most, build_parser, gather
+from benchmarks.pages.gather import (
+    Benchmark,
+    Part,
+    at_least,
+    at_most,
+    build_parser,
+    gather,
+    study_figures,
+)
+
+STUDIES = {"joint_gain": "flava.joint", "global_contrastive_gain": "flava.contrastive"}
+"""Figures that studies give."""
 
 FLAVA = Benchmark(
     name="flava",
@@ -37,7 +49,8 @@ FLAVA = Benchmark(
         "global_contrastive_gain": "gain from the global contrastive gradient",
     },
     prefix="flava_",
-    details=("low", "high", "with", "without", "range", "by_step"),
+    details=("range", "by_step"),
+    extra=tuple(STUDIES),
     parts=(
         Part("parity", ("-m", "benchmarks.parity.flava_parity"), ("parity_max_error",)),
         Part(
@@ -74,10 +87,6 @@ FLAVA = Benchmark(
             ("-m", "benchmarks.scenes.flava_ceiling"),
             ("shape_supervised", "shape_supervised_compositional"),
         ),
-        *(
-            Part(name, ("-m", "benchmarks.scenes.flava_scenes", name), (name,))
-            for name in ("joint_gain", "global_contrastive_gain")
-        ),
     ),
     bars={
         "parity_max_error": at_most("parity_max_error", 1e-4),
@@ -95,7 +104,9 @@ FLAVA = Benchmark(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return gather(FLAVA, build_parser(FLAVA, __doc__).parse_args(arguments))
+    return gather(
+        FLAVA, build_parser(FLAVA, __doc__).parse_args(arguments), partial(study_figures, STUDIES)
+    )
 
 
 if __name__ == "__main__":

@@ -29,6 +29,9 @@ from triptych.core.machine import current_commit, describe_machine
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 
+STUDIES = RESULTS / "studies"
+"""What the built-in studies of `triptych compare` found."""
+
 Figures = dict[str, dict[str, Any]]
 
 
@@ -169,6 +172,35 @@ def part_figures(part: Part, stored: Mapping[str, Any], details: Sequence[str] =
         }
         for key in part.keys
     }
+
+
+def study_figures(studies: Mapping[str, str]) -> Figures:
+    """Return figures that stored studies give: the differences of their main comparisons.
+
+    Args:
+        studies: By figure, the study.
+
+    Raises:
+        DataError: A study is not stored.
+    """
+    figures: Figures = {}
+    for key, name in studies.items():
+        stored = load_json(STUDIES / f"{name}.json")
+        main = main_comparison(stored)
+        figures[key] = {
+            "value": main["mean"],
+            **{end: main[end] for end in ("low", "high") if main[end] is not None},
+            "protocol": f"{main['first']} minus {main['second']}, {main['score']}: "
+            f"{stored['output']['protocol']}",
+            **{name: stored[name] for name in ("command", "commit", "machine")},
+        }
+    return figures
+
+
+def main_comparison(stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the main comparison of a stored study."""
+    rows: list[Mapping[str, Any]] = stored["output"]["comparisons"]
+    return next(row for row in rows if row["main"])
 
 
 def collect(

@@ -1,7 +1,7 @@
 """Gather VLMo's figures: golden files, speed, the three stages, and what each idea adds.
 
 Writes `benchmarks/results/vlmo.json`; `gather.py` says how. The stages take about 20
-minutes on two idle cores, the comparisons of seeds about as long together.
+minutes on two idle cores. The gains are those of the studies `vlmo.*` (benchmarks/lab/studies.py).
 
     python -m benchmarks.pages.vlmo
     python -m benchmarks.pages.vlmo --only golden step
@@ -11,10 +11,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
-from benchmarks.pages.gather import Benchmark, Part, at_least, at_most, build_parser, gather
+from benchmarks.pages.gather import (
+    Benchmark,
+    Part,
+    at_least,
+    at_most,
+    build_parser,
+    gather,
+    study_figures,
+)
 
 MODEL = "runs/vlmo_bench/stagewise/pretrain/model"
+STUDIES = {
+    "stagewise_gain": "vlmo.stages",
+    "multiway_gain": "vlmo.multiway",
+    "global_negatives_gain": "vlmo.negatives",
+}
+"""Figures that studies give."""
 
 VLMO = Benchmark(
     name="vlmo",
@@ -36,7 +51,8 @@ VLMO = Benchmark(
         "dual_over_fusion_speed": "speed-up of dot products over ITM, 5,000 images x 25,000 texts",
     },
     prefix="vlmo_",
-    details=("low", "high", "with", "without", "range", "dual_minutes", "fusion_days"),
+    details=("range", "dual_minutes", "fusion_days"),
+    extra=tuple(STUDIES),
     parts=(
         Part("golden", ("-m", "benchmarks.parity.vlmo_golden"), ("golden_max_error",)),
         Part("step", ("-m", "benchmarks.speed.vlmo_step"), ("step_fast_over_plain",)),
@@ -44,10 +60,6 @@ VLMO = Benchmark(
             "stagewise",
             ("-m", "benchmarks.scenes.vlmo_scenes", "stagewise"),
             ("stagewise_minutes", "i2t_r1", "t2i_r1", "vqa"),
-        ),
-        *(
-            Part(name, ("-m", "benchmarks.scenes.vlmo_scenes", name), (name,))
-            for name in ("stagewise_gain", "multiway_gain", "global_negatives_gain")
         ),
         Part(
             "dual",
@@ -70,7 +82,9 @@ VLMO = Benchmark(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return gather(VLMO, build_parser(VLMO, __doc__).parse_args(arguments))
+    return gather(
+        VLMO, build_parser(VLMO, __doc__).parse_args(arguments), partial(study_figures, STUDIES)
+    )
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from benchmarks.scenes.scene_runs import DATA, T_95, t_interval, train_once
+from benchmarks.scenes.scene_runs import DATA, train_once
+from triptych.lab.statistics import mean_interval
 from triptych.recipes.config import RunConfig
 from triptych.recipes.registry import build_recipe
 from triptych.scenes.config import SceneConfig
@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--scale", default="tiny", help="tiny, or smoke to try the program")
     parser.add_argument("--task", default="retrieval", choices=TASKS)
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--seeds", type=int, default=3, choices=sorted(T_95))
+    parser.add_argument("--seeds", type=int, default=3, help="at least 2")
     parser.add_argument("--num-threads", type=int, default=None, help="CPU threads; all cores")
     options = parser.parse_args(arguments)
     if options.num_threads is not None:
@@ -112,11 +112,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = [measure_seed(seed, options, console) for seed in range(options.seeds)]
     recipe, _, metric = TASKS[options.task]
     gains = [row["best"] - row["last"] for row in rows]
-    mean, half = statistics.mean(gains), t_interval(gains)
+    found = mean_interval(gains)
     result = {
-        "best_over_last": round(mean, 4),
-        "low": round(mean - half, 4),
-        "high": round(mean + half, 4),
+        "best_over_last": round(found.mean, 4),
+        "low": None if found.low is None else round(found.low, 4),
+        "high": None if found.high is None else round(found.high, 4),
         "differences": [round(gain, 4) for gain in gains],
         "best": [round(row["best"], 4) for row in rows],
         "last": [round(row["last"], 4) for row in rows],

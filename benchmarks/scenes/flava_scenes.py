@@ -1,4 +1,4 @@
-"""FLAVA on the built-in scenes: its stages, and what two ideas of the paper add; prints JSON.
+"""FLAVA's stages on the built-in scenes; prints JSON.
 
 `joint` trains all stages at scale tiny, the image tokenizer included; it gives `joint_minutes`,
 `i2t_r1` and `t2i_r1` (zero-shot retrieval among 500 unseen scenes, dot product) and `probe_shape`:
@@ -7,23 +7,14 @@ images that pre-training has not seen. `probe_shape_compositional` is the same r
 colour-shape pairs that neither pre-training nor the regression has seen: does it know shapes, or
 pairs?
 
-The others, which come after it, train the joint stage several times from random weights, each pair
-of runs from one seed, and give the mean difference with its 95 % t interval over seeds:
-
-`joint_gain`: steps on pairs, images alone and texts alone against as many steps on pairs only.
-`global_contrastive_gain`: the contrastive gradient of both processes against the own one's, two
-processes.
-
-Runs that are finished are not trained again; `benchmarks/scenes/scene_runs.py` says how.
+What each idea of the paper adds is in the studies `flava.*` of `triptych compare`.
 
     python -m benchmarks.scenes.flava_scenes joint --out runs/flava_bench
-    python -m benchmarks.scenes.flava_scenes joint_gain --out runs/flava_bench --seeds 3 --steps 400
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,21 +23,18 @@ from rich.console import Console
 from benchmarks.scenes.scene_runs import (
     DATA,
     STAGEWISE,
-    Comparison,
-    in_two_processes,
-    run_part,
     scores,
     stages_protocol,
+    train_and_print,
     train_stages,
 )
 from triptych.data.source import DataSourceConfig
-from triptych.recipes.config import RunConfig
 from triptych.scenes.config import SceneConfig
 from triptych.scenes.layout import SceneFiles
 from triptych.scenes.write import IMAGES_PER_CLASS_IMAGE, write_scenes
 from triptych.workflows.frozen import probe_folder
 from triptych.workflows.run import MODEL_FOLDER
-from triptych.workflows.stagewise import CLOSE_UPS, IMAGE_TOKENIZER, StagewisePlan, last_stage
+from triptych.workflows.stagewise import CLOSE_UPS, StagewisePlan, last_stage
 
 SHAPE = "_(.+)$"
 """The shape in the name of a class, such as red_circle."""
@@ -106,35 +94,8 @@ def probe_shape(model: Path, files: SceneFiles) -> tuple[dict[str, float], str]:
     return values, found[0].protocol
 
 
-def with_codes(run: RunConfig, out: Path) -> RunConfig:
-    """Return the run with the codes of the stages' image tokenizer; random weights have none."""
-    tokenizer = str(out / STAGEWISE / IMAGE_TOKENIZER / MODEL_FOLDER)
-    task: Any = run.task
-    return replace(run, task=replace(task, image_tokenizer=tokenizer))
-
-
-def joint_pair(run: RunConfig, out: Path) -> tuple[RunConfig, RunConfig]:
-    """The mixture against pairs only."""
-    run = with_codes(run, out)
-    pairs = tuple(source for source in run.data.train if source.kind == "pair")
-    return run, replace(run, data=replace(run.data, train=pairs))
-
-
-def contrastive_pair(run: RunConfig, out: Path) -> tuple[RunConfig, RunConfig]:
-    """Gradients to the embeddings of both processes against those of the own."""
-    run = in_two_processes(with_codes(run, out))
-    task: Any = run.task
-    return run, replace(run, task=replace(task, contrastive="local"))
-
-
-COMPARISONS = {
-    "joint_gain": Comparison(joint_pair),
-    "global_contrastive_gain": Comparison(contrastive_pair),
-}
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    run_part(__doc__, "flava", ("joint", joint), COMPARISONS, arguments)
+    train_and_print(__doc__, "flava", "joint", joint, arguments)
 
 
 if __name__ == "__main__":

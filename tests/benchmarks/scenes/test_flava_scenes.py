@@ -1,30 +1,16 @@
-"""FLAVA on scenes: pairs of runs that differ in one thing, the probe, and all of it in small."""
+"""FLAVA on scenes: the probe, the ceiling, and all stages in small."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.scenes import flava_ceiling, flava_scenes, scene_runs
+from benchmarks.scenes import flava_ceiling, flava_scenes
 from triptych.core.outputs import MetricValue
 from triptych.data.source import DataSourceConfig
 from triptych.scenes.layout import SceneFiles
 from triptych.workflows.frozen import read_labelled
-from triptych.workflows.stagewise import StagewisePlan
-
-PLAN = StagewisePlan(
-    family="flava",
-    scale="tiny",
-    pairs=(DataSourceConfig(path="my.jsonl"),),
-    texts=(DataSourceConfig(path="corpus.txt", reader="text"),),
-)
-
-
-@pytest.fixture
-def run(tmp_path):
-    return scene_runs.fresh_run(PLAN, tmp_path, 400)
 
 
 @pytest.fixture
@@ -32,37 +18,6 @@ def _threads():
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
-
-
-def test_a_short_joint_stage_starts_its_late_losses_at_the_same_share(run):
-    # after 40 % of the steps, as in the recipe
-    starts = {weight.name: weight.start_step for weight in run.weights}
-    assert starts == dict.fromkeys(("gc", "mim", "mlm"), 0) | dict.fromkeys(
-        ("itm", "mmm_image", "mmm_text"), 160
-    )
-    assert (run.optim.warmup_steps, run.model.init_from) == (40, None)
-
-
-def test_the_mixture_is_compared_with_its_pairs(run, tmp_path):
-    mixture, pairs = flava_scenes.joint_pair(run, tmp_path)
-    assert [source.kind for source in mixture.data.train] == ["pair", "image", "text"]
-    assert pairs.data.train == mixture.data.train[:1]
-    assert replace(pairs, data=replace(pairs.data, train=mixture.data.train)) == mixture
-
-
-def test_the_reach_of_the_contrastive_gradient_is_compared(run, tmp_path):
-    whole, local = flava_scenes.contrastive_pair(run, tmp_path)
-    assert (whole.task.contrastive, local.task.contrastive) == ("global", "local")
-    assert replace(local, task=replace(local.task, contrastive="global")) == whole
-    assert (local.train.num_processes, local.train.global_batch_size) == (2, 256)
-
-
-@pytest.mark.parametrize("name", flava_scenes.COMPARISONS)
-def test_fresh_weights_take_the_codes_of_the_stages(run, tmp_path, name):
-    expected = str(tmp_path / "stagewise" / "image_tokenizer" / "model")
-    for side in flava_scenes.COMPARISONS[name].pair(run, tmp_path):
-        assert side.task.image_tokenizer == expected
-        assert side.model.init_from is None
 
 
 def test_images_of_the_probe_are_written_once(tmp_path):
@@ -111,34 +66,16 @@ def test_the_ceiling_is_drawn_on_unseen_pairs_in_the_end(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_threads")
-def test_every_part_in_small_and_again_without_training(tmp_path, monkeypatch, capsys):
-    common = ["--out", str(tmp_path), "--scale", "smoke", "--num-threads", "1"]
-    short = ["--seeds", "2", "--steps", "3", "--precision", "fp32"]
-
-    def printed(part):
-        flava_scenes.main([part, *common, *short])
-        return json.loads(capsys.readouterr().out.splitlines()[-1])
-
-    found = {part: printed(part) for part in ("joint", "joint_gain")}
-    assert found["joint"].keys() == {
+def test_all_stages_in_small(tmp_path, capsys):
+    flava_scenes.main(["joint", "--out", str(tmp_path), "--scale", "smoke", "--num-threads", "1"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found.keys() == {
         "joint_minutes", "i2t_r1", "t2i_r1", "probe_shape", "probe_shape_compositional", "protocol"
     }  # fmt: skip
     for name in ("probe_shape", "probe_shape_compositional"):
-        images = 20 * found["joint"][name]
+        images = 20 * found[name]
         assert images == pytest.approx(round(images))
-    assert "24 close-ups" in found["joint"]["protocol"]
-    gain = found["joint_gain"]
-    both = [*gain["with"], *gain["without"]]
-    assert len(both) == 4
-    assert all(24 * value == pytest.approx(round(24 * value)) for value in both)  # 12 each way
-    assert gain["low"] <= gain["joint_gain"] <= gain["high"]
-
-    def train(_, folder: Path, **__):
-        raise AssertionError(f"{folder} is trained again")
-
-    for name in ("train_run", "resume_run", "train_stagewise"):
-        monkeypatch.setattr(scene_runs, name, train)
-    assert printed("joint_gain") == gain
+    assert "24 close-ups" in found["protocol"]
 
 
 def test_labels_teach_shapes(capsys):
