@@ -56,7 +56,8 @@ def table(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     for name, variant in result["variants"].items():
         scores = {key: found for key, found in variant["scores"].items() if found is not None}
         rows[name] = {key: [s["mean"], s["low"], s["high"]] for key, s in scores.items()}
-        rows[name]["flops_per_sample"] = variant["cost"]["flops_per_sample"]
+        flops = variant["cost"]["flops_per_sample"]
+        rows[name]["flops_per_sample"] = None if flops is None else flops["mean"]
     return rows
 
 

@@ -179,9 +179,9 @@ def costs(cost: Mapping[str, Any]) -> Iterator[str]:
     The time includes the start of a run; of several processes nobody counts it.
     """
     yield "" if cost["steps"] is None else f"{cost['steps']:,}"
-    yield "" if cost["flops_per_sample"] is None else number(cost["flops_per_sample"])
-    found = cost["processor_seconds_per_step"]
-    yield "" if found is None else f"{1000 * found['mean']:.0f}"
+    flops, seconds = cost["flops_per_sample"], cost["processor_seconds_per_step"]
+    yield "" if flops is None else number(flops["mean"])
+    yield "" if seconds is None else f"{1000 * seconds['mean']:.0f}"
 
 
 def comparisons_table(result: Mapping[str, Any]) -> str:
