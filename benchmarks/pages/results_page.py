@@ -47,9 +47,10 @@ HEAD = """# Results
 
 Every measured figure, with its target: met or not met. `python -m benchmarks.pages` writes this
 page from [benchmarks/results](../benchmarks/results), which also has each figure's interval and
-protocol; [benchmarks/README.md](../benchmarks/README.md) says how to measure again. Gains are
-differences in recall at 1 over three seeds, with 95 % intervals. Machines have two cores and no
-GPU; their letters are explained at the end. The commit is the one that was measured.
+protocol; [benchmarks/README.md](../benchmarks/README.md) says how to measure again. Gains of VLMo
+and FLAVA are the main differences of [studies](studies.md) over three seeds, with 95 % intervals.
+Machines have two cores and no GPU; their letters are explained at the end. The commit is the one
+that was measured.
 """
 
 
