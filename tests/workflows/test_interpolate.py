@@ -7,11 +7,20 @@ import pytest
 import torch
 
 from tests.serving.tiny_folder import write_tiny_folder
+from triptych.cli.interpolate import curves
 from triptych.cli.main import main
 from triptych.core.errors import CheckpointError, ConfigError
 from triptych.core.outputs import MetricValue
-from triptych.serving.loading import load_model
-from triptych.workflows.interpolate import HeldOut, Point, blend, choose, open_line, sweep
+from triptych.serving.loading import ServingSettings, load_model
+from triptych.workflows.interpolate import (
+    HeldOut,
+    Point,
+    blend,
+    choose,
+    open_line,
+    own_task,
+    sweep,
+)
 from triptych.workflows.run import train_run
 
 from .small_runs import small_run, source_of
@@ -97,6 +106,29 @@ def test_the_guard_decides_among_what_the_own_task_allows():
     assert choose(alone, 0).alpha == 1.0
     losses = [Point(a, value(o, higher=False)) for a, o in zip((0.0, 0.5, 1.0), (3.0, 1.0, 2.0))]
     assert choose(losses, 0).alpha == 0.5
+
+
+def test_the_fine_tuned_model_names_its_task_and_curves_are_drawn(folders, held, capsys):
+    before, after = map(str, folders)
+    guard = held[1].source
+    asked = ["interpolate", before, after, *flags(held[0].source), "--limit", "3"]
+    asked += ["--guard", guard.path, "--guard.reader", guard.reader, "--guard.split", "test"]
+    asked += ["--guard.image-root", guard.image_root, "--alphas", "0", "0.5", "1"]
+    assert main(asked) == 0
+    out = capsys.readouterr().out
+    assert "o vqa from" in out and "+ i2t_r1 from" in out and "alpha" in out
+    with pytest.raises(ConfigError, match="name it with --task"):
+        own_task(replace(load_model(before), settings=ServingSettings(("x",))))
+
+
+def test_curves_go_from_their_lowest_to_their_highest_value():
+    points = [Point(a, value(o), value(1 - o)) for a, o in ((1.0, 0.9), (0.0, 0.1), (0.5, 0.5))]
+    lines = curves(points, points[2])
+    assert lines[0].index("+") < lines[0].index("o")  # the guard falls, the own score rises
+    assert lines[8].index("o") < lines[8].index("+")
+    assert "*" in lines[4] and lines[10].index("^") == lines[9].index("0.5") + 1
+    flat = curves([Point(0.0, value(0.3)), Point(1.0, value(0.3))], Point(0.0, value(0.3)))
+    assert flat[0].count("o") == 2
 
 
 def test_weights_of_one_model_alone_are_kept():

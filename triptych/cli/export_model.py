@@ -15,7 +15,8 @@ from triptych.core.errors import ConfigError
 
 HELP = """Write a model folder from a checkpoint of a run, also of one that is training.
 
-The run folder is only read. The result is what the run writes at its end as RUN_FOLDER/model.
+The run folder is only read. The result is what the run writes at its end as RUN_FOLDER/model,
+but for the card's table of retrieval before and after.
 
 Examples:
   triptych export-model runs/mine --out models/now

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 HELP = """Sweep the line from a model to its fine-tuned one (WiSE-FT), and keep a point on it.
 
-Without --guard it is the best on the task of the fine-tuning. With --guard it is the best on the
-guarded data among those that lose at most --tolerance on that task.
+Without --guard it is the best on the task of the fine-tuning, which AFTER names. With --guard it is
+the best on the guarded data among those that lose at most --tolerance on that task.
 
 Examples:
-  triptych interpolate runs/mine/model runs/vqa/model --task vqa --data val.jsonl --out models/vqa
-  triptych interpolate runs/mine/model runs/vqa/model --task vqa --data val.jsonl \\
+  triptych interpolate runs/mine/model runs/vqa/model --data val.jsonl --out models/vqa
+  triptych interpolate runs/mine/model runs/vqa/model --data val.jsonl \\
       --guard pairs.jsonl --out models/vqa
 """
 
@@ -35,9 +35,9 @@ class InterpolateOptions:
     Attributes:
         before: The model folder that was fine-tuned.
         after: The model folder that the fine-tuning left.
-        task: The task of the fine-tuning, as for triptych eval.
         data: Held-out data of that task.
         source: How it is read.
+        task: The task of the fine-tuning, as for triptych eval; that of AFTER if absent.
         metric: The score that counts; if absent, the first that triptych eval prints.
         guard: Held-out data of what should be preserved.
         guard_source: How that is read.
@@ -52,9 +52,9 @@ class InterpolateOptions:
 
     before: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="BEFORE")]]
     after: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="AFTER")]]
-    task: Annotated[str, tyro.conf.arg(metavar="TASK")]
     data: Annotated[str, tyro.conf.arg(metavar="PATH")]
     source: SourceGroup = field(default_factory=SourceOptions)
+    task: Annotated[str | None, tyro.conf.arg(metavar="TASK")] = None
     metric: str | None = None
     guard: Annotated[str | None, tyro.conf.arg(metavar="PATH")] = None
     guard_source: Annotated[SourceOptions, tyro.conf.arg(name="guard")] = field(
@@ -78,10 +78,18 @@ def run(arguments: Sequence[str]) -> int:
         raise ConfigError(f"tolerance = {options.tolerance}: must be at least 0")
     if options.guard is None and options.guard_source != SourceOptions():
         raise ConfigError("flags of --guard say how its data are read: name them with --guard PATH")
-    from triptych.workflows.interpolate import HeldOut, choose, open_line, sweep, write_blend
+    from triptych.workflows.interpolate import (
+        HeldOut,
+        choose,
+        open_line,
+        own_task,
+        sweep,
+        write_blend,
+    )
 
+    line = open_line(options.before, options.after)
     own = HeldOut(
-        task=options.task,
+        task=options.task or own_task(line.last),
         source=options.source.source(options.data),
         metric=options.metric,
         limit=options.limit,
@@ -94,7 +102,6 @@ def run(arguments: Sequence[str]) -> int:
             metric=options.guard_metric,
             limit=options.limit,
         )
-    line = open_line(options.before, options.after)
     points = sweep(
         line,
         own,
@@ -108,11 +115,44 @@ def run(arguments: Sequence[str]) -> int:
         note = f"Between `{options.before}` and `{options.after}`, {said}."
         write_blend(line, chosen.alpha, options.out, note)
     if options.json:
-        plain = {"chosen": chosen.alpha, "points": [asdict(point) for point in points]}
+        plain = {"task": own.task, "chosen": chosen.alpha}
+        plain |= {"points": [asdict(point) for point in points]}
         print(json.dumps(plain | {"model": None if options.out is None else str(options.out)}))
     else:
+        print("\n".join(["", *curves(points, chosen), ""]))
         print(f"chosen: {said}" + ("" if options.out is None else f"; model: {options.out}"))
     return 0
+
+
+HEIGHT = 9
+"""Lines of the drawing of the curves."""
+
+
+def curves(points: Sequence[Point], chosen: Point) -> list[str]:
+    """Draw both scores over alpha, each from its lowest to its highest value.
+
+    Args:
+        points: Of the sweep.
+        chosen: One of them, whose alpha is marked.
+    """
+    listed = sorted(points, key=lambda point: point.alpha)
+    series = {"o": [point.own for point in listed]}
+    guards = [point.guard for point in listed if point.guard is not None]
+    if guards:
+        series["+"] = guards
+    rows = [[" "] * len(listed) for _ in range(HEIGHT)]
+    legend = []
+    for mark, values in series.items():
+        low, high = min(v.value for v in values), max(v.value for v in values)
+        legend.append(f"{mark} {values[0].name} from {low:.4f} to {high:.4f}")
+        for column, value in enumerate(values):
+            share = (value.value - low) / (high - low) if high > low else 1.0
+            row = rows[round((1 - share) * (HEIGHT - 1))]
+            row[column] = mark if row[column] == " " else "*"
+    lines = ["  |" + "".join(f"{mark:^6}" for mark in row).rstrip() for row in rows]
+    axis = "".join(f"{point.alpha:^6g}" for point in listed)
+    arrow = "".join(f"{'^' if point.alpha == chosen.alpha else '':^6}" for point in listed)
+    return [*lines, f"   {axis}  alpha", f"   {arrow.rstrip()} chosen", *legend, "* both"]
 
 
 def _print_point(point: Point) -> None:

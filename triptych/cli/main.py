@@ -97,7 +97,7 @@ VERBS = {
     ),
     "interpolate": Verb(
         "interpolate",
-        "BEFORE AFTER --task T --data PATH",
+        "BEFORE AFTER --data PATH",
         "choose weights between a model and its fine-tuned one",
     ),
     "merge": Verb("merge", "MODEL_FOLDER --out FOLDER", "put a LoRA adapter into the weights"),

@@ -334,7 +334,7 @@ class CrossAttention(nn.Module):
 
     def _reads_states(self, num_memory: int, num_queries: int) -> bool:
         """Count the multiplications of both ways."""
-        if isinstance(self.key_value, LoRALinear):  # the fold would be of a whole matrix more
+        if isinstance(self.key_value, LoRALinear):  # its weight alone is not the whole projection
             return False
         width, memory_dim = self.query.out_features, self.key_value.in_features
         projected = num_memory * width * (memory_dim + num_queries)

@@ -1,8 +1,8 @@
 """Low-rank adaptation (LoRA; Hu et al. 2021, arXiv:2106.09685): W stays, B A beside it is trained.
 
 An adapted layer holds W under the name that it had, so that a state dict without `lora_A` and
-`lora_B` is that of the model before. Layers that read `layer.weight` themselves, to fold something
-into it or to use a part of it, get W + (alpha / rank) B A; `linear_rows` spares that matrix.
+`lora_B` is that of the model before. Its `weight` is W alone, as in peft: what uses a part of a
+linear layer goes by `linear_rows`, and what folds something into its weight must not do so here.
 """
 
 from __future__ import annotations
@@ -82,25 +82,12 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.scaling = scaling
-        # `weight` is a property of this class, and so registered past `register_parameter`
-        self._parameters["weight"] = linear._parameters["weight"]
+        self.weight = linear.weight
         self.register_parameter("bias", linear.bias)
         self.lora_A = nn.Parameter(linear.weight.new_empty(rank, self.in_features))
         self.lora_B = nn.Parameter(linear.weight.new_zeros(self.out_features, rank))
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))  # as in peft and the released code
         self.dropout = Dropout(dropout)
-
-    @property
-    def frozen(self) -> Tensor:
-        """(D_out, D_in), the weight that stays."""
-        found = self._parameters["weight"]
-        assert found is not None
-        return found
-
-    @property
-    def weight(self) -> Tensor:
-        """(D_out, D_in), the weight with its change; the dropout is not in it."""
-        return merged_weight(self.frozen, self.lora_A, self.lora_B, self.scaling)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., D_in) to (..., D_out)."""
@@ -110,7 +97,7 @@ class LoRALinear(nn.Module):
         """Return what rows of the layer, or all, make of (..., D_in), with this bias."""
         low = F.linear(self.dropout(x), self.lora_A)
         change = F.linear(low, _rows(self.lora_B, rows) * self.scaling)
-        return F.linear(x, _rows(self.frozen, rows), bias) + change
+        return F.linear(x, _rows(self.weight, rows), bias) + change
 
 
 def linear_rows(layer: nn.Module, x: Tensor, rows: slice | None, bias: Tensor | None) -> Tensor:
@@ -130,18 +117,6 @@ def linear_rows(layer: nn.Module, x: Tensor, rows: slice | None, bias: Tensor | 
 def _rows(weight: Tensor, rows: slice | None) -> Tensor:
     """Return rows of a matrix; all are the matrix itself, which autocast converts once a step."""
     return weight if rows is None else weight[rows]
-
-
-def merged_weight(weight: Tensor, down: Tensor, up: Tensor, scaling: float) -> Tensor:
-    """Return W + scaling B A.
-
-    Args:
-        weight: W (D_out, D_in).
-        down: A (r, D_in).
-        up: B (D_out, r).
-        scaling: alpha / r.
-    """
-    return weight + (up @ down) * scaling
 
 
 def adapt(model: nn.Module, config: LoRAConfig) -> list[str]:

@@ -24,7 +24,7 @@ from triptych.core.outputs import MetricValue
 from triptych.data.manifest import FoundRecords, read_records
 from triptych.data.source import DataSourceConfig
 from triptych.serving.loading import LoadedModel, load_model
-from triptych.tasks.registry import find_evaluation
+from triptych.tasks.registry import find_evaluation, stored_task_config, task_spec
 from triptych.workflows.evaluate import evaluate_loaded
 
 ALPHAS = tuple(number / 10 for number in range(11))
@@ -215,6 +215,21 @@ def open_line(before: str | Path, after: str | Path) -> Line:
     if first.tokenizer.to_json() != last.tokenizer.to_json():
         raise CheckpointError(f"{before} and {after} have different tokenizers")
     return Line(first, last, starts, ends)
+
+
+def own_task(loaded: LoadedModel) -> str:
+    """Return the evaluation of the task that a model was fine-tuned for.
+
+    Raises:
+        ConfigError: It stores no task that is scored.
+    """
+    stored = stored_task_config(loaded.settings.task)
+    names = () if stored is None else task_spec(stored).evaluation_names()
+    if not names:
+        raise ConfigError(
+            f"{loaded.folder} does not say which task it was fine-tuned for: name it with --task"
+        )
+    return names[0]
 
 
 def _weights(loaded: LoadedModel) -> dict[str, Tensor]:
