@@ -27,7 +27,7 @@ def without_shortcuts() -> Iterator[None]:
     with (
         patch.object(packing, "PACKED_FROM", NEVER),
         patch.object(CrossAttention, "_reads_states", lambda *_: False),
-        patch.object(decoding, "can_prepack", lambda _: False),
+        patch.object(decoding, "packed_dtype", lambda _: None),
     ):
         yield
 

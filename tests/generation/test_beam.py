@@ -31,6 +31,7 @@ class TableStep:
         self.batch_size, self.vocab_size = batch_size, vocab_size
         self.seed, self.scale = seed, scale
         self.texts = [() for _ in range(batch_size)]
+        self.images, self.waiting = list(range(batch_size)), 0
 
     def scores(self, image, text):
         generator = torch.Generator().manual_seed(hash((self.seed, image, text)) % 2**31)
@@ -40,11 +41,25 @@ class TableStep:
         beams = token_ids.shape[1]
         flat = token_ids.flatten().tolist()
         self.texts = [(*text, token) for text, token in zip(self.texts, flat, strict=True)]
-        rows = [self.scores(row // beams, text) for row, text in enumerate(self.texts)]
-        return torch.stack(rows).reshape(self.batch_size, beams, -1)
+        rows = [self.scores(self.images[r // beams], text) for r, text in enumerate(self.texts)]
+        return torch.stack(rows).reshape(len(self.images), beams, -1)
 
     def reorder(self, rows):
         self.texts = [self.texts[row] for row in rows.tolist()]
+
+    def keep(self, images):
+        beams = len(self.texts) // len(self.images)
+        self.texts = [self.texts[i * beams + beam] for i in images for beam in range(beams)]
+        self.images = [self.images[image] for image in images]
+
+    def refill(self, image):
+        beams = len(self.texts) // len(self.images)
+        self.texts[image * beams : (image + 1) * beams] = [()] * beams
+        if not self.waiting:
+            return False
+        self.images[image] = self.images_so_far
+        self.images_so_far, self.waiting = self.images_so_far + 1, self.waiting - 1
+        return True
 
 
 def _score(step, image, words, ended, penalty):
@@ -168,7 +183,7 @@ def test_a_constraint_takes_tokens_out_and_leaves_the_scores_of_the_others():
     config = BeamConfig(num_beams=2, max_tokens=3)
     step = TableStep(1, 6)
     hypotheses = beam_search(step, start_id=START, end_id=END, config=config, allowed=allowed)[0]
-    assert seen == [(1, 1, 0), (1, 2, 1), (1, 2, 2)]
+    assert seen == [(1, 2, 0), (1, 2, 1), (1, 2, 2)]
     for hypothesis in hypotheses:
         assert set(hypothesis.token_ids) <= {2, 3}
         expected = _score(step, 0, hypothesis.token_ids, len(hypothesis.token_ids) < 3, 0.6)
@@ -244,10 +259,17 @@ class FullForward:
         memory = self.memory.repeat_interleave(beams, 0)
         projected = self.decoder.project_memory(memory, self.mask.repeat_interleave(beams, 0))
         states = self.decoder(self.texts, projected)[:, -1]
-        return self.decoder.word_logits(states).reshape(self.batch_size, beams, -1)
+        return self.decoder.word_logits(states).reshape(len(self.memory), beams, -1)
 
     def reorder(self, rows):
         self.texts = self.texts[rows]
+
+    def keep(self, images):
+        self.texts = self.texts.unflatten(0, (len(self.memory), -1))[images].flatten(0, 1)
+        self.memory, self.mask = self.memory[images], self.mask[images]
+
+    def refill(self, image):
+        return False
 
 
 @pytest.fixture

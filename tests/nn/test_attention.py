@@ -18,7 +18,7 @@ from triptych.nn.attention import (
     key_bias,
     use_sdpa,
 )
-from triptych.nn.kv_cache import LayerCache
+from triptych.nn.kv_cache import DecoderCache
 
 pytestmark = pytest.mark.usefixtures("packed_at_any_width")
 
@@ -171,8 +171,10 @@ def test_steps_with_a_cache_equal_the_causal_forward():
     module = SelfAttention(8, 2)
     x = torch.randn(3, 5, 8)
     expected = module(x, causal_bias(5, x.device))
-    cache = LayerCache()
-    steps = [module.step(x[:, position, None], cache) for position in range(5)]
+    cache, steps = DecoderCache(1), []
+    for position in range(5):
+        assert cache.positions(3, 1, x.device) == position
+        steps.append(module.step(x[:, position, None], cache.layers[0]))
     torch.testing.assert_close(torch.cat(steps, dim=1), expected, atol=1e-6, rtol=1e-5)
 
 

@@ -9,7 +9,7 @@ from triptych.core.errors import ConfigError
 from triptych.nn.attention import key_bias
 from triptych.nn.block import Block, BlockConfig, FeedForward
 from triptych.nn.init import init_weights
-from triptych.nn.kv_cache import LayerCache
+from triptych.nn.kv_cache import DecoderCache
 from triptych.nn.packing import TokenGrid
 
 
@@ -104,7 +104,9 @@ def test_step_equals_forward_on_one_token(pre_norm):
     torch.manual_seed(0)
     block = Block(_config(pre_norm=pre_norm), memory_dim=8).eval()
     x, memory = torch.randn(2, 1, 8), block.cross_attention.project(torch.randn(2, 3, 8))
-    found = block.step(x, LayerCache(), memory)
+    cache = DecoderCache(1)
+    cache.positions(*x.shape[:2], x.device)
+    found = block.step(x, cache.layers[0], memory)
     torch.testing.assert_close(found, block(x, None, memory), atol=1e-6, rtol=1e-5)
 
 

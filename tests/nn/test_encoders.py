@@ -100,7 +100,7 @@ def test_decoder_sees_no_later_token_and_steps_agree():
         logits = decoder.step(ids[:, position, None], memory, cache)[:, 0]
         expected = decoder.word_logits(states[:, position])
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
-    assert cache.length == 4
+    assert cache.lengths == [4, 4]
 
 
 @torch.no_grad()

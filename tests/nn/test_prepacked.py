@@ -1,12 +1,13 @@
 import pytest
 import torch
+from torch import nn
 
-from triptych.generation.decoding import SHORT_TEXT, CachedDecoder
+from triptych.generation.decoding import CachedDecoder
 from triptych.generation.search import BeamConfig, beam_search
 from triptych.nn.decoder import TextDecoder
 from triptych.nn.encoder import TextConfig
 from triptych.nn.init import init_weights
-from triptych.nn.prepacked import MAX_ROWS, can_prepack
+from triptych.nn.prepacked import kept_twin, packed_dtype, prepack
 
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN"
@@ -38,21 +39,51 @@ def test_the_copy_computes_the_same_and_shares_the_rest(decoder):
 
 
 @needs_onednn
-def test_only_long_texts_of_few_rows_without_gradients_are_worth_it(decoder):
-    def prepacks(rows, steps, *, grad=False, bf16=False):
+def test_copies_are_made_without_gradients_alone(decoder):
+    def packed(*, grad=False, bf16=False):
         with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            memory = decoder.project_memory(torch.randn(rows, 5, 24), None)
-            step = CachedDecoder(decoder, memory)
-            for _ in range(steps):
-                step.logits(torch.zeros(rows, 1, dtype=torch.int64))
-            return step._twin is not None
+            return packed_dtype(decoder)
 
-    assert not prepacks(2, SHORT_TEXT)
-    assert prepacks(2, SHORT_TEXT + 1)
-    assert not prepacks(MAX_ROWS + 1, SHORT_TEXT + 1)
-    assert not prepacks(2, SHORT_TEXT + 1, grad=True)
-    assert not prepacks(2, SHORT_TEXT + 1, bf16=True)
-    assert not can_prepack(decoder.double())
+    assert packed() == torch.float32
+    assert packed(bf16=True) == torch.bfloat16
+    assert packed(grad=True) is None
+    decoder.double()
+    assert packed() is None
+
+
+@needs_onednn
+@torch.no_grad()
+def test_bf16_weights_are_rounded_once_and_compute_what_autocast_does(decoder):
+    memory = decoder.project_memory(torch.randn(2, 5, 24), None)
+    ids = torch.randint(0, 50, (4, 2, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        twin = kept_twin(decoder, decoder.prepacked)
+        assert kept_twin(decoder, decoder.prepacked) is twin
+        first, second = decoder.new_cache(), twin.new_cache()
+        for one in ids:
+            expected = decoder.step(one, memory, first)
+            found = twin.step(one, memory, second)
+            assert found.dtype == expected.dtype == torch.bfloat16
+            torch.testing.assert_close(found, expected, atol=0.1, rtol=0.05)
+    assert twin.blocks[0].mlp.up._packed.dtype == torch.bfloat16
+    assert {p.dtype for p in decoder.parameters()} == {torch.float32}  # the model is as it was
+    assert kept_twin(decoder, decoder.prepacked) is not twin  # outside of autocast
+
+
+@needs_onednn
+@torch.no_grad()
+@pytest.mark.parametrize("sizes", [(24, 96), (96, 24), (768, 3072), (3072, 768)])
+def test_a_row_does_not_depend_on_the_rows_beside_it(sizes):
+    width, out = sizes
+    layer = nn.Sequential(nn.Linear(width, out))
+    x = torch.randn(64, width)
+    for bf16 in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            packed = prepack(layer)
+            whole = packed(x)
+            for size in (1, 2, 5, 7, 16, 60):
+                parts = [packed(x[start : start + size]) for start in range(0, 64, size)]
+                assert torch.equal(torch.cat(parts), whole), size
 
 
 @needs_onednn
@@ -62,8 +93,8 @@ def test_changed_weights_are_packed_anew(decoder, change):
     def say():
         memory = decoder.project_memory(torch.ones(1, 5, 24), None)
         step = CachedDecoder(decoder, memory)
-        states = [step.logits(torch.full((1, 1), 7)) for _ in range(SHORT_TEXT + 2)]
-        return states[-1], step._twin
+        states = [step.logits(torch.full((1, 1), 7)) for _ in range(3)]
+        return states[-1], step._reader
 
     before, first = say()
     again, same = say()
@@ -82,8 +113,8 @@ def test_changed_weights_are_packed_anew(decoder, change):
     assert second is not first
     assert (after - before).abs().max() > 1e-3
     with torch.enable_grad():  # which computes without a copy
-        expected, none = say()
-    assert none is None
+        expected, reader = say()
+    assert reader is decoder
     torch.testing.assert_close(after, expected.detach(), atol=1e-5, rtol=1e-5)
 
 
@@ -92,7 +123,7 @@ def test_a_search_finds_the_same(decoder, monkeypatch):
     memory = decoder.project_memory(torch.randn(2, 5, 24), None)
     config = BeamConfig(num_beams=4, min_tokens=9, max_tokens=12)
     found = beam_search(CachedDecoder(decoder, memory), start_id=1, end_id=2, config=config)
-    monkeypatch.setattr("triptych.generation.decoding.can_prepack", lambda _: False)
+    monkeypatch.setattr("triptych.generation.decoding.packed_dtype", lambda _: None)
     expected = beam_search(CachedDecoder(decoder, memory), start_id=1, end_id=2, config=config)
     for ours, plain in zip(found, expected, strict=True):
         assert [h.token_ids for h in ours] == [h.token_ids for h in plain]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from triptych.core.errors import ConfigError
 from triptych.nn.decoder import DecoderMemory, TextDecoder
-from triptych.nn.prepacked import MAX_ROWS, can_prepack, kept_twin
+from triptych.nn.prepacked import kept_twin, packed_dtype
 
 MAX_TOKENS = 16_384
 """Tokens of a generated text, at most."""
@@ -49,6 +50,12 @@ class DecodeStep(Protocol):
         Row b·R' + r was beam r of image b, R' being the beams so far.
         """
 
+    def keep(self, images: Sequence[int]) -> None:
+        """Drop all images but these, which rise."""
+
+    def refill(self, image: int) -> bool:
+        """Give an image's place to the next one that waits; return whether there was one."""
+
 
 def read_prompt(step: DecodeStep, start_id: int, prompt: Tensor | None = None) -> Tensor:
     """Read the start token and the prompt.
@@ -86,14 +93,10 @@ def check_length(step: DecodeStep, prompt_length: int, max_tokens: int) -> None:
         )
 
 
-SHORT_TEXT = 3
-"""Tokens after which a text, unlike most answers, is worth prepacking the decoder for."""
-
-
 class CachedDecoder:
     """`DecodeStep` of a `TextDecoder`, starting from no token.
 
-    Self-attention keys and values of earlier tokens are cached a beam; the cross-attention's were
+    Self-attention keys and values of earlier tokens are cached; the cross-attention's were
     projected once an image and serve all its beams as query positions of one attention.
 
     Args:
@@ -105,7 +108,9 @@ class CachedDecoder:
         self.decoder = decoder
         self.memory = memory
         self.cache = decoder.new_cache()
-        self._twin: TextDecoder | None = None
+        self._reader = decoder
+        if packed_dtype(decoder) is not None:
+            self._reader = kept_twin(decoder, decoder.prepacked)
 
     @property
     def batch_size(self) -> int:
@@ -124,21 +129,74 @@ class CachedDecoder:
 
     def logits(self, token_ids: Tensor) -> Tensor:
         """Read the newest token of each beam (B, R) int64: (B, R, V) logits of the next one."""
-        decoder = self._reader(token_ids.numel())
-        return decoder.step(token_ids.to(self.device), self.memory, self.cache)
-
-    def _reader(self, num_rows: int) -> TextDecoder:
-        """Return the prepacked decoder where reading its weights is what takes the time.
-
-        The first tokens never come from it, even where an earlier text built it: a text
-        must not depend, in a last bit, on the texts generated before.
-        """
-        if self.cache.length < SHORT_TEXT or num_rows > MAX_ROWS or not can_prepack(self.decoder):
-            return self.decoder
-        if self._twin is None:
-            self._twin = kept_twin(self.decoder, self.decoder.prepacked)
-        return self._twin
+        return self._reader.step(token_ids.to(self.device), self.memory, self.cache)
 
     def reorder(self, rows: Tensor) -> None:
         """Keep the cached beams at `rows` (B·R,), image-major."""
         self.cache.select(rows.to(self.device))
+
+    def keep(self, images: Sequence[int]) -> None:
+        """Drop all images but these."""
+        self.memory = self.memory.select(torch.tensor(images, device=self.device))
+        self.cache.keep(images)
+
+    def refill(self, image: int) -> bool:
+        """No image waits."""
+        del image
+        return False
+
+
+class SlotDecoder(CachedDecoder):
+    """A cached decoder of a few places, each of which takes the next image when its text is done.
+
+    Args:
+        decoder: In eval mode, unless dropout is wanted.
+        memories: What the decoder reads, some images at a time; asked for when places are free.
+        num_slots: Places, at most.
+    """
+
+    def __init__(
+        self, decoder: TextDecoder, memories: Iterable[DecoderMemory], num_slots: int
+    ) -> None:
+        self._memories = iter(memories)
+        self._waiting: deque[tuple[DecoderMemory, int]] = deque()
+        first = [found for _ in range(num_slots) if (found := self._next()) is not None]
+        if not first:
+            raise ValueError("there is no image")
+        super().__init__(decoder, DecoderMemory.join(first))
+
+    def refill(self, image: int) -> bool:
+        """Give an image's place to the next one that waits."""
+        found = self._next()
+        if found is not None:
+            self.memory.put(image, *found)
+            self.cache.restart(image)
+        return found is not None
+
+    def _next(self) -> tuple[DecoderMemory, int] | None:
+        """Return the next image: a memory and the row of it."""
+        while not self._waiting:
+            memory = next(self._memories, None)
+            if memory is None:
+                return None
+            self._waiting.extend((memory, row) for row in range(memory.batch_size))
+        return self._waiting.popleft()
+
+
+MAX_SLOTS = 32
+ROWS_AT_ONCE = {"cpu": 64}
+MANY_ROWS = 512
+"""On a GPU."""
+
+
+def slots_for(rows: int, device: torch.device) -> int:
+    """Return how many images are decoded at once.
+
+    On a CPU 64 rows come within 5 % of the speed of any more of them (docs/efficiency.md), and each
+    image holds its projected memory, 20 MB of a base model in fp32.
+
+    Args:
+        rows: Beams or samples of an image.
+        device: Where the decoder computes.
+    """
+    return max(1, min(MAX_SLOTS, ROWS_AT_ONCE.get(device.type, MANY_ROWS) // rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +14,8 @@ from triptych.generation.decoding import (
     DecodeStep,
     check_length,
     prompt_length,
-    read_prompt,
 )
+from triptych.generation.slots import Lines, grow
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,43 +104,49 @@ def sample_texts(
         ConfigError: `max_tokens` exceeds the decoder's positions.
     """
     check_length(step, prompt_length(prompt), config.max_tokens)
-    batch, count = step.batch_size, config.num_samples
-    logits = read_prompt(step, start_id, prompt).expand(-1, count, -1)  # (B, K, V)
-    step.reorder(torch.arange(batch).repeat_interleave(count))
-    ended = torch.zeros(batch, count, dtype=torch.bool, device=logits.device)
-    drawn: list[Tensor] = []
-    masks: list[Tensor] = []
-    for position in range(config.max_tokens):
-        if position > 0:
-            logits = step.logits(drawn[-1])
-        banned = end_id if position < config.min_tokens else None
-        log_probs = token_log_probs(logits, config, banned)
+
+    def draw(logits: Tensor, said: Tensor, lengths: Tensor, images: Sequence[int]) -> Tensor:
+        del said
+        early = lengths < config.min_tokens
+        log_probs = token_log_probs(logits, config, end_id, early)
         if numbers is None:
-            newest = _draw(log_probs, generator)
-        else:
-            newest = _token_at(log_probs, numbers[..., position])
-        drawn.append(newest.masked_fill(ended, end_id))
-        masks.append(~ended)
-        ended = ended | (newest == end_id)
-        if bool(ended.all()):
-            break
-    return Samples(torch.stack(drawn, dim=-1), torch.stack(masks, dim=-1), ended)
+            return _draw(log_probs, generator)
+        row = torch.tensor(images, device=numbers.device)
+        return _token_at(log_probs, numbers[row, :, lengths.to(row.device)].to(logits.device))
+
+    count, size = config.num_samples, config.max_tokens
+    together = numbers is None  # then the draws of a step come from one stream
+    lines = Lines(draw, step.batch_size, count, end_id, size, together=together)
+    found = grow(step, lines, count, start_id=start_id, prompt=prompt)
+    masks = torch.stack([line.mask for line in found])
+    longest = int(masks.any(dim=0).any(dim=0).sum())
+    return Samples(
+        torch.stack([line.token_ids for line in found])[..., :longest],
+        masks[..., :longest],
+        torch.stack([line.ended for line in found]),
+    )
 
 
-def token_log_probs(logits: Tensor, config: SamplingConfig, banned: int | None = None) -> Tensor:
+def token_log_probs(
+    logits: Tensor, config: SamplingConfig, banned: int = -1, where: Tensor | None = None
+) -> Tensor:
     """Return the log-probabilities that the next token is drawn with.
 
     Args:
         logits: (..., V).
         config: Temperature, `top_k` and `top_p`.
-        banned: A token that may not come; None bans nothing.
+        banned: A token that may not come in some of the texts; -1 bans none.
+        where: (B,) bool, True = texts in which it may not come; None for all (B, ..., V).
 
     Returns:
         (..., V) float32, -inf for what cannot come; they add up to probability 1.
     """
     logits = logits.float() / config.temperature
-    if banned is not None:
-        logits = logits.index_fill(-1, torch.tensor([banned], device=logits.device), -torch.inf)
+    if banned >= 0:
+        gone = torch.arange(logits.shape[-1], device=logits.device) == banned
+        if where is not None:
+            gone = gone & where.view(-1, *[1] * (logits.ndim - 1))
+        logits = logits.masked_fill(gone, -torch.inf)
     if 0 < config.top_k < logits.shape[-1] or config.top_p < 1:
         logits = _likely_part(logits, config)
     return torch.log_softmax(logits, dim=-1)

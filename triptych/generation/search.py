@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -15,8 +16,8 @@ from triptych.generation.decoding import (
     DecodeStep,
     check_length,
     prompt_length,
-    read_prompt,
 )
+from triptych.generation.slots import Lines, allowed_mask, grow
 
 
 @torch.no_grad()
@@ -48,23 +49,20 @@ def greedy_search(
         ConfigError: `max_tokens` exceeds the decoder's positions.
     """
     check_length(step, prompt_length(prompt), max_tokens)
-    logits = read_prompt(step, start_id, prompt)
-    generated = torch.zeros(step.batch_size, 1, 0, dtype=torch.int64, device=logits.device)
-    ended = torch.zeros(step.batch_size, 1, dtype=torch.bool, device=logits.device)
-    for position in range(max_tokens):
-        if position > 0:
-            logits = step.logits(generated[..., -1])
-        logits = logits.float()  # (B, 1, V)
+
+    def likeliest(logits: Tensor, said: Tensor, lengths: Tensor, images: Sequence[int]) -> Tensor:
+        del images
+        logits = logits.float()  # (n, 1, V)
         if allowed is not None:
-            logits = logits.masked_fill(~allowed(generated), -torch.inf)
-        if position < min_tokens and end_id >= 0:
-            logits[..., end_id] = -torch.inf
-        newest = logits.argmax(dim=-1)  # (B, 1)
-        generated = torch.cat([generated, newest[..., None]], dim=-1)
-        ended |= newest == end_id
-        if bool(ended.all()):
-            break
-    return [_until(row, end_id) for row in generated[:, 0].tolist()]
+            logits = logits.masked_fill(~allowed_mask(allowed, said, lengths), -torch.inf)
+        if end_id >= 0:
+            early = (lengths < min_tokens)[:, None]
+            logits[..., end_id] = logits[..., end_id].masked_fill(early, -torch.inf)
+        return logits.argmax(dim=-1)
+
+    lines = Lines(likeliest, step.batch_size, 1, end_id, max_tokens)
+    found = grow(step, lines, 1, start_id=start_id, prompt=prompt)
+    return [_until(line.token_ids[0].tolist(), end_id) for line in found]
 
 
 def _until(ids: list[int], end_id: int) -> list[int]:
@@ -152,134 +150,172 @@ def beam_search(
         ConfigError: `max_tokens` exceeds the decoder's positions.
     """
     check_length(step, prompt_length(prompt), config.max_tokens)
-    logits = read_prompt(step, start_id, prompt)
-    state = _Search(config, end_id, step.batch_size, logits.device)
-    for position in range(config.max_tokens):
-        if position > 0:
-            logits = step.logits(state.newest)
-        state.advance(_log_probs(logits, state, allowed), position)
-        if position + 1 == config.max_tokens or bool(state.done.all()):
-            break
-        step.reorder(state.rows)
-    return state.hypotheses()
+    beams = _Beams(config, end_id, step.batch_size, allowed)
+    return grow(step, beams, config.num_beams, start_id=start_id, prompt=prompt)
 
 
-def _log_probs(logits: Tensor, state: _Search, allowed: Allowed | None) -> Tensor:
-    """Return (B, R, V) float32 log-probabilities; -inf for what the constraint forbids."""
-    log_probs = torch.log_softmax(logits.float(), dim=-1)
-    if allowed is None:
-        return log_probs
-    return log_probs.masked_fill(~allowed(state.tokens[..., : state.length]), -torch.inf)
-
-
-class _Search:
-    """The running and the ended texts of all images.
+@dataclass(slots=True)
+class _State:
+    """The running and the ended texts of some images, and the beams they go on from.
 
     Attributes:
-        sums: (B, R) sums of log-probabilities of the running texts, falling; R is 1 before the
-            first step.
-        tokens: (B, R, max_tokens) their tokens, of which `length` are filled.
-        rows: (B·R,) flat rows that the running texts continue.
-        done: (B,) bool, True = the image's list is final.
+        sums: (B, R) sums of log-probabilities of the running texts, falling. Before the first token
+            the beams are equal, and only the first counts.
+        tokens: (B, R, max_tokens) their tokens, of which `lengths` are filled.
+        lengths: (B,) tokens of the running texts.
+        origins: (B, R) beams that the running texts continue.
         ended_scores: (B, R) scores of the best ended texts, falling; -inf where there is none.
         ended_tokens: (B, R, max_tokens) their tokens.
         ended_lengths: (B, R) how many of these are the text, without the end token.
     """
 
+    sums: Tensor
+    tokens: Tensor
+    lengths: Tensor
+    origins: Tensor
+    ended_scores: Tensor
+    ended_tokens: Tensor
+    ended_lengths: Tensor
+
+    @classmethod
+    def first(cls, batch: int, beams: int, size: int) -> _State:
+        """Return texts without tokens."""
+        nothing = torch.full((batch, beams), -torch.inf)
+        sums = nothing.clone()
+        sums[:, 0] = 0.0
+        tokens = torch.zeros(batch, beams, size, dtype=torch.int64)
+        lengths = torch.zeros(batch, dtype=torch.int64)
+        origins = torch.arange(beams).expand(batch, -1).contiguous()
+        zeros = torch.zeros(batch, beams, dtype=torch.int64)
+        return cls(sums, tokens, lengths, origins, nothing, tokens.clone(), zeros)
+
+    def tensors(self) -> list[Tensor]:
+        """Return all, as `_State` takes them."""
+        return [getattr(self, field.name) for field in fields(self)]
+
+    def to(self, device: torch.device) -> _State:
+        """Return them on a device."""
+        return _State(*(x.to(device) for x in self.tensors()))
+
+    def select(self, images: Sequence[int]) -> _State:
+        """Return some images."""
+        index = torch.tensor(images, device=self.sums.device)
+        return _State(*(x.index_select(0, index) for x in self.tensors()))
+
+    def put(self, images: Sequence[int], part: _State) -> None:
+        """Overwrite some images."""
+        index = torch.tensor(images, device=self.sums.device)
+        for mine, theirs in zip(self.tensors(), part.tensors(), strict=True):
+            mine.index_copy_(0, index, theirs)
+
+
+class _Beams:
+    """`SlotTexts` of beam search."""
+
     def __init__(
-        self, config: BeamConfig, end_id: int, batch_size: int, device: torch.device
+        self, config: BeamConfig, end_id: int, batch_size: int, allowed: Allowed | None
     ) -> None:
-        beams, size = config.num_beams, config.max_tokens
-        self.config, self.end_id, self.length = config, end_id, 0
-        self.sums = torch.zeros(batch_size, 1, device=device)
-        self.tokens = torch.zeros(batch_size, 1, size, dtype=torch.int64, device=device)
-        self.rows = torch.arange(batch_size, device=device)
-        self.done = torch.zeros(batch_size, dtype=torch.bool, device=device)
-        self.ended_scores = torch.full((batch_size, beams), -torch.inf, device=device)
-        self.ended_tokens = torch.zeros(batch_size, beams, size, dtype=torch.int64, device=device)
-        self.ended_lengths = torch.zeros(batch_size, beams, dtype=torch.int64, device=device)
+        self.config, self.end_id, self.allowed = config, end_id, allowed
+        lengths, penalty = range(config.max_tokens + 1), config.length_penalty
+        self._divisors = torch.tensor([length_divisor(t, penalty) for t in lengths])
+        self._best_divisors = torch.tensor(
+            [best_divisor(t, config.max_tokens, penalty) for t in lengths]
+        )
+        self._fresh = _State.first(1, config.num_beams, config.max_tokens)
+        self._state = _State.first(batch_size, config.num_beams, config.max_tokens)
 
     @property
     def newest(self) -> Tensor:
-        """(B, R) last token of each running text."""
-        return self.tokens[..., self.length - 1]
+        """(S, R) last token of each running text."""
+        last = (self._state.lengths - 1).clamp(min=0)[:, None, None]
+        return self._state.tokens.gather(2, last.expand(-1, self.config.num_beams, 1))[..., 0]
 
-    def advance(self, log_probs: Tensor, position: int) -> None:
-        """Extend every running text by one token.
+    @property
+    def origins(self) -> Tensor:
+        """(S, R) beams that the running texts continue."""
+        return self._state.origins
+
+    def begin(self, slot: int) -> None:
+        """Start with no token."""
+        self._state.put([slot], self._fresh)
+
+    def keep(self, slots: Sequence[int]) -> None:
+        """Drop all slots but these."""
+        self._state = self._state.select(slots)
+
+    def advance(self, logits: Tensor, slots: Sequence[int]) -> list[bool]:
+        """Extend every running text of some slots by one token.
 
         Of twice `num_beams` candidates at least `num_beams` do not end, since each running text
         has one end.
-
-        Args:
-            log_probs: (B, R, V).
-            position: Tokens generated so far.
         """
-        if position < self.config.min_tokens and self.end_id >= 0:
-            log_probs[..., self.end_id] = -torch.inf
-        sums, origins, tokens = self._candidates(log_probs)
-        generated = _take(self.tokens, origins)  # (B, 2·R, max_tokens)
-        generated[..., position] = tokens
-        self.length = position + 1
+        if logits.device != self._state.sums.device:
+            self._state, self._fresh = self._state.to(logits.device), self._fresh.to(logits.device)
+            self._divisors = self._divisors.to(logits.device)
+            self._best_divisors = self._best_divisors.to(logits.device)
+        everything = len(slots) == len(logits)
+        state = self._state if everything else self._state.select(slots)
+        if not everything:
+            logits = logits.index_select(0, torch.tensor(slots, device=logits.device))
+        sums, origins, tokens = self._candidates(self._log_probs(logits, state), state)
+        generated = _take(state.tokens, origins)  # (n, 2·R, max_tokens)
+        place = state.lengths[:, None, None].expand(-1, tokens.shape[1], 1)
+        generated.scatter_(2, place, tokens[..., None])
+        state.lengths = state.lengths + 1
         is_end = tokens == self.end_id
-        self._keep_ended(sums, generated, is_end)
-        self._keep_running(sums, generated, origins, is_end, log_probs.shape[1])
-        self._mark_done(is_end[:, 0])
+        self._keep_ended(state, sums, generated, is_end)
+        sums = sums.masked_fill(is_end, -torch.inf)
+        state.sums, kept = sums.topk(self.config.num_beams, dim=1)
+        state.tokens, state.origins = _take(generated, kept), origins.gather(1, kept)
+        done: list[bool] = self._done(state, is_end[:, 0]).tolist()
+        if not everything:
+            self._state.put(slots, state)
+        return done
 
-    def _candidates(self, log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return sums, the running text each comes from, and tokens, (B, 2·R) each, best first."""
-        vocab_size, wanted = log_probs.shape[2], 2 * self.config.num_beams
-        joint = (self.sums[..., None] + log_probs).flatten(1)  # (B, R·V)
-        sums, flat = joint.topk(min(wanted, joint.shape[1]), dim=1)
-        missing = wanted - sums.shape[1]
-        if missing > 0:
-            sums = torch.nn.functional.pad(sums, (0, missing), value=-torch.inf)
-            flat = torch.nn.functional.pad(flat, (0, missing))
+    def _log_probs(self, logits: Tensor, state: _State) -> Tensor:
+        """Return (n, R, V) float32 log-probabilities; -inf for what may not come."""
+        log_probs = torch.log_softmax(logits.float(), dim=-1)
+        if self.allowed is not None:
+            mask = allowed_mask(self.allowed, state.tokens, state.lengths)
+            log_probs = log_probs.masked_fill(~mask, -torch.inf)
+        if self.end_id >= 0:
+            early = (state.lengths < self.config.min_tokens)[:, None]
+            log_probs[..., self.end_id].masked_fill_(early, -torch.inf)
+        return log_probs
+
+    def _candidates(self, log_probs: Tensor, state: _State) -> tuple[Tensor, Tensor, Tensor]:
+        """Return sums, the beam each comes from, and tokens, (n, 2·R) each, best first."""
+        vocab_size = log_probs.shape[2]
+        joint = log_probs.add_(state.sums[..., None]).flatten(1)  # (n, R·V)
+        sums, flat = joint.topk(2 * self.config.num_beams, dim=1)
         return sums, flat // vocab_size, flat % vocab_size
 
-    def _keep_ended(self, sums: Tensor, generated: Tensor, is_end: Tensor) -> None:
-        """Merge what ends now into the n-best lists of images that are not done."""
-        last = self.length == self.config.max_tokens
-        ends = torch.ones_like(is_end) if last else is_end
-        scores = sums / length_divisor(self.length, self.config.length_penalty)
-        scores = scores.masked_fill(~ends | self.done[:, None], -torch.inf)
-        scores = torch.cat([self.ended_scores, scores], dim=1)
-        lengths = torch.cat([self.ended_lengths, self.length - is_end.long()], dim=1)
-        self.ended_scores, kept = scores.topk(self.config.num_beams, dim=1)
-        self.ended_tokens = _take(torch.cat([self.ended_tokens, generated], dim=1), kept)
-        self.ended_lengths = lengths.gather(1, kept)
+    def _keep_ended(self, state: _State, sums: Tensor, generated: Tensor, is_end: Tensor) -> None:
+        """Merge what ends now into the n-best lists."""
+        ends = is_end | (state.lengths == self.config.max_tokens)[:, None]
+        scores = (sums / self._divisors[state.lengths, None]).masked_fill(~ends, -torch.inf)
+        scores = torch.cat([state.ended_scores, scores], dim=1)
+        lengths = torch.cat([state.ended_lengths, state.lengths[:, None] - is_end.long()], dim=1)
+        state.ended_scores, kept = scores.topk(self.config.num_beams, dim=1)
+        state.ended_tokens = _take(torch.cat([state.ended_tokens, generated], dim=1), kept)
+        state.ended_lengths = lengths.gather(1, kept)
 
-    def _keep_running(
-        self, sums: Tensor, generated: Tensor, origins: Tensor, is_end: Tensor, num_origins: int
-    ) -> None:
-        """Go on with the best candidates that have not ended."""
-        sums = sums.masked_fill(is_end, -torch.inf)
-        self.sums, kept = sums.topk(self.config.num_beams, dim=1)
-        self.tokens = _take(generated, kept)
-        first = torch.arange(len(sums), device=sums.device)[:, None] * num_origins
-        self.rows = (first + origins.gather(1, kept)).flatten()  # (B·R,)
-
-    def _mark_done(self, top_ended: Tensor) -> None:
+    def _done(self, state: _State, top_ended: Tensor) -> Tensor:
+        """Return (n,) bool, True = the image's list is final."""
+        last = state.lengths == self.config.max_tokens
         if self.config.stop == "top_ended":
-            self.done |= top_ended
-            return
-        divisor = best_divisor(self.length, self.config.max_tokens, self.config.length_penalty)
-        self.done |= self.sums[:, 0] / divisor <= self.ended_scores[:, -1]
+            return last | top_ended
+        bound = state.sums[:, 0] / self._best_divisors[state.lengths]
+        return last | (bound <= state.ended_scores[:, -1])
 
-    def hypotheses(self) -> list[list[Hypothesis]]:
-        """Return the n-best lists, without empty entries."""
-        images = zip(
-            self.ended_scores.tolist(),
-            self.ended_tokens.tolist(),
-            self.ended_lengths.tolist(),
-            strict=True,
-        )
+    def result(self, slot: int) -> list[Hypothesis]:
+        """Return a slot's n-best list, without empty entries."""
+        state = self._state
+        rows = (state.ended_scores, state.ended_tokens, state.ended_lengths)
         return [
-            [
-                Hypothesis(tuple(ids[:length]), score)
-                for score, ids, length in zip(*image, strict=True)
-                if score > float("-inf")
-            ]
-            for image in images
+            Hypothesis(tuple(ids[:length]), score)
+            for score, ids, length in zip(*(x[slot].tolist() for x in rows), strict=True)
+            if score > float("-inf")
         ]
 
 

@@ -10,12 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.nn.dropout import dropout as drop
-from triptych.nn.kv_cache import LayerCache
+from triptych.nn.kv_cache import MASKED, LayerCache
 from triptych.nn.lora import LoRALinear, linear_rows
 from triptych.nn.packing import TokenGrid
-
-MASKED = -1e4
-"""Added to the score of a masked key; exp(-1e4) is exactly 0 in fp32 and bf16."""
 
 SDPA_MIN_KEYS_CPU_FP32 = 192
 """From this many keys on, torch's CPU kernel is the faster one (benchmarks/speed/attention.py)."""
@@ -82,6 +79,12 @@ def attend(
     if use_sdpa(query, key, dropout):
         mask = None if bias is None else bias.to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, mask, dropout)
+    return _attend_by_products(query, key, value, bias, dropout)
+
+
+def _attend_by_products(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout: float = 0.0
+) -> Tensor:
     weights = _softmax(_scores(query, key, bias))
     return drop(weights.to(value.dtype), dropout) @ value
 
@@ -282,12 +285,13 @@ class SelfAttention(nn.Module):
         Returns:
             (B, R, D).
         """
-        batch, beams, _ = x.shape
-        qkv = self.qkv(x).reshape(batch * beams, 1, 3, self.num_heads, -1)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B·R, H, 1, K)
-        key, value = cache.append(key, value)  # (B·R, H, T, K)
-        attended = merge_heads(attend(query, key, value))  # (B·R, 1, D)
-        return self.out(attended.reshape(batch, beams, -1))  # type: ignore[no-any-return]
+        width = x.shape[-1] // self.num_heads
+        qkv = self.qkv(x).reshape(-1, cache.columns.group_size, 3, self.num_heads, width)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (G, H, g, K)
+        key, value = cache.append(key, value)  # (G, H, C, K)
+        # one kernel for any number of columns, which other images of the batch may set
+        attended = merge_heads(_attend_by_products(query, key, value, cache.columns.bias))
+        return self.out(attended.reshape(x.shape))  # type: ignore[no-any-return]
 
 
 class CrossAttention(nn.Module):

@@ -39,6 +39,29 @@ class DecoderMemory:
         bias = None if self.bias is None else self.bias.index_select(0, index)
         return DecoderMemory(tuple(layer.select(index) for layer in self.layers), bias)
 
+    def put(self, row: int, other: DecoderMemory, other_row: int) -> None:
+        """Overwrite a row with one of another memory of the same length S."""
+        for mine, theirs in zip(self.tensors(), other.tensors(), strict=True):
+            mine[row] = theirs[other_row]
+
+    @staticmethod
+    def join(rows: Sequence[tuple[DecoderMemory, int]]) -> DecoderMemory:
+        """Return single rows of memories of the same length S as one memory, which is a copy."""
+        parts = zip(*(memory.tensors() for memory, _ in rows), strict=True)
+        copies = [
+            torch.stack([part[row] for part, (_, row) in zip(tensors, rows, strict=True)])
+            for tensors in parts
+        ]
+        count = len(rows[0][0].layers)
+        pairs = zip(copies[: 2 * count : 2], copies[1 : 2 * count : 2], strict=True)
+        layers = tuple(KeyValue(key, value) for key, value in pairs)
+        return DecoderMemory(layers, copies[2 * count] if len(copies) > 2 * count else None)
+
+    def tensors(self) -> list[Tensor]:
+        """Return keys and values of each layer, and the bias where there is one."""
+        found = [x for layer in self.layers for x in (layer.key, layer.value)]
+        return found if self.bias is None else [*found, self.bias]
+
 
 class TextDecoder(nn.Module):
     """Blocks of causal self-attention, cross-attention and FFN, with a tied word head."""
@@ -132,12 +155,13 @@ class TextDecoder(nn.Module):
         Returns:
             (B, R, V) logits of the next word.
         """
-        x = self.embedding.step(token_ids, cache.length)
+        batch, beams = token_ids.shape
+        positions = cache.positions(batch, beams, token_ids.device)
+        x = self.embedding.step(token_ids, positions)
         for block, layer, layer_cache in zip(
             self._blocks(), memory.layers, cache.layers, strict=True
         ):
             x = block.step(x, layer_cache, layer, memory.bias)
-        cache.length += 1
         return self.word_logits(x)
 
     def word_logits(self, x: Tensor) -> Tensor:

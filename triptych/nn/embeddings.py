@@ -150,8 +150,13 @@ class TextEmbedding(nn.Module):
             x = x + self.position.weight[: token_ids.shape[1]]  # (L, D)
         return self.dropout(self.norm(x + self.token_type.weight[0]))  # type: ignore[no-any-return]
 
-    def step(self, token_ids: Tensor, position: int) -> Tensor:
-        """Map the newest token of each beam, (B, R) int64, at `position` to (B, R, D)."""
+    def step(self, token_ids: Tensor, position: int | Tensor) -> Tensor:
+        """Map the newest token of each beam, (B, R) int64, to (B, R, D).
+
+        Args:
+            token_ids: The tokens.
+            position: Where they stand: one number, or (B, 1) int64.
+        """
         x = self.word(token_ids)
         if self.position is not None:
             x = x + self.position.weight[position]

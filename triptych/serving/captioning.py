@@ -60,7 +60,7 @@ def generate_captions(task: Captioning, image: Tensor, draw: Draw | None) -> lis
     """Return the tokens of each image's caption, the best of the search or a drawn one."""
     if draw is None:
         return [texts[0].token_ids for texts in task.search({"image": image})]
-    samples = task.text_generator.sample(task.memory({"image": image}), *draw)
+    samples = task.text_generator.draw(task.memory({"image": image}), *draw)
     return [texts[0] for texts in samples.texts()]
 
 

@@ -91,7 +91,9 @@ def test_log_probabilities_are_those_of_an_uncached_decoder(tokenizer, prompt):
     model, end = task.captioning.model, tokenizer.sep_id
     memory = task.captioning.memory(_batch())
     torch.manual_seed(0)
-    samples = task.captioning.text_generator.sample(memory, config.sampling())
+    samples = task.captioning.text_generator.draw(
+        memory, config.sampling(), torch.Generator().manual_seed(0)
+    )
     found = task.log_probs(memory, samples)
     start = [tokenizer.cls_id, *tokenizer.encode([prompt], max_tokens=9, add_sep=False)[0][1:]]
     for image, texts in enumerate(samples.texts()):

@@ -28,7 +28,11 @@ from triptych.nn.decoder import DecoderMemory
 from triptych.objectives import IGNORE_INDEX
 from triptych.objectives.mlm import shift_targets, token_loss
 from triptych.tasks.finetuning.base import ModelTask, constant_texts, fused_memory
-from triptych.tasks.finetuning.text_generator import GenerationSettings, TextGenerator
+from triptych.tasks.finetuning.text_generator import (
+    GenerationSettings,
+    TextGenerator,
+    encode_in_parts,
+)
 from triptych.tasks.spec import (
     CollatorInputs,
     Evaluation,
@@ -165,13 +169,17 @@ class Captioning(ModelTask[GenerativeModel]):
         """Generate a caption for each image; reads `image` and `index`."""
         index = batch["index"].tolist()
         texts = self.text_generator.texts(
-            self.memory(batch), self.config.beam, self.generation, index
+            encode_in_parts(self.memory, batch, ("image",)),
+            self.config.beam,
+            self.generation,
+            index,
         )
         return Predictions(index=index, texts=texts)
 
     def search(self, batch: Mapping[str, Tensor]) -> list[list[Hypothesis]]:
         """Return the n-best captions of each image, best first."""
-        return self.text_generator.search(self.memory(batch), self.config.beam)
+        memories = encode_in_parts(self.memory, batch, ("image",))
+        return self.text_generator.search(memories, self.config.beam)
 
 
 def caption_references(

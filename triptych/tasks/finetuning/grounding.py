@@ -20,12 +20,13 @@ from triptych.evaluation.metrics import (
     BoxMetric,
     Metric,
 )
-from triptych.generation.decoding import CachedDecoder
+from triptych.generation.decoding import SlotDecoder, slots_for
 from triptych.generation.search import greedy_search
 from triptych.models.base import GenerativeModel
 from triptych.models.mplug.model import MPLUG
 from triptych.nn.decoder import DecoderMemory
 from triptych.tasks.finetuning.base import ModelTask
+from triptych.tasks.finetuning.text_generator import encode_in_parts
 from triptych.tasks.spec import (
     CollatorInputs,
     Evaluation,
@@ -135,8 +136,9 @@ class Grounding(ModelTask[GenerativeModel]):
         vocab_size = self.model.decoder.config.vocab_size
         is_bin = torch.zeros(vocab_size, dtype=torch.bool, device=batch["image"].device)
         is_bin[self.first_bin_id : self.first_bin_id + self.config.num_bins] = True
+        memories = encode_in_parts(self.memory, batch, ("image", "token_ids", "text_mask"))
         ids = greedy_search(
-            CachedDecoder(self.model.decoder, self.memory(batch)),
+            SlotDecoder(self.model.decoder, memories, slots_for(1, is_bin.device)),
             start_id=self.start_id,
             end_id=-1,
             max_tokens=4,

@@ -182,7 +182,7 @@ class SCST:
             sampling, device = self.config.sampling(), memory.layers[0].key.device
             shape = (len(keys), sampling.num_samples, sampling.max_tokens)
             samples = self.captioning.text_generator.sample(
-                memory, sampling, numbers=shared_uniform(*shape, device=device)
+                memory, sampling, shared_uniform(*shape, device=device)
             )
             rewards = self._rewards(keys, samples).to(device)  # (B, K)
             baseline = self._baseline(keys, memory, rewards)

@@ -24,7 +24,13 @@ from triptych.generation.search import BeamConfig
 from triptych.models.base import GenerativeModel
 from triptych.nn.decoder import DecoderMemory
 from triptych.tasks.finetuning.base import ModelTask, fused_memory, target_log_probs
-from triptych.tasks.finetuning.text_generator import OF_SEARCH, GenerationSettings, TextGenerator
+from triptych.tasks.finetuning.text_generator import (
+    OF_SEARCH,
+    GenerationSettings,
+    Memories,
+    TextGenerator,
+    encode_in_parts,
+)
 from triptych.tasks.spec import (
     CollatorInputs,
     Evaluation,
@@ -114,7 +120,8 @@ class VQA(ModelTask[GenerativeModel]):
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
         """Answer each question; reads `image`, `token_ids`, `text_mask` and `index`."""
         index = batch["index"].tolist()
-        return Predictions(index=index, texts=self._generate(self.memory(batch), index))
+        memories = encode_in_parts(self.memory, batch, ("image", "token_ids", "text_mask"))
+        return Predictions(index=index, texts=self._generate(memories, index))
 
     def generate_with(self, settings: GenerationSettings) -> None:
         """Generate as these settings say from now on; see `GeneratingTask`.
@@ -137,15 +144,15 @@ class VQA(ModelTask[GenerativeModel]):
         if settings.prompt is not None:
             self.text_generator.prompt_ids = self.text_generator.ids(settings.prompt)
 
-    def _generate(self, memory: DecoderMemory, index: Sequence[int]) -> list[str]:
-        answers = self.config.answer_list
+    def _generate(self, memories: Memories, index: Sequence[int]) -> list[str]:
+        answers, writer = self.config.answer_list, self.text_generator
         if not answers:
-            return self.text_generator.texts(memory, self.config.beam, self.generation, index)
+            return writer.texts(memories, self.config.beam, self.generation, index)
         if self.config.list_search == "beam":
             beams = self.config.beam.num_beams
-            positions = self.text_generator.search_list(memory, self._answer_ids, beams)
+            positions = writer.search_list(memories, self._answer_ids, beams)
         else:
-            positions = self.text_generator.rank(memory, self._answer_ids, self.config.rank_top_k)
+            positions = writer.rank(memories, self._answer_ids, self.config.rank_top_k)
         return [answers[position] for position in positions]
 
 

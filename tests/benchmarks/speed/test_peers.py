@@ -1,0 +1,47 @@
+"""Contests with peers: both sides do the same work, and the better way of each counts."""
+
+import json
+
+import pytest
+
+from benchmarks import peers
+from benchmarks.speed import peers_blip
+
+SMALL = peers_blip.Sizes(depth=2, width=64, image_size=32, vocab_size=2000)
+
+
+def test_the_best_way_of_each_side_counts(monkeypatch, capsys, tmp_path):
+    clock = [0.0]
+
+    def takes(seconds):
+        return lambda: clock.__setitem__(0, clock[0] + seconds)
+
+    work = peers.Work(
+        {"fp32": takes(3.0), "bf16": takes(1.0)}, {"fp32": takes(4.0), "bf16": takes(9.0)}, {"n": 2}
+    )
+    monkeypatch.setattr(peers.Contest, "work", lambda self: work)
+    monkeypatch.setitem(peers.CLOCKS, "wall", lambda: clock[0])
+    monkeypatch.setattr(peers, "STORED", tmp_path / "peers.json")
+    (tmp_path / "peers.json").write_text('{"other": 1}')
+    peers.main(["--only", "itm_blip", "--write"])
+    told = json.loads(capsys.readouterr().out)
+    assert told["itm_over_blip"] == 4.0 and told["n"] == 2
+    assert told["best"] == {"ours": "ours bf16", "peer": "peer fp32"}
+    assert told["peer"].startswith("transformers ")
+    stored = json.loads((tmp_path / "peers.json").read_text())
+    assert stored["other"] == 1 and stored["itm_blip"]["itm_over_blip"] == 4.0
+
+
+@pytest.mark.parametrize("contest", peers.CONTESTS.values(), ids=peers.CONTESTS)
+def test_each_contest_names_a_function_that_builds_it(contest):
+    module, name = contest.build.split(":")
+    assert callable(getattr(__import__(module, fromlist=["_"]), name))
+
+
+@pytest.mark.parametrize("build", [lambda: peers_blip.captions(2, SMALL),
+                                   lambda: peers_blip.matching(SMALL)])  # fmt: skip
+def test_both_sides_do_the_work(build):
+    work = build()
+    assert set(work.ours) == set(work.peer)
+    for run in (*work.ours.values(), *work.peer.values()):
+        run()
