@@ -30,6 +30,7 @@ from triptych.distributed.env import forward_signals
 from triptych.lab.definition import PROBE, Score, Variant
 from triptych.lab.plan import Part, Plan
 from triptych.recipes.config import RunConfig
+from triptych.train.interrupts import TrainingInterrupted
 from triptych.train.trainer import CHECKPOINTS
 from triptych.workflows.evaluate import evaluate_model
 from triptych.workflows.frozen import probe_folder
@@ -132,9 +133,11 @@ def _run_together(plan: Plan, jobs: Sequence[Job], at_once: int, console: Consol
                 process.join()
                 if process.exitcode and not received:
                     _note_death(job, process.exitcode)
-                said = "failed" if (job.folder / FAILED_FILE).is_file() else "done"
-                left = len(waiting) + len(running)
-                console.print(f"{job.name}: {said}, {left} to go", highlight=False, markup=False)
+                if not received:
+                    said = "failed" if (job.folder / FAILED_FILE).is_file() else "done"
+                    left = len(waiting) + len(running)
+                    line = f"{job.name}: {said}, {left} to go"
+                    console.print(line, highlight=False, markup=False)
     if received:
         raise KeyboardInterrupt
 
@@ -150,14 +153,17 @@ def _job_process(plan: Plan, job: Job) -> None:
     end_with_parent()
     lines = PrefixedLines(sys.stdout, f"{job.name} | ")
     console = Console(file=lines, width=160, force_terminal=False)  # type: ignore[arg-type]
-    do_job(plan, job, console)
+    try:
+        do_job(plan, job, console)
+    except (TrainingInterrupted, KeyboardInterrupt) as stop:
+        console.print(f"stopped {stop}", highlight=False, markup=False)
 
 
 def do_job(plan: Plan, job: Job, console: Console) -> None:
     """Do what is left of a job; an error is noted in its folder.
 
     Raises:
-        ConfigError: A folder holds a run with other settings.
+        TrainingInterrupted: A signal came, and the run was saved.
     """
     note = job.folder / FAILED_FILE
     note.unlink(missing_ok=True)
@@ -171,6 +177,8 @@ def do_job(plan: Plan, job: Job, console: Console) -> None:
             if job.steps is None:
                 raise ConfigError("what a step costs could not be measured; why is said above")
             _finish_variant(plan, job.variant, job.seed, job.steps, console)
+    except TrainingInterrupted:  # no failure: it was asked to stop, and has saved
+        raise
     except Exception as error:
         said = str(error) if isinstance(error, TriptychError) else repr(error)
         write_atomic(note, f"{' '.join(said.split())}\n\n{traceback.format_exc()}")
