@@ -47,7 +47,9 @@ def read_study_curves(plan: Plan) -> dict[str, Series]:
         for loss, by_step in runs.items():
             points = [(step, statistics.fmean(values)) for step, values in by_step.items()]
             found.setdefault(loss, {})[variant.name] = points
-    return {loss: found[loss] for loss in sorted(found, key=lambda name: name == "total")}
+    names = [variant.name for variant in plan.study.variants]
+    losses = sorted(found, key=lambda name: name == "total")
+    return {loss: {name: found[loss].get(name, []) for name in names} for loss in losses}
 
 
 def write_page(results: Mapping[str, Any], plan: Plan, path: Path) -> None:

@@ -19,7 +19,7 @@ CHART_WIDTH, CHART_HEIGHT = 480, 280
 PLOT_LEFT, PLOT_RIGHT, PLOT_TOP, PLOT_BOTTOM = 42, 398, 22, 242
 NUM_COLOURS = 8
 _LABEL_GAP_PX = 14
-_LONGEST_LABEL = 11
+_LONGEST_LABEL = 10
 """Letters of a name that fit beside a chart; of longer ones, the legend alone tells the colours."""
 _LOG_FROM_RATIO = 30.0
 _ROUND = (1.0, 2.0, 2.5, 5.0, 10.0)
@@ -46,16 +46,19 @@ class Line:
 
 
 def build_lines(series: Series) -> list[Line]:
-    """Return the curves that have a finite point; `total` takes the colour of the text."""
+    """Return the curves that have a finite point; `total` takes the colour of the text.
+
+    A curve without one keeps its colour, so that charts of the same names have the same colours.
+    """
     lines = []
     colour = 0
     for name, points in series.items():
         finite = keep_finite(points)
-        if not finite:
-            continue
         is_total = name == "total"
         css_class = "series-total" if is_total else f"series-{colour % NUM_COLOURS}"
         colour += not is_total
+        if not finite:
+            continue
         lines.append(Line(name=name, colour=css_class, raw=finite, smooth=smooth(finite)))
     return lines
 
