@@ -34,7 +34,7 @@ def test_a_wide_range_is_drawn_and_named_logarithmic():
 def test_each_line_has_a_faint_and_a_strong_path_of_its_own_colour():
     lines = build_lines({"total": [(0, 1.0)], "itc": [(0, 1.0)], "empty": [], "itm": [(0, 2.0)]})
     chart = parse(draw_curves(lines, "losses"))
-    assert [line.colour for line in lines] == ["series-total", "series-0", "series-1"]
+    assert [line.colour for line in lines] == ["series-total", "series-0", "series-2"]
     for line in lines:
         assert {path.attributes["class"] for path in chart.find("path", line.colour)} == {
             f"raw {line.colour}",
