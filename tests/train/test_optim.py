@@ -124,3 +124,25 @@ def test_the_table_counts_parameters():
     text = console.file.getvalue()
     assert "rest_decay" in text
     assert "2,000" in text
+
+
+def test_low_rank_matrices_have_rates_of_their_own():
+    names = (
+        "model.text.blocks.0.up.lora_A",
+        "model.vision.blocks.0.up.lora_B",
+        "model.head.lora_A",
+    )
+    named = [(name, nn.Parameter(torch.zeros(4, 6))) for name in names]
+    frozen = ("model.text.blocks.3.weight", nn.Parameter(torch.zeros(4, 4), requires_grad=False))
+
+    def rates(config):
+        found = group_parameters([*named, frozen], config, lambda name: ".vision." in name)
+        return {name: group.peak_lr for group in found for name, _ in group.parameters}
+
+    rate = {"learning_rate": 1e-3, "vision_learning_rate": 1e-4, "lora_learning_rate_factor": 5.0}
+    assert rates(OptimConfig(**rate)) == pytest.approx(dict(zip(names, (5e-3, 5e-4, 5e-3))))
+    muon = OptimConfig(**rate, muon_learning_rate=2e-3)
+    assert rates(muon) == pytest.approx(dict(zip(names, (1e-2, 1e-2, 5e-3))))
+    decayed = rates(OptimConfig(**rate, layer_decay=0.5))  # of four blocks, frozen ones counted
+    assert decayed[names[0]] == pytest.approx(5e-3 / 16)
+    assert decayed[names[1]] == pytest.approx(5e-4 / 2)

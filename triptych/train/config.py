@@ -208,7 +208,8 @@ class OptimConfig:
 
     lora_learning_rate_factor: float = 10.0
     """Peak learning rate of low-rank matrices, as a multiple of `learning_rate`, or of
-    `vision_learning_rate` for those of the vision encoder."""
+    `vision_learning_rate` for those of the vision encoder; of `muon_learning_rate` where Muon
+    trains them."""
 
     layer_decay: float = 1.0
     """Learning rate of a block relative to the block above it; 1 gives all blocks the same."""

@@ -32,7 +32,7 @@ class ParameterGroup:
 
     Attributes:
         name: `vision`, `head`, `rest`, `lora` or `lora-vision`, then `_decay` or `_no_decay`; or
-            `matrix`.
+            `matrix` or `lora-matrix`.
         parameters: (name, parameter) pairs.
         peak_lr: Learning rate at the end of warm-up.
         weight_decay: Decoupled weight decay.
@@ -49,10 +49,9 @@ class ParameterGroup:
 def is_block_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Return whether a parameter is a matrix between hidden states, which Muon may train.
 
-    Tables of words and positions, output heads and projections to an embedding are none. The two
-    matrices of a low-rank adaptation are none either: neither is the change by itself.
+    Tables of words and positions, output heads and projections to an embedding are none.
     """
-    return parameter.ndim == 2 and not is_factor(name) and _NOT_HIDDEN.search(name) is None
+    return parameter.ndim == 2 and _NOT_HIDDEN.search(name) is None
 
 
 def is_head_parameter(name: str) -> bool:
@@ -97,23 +96,25 @@ def group_parameters(
         for part, rate in rates.items()
         for decay in (True, False)
     }
-    matrices = ParameterGroup(
-        name="matrix",
-        parameters=[],
-        peak_lr=config.muon_learning_rate or 0.0,
-        weight_decay=config.weight_decay,
-        muon=True,
-    )
+    muon_rate = config.muon_learning_rate or 0.0
+    muon_rates = {"matrix": muon_rate, "lora-matrix": muon_rate * config.lora_learning_rate_factor}
+    matrices = {
+        name: ParameterGroup(
+            name=name, parameters=[], peak_lr=rate, weight_decay=config.weight_decay, muon=True
+        )
+        for name, rate in muon_rates.items()
+    }
     listed = list(named_parameters)
     for name, parameter in listed:
         if not parameter.requires_grad:
             continue
         if config.muon_learning_rate and is_block_matrix(name, parameter):
-            matrices.parameters.append((name, parameter))
+            part = "lora-matrix" if is_factor(name) else "matrix"
+            matrices[part].parameters.append((name, parameter))
         else:
             key = (_part(name, is_vision), has_weight_decay(name, parameter))
             groups[key].parameters.append((name, parameter))
-    found = [group for group in (*groups.values(), matrices) if group.parameters]
+    found = [group for group in (*groups.values(), *matrices.values()) if group.parameters]
     names = [n for n, p in listed if p.requires_grad or n.startswith("model.")]
     return split_by_layer(_split_by_kind(found), config.layer_decay, names)
 
