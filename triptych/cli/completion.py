@@ -59,7 +59,7 @@ def choices() -> tuple[list[str], dict[str, list[str]]]:
         if " " in name:
             verb, rest = name.split()
             second.setdefault(verb, []).append(rest)
-    second["estimate"] = sorted(RECIPES)
+    second["plan"] = sorted(RECIPES)
     second["train"] = sorted([*RECIPES, *STAGEWISE])
     second["import"] = sorted(CONVERTERS)
     second["export"] = [*second["export"], *second["import"]]
@@ -79,7 +79,7 @@ def flags() -> dict[str, list[str]]:
     for recipe in RECIPES:
         found["train"] |= set(_config_flags(build_recipe(recipe, "smoke")))
     found["train"] -= {f"--{label}" for label in LABELS if label != "scale"}
-    found["estimate"] |= found["train"]
+    found["plan"] |= found["train"]
     return {name: sorted(names) for name, names in found.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import platform
 import subprocess
@@ -96,6 +97,34 @@ def num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def available_memory() -> float:
+    """Return the bytes that a process may take now: free memory, or what a container leaves of it.
+
+    What nobody can tell is infinite.
+    """
+    lines = _read("/proc/meminfo").splitlines()
+    free = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    found = [math.inf, *(1024.0 * int(kib) for kib in free)]
+    limit, used = (_read(f"{_GROUP}/memory.{name}").strip() for name in ("max", "current"))
+    if limit.isdecimal() and used.isdecimal():
+        counts = dict(line.split() for line in _read(f"{_GROUP}/memory.stat").splitlines())
+        cached = int(counts.get("inactive_file", 0))  # of files, given back when it is needed
+        found.append(float(max(0, int(limit) - int(used) + cached)))
+    return min(found)
+
+
+_GROUP = "/sys/fs/cgroup"
+"""Where a container's limits lie, in the second version of Linux's control groups."""
+
+
+def resident_memory() -> float:
+    """Return the bytes of memory that this process has now; 0 where nobody can tell."""
+    for line in _read("/proc/self/status").splitlines():
+        if line.startswith("VmRSS:"):
+            return 1024.0 * int(line.split()[1])
+    return 0.0
 
 
 def _memory() -> str:

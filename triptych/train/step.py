@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,10 @@ class StepValues:
         return all(map(math.isfinite, (*self.losses.values(), self.total, self.grad_norm)))
 
 
+def unmarked(part: str) -> None:
+    """Take no note of the part of a step that begins."""
+
+
 def check_batch_keys(batch_keys: frozenset[str], batch: Mapping[str, Tensor]) -> None:
     """Raise a ConfigError if the loader does not yield what the task reads."""
     missing = sorted(batch_keys - batch.keys())
@@ -63,6 +67,7 @@ def backward_micro_batch(
     share: float,
     context: AbstractContextManager[None],
     last: bool = True,
+    mark: Callable[[str], None] = unmarked,
 ) -> dict[str, Tensor]:
     """Add a micro-batch's gradient of `share * sum(weight * loss)` to the parameters.
 
@@ -73,6 +78,7 @@ def backward_micro_batch(
         share: Factor on the gradient: 1 / accumulate, times the loss scale of fp16.
         context: Autocast for the forward pass.
         last: Whether gradients are complete after this micro-batch.
+        mark: Called with "backward" between the two passes.
 
     Returns:
         The unweighted losses, detached, and `total`, their weighted sum.
@@ -83,6 +89,7 @@ def backward_micro_batch(
     if missing:
         raise ConfigError(f"the task returned no loss for {missing}; it returned {sorted(losses)}")
     total = torch.stack([weight * losses[name].float() for name, weight in weights.items()]).sum()
+    mark("backward")
     with engine.explained():
         torch.autograd.backward(total * share)
     return {name: loss.detach().float() for name, loss in losses.items()} | {

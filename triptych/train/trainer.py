@@ -50,6 +50,7 @@ from triptych.train.step import (
     clip_gradients,
     finish_backward,
     to_device,
+    unmarked,
 )
 from triptych.train.task import DataState, Task
 from triptych.train.validation import PREFIX as VAL_PREFIX
@@ -164,6 +165,7 @@ class Trainer:
         self.precision: str = config.precision
         self.precision_reason = ""
         self.step = 0
+        self.mark: Callable[[str], None] = unmarked
         self._last_checkpoint: Path | None = None
         self._means = StepMeans()
 
@@ -275,7 +277,7 @@ class Trainer:
                 log.close()
             finally:
                 for owner in {id(batches): batches, id(loader): loader}.values():
-                    _close(owner)
+                    close_loader(owner)
         assert self._last_checkpoint is not None
         if self.engine.is_sharded:
             self.engine.collect()
@@ -308,11 +310,13 @@ class Trainer:
         source: int | None = None
         scale = self.loss_scale.value
         for number in range(self.split.accumulate):
+            self.mark("data")
             batch, drawn = self._fetch(batches, clock)
             if number > 0 and drawn != source:
                 raise ConfigError(f"step {self.step + 1} mixes batches of two sources")
             source, allowed = drawn, self.sources.kind(drawn).objectives
             seed_step(self.config.seed, self.step, rank(), number)
+            self.mark("forward")
             micro_losses.append(
                 backward_micro_batch(
                     self.engine,
@@ -321,13 +325,17 @@ class Trainer:
                     share=scale / self.split.accumulate,
                     context=autocast(self.device, self.precision),
                     last=number == self.split.accumulate - 1,
+                    mark=self.mark,
                 )
             )
+        self.mark("update")
         values = self._update(micro_losses, scale, stop=guard.requested is not None)
         self.step += 1
         apply_schedule(self.optimizer, self.step, self.optim_config, self.config.max_steps)
         self.optimizer.zero_grad(set_to_none=True)
+        self.mark("after_step")
         self.task.after_step(self.step)
+        self.mark("end")
         self.sources.count(source)
         clock.end_step()
         guard.settle(values.stop if world_size() > 1 else guard.requested is not None)
@@ -559,7 +567,7 @@ def _resolve_device(choice: str) -> torch.device:
     return torch.device(choice)
 
 
-def _close(loader: Iterable[Mapping[str, Tensor]]) -> None:
+def close_loader(loader: Iterable[Mapping[str, Tensor]]) -> None:
     """Stop the loader's workers, if it has a `close`."""
     close = getattr(loader, "close", None)
     if close is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -63,14 +64,24 @@ def count_run(config: RunConfig) -> RunCount:
             f"{config.recipe} does not say what one of its steps computes, so that nothing can be "
             f"estimated; these do: {', '.join(counted)}"
         )
-    sizes = _model_sizes(config)
     with torch.device("meta"):
-        model = build_model(sizes)
-        check_model(config.task, model, config.recipe, f"model.name = {config.model.name}")
+        model = model_on_paper(config)
         task = build_task(config.task, model, Tokenizer.without_words())
     muon = config.optim.muon_learning_rate is not None
     state = count_state(task.modules, is_block_matrix) if muon else count_state(task.modules)
-    return RunCount(state, work(config.task, sizes, config.captions.max_text_tokens))
+    return RunCount(state, work(config.task, model.config, config.captions.max_text_tokens))
+
+
+def model_on_paper(config: RunConfig) -> Any:
+    """Return the model that a run would train, without memory for its weights.
+
+    Raises:
+        ConfigError: The task does not train such a model.
+    """
+    with torch.device("meta"):
+        model = build_model(_model_sizes(config))
+    check_model(config.task, model, config.recipe, f"model.name = {config.model.name}")
+    return model
 
 
 def run_setting(config: RunConfig, gpus: int) -> ScaleSetting:

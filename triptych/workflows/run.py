@@ -20,14 +20,12 @@ from triptych.core.files import folder_for_one, remove_partials, write_json, wri
 from triptych.core.machine import num_cores
 from triptych.core.rng import seed_everything
 from triptych.data.batches import RecordTexts
-from triptych.data.collate import AnyCollator
 from triptych.data.images import pixels_allowed
 from triptych.data.records import Record
 from triptych.distributed.collectives import from_main
 from triptych.distributed.env import is_main, joined, launched, leads, run_processes, world_size
 from triptych.models.families import (
     build_model,
-    family_of,
     model_config,
     model_sizes,
     to_model_folder,
@@ -35,7 +33,6 @@ from triptych.models.families import (
 from triptych.recipes.config import RunConfig
 from triptych.serving.loading import load_model
 from triptych.tasks.registry import (
-    build_collator,
     build_task,
     check_model,
     complete_task,
@@ -43,13 +40,12 @@ from triptych.tasks.registry import (
 )
 from triptych.tasks.spec import (
     InitialisedTask,
-    PatchView,
     SelfEvaluatedTask,
     TrainingSetup,
 )
 from triptych.text import Tokenizer
 from triptych.train.task import Task
-from triptych.train.trainer import CHECKPOINTS, Trainer, TrainResult
+from triptych.train.trainer import CHECKPOINTS, TrainResult
 from triptych.train.validation import Validator
 from triptych.workflows.adapting import adapt_model, freeze_parts
 from triptych.workflows.guard import measure_guard, prepare_guard
@@ -61,8 +57,9 @@ from triptych.workflows.new_model import (
     load_published_tokenizer,
     skip_impossible_objectives,
 )
+from triptych.workflows.prepared import PreparedRun
 from triptych.workflows.same_data import SameData
-from triptych.workflows.sources import read_training_data, training_loader
+from triptych.workflows.sources import read_training_data
 from triptych.workflows.trained_model import TrainedParts, save_model, trained_parts
 from triptych.workflows.validation import BEST_FOLDER, build_validator
 
@@ -206,12 +203,52 @@ def _train_here(
     console: Console | None,
 ) -> TrainResult:
     """Train, once errors of the disk are looked after."""
+    run = prepare_run(config, run_folder, console, resumed=run_folder if resume else None)
+    config, data, task, tokenizer = run.config, run.data, run.task, run.tokenizer
+    guard = prepare_guard(config, data)
+    validator = build_validator(
+        config, data, task, run.model, tokenizer, run.collator_of, run_folder
+    )
+    trainer = run.trainer(
+        config,
+        run_folder,
+        evaluate=task.evaluate if isinstance(task, SelfEvaluatedTask) else None,
+        validator=validator,
+        data=SameData(config.data, data.whole, accept=accept_changed_data),
+        console=console,
+    )
+    if is_main():
+        tokenizer.save(run_folder)
+        start = {"model": to_dict(run.model.config, tagged=True), "num_records": len(data.records)}
+        write_json(run_folder / START_FILE, start)
+        save_yaml(with_processes(config), run_folder / CONFIG_FILE)
+    result = trainer.fit(resume=resume)
+    if data.skip_log.num_bad:
+        (console or Console()).print(data.skip_log.report(), markup=False, highlight=False)
+    if is_main():
+        number, parts = len(data.records), _ended_parts(task, run_folder, result.step, validator)
+        save_model(run_folder / MODEL_FOLDER, config, run.model, tokenizer, number, parts)
+    measure_guard(guard, config, run_folder, run_folder / MODEL_FOLDER, console)
+    return result
+
+
+def prepare_run(
+    config: RunConfig, run_folder: Path, console: Console | None, *, resumed: Path | None = None
+) -> PreparedRun:
+    """Read the data, and build tokenizer, model and task.
+
+    Args:
+        config: What to train.
+        run_folder: Receives `skipped.jsonl`.
+        console: Where to report; standard output if absent.
+        resumed: A run folder that holds the tokenizer of its first start.
+    """
     check_start(config)
     data = read_training_data(config, run_folder)
     records = data.records
     config = replace(config, task=complete_task(config.task, records))
     spec = task_spec(config.task)
-    tokenizer = prepare_tokenizer(config, records, console, run_folder if resume else None)
+    tokenizer = prepare_tokenizer(config, records, console, resumed)
     seed_everything(config.train.seed)
     model = prepare_model(config, tokenizer, console)
     adapt_model(config, model)
@@ -219,10 +256,10 @@ def _train_here(
     config = replace(config, image=spec.image(config.image, model))
     config = skip_impossible_objectives(config, model, console)
     task = build_task(config.task, model, tokenizer, records)
-    _check_evaluation(config, task, resume)
+    _check_evaluation(config, task, resumed is not None)
     if spec.check_data is not None:
         spec.check_data(config.task, model, records)
-    frozen, guard = freeze_parts(config, task), prepare_guard(config, data)
+    frozen = freeze_parts(config, task)
     notes = data.notes() + frozen + ([] if spec.notes is None else spec.notes(config.task, model))
     for note in [*notes, *_untrained_start(config)] if is_main() else ():
         (console or Console()).print(note, markup=False, highlight=False)
@@ -231,53 +268,7 @@ def _train_here(
             records=records, image=config.image, seed=config.data.seed, run_folder=run_folder
         )
         task.initialise(setup)
-    sources = data.batch_sources(task)
-
-    def collator_of(kind: str | None) -> AnyCollator[Any]:
-        view = None
-        if spec.tokenizer != "none":
-            view = PatchView(config.image, model_sizes(model.config).patch_size, config.crops)
-        return build_collator(
-            config.task,
-            tokenizer,
-            config.captions,
-            config.lengths,
-            train=True,
-            kind=kind,
-            images=view,
-        )
-
-    validator = build_validator(config, data, task, model, tokenizer, collator_of, run_folder)
-    trainer = Trainer(
-        task,
-        lambda start: training_loader(config, data, sources, collator_of, start),
-        config=config.train,
-        optim=config.optim,
-        weights=config.weights,
-        run_folder=run_folder,
-        evaluate=task.evaluate if isinstance(task, SelfEvaluatedTask) else None,
-        validator=validator,
-        sources=sources,
-        data=SameData(config.data, data.whole, accept=accept_changed_data),
-        console=console,
-        is_vision=family_of(model.config).is_vision_parameter,
-        work=None
-        if spec.work is None
-        else spec.work(config.task, model.config, config.captions.max_text_tokens),
-    )
-    if is_main():
-        tokenizer.save(run_folder)
-        start = {"model": to_dict(model.config, tagged=True), "num_records": len(records)}
-        write_json(run_folder / START_FILE, start)
-        save_yaml(with_processes(config), run_folder / CONFIG_FILE)
-    result = trainer.fit(resume=resume)
-    if data.skip_log.num_bad:
-        (console or Console()).print(data.skip_log.report(), markup=False, highlight=False)
-    if is_main():
-        parts = _ended_parts(task, run_folder, result.step, validator)
-        save_model(run_folder / MODEL_FOLDER, config, model, tokenizer, len(records), parts)
-    measure_guard(guard, config, run_folder, run_folder / MODEL_FOLDER, console)
-    return result
+    return PreparedRun(config, data, model, tokenizer, task)
 
 
 def _ended_parts(
