@@ -2,8 +2,8 @@
 
 Each configuration is forecast from micro-batches of at most a quarter of its own, and measured in
 another process. Measured memory is the peak of all that torch's CPU allocator gives out, weights
-included, from before the model is built to the end of a run of `--steps` steps that saves a
-checkpoint on the way (torch's profiler; Python, libraries and decoded images are not in it, nor in
+included, from before the model is built to the end of a run of `--steps` steps that saves
+checkpoints (torch's profiler; Python, libraries and decoded images are not in it, nor in
 the forecast that it is compared with). Measured time is the mean step of a second run of as many
 steps. `plan_error` is the largest error of all.
 
@@ -77,10 +77,7 @@ def build_run(name: str, options: argparse.Namespace) -> RunConfig:
         shortened(config, steps, config.train.max_steps),
         data=replace(config.data, train=(scene_source(SceneFiles(data), kind, "train"),)),
     )
-    train = replace(
-        config.train, progress="off", tensorboard=False, checkpoint_every_steps=steps // 2
-    )
-    return replace(config, train=train)
+    return replace(config, train=replace(config.train, progress="off", tensorboard=False))
 
 
 def forecast(name: str, options: argparse.Namespace, clock: Callable[[], float]) -> dict[str, Any]:
@@ -105,7 +102,9 @@ def measure(name: str, options: argparse.Namespace, clock: Callable[[], float]) 
     with tempfile.TemporaryDirectory() as folder:
         with profile(profile_memory=True) as watched:
             run = prepare_run(config, Path(folder) / "first", silent)
-            run.trainer(run.config, Path(folder) / "first", console=silent).fit()
+            saving = replace(run.config.train, checkpoint_every_steps=1)
+            saved = replace(run.config, train=saving)  # the copy lies beside every later step
+            run.trainer(saved, Path(folder) / "first", console=silent).fit()
         results: Any = watched.kineto_results
         events = [(e.start_ns(), e.nbytes()) for e in results.events() if e.name() == "[memory]"]
         taken = peak = 0
