@@ -1,5 +1,7 @@
 """Lines through measured steps, kinds of steps, and what a step's memory consists of; by hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from triptych.train.config import ObjectiveWeight
@@ -32,6 +34,15 @@ def test_a_gradient_cache_has_a_slope_for_what_it_holds_and_one_for_its_chunk():
     found = Line.through(points)
     assert found.at(64, 8) == pytest.approx(7 + 128 + 40)
     assert found.at(4, 8) == found.at(4, 4)
+
+
+def test_a_gradient_cache_takes_time_for_each_of_its_chunks(lines):
+    """1 s + 0.5 s a sample + 0.25 s a chunk, as measured with chunks of 1 and 2."""
+    points = [(2, 1), (4, 1), (4, 2)]
+    seconds = [Point(m, m // c, 1 + 0.5 * m + 0.25 * m / c) for m, c in points]
+    timed = replace(lines, micro_s=Line.through(seconds))
+    expected = 1 + 0.5 * 64 + 0.25 * 4 + 0.1 * 64 + 2.0
+    assert timed.seconds(64, 1, chunk=16) == pytest.approx(expected)
 
 
 def test_kinds_of_steps_are_those_that_compute_the_same():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from math import lcm
+from math import ceil, lcm
 from typing import Any
 
 import numpy as np
@@ -66,7 +66,8 @@ class Point:
 
     Attributes:
         samples: Of a micro-batch.
-        chunk: Of the gradient cache; None without one.
+        chunk: Samples of a chunk of the gradient cache, for seconds the number of chunks; None
+            without one.
         value: Bytes or seconds.
     """
 
@@ -77,12 +78,12 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A value that grows with the samples, and with the chunk of a gradient cache.
+    """A value that grows with the samples, and with a gradient cache.
 
     Attributes:
         base: Of no sample.
         per_sample: Of each sample of a micro-batch.
-        per_chunked: Of each sample of a chunk, beside.
+        per_chunked: Beside, bytes of each sample of a chunk, or seconds of each chunk.
     """
 
     base: float
@@ -108,6 +109,11 @@ class Line:
         rows = [[1.0, p.samples] for p in points]
         base, each = np.linalg.lstsq(np.array(rows), values, rcond=None)[0]
         return cls(float(base), max(0.0, float(each)))
+
+
+def num_chunks(samples: int, chunk: int | None) -> int | None:
+    """Return the chunks of a micro-batch; None without a gradient cache."""
+    return None if chunk is None else ceil(samples / chunk)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +209,8 @@ class StepLines:
         first: Bytes of the first micro-batch of a step.
         later: Of a later one, beside whose activations all gradients lie.
         update: Of the update.
-        micro_s: Seconds of the forward and the backward pass of a micro-batch.
+        micro_s: Seconds of the forward and the backward pass of a micro-batch, by its samples and,
+            with a gradient cache, its chunks: each costs the same beside what its samples do.
         data_s: Seconds to prepare a micro-batch.
         update_s: Seconds of clipping, optimizer and what follows.
     """
@@ -262,6 +269,7 @@ class StepLines:
             chunk: Of the gradient cache; None without one.
             workers: Processes that prepare batches meanwhile; 0 prepares them in between.
         """
-        compute, data = self.micro_s.at(samples, chunk), self.data_s.at(samples)
+        compute = self.micro_s.at(samples, num_chunks(samples, chunk))
+        data = self.data_s.at(samples)
         micro = compute + data if workers == 0 else max(compute, data / workers)
         return accumulate * micro + self.update_s

@@ -17,6 +17,7 @@ from triptych.train.forecast import (
     StateBytes,
     StepKind,
     StepLines,
+    num_chunks,
     step_kinds,
 )
 from triptych.train.optim import is_block_matrix
@@ -211,7 +212,12 @@ class Rehearsal:
                 first=line(lambda t: t.peaks[0]),
                 later=line(lambda t: t.peaks[1]),
                 update=line(lambda t: t.peaks[2]),
-                micro_s=line(lambda t: share * t.micro_s),
+                micro_s=Line.through(
+                    [
+                        Point(t.samples, num_chunks(t.samples, t.chunk), share * t.micro_s)
+                        for t in trials
+                    ]
+                ),
                 data_s=Line.through([Point(last.samples, None, last.parts["data"])]),
                 update_s=last.parts["update"] + last.parts["after_step"],
             ),
