@@ -27,16 +27,22 @@ COST_WORDS = {
 HEAD = """# Studies
 
 Each study trains variants of a run on the same data, in the same order, with the same tokenizer,
-budget and evaluation, and asks what a table or figure of a paper asks. `triptych compare NAME` runs
-one; `python -m benchmarks.lab.studies` ran these, on the built-in scenes
-and from random weights unless a study says otherwise, and `python -m benchmarks.pages` wrote this
-page from [benchmarks/results/studies](../benchmarks/results/studies).
+budget and evaluation, and asks what a table or a figure of a paper asks. `triptych compare NAME`
+runs one ([guide](how-to/compare.md)). These ran on the built-in scenes, from random weights unless
+a study says otherwise: `python -m benchmarks.lab.studies` stored them in
+[benchmarks/results/studies](../benchmarks/results/studies), and `python -m benchmarks.pages` wrote
+this page from there.
 
-A difference is between two variants with the same seed; its 95 % t interval is over seeds. An
-interval without zero tells the two apart. A verdict compares the sign of the difference with the
-paper's finding: *agrees* and *disagrees* need an interval without zero, all else is *cannot tell*.
-These are small models on a simple world, trained for minutes: a verdict says what holds here, not
-whether the paper is right.
+A difference is the first variant minus the second with the same seed; its 95 % t interval is over
+seeds. An interval without zero tells the two apart. A verdict compares the sign of the difference
+with the paper's finding: *agrees* and *disagrees* need an interval without zero; everything else is
+*cannot tell*. Models are small, the world is simple, and runs last a minute or two: a verdict says
+what holds here, not whether the paper is right.
+
+Recall is the mean of both directions' recall at 1 by the dot product among 500 unseen scenes;
+`recall_mean` also averages recall at 5 and at 10. Perplexity is that of their captions, given the
+image: lower is better. Processor time is per training step, on one thread; it includes the start of
+a run.
 """
 
 
