@@ -104,9 +104,8 @@ FLAVA = Benchmark(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return gather(
-        FLAVA, build_parser(FLAVA, __doc__).parse_args(arguments), partial(study_figures, STUDIES)
-    )
+    options = build_parser(FLAVA, __doc__).parse_args(arguments)
+    return gather(FLAVA, options, partial(study_figures, STUDIES, FLAVA.prefix))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ STUDIES = {
     "multiway_gain": "vlmo.multiway",
     "global_negatives_gain": "vlmo.negatives",
 }
-"""Figures that studies give."""
+"""Figures that studies give, once they have been run."""
 
 VLMO = Benchmark(
     name="vlmo",
@@ -82,9 +82,8 @@ VLMO = Benchmark(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    return gather(
-        VLMO, build_parser(VLMO, __doc__).parse_args(arguments), partial(study_figures, STUDIES)
-    )
+    options = build_parser(VLMO, __doc__).parse_args(arguments)
+    return gather(VLMO, options, partial(study_figures, STUDIES, VLMO.prefix))
 
 
 if __name__ == "__main__":
