@@ -1,5 +1,8 @@
 """The built-in studies: every run of each resolves, and its variants differ as they say."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from triptych.core.config import to_dict
@@ -51,3 +54,13 @@ def test_the_main_comparison_has_a_paper(name):
     assert main.paper is not None
     assert main.paper.source
     assert main.paper.says
+
+
+def test_the_study_of_the_guide_loads(tmp_path):
+    guide = Path(__file__).parents[2] / "docs" / "how-to" / "compare.md"
+    (text,) = re.findall(r"```yaml\n(.*?)```", guide.read_text(encoding="utf-8"), flags=re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    study = load_study(str(tmp_path / "mine.yaml"))
+    plan = Plan(study, Settings(), tmp_path, "fp32")
+    assert plan.variant_run(study.variant("longer"), 0, 1200).config.optim.warmup_steps == 600
+    assert plan.variant_run(study.variant("longer"), 0, 400).config.optim.warmup_steps == 200

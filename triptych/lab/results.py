@@ -74,9 +74,11 @@ def protocol(plan: Plan) -> str:
     """Return how all variants were treated alike, in words."""
     study, seeds = plan.study, plan.settings.seeds
     what = "one seed, which gives no interval" if seeds == 1 else f"{seeds} seeds"
-    budget = f"{study.budget.amount:,.0f} {study.budget.unit}"
-    if study.budget.unit == "flops":
-        budget = f"{study.budget.amount:.3g} counted operations"
+    budget = {
+        "samples": f"{study.budget.amount:,.0f} samples",
+        "minutes": f"{study.budget.amount:g} minutes",
+        "flops": f"{study.budget.amount:.3g} counted operations",
+    }[study.budget.unit]
     return (
         f"Scale {study.scale}, {budget} of training for each variant, {what}; same data, order, "
         f"tokenizer and evaluation, {plan.precision}. Intervals are 95 % t intervals over seeds; "
