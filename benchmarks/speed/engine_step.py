@@ -44,8 +44,7 @@ from triptych.recipes.mplug import pretrain
 from triptych.tasks.pretraining.mplug import OBJECTIVES, MPLUGPretraining, MPLUGPretrainingConfig
 from triptych.train.optim import build_optimizer, group_parameters
 from triptych.train.precision import autocast
-from triptych.train.step import backward_micro_batch, clip_gradients, finish_backward
-from triptych.train.trainer import set_recompute
+from triptych.train.step import backward_micro_batch, clip_gradients, finish_backward, set_recompute
 
 CPU = torch.device("cpu")
 MODEL = "mplug_small"

@@ -27,8 +27,7 @@ from triptych.core.rng import seed_step
 from triptych.distributed.engine import Engine
 from triptych.tasks.pretraining.mplug import OBJECTIVES
 from triptych.train.precision import autocast, resolve_precision
-from triptych.train.step import backward_micro_batch
-from triptych.train.trainer import set_recompute
+from triptych.train.step import backward_micro_batch, set_recompute
 
 MIB = 2**20
 STEPS = 2

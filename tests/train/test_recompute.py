@@ -17,8 +17,8 @@ from triptych.tasks.pretraining.mplug import OBJECTIVES, MPLUGPretraining, MPLUG
 from triptych.tasks.pretraining.vlmo import OBJECTIVES as VLMO_OBJECTIVES
 from triptych.train.config import OptimConfig, TrainConfig
 from triptych.train.precision import autocast
-from triptych.train.step import backward_micro_batch
-from triptych.train.trainer import Trainer, set_recompute
+from triptych.train.step import backward_micro_batch, set_recompute
+from triptych.train.trainer import Trainer
 
 
 def _task():

@@ -14,7 +14,7 @@ from triptych.tasks.pretraining.flava import FLAVAPretraining, FLAVAPretrainingC
 from triptych.tasks.pretraining.mplug import MPLUGPretraining, MPLUGPretrainingConfig
 from triptych.tasks.pretraining.vlmo import VLMoPretraining, VLMoPretrainingConfig
 from triptych.tasks.pretraining.work import flava_work, mplug_work, vlmo_work
-from triptych.train.trainer import set_recompute
+from triptych.train.step import set_recompute
 from triptych.train.work import BlockShape, Cost, StackPass, StepWork
 
 BATCH, LENGTH = 4, 20

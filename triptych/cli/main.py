@@ -50,6 +50,7 @@ VERBS = {
         "write shards of images with their codes",
     ),
     "train": Verb("train", "RECIPE|CONFIG|RUN_FOLDER", "pre-train, fine-tune, or resume a run"),
+    "doctor": Verb("doctor", "RUN", "tell what ails a run, and what to do"),
     "plan": Verb("plan", "RECIPE [--gpus N]", "measure memory, hours and disk before a run"),
     "eval": Verb("eval", "MODEL_FOLDER --task T --data PATH", "evaluate a model on held-out data"),
     "predict": Verb(

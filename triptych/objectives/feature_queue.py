@@ -31,6 +31,14 @@ class FeatureQueue(nn.Module):
         filled = int(self.state[1])
         return self.image[:filled], self.text[:filled], self.keys[:filled]
 
+    def vitals(self) -> dict[str, float]:
+        """Return how many pairs it holds, and the sum of the newest image embedding.
+
+        That sum changes with every push: two equal ones in a row tell that there was none.
+        """
+        newest = self.image[int(self.state[0]) - 1] if self.size else self.image.new_zeros(1)
+        return {"queue/filled": float(self.state[1]), "queue/newest": float(newest.sum())}
+
     @torch.no_grad()
     def push(self, image: Tensor, text: Tensor, keys: Tensor) -> None:
         """Overwrite the oldest entries.

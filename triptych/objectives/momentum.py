@@ -7,6 +7,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+_SAMPLED, _ENTRIES = 16, 1024
+"""Parameters that `MomentumEncoder.vitals` looks at, and entries of each."""
 
 
 class MomentumEncoder(nn.Module):
@@ -34,8 +38,28 @@ class MomentumEncoder(nn.Module):
             mine.copy_(theirs)
 
     @torch.no_grad()
+    def vitals(self, source: nn.Module) -> dict[str, float]:
+        """Return the norm of a sample of the copy, and how far from `source` it is.
+
+        Returns:
+            `teacher/norm`, which changes whenever the copy moves; `teacher/distance`, relative to
+            the norm of the source.
+        """
+        mine, theirs = (_sample(module) for module in (self.module, source))
+        distance = (mine - theirs).norm() / theirs.norm().clamp(min=1e-12)
+        return {"teacher/norm": float(mine.norm()), "teacher/distance": float(distance)}
+
+    @torch.no_grad()
     def follow(self, parameters: Sequence[Tensor]) -> None:
         """Move the copy towards these parameters, in its own order; buffers stay."""
         torch._foreach_lerp_(
             list(self.module.parameters()), [p.detach() for p in parameters], 1 - self.momentum
         )
+
+
+def _sample(module: nn.Module) -> Tensor:
+    """Return the first entries of some parameters of a module, in double precision."""
+    parameters: list[Tensor] = list(module.parameters())
+    some = parameters[:: max(1, len(parameters) // _SAMPLED)]
+    parts = [p.to_local() if isinstance(p, DTensor) else p for p in some]
+    return torch.cat([part.flatten()[:_ENTRIES].double() for part in parts])

@@ -18,6 +18,7 @@ from triptych.data.transforms.pipeline import ImageTransformConfig
 from triptych.evaluation.metrics import Metric
 from triptych.models.families import FAMILIES, family_of
 from triptych.text import Tokenizer
+from triptych.train.chance import Chance
 from triptych.train.task import Task
 from triptych.train.work import StepWork
 
@@ -258,6 +259,8 @@ class TaskSpec(Generic[C]):
         usage: Python lines of the model card; None for those of most.
         work: From settings, the model's config and the tokens of a text to what one step computes;
             None where it is not counted, and then only the state's memory can be estimated.
+        chances: From settings to what each loss is for a model that ignores its input, by
+            objective; one that is not named has no such value.
     """
 
     config: type[C]
@@ -284,6 +287,7 @@ class TaskSpec(Generic[C]):
     summary: Callable[[Any], str] | None = None
     usage: str | None = None
     work: Callable[[C, Any, int], StepWork] | None = None
+    chances: Callable[[C], Mapping[str, Chance]] = lambda _: {}
 
     def uses(self) -> tuple[str, ...]:
         """Return the methods and evaluations that the task teaches."""

@@ -112,10 +112,14 @@ class MetricsLog:
         return writing(str(self.path), self.path, kind=CheckpointError, then="resume")
 
 
+GRAD_NORM_MAX = "grad_norm_max"
+
+
 class StepMeans:
     """Means of the numbers of several steps, which a checkpoint can store.
 
-    An objective that was not active at a step does not count for that step.
+    An objective that was not active at a step does not count for that step. Of the gradient norm
+    there is also the largest.
     """
 
     def __init__(self) -> None:
@@ -127,6 +131,9 @@ class StepMeans:
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
             self._counts[name] = self._counts.get(name, 0) + 1
+        if "grad_norm" in values:
+            self._sums[GRAD_NORM_MAX] = max(self._sums.get(GRAD_NORM_MAX, 0.0), values["grad_norm"])
+            self._counts[GRAD_NORM_MAX] = 1
 
     def pop(self) -> dict[str, float]:
         """Return the means since the last call, and reset."""

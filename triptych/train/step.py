@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -16,6 +16,10 @@ from triptych.core.errors import ConfigError, NonFiniteError
 from triptych.distributed.collectives import gather_objects
 from triptych.distributed.engine import Engine, Reduced
 from triptych.distributed.env import world_size
+from triptych.train.work import Recompute
+
+RECOMPUTE_SWITCH = "recompute"
+"""Attribute of a module that can recompute its activations, such as `nn.block.Block`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +31,14 @@ class StepValues:
         total: The weighted sum that was minimised.
         grad_norm: Global L2 norm of the gradients before clipping.
         stop: Whether any process was asked to stop.
+        vitals: Other numbers of the step, whose names have a slash.
     """
 
     losses: dict[str, float]
     total: float
     grad_norm: float
     stop: bool = False
+    vitals: dict[str, float] = field(default_factory=dict)
 
     @property
     def is_finite(self) -> bool:
@@ -110,7 +116,7 @@ def finish_backward(
     Args:
         engine: Reduces over processes, in one message.
         parameters: What is trained.
-        micro_losses: What each micro-batch returned.
+        micro_losses: What each micro-batch returned, and its vitals.
         scale: The loss scale, which the norm is divided by.
         stop: Whether this process was asked to stop.
 
@@ -122,9 +128,12 @@ def finish_backward(
     flag = means[0].new_tensor(float(stop))
     reduced = engine.reduce(parameters, torch.stack([*means, flag]))
     *values, stops, norm = torch.cat([reduced.sums, reduced.norm[None] / scale]).tolist()
-    losses = {name: value / world_size() for name, value in zip(names, values, strict=True)}
+    found = {name: value / world_size() for name, value in zip(names, values, strict=True)}
+    losses = {name: value for name, value in found.items() if "/" not in name}
+    vitals = {name: value for name, value in found.items() if "/" in name}
     total = losses.pop("total")
-    return reduced, StepValues(losses=losses, total=total, grad_norm=norm, stop=stops > 0)
+    step = StepValues(losses=losses, total=total, grad_norm=norm, stop=stops > 0, vitals=vitals)
+    return reduced, step
 
 
 @torch.no_grad()
@@ -197,3 +206,27 @@ def _name_bad_gradient(named_parameters: Iterable[tuple[str, nn.Parameter]]) -> 
         if own is not None and not bool(torch.isfinite(own).all()):
             return f"the gradient of {name} is not finite"
     return None
+
+
+def set_recompute(modules: nn.Module, mode: Recompute) -> int:
+    """Say what all modules that can recompute their activations do so with; return their number.
+
+    Parameter names do not change. Losses and gradients are bitwise the same: random draws are
+    repeated.
+
+    Args:
+        modules: What is trained.
+        mode: Of `TrainConfig.recompute`.
+
+    Raises:
+        ConfigError: The model has no such module.
+    """
+    able = [module for module in modules.modules() if hasattr(module, RECOMPUTE_SWITCH)]
+    if not able:
+        raise ConfigError(
+            f"train.recompute = {mode!r}: no module of this model can recompute its activations; "
+            "choose none"
+        )
+    for module in able:
+        setattr(module, RECOMPUTE_SWITCH, mode)
+    return len(able)

@@ -95,6 +95,23 @@ class MixedTask(Protocol):
 
 
 @runtime_checkable
+class WatchedTask(Protocol):
+    """A task that says more of itself than its losses, for the log and `train/doctor.py`."""
+
+    def batch_vitals(self) -> dict[str, Tensor]:
+        """Return scalars of the last micro-batch, whose names have a slash.
+
+        Called once after each micro-batch's `losses`; they are means over the micro-batches, the
+        processes and the steps of a line.
+        """
+        ...
+
+    def state_vitals(self) -> dict[str, float]:
+        """Return numbers of the task's state after a step that is logged."""
+        ...
+
+
+@runtime_checkable
 class StatefulTask(Protocol):
     """A task with state outside `modules` that a resumed run needs."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from triptych.checkpoint.run import list_checkpoints, load_latest
 from triptych.checkpoint.sharded import CheckpointWriter
@@ -27,9 +27,17 @@ from triptych.distributed.collectives import (
 from triptych.distributed.engine import Engine, Parallel
 from triptych.distributed.env import is_main, local_rank, rank, world_size
 from triptych.train.config import ObjectiveWeight, OptimConfig, TrainConfig
+from triptych.train.doctor import LiveDoctor
 from triptych.train.estimate import ScaleSetting, choose_parallel, count_state
+from triptych.train.history import RunFacts
 from triptych.train.interrupts import InterruptGuard, TrainingInterrupted
-from triptych.train.metrics_log import MetricsLog, StepMeans, Tracker, open_trackers
+from triptych.train.metrics_log import (
+    MetricsLog,
+    StepMeans,
+    Tracker,
+    open_trackers,
+    read_metrics,
+)
 from triptych.train.optim import build_optimizer, group_parameters, is_block_matrix
 from triptych.train.precision import (
     FIRST_SCALE,
@@ -49,21 +57,20 @@ from triptych.train.step import (
     check_finite,
     clip_gradients,
     finish_backward,
+    set_recompute,
     to_device,
     unmarked,
 )
 from triptych.train.task import DataState, Task
 from triptych.train.validation import PREFIX as VAL_PREFIX
 from triptych.train.validation import Validator, main_values
-from triptych.train.work import Recompute, StepWork
+from triptych.train.vitals import Vitals
+from triptych.train.work import StepWork
 
 Batches = Iterator[Mapping[str, Tensor]]
 
 CHECKPOINTS = "checkpoints"
 """In the run folder."""
-
-RECOMPUTE_SWITCH = "recompute"
-"""Attribute of a module that can recompute its activations, such as `nn.block.Block`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +121,7 @@ class Trainer:
         data: What tells whether the data of a run that goes on has changed; None does not look.
         console: Where to print progress; standard output if absent.
         work: What a step of the task computes, for `parallel` "auto"; None if nobody counted it.
+        facts: What the run doctor knows of the run beside its log.
 
     Raises:
         ConfigError: An objective that the task lacks, or a step without any objective.
@@ -135,6 +143,7 @@ class Trainer:
         data: DataState | None = None,
         console: Console | None = None,
         work: StepWork | None = None,
+        facts: RunFacts | None = None,
     ) -> None:
         self.task, self.config, self.optim_config = task, config, optim
         self.loader_factory, self.evaluate, self.validator = loader_factory, evaluate, validator
@@ -168,6 +177,11 @@ class Trainer:
         self.mark: Callable[[str], None] = unmarked
         self._last_checkpoint: Path | None = None
         self._means = StepMeans()
+        columns = self.split.micro_batch_size * world_size()
+        self.facts = facts or RunFacts(config.max_steps, columns)
+        self.vitals = Vitals(
+            task, self.facts.chances, is_vision=is_vision, num_columns=columns, active=is_main()
+        )
 
     def fit(self, *, resume: bool = False) -> TrainResult:
         """Train to the last step.
@@ -253,6 +267,7 @@ class Trainer:
             trackers=self._trackers(progress) if is_main() else (),
             silent=not is_main(),
         )
+        self._doctor = LiveDoctor(self.facts, read_metrics(log.path) if is_main() else ())
         loader = self.loader_factory(self.step * self.split.accumulate)
         batches = iter(loader)
         losses: dict[str, float] = {}
@@ -263,7 +278,7 @@ class Trainer:
                 values, source = self._train_step(batches, clock, guard)
                 losses = {**values.losses, "total": values.total}
                 progress.update(self._report(losses, clock))
-                self._log_step(values, source, log, clock)
+                self._log_step(values, source, log, clock, progress)
                 self._evaluate_if_due(log, progress)
                 self._validate_if_due(log, progress)
                 self._checkpoint_if_due(log, guard, progress)
@@ -317,17 +332,16 @@ class Trainer:
             source, allowed = drawn, self.sources.kind(drawn).objectives
             seed_step(self.config.seed, self.step, rank(), number)
             self.mark("forward")
-            micro_losses.append(
-                backward_micro_batch(
-                    self.engine,
-                    batch,
-                    {name: weight for name, weight in weights.items() if name in allowed},
-                    share=scale / self.split.accumulate,
-                    context=autocast(self.device, self.precision),
-                    last=number == self.split.accumulate - 1,
-                    mark=self.mark,
-                )
+            losses = backward_micro_batch(
+                self.engine,
+                batch,
+                {name: weight for name, weight in weights.items() if name in allowed},
+                share=scale / self.split.accumulate,
+                context=autocast(self.device, self.precision),
+                last=number == self.split.accumulate - 1,
+                mark=self.mark,
             )
+            micro_losses.append(losses | self.vitals.of_batch())
         self.mark("update")
         values = self._update(micro_losses, scale, stop=guard.requested is not None)
         self.step += 1
@@ -360,8 +374,12 @@ class Trainer:
         apart = self.config.clip_per_parameter and self.config.max_grad_norm is not None
         norms = self.engine.norms(reduced) / scale if apart else values.grad_norm
         clip_gradients(reduced.gradients, norms, self.config.max_grad_norm, scale=scale)
+        self.vitals.before_update(due=self._is_logged(self.step + 1))
         self.optimizer.step()
         return values
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self.config.log_every_steps == 0 or step == self.config.max_steps
 
     def _fetch(self, batches: Batches, clock: StepClock) -> tuple[dict[str, Tensor], int | None]:
         with clock.waiting():
@@ -369,7 +387,9 @@ class Trainer:
         if batch is None:
             raise DataError(f"the loader ended after step {self.step}; it must be endless")
         own, source = self.sources.take(batch)
-        check_batch_keys(self.sources.kind(source).batch_keys, own)
+        kind = self.sources.kind(source)
+        check_batch_keys(kind.batch_keys, own)
+        self.vitals.see(own, kind.objectives, due=self._is_logged(self.step + 1))
         return to_device(own, self.device), source
 
     def _report(self, losses: dict[str, float], clock: StepClock) -> StepReport:
@@ -383,7 +403,12 @@ class Trainer:
         )
 
     def _log_step(
-        self, values: StepValues, source: int | None, log: MetricsLog, clock: StepClock
+        self,
+        values: StepValues,
+        source: int | None,
+        log: MetricsLog,
+        clock: StepClock,
+        progress: Progress,
     ) -> None:
         """Count the step's numbers, and write a line if one is due."""
         losses = {**values.losses, "total": values.total}
@@ -391,15 +416,23 @@ class Trainer:
             {f"loss/{name}": value for name, value in losses.items()}
             | self.sources.curves(source, losses)
             | {"grad_norm": values.grad_norm}
+            | values.vitals
         )
-        if self.step % self.config.log_every_steps == 0 or self.step == self.config.max_steps:
+        if self._is_logged(self.step):
             wall_clock = {
                 "samples_per_s": clock.samples_per_s,
                 "data_wait_share": clock.data_wait_share,
                 "elapsed_s": clock.elapsed_s,
             }
             numbers = {**self._means.pop(), **self.sources.counters(), **self._learning_rates()}
-            log.write(self.step, {**numbers, **wall_clock})
+            numbers |= self.vitals.numbers() if is_main() else {}
+            self._write({**numbers, **wall_clock}, log, progress)
+
+    def _write(self, numbers: dict[str, float], log: MetricsLog, progress: Progress) -> None:
+        """Write a line of the log, and tell what the doctor sees in it for the first time."""
+        log.write(self.step, numbers)
+        for line in self._doctor.add(self.step, numbers) if is_main() else ():
+            progress.message(line)
 
     def _learning_rates(self) -> dict[str, float]:
         """Return the learning rates that the last step used, as `lr/vision` and `lr/rest`."""
@@ -432,7 +465,8 @@ class Trainer:
         start = time.perf_counter()
         values = self._validate(trial=False)
         self.validator.add(self.step, values)
-        log.write(self.step, {f"{VAL_PREFIX}{v.name}": v.value for v in main_values(values)})
+        numbers = {f"{VAL_PREFIX}{v.name}": v.value for v in main_values(values)}
+        self._write(numbers, log, progress)
         progress.message(self.validator.line(time.perf_counter() - start))
         if self._has_stopped:
             progress.message(self.validator.stop_line())
@@ -457,7 +491,7 @@ class Trainer:
         log.flush_to_disk()
         state = capture_state(self.task, self.optimizer)
         state |= {"precision": self.precision, "precision_reason": self.precision_reason}
-        state |= {"means": self._means.state()}
+        state |= {"means": self._means.state(), "vitals": self.vitals.state()}
         state |= {"sources": self.sources.state(), "loss_scale": self.loss_scale.state()}
         if self.data is not None:
             state |= {"data": self.data.state()}
@@ -475,6 +509,7 @@ class Trainer:
         """Restore a checkpoint; an `auto` run keeps the precision that it began with."""
         restore_state(state, self.task, self.optimizer)
         self._means.load_state(state["means"])
+        self.vitals.load_state(state.get("vitals", {}))
         self.sources.load_state(state.get("sources", {}))
         self.loss_scale.load_state(state.get("loss_scale", {}))
         if self.validator is not None and "validation" in state:
@@ -486,30 +521,6 @@ class Trainer:
             self.precision_reason = state.get("precision_reason", self.precision_reason)
         self.step = step
         self._last_checkpoint = self.checkpoint_folder / f"step_{step}"
-
-
-def set_recompute(modules: nn.Module, mode: Recompute) -> int:
-    """Say what all modules that can recompute their activations do so with; return their number.
-
-    Parameter names do not change. Losses and gradients are bitwise the same: random draws are
-    repeated.
-
-    Args:
-        modules: What is trained.
-        mode: Of `TrainConfig.recompute`.
-
-    Raises:
-        ConfigError: The model has no such module.
-    """
-    able = [module for module in modules.modules() if hasattr(module, RECOMPUTE_SWITCH)]
-    if not able:
-        raise ConfigError(
-            f"train.recompute = {mode!r}: no module of this model can recompute its activations; "
-            "choose none"
-        )
-    for module in able:
-        setattr(module, RECOMPUTE_SWITCH, mode)
-    return len(able)
 
 
 def resolve_parallel(

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from triptych.data.collate import AnyCollator
+from triptych.distributed.env import world_size
 from triptych.models.families import family_of, model_sizes
 from triptych.recipes.config import RunConfig
 from triptych.tasks.registry import build_collator, task_spec
 from triptych.tasks.spec import PatchView
 from triptych.text import Tokenizer
+from triptych.train.history import RunFacts
 from triptych.train.task import Task
 from triptych.train.trainer import Trainer
 from triptych.workflows.sources import TrainingData, training_loader
@@ -60,6 +62,7 @@ class PreparedRun:
             work=None
             if spec.work is None
             else spec.work(config.task, self.model.config, config.captions.max_text_tokens),
+            facts=run_facts(config, world_size()),
             **others,
         )
 
@@ -78,3 +81,11 @@ class PreparedRun:
             kind=kind,
             images=view,
         )
+
+
+def run_facts(config: RunConfig, num_processes: int) -> RunFacts:
+    """Return what the run doctor knows of a run beside its log."""
+    pairs = config.train.split_batch(num_processes).micro_batch_size * num_processes
+    chances = task_spec(config.task).chances(config.task)
+    frozen = bool(config.freeze) or config.lora.rank is not None
+    return RunFacts(config.train.max_steps, pairs, chances, has_frozen=frozen)

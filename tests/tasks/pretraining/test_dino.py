@@ -16,7 +16,7 @@ from triptych.tasks.pretraining.dino import (
     SmallCropEncoder,
     image_side,
 )
-from triptych.train.trainer import set_recompute
+from triptych.train.step import set_recompute
 
 HEAD = DINOConfig(
     out_dim=7,

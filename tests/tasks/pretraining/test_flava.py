@@ -25,8 +25,8 @@ from triptych.tasks.pretraining.flava import (
     FLAVAPretrainingConfig,
 )
 from triptych.tasks.pretraining.padding import cut_padding, true_positions
+from triptych.train.step import set_recompute
 from triptych.train.task import MixedTask
-from triptych.train.trainer import set_recompute
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
 

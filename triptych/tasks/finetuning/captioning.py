@@ -42,6 +42,7 @@ from triptych.tasks.spec import (
     TrainedModels,
 )
 from triptych.text import Tokenizer
+from triptych.train.chance import Chance
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -245,4 +246,7 @@ SPEC = TaskSpec(
             reads_clips=True,
         ),
     ),
+    chances=lambda config: {
+        "caption": Chance(labels="target_token_ids", mask="target_mask", skip=1)
+    },
 )

@@ -28,10 +28,13 @@ from triptych.objectives.global_contrastive import (
 from triptych.objectives.gradient_cache import run_in_chunks
 from triptych.objectives.matching import sample_hard_negatives
 from triptych.objectives.mlm import token_sum
+from triptych.objectives.vitals import PairWatch
 from triptych.tasks.finetuning.base import ModelTask
 from triptych.tasks.finetuning.retrieval import NAMES, SEARCH, retrieval_collator
+from triptych.tasks.pretraining.flava import flava_temperature
 from triptych.tasks.pretraining.padding import cut_padding
 from triptych.tasks.spec import TaskConfig, TaskRecipe, TaskSpec, TrainedModels
+from triptych.train.chance import ITM_CHANCE, Chance
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +82,7 @@ class FLAVARetrieval(ModelTask[FLAVA]):
         for head in (model.mim_head, model.mlm_head, model.mmm_image_head, model.mmm_text_head):
             head.requires_grad_(False)
         model.set_recompute_cheap(config.chunk_size is None)
+        self._watch = PairWatch()
 
     def losses(self, batch: Mapping[str, Tensor], *, active: frozenset[str]) -> dict[str, Tensor]:
         """Return {"gc", "itm"}, as far as active.
@@ -97,6 +101,7 @@ class FLAVARetrieval(ModelTask[FLAVA]):
             chunk_size=self.config.chunk_size,
         )
         losses: dict[str, Tensor] = {}
+        self._watch.note_embeddings(image, text)
         if "gc" in active:
             losses["gc"] = global_contrastive_loss(
                 image,
@@ -115,6 +120,14 @@ class FLAVARetrieval(ModelTask[FLAVA]):
         del step
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, self.config.max_logit_scale)
+
+    def batch_vitals(self) -> dict[str, Tensor]:
+        """Return scalars of the embeddings and of ITM's labels; see `PairWatch`."""
+        return self._watch.take()
+
+    def state_vitals(self) -> dict[str, float]:
+        """Return numbers of the temperature."""
+        return flava_temperature(self.model, self.config.max_logit_scale)
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
@@ -163,6 +176,7 @@ class FLAVARetrieval(ModelTask[FLAVA]):
         labels = torch.stack([torch.ones_like(has_text), has_image, has_text], dim=1)  # (B, 3)
         target = labels.new_tensor([1, 0, 0], dtype=torch.int64).expand(labels.shape)
         target = target.masked_fill(~labels, IGNORE_INDEX)
+        self._watch.note_matches(target)
         (sums,) = run_in_chunks(
             self._match,
             images,
@@ -208,4 +222,5 @@ SPEC = TaskSpec(
     recipes=(TaskRecipe("flava.retrieval", "flava"),),
     serves=("match", "embed", "classify"),
     evaluations=(SEARCH, NAMES),
+    chances=lambda config: {"gc": Chance(columns=True), "itm": ITM_CHANCE},
 )

@@ -36,6 +36,7 @@ from triptych.tasks.spec import (
     TaskRecipe,
     TaskSpec,
 )
+from triptych.train.chance import Chance
 
 LINEAR_HEAD = HeadConfig(hidden_ratio=0.0)
 NAME = "image_classification"
@@ -201,4 +202,5 @@ SPEC = TaskSpec(
     tokenizer="optional",
     has_classifier=True,
     complete=_complete,
+    chances=lambda config: {"classification": Chance(labels="label")},
 )

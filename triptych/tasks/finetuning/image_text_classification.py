@@ -40,6 +40,7 @@ from triptych.tasks.spec import (
     TaskRecipe,
     TaskSpec,
 )
+from triptych.train.chance import Chance
 
 TextField = Literal["text", "caption", "question", "hypothesis", "statement"]
 
@@ -381,4 +382,5 @@ PAIRS_SPEC = TaskSpec(
     ),
     has_classifier=True,
     complete=_complete_pairs,
+    chances=lambda config: {"classification": Chance(labels="label")},
 )

@@ -31,6 +31,7 @@ from triptych.tasks.spec import (
     TaskSpec,
     TrainedModels,
 )
+from triptych.train.chance import Chance
 
 TRUTH = ("false", "true")
 """The classes, in the order of the scores."""
@@ -176,4 +177,5 @@ SPEC = TaskSpec(
         ),
     ),
     has_classifier=True,
+    chances=lambda config: {"classification": Chance(labels="label")},
 )

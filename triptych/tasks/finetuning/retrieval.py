@@ -32,6 +32,7 @@ from triptych.tasks.spec import (
     TaskSpec,
     TrainedModels,
 )
+from triptych.train.chance import ITM_CHANCE, Chance
 from triptych.train.task import StatefulTask
 
 PAIRS_A_PASS = {"cpu": 128, "cuda": 1024}
@@ -130,6 +131,14 @@ class Retrieval:
     def after_step(self, step: int) -> None:
         """Update the teacher and the queue, if there are any, and clamp the temperature."""
         self._pretraining.after_step(step)
+
+    def batch_vitals(self) -> dict[str, Tensor]:
+        """Return scalars of the embeddings and of ITM's labels."""
+        return self._pretraining.batch_vitals()
+
+    def state_vitals(self) -> dict[str, float]:
+        """Return numbers of the temperature, and of the teacher and the queue if there are any."""
+        return self._pretraining.state_vitals()
 
     def extra_state(self) -> dict[str, Any]:
         """Return what a checkpoint must hold besides tensors."""
@@ -371,6 +380,10 @@ SPEC = TaskSpec(
     serves=("match", "embed", "classify"),
     evaluations=(SEARCH, NAMES),
     optional_objectives=frozenset({"itm"}),
+    chances=lambda config: {
+        "itc": Chance(columns=True, queue_size=config.queue_size),
+        "itm": ITM_CHANCE,
+    },
 )
 
 
@@ -384,4 +397,5 @@ VLMO_SPEC = TaskSpec(
     recipes=(TaskRecipe("vlmo.retrieval", "vlmo"),),
     serves=("match", "embed", "classify"),
     evaluations=(SEARCH, NAMES),
+    chances=lambda config: {"itc": Chance(columns=True), "itm": ITM_CHANCE},
 )

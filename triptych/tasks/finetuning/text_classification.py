@@ -35,6 +35,7 @@ from triptych.tasks.spec import (
     TaskRecipe,
     TaskSpec,
 )
+from triptych.train.chance import Chance
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,4 +168,5 @@ SPEC = TaskSpec(
     ),
     has_classifier=True,
     complete=_complete_texts,
+    chances=lambda config: {"classification": Chance(labels="label")},
 )

@@ -40,6 +40,7 @@ from triptych.tasks.spec import (
     TrainedModels,
 )
 from triptych.text import Tokenizer
+from triptych.train.chance import Chance
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,4 +197,7 @@ SPEC = TaskSpec(
             forms=("vqa",),
         ),
     ),
+    chances=lambda config: {
+        "vqa": Chance(labels="answer_token_ids", mask="answer_mask", skip=1, summed=True)
+    },
 )

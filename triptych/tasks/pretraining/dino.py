@@ -25,6 +25,7 @@ from triptych.objectives.dino import (
 )
 from triptych.objectives.momentum import MomentumEncoder
 from triptych.tasks.spec import CollatorInputs, TaskConfig, TaskRecipe, TaskSpec
+from triptych.train.chance import Chance
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -365,4 +366,5 @@ SPEC = TaskSpec(
     recipes=(TaskRecipe("dino"),),
     pretrains=True,
     tokenizer="optional",
+    chances=lambda config: {"dino": Chance(outputs=config.out_dim)},
 )

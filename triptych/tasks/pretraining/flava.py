@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, Protocol, cast
@@ -29,6 +30,7 @@ from triptych.objectives.global_contrastive import (
 )
 from triptych.objectives.gradient_cache import Encode, run_in_chunks
 from triptych.objectives.mlm import token_sum
+from triptych.objectives.vitals import PairWatch, temperature_vitals
 from triptych.tasks.pretraining import image_tokenizer as image_tokenizers
 from triptych.tasks.pretraining.padding import cut_padding, true_positions
 from triptych.tasks.pretraining.pseudo_likelihood import text_pseudo_likelihood
@@ -40,6 +42,7 @@ from triptych.tasks.spec import (
     TaskSpec,
     TrainedModels,
 )
+from triptych.train.chance import Chance
 
 Kind = Literal["pair", "image", "text"]
 
@@ -133,6 +136,7 @@ class FLAVAPretraining:
         if image_tokenizer is not None:
             model.take_codebook(image_tokenizer)
         self.modules = nn.ModuleDict({"model": model})
+        self._watch = PairWatch()
         model.set_recompute_cheap(
             config.chunk_size is None
         )  # what a chunk recomputes would be kept
@@ -177,6 +181,14 @@ class FLAVAPretraining:
         del step
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, self.config.max_logit_scale)
+
+    def batch_vitals(self) -> dict[str, Tensor]:
+        """Return scalars of the embeddings and of ITM's labels; see `PairWatch`."""
+        return self._watch.take()
+
+    def state_vitals(self) -> dict[str, float]:
+        """Return numbers of the temperature."""
+        return flava_temperature(self.model, self.config.max_logit_scale)
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
@@ -263,6 +275,10 @@ class FLAVAPretraining:
         counts = {"itm": itm_labels >= 0, "mmm_image": codes >= 0, "mmm_text": words >= 0}
         sums = {"itm": itm, "mmm_image": mmm_image, "mmm_text": mmm_text}
         losses = {"gc": self._gc(image, text, batch, matched)} if "gc" in active else {}
+        if "gc" in active:
+            self._watch.note_embeddings(image, text)
+        if "itm" in active:
+            self._watch.note_matches(itm_labels)
         return losses | {
             name: mean_over_ranks(total.sum(), counts[name].sum())
             for name, total in sums.items()
@@ -370,6 +386,15 @@ class FLAVAPretraining:
             if len(some):
                 labels[some] = self.model.image_codes(batch["codebook_image"][some])
         return labels.masked_fill_(~hidden, IGNORE_INDEX)
+
+
+def flava_temperature(model: FLAVA, max_logit_scale: float) -> dict[str, float]:
+    """Return τ and the clamps that keep log(1/τ) between 0 and `max_logit_scale`."""
+    tau = torch.exp(-model.logit_scale.detach())
+    return temperature_vitals(tau, math.exp(-max_logit_scale), 1.0)
+
+
+MASKED_WORDS = Chance(labels="mlm_labels")
 
 
 class _Pairs(NamedTuple):
@@ -492,6 +517,12 @@ SPEC = TaskSpec(
     pretrains=True,
     check_data=check_codes,
     notes=codebook_notes,
+    chances=lambda config: {
+        "gc": Chance(columns=True),
+        "itm": Chance(match_share=1 - config.swap_probability),
+        "mlm": MASKED_WORDS,
+        "mmm_text": MASKED_WORDS,
+    },
     work=lambda config, sizes, tokens: flava_work(
         sizes,
         tokens,

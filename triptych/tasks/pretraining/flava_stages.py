@@ -14,6 +14,7 @@ from triptych.models.dvae.model import DVAE
 from triptych.models.flava.model import FLAVA
 from triptych.tasks.pretraining.flava import (
     BATCH_KINDS,
+    MASKED_WORDS,
     FLAVAPretraining,
     FLAVAPretrainingConfig,
     Kind,
@@ -166,4 +167,5 @@ TEXT_SPEC = TaskSpec(
     recipes=(TaskRecipe("flava.text", "flava", default=True),),
     evaluations=(pseudo_perplexity("text", lambda config, _: config.max_text_tokens),),
     pretrains=True,
+    chances=lambda config: {"mlm": MASKED_WORDS},
 )

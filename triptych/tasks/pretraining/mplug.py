@@ -28,6 +28,7 @@ from triptych.objectives.gradient_cache import run_in_chunks
 from triptych.objectives.matching import sample_hard_negatives
 from triptych.objectives.momentum import MomentumEncoder
 from triptych.objectives.tiled import Teacher, contrastive_rows
+from triptych.objectives.vitals import PairWatch, temperature_vitals
 from triptych.tasks.pretraining.mplug_passes import (
     STATES,
     encode_pairs,
@@ -42,6 +43,7 @@ from triptych.tasks.pretraining.mplug_passes import (
 )
 from triptych.tasks.pretraining.work import mplug_work
 from triptych.tasks.spec import TaskConfig, TaskRecipe, TaskSpec, TrainedModels
+from triptych.train.chance import ITM_CHANCE, Chance
 
 OBJECTIVES = frozenset({"itc", "itm", "mlm", "prefix_lm"})
 
@@ -139,6 +141,7 @@ class MPLUGPretraining:
         if config.queue_size > 0:
             self.modules["queue"] = FeatureQueue(config.queue_size, model.config.proj_dim)
         self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._watch = PairWatch()
         self._step = 0
 
     @property
@@ -195,10 +198,13 @@ class MPLUGPretraining:
         )
         losses: dict[str, Tensor] = {}
         negatives = None
+        if embed:
+            self._watch.note_embeddings(embeddings[0], embeddings[1])
         if "itc" in active:
             losses["itc"] = self.itc(batch, embeddings[0], embeddings[1], teacher)
         if "itm" in active:
             negatives = self.hard_negatives(batch, embeddings[0], embeddings[1])
+            self._watch.note_matches(negatives.labels)
         rows = {"image": image, "tokens": tokens, "mask": mask}
         if active & {"itm", "mlm", "prefix_lm"}:
             losses |= self._fused_losses(batch, rows, active, teacher, negatives)
@@ -219,6 +225,18 @@ class MPLUGPretraining:
         self._pending = []
         with torch.no_grad():
             self.temperature.clamp_(self.config.min_temperature, self.config.max_temperature)
+
+    def batch_vitals(self) -> dict[str, Tensor]:
+        """Return scalars of the embeddings and of ITM's labels; see `PairWatch`."""
+        return self._watch.take()
+
+    def state_vitals(self) -> dict[str, float]:
+        """Return numbers of the temperature, and of the teacher and the queue if there are any."""
+        config, modules = self.config, self.modules
+        found = temperature_vitals(self.temperature, config.min_temperature, config.max_temperature)
+        if "teacher" in modules:
+            found |= cast(MomentumEncoder, modules["teacher"]).vitals(self.model)
+        return found | (cast(FeatureQueue, modules["queue"]).vitals() if "queue" in modules else {})
 
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
         """Return the embeddings of both sides, for retrieval.
@@ -462,6 +480,12 @@ SPEC = TaskSpec(
     also_scored=("retrieval", "caption", "perplexity", "zero_shot"),
     pretrains=True,
     optional_objectives=frozenset({"itm"}),
+    chances=lambda config: {
+        "itc": Chance(columns=True, queue_size=config.queue_size),
+        "itm": ITM_CHANCE,
+        "mlm": Chance(labels="mlm_labels"),
+        "prefix_lm": Chance(labels="target_token_ids", mask="target_mask", skip=1),
+    },
     work=lambda config, sizes, tokens: mplug_work(
         sizes,
         tokens,

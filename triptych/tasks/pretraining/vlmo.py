@@ -24,9 +24,11 @@ from triptych.objectives.global_contrastive import PairKeys, global_contrastive_
 from triptych.objectives.gradient_cache import run_in_chunks
 from triptych.objectives.matching import sample_hard_negatives
 from triptych.objectives.mlm import token_sum
+from triptych.objectives.vitals import PairWatch, temperature_vitals
 from triptych.tasks.pretraining.padding import cut_padding, true_positions
 from triptych.tasks.pretraining.work import vlmo_work
 from triptych.tasks.spec import TaskConfig, TaskRecipe, TaskSpec, TrainedModels
+from triptych.train.chance import ITM_CHANCE, Chance
 
 OBJECTIVES = frozenset({"itc", "itm", "mlm"})
 
@@ -154,6 +156,7 @@ class VLMoPretraining:
         for name in ("logit_scale", "fused_logit_scale")[: 1 + config.fused_itc]:
             state.register_parameter(name, nn.Parameter(torch.tensor(start)))
         self.modules = nn.ModuleDict({"model": model, "state": state})
+        self._watch = PairWatch()
 
     @property
     def model(self) -> VLMo:
@@ -186,6 +189,7 @@ class VLMoPretraining:
         if active & {"itc", "itm"}:
             with nullcontext() if "itc" in active else torch.no_grad():
                 embedded = self._embed_rows(rows, scores)
+            self._watch.note_embeddings(embedded.image[0], embedded.text[0])
             if "itc" in active:
                 losses["itc"] = self.itc(batch, embedded)
             if "itm" in active:
@@ -201,6 +205,15 @@ class VLMoPretraining:
         with torch.no_grad():
             for scale in self.logit_scales:
                 scale.clamp_(low, high)
+
+    def batch_vitals(self) -> dict[str, Tensor]:
+        """Return scalars of the embeddings and of ITM's labels; see `PairWatch`."""
+        return self._watch.take()
+
+    def state_vitals(self) -> dict[str, float]:
+        """Return numbers of the temperature of the own experts."""
+        tau = torch.exp(-self.logit_scales[0].detach())
+        return temperature_vitals(tau, self.config.min_temperature, self.config.max_temperature)
 
     @torch.no_grad()
     def predict(self, batch: Mapping[str, Tensor]) -> Predictions:
@@ -357,6 +370,7 @@ class VLMoPretraining:
                 more = self.model.image_inputs(more)
             candidates = torch.cat([candidates, more])
             labels["itm"] = itm_labels(negatives).view(3, -1).T
+            self._watch.note_matches(labels["itm"])
             rows |= {"wrong_image": negatives.image_index, "wrong_ids": negatives.token_ids}
             rows |= {"wrong_mask": negatives.text_mask, "itm_labels": labels["itm"]}
         if "mlm" in active:
@@ -450,6 +464,11 @@ SPEC = TaskSpec(
     serves=("match", "embed", "classify"),
     also_scored=("retrieval", "zero_shot"),
     pretrains=True,
+    chances=lambda config: {
+        "itc": Chance(columns=True),
+        "itm": ITM_CHANCE,
+        "mlm": Chance(labels="mlm_labels"),
+    },
     work=lambda config, sizes, tokens: vlmo_work(
         sizes,
         tokens,

@@ -32,6 +32,7 @@ from triptych.tasks.spec import (
     TaskSpec,
     TrainedModels,
 )
+from triptych.train.chance import Chance
 
 VISION_PARTS = (
     r"(patch|class|position)_embedding.*",
@@ -264,4 +265,5 @@ LANGUAGE_SPEC = TaskSpec(
     recipes=(TaskRecipe("vlmo.language", "vlmo"),),
     evaluations=(pseudo_perplexity("text", lambda _, inputs: inputs.captions.max_text_tokens),),
     pretrains=True,
+    chances=lambda config: {"mlm": Chance(labels="mlm_labels")},
 )
