@@ -23,7 +23,8 @@ from triptych.train.forecast import (
 from triptych.train.optim import is_block_matrix
 from triptych.train.precision import Precision
 from triptych.train.rehearsal import PARTS, MemoryStep, TimedStep, measure_memory, time_steps
-from triptych.train.trainer import RECOMPUTE_SWITCH, Trainer, set_recompute
+from triptych.train.step import RECOMPUTE_SWITCH, set_recompute
+from triptych.train.trainer import Trainer
 from triptych.train.work import Recompute
 from triptych.workflows.prepared import PreparedRun
 
