@@ -15,6 +15,7 @@ import argparse
 import json
 import statistics
 import time
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -48,6 +49,16 @@ class UncachedDecoder:
     def reorder(self, rows: Tensor) -> None:
         """Keep the texts at `rows`."""
         self.texts = self.texts[rows]
+
+    def keep(self, images: Sequence[int]) -> None:
+        """Keep the texts of some images."""
+        rows = self.texts.unflatten(0, (len(self.memory), -1))  # type: ignore[no-untyped-call]
+        self.texts, self.memory = rows[images].flatten(0, 1), self.memory[images]
+
+    def refill(self, image: int) -> bool:
+        """No image waits."""
+        del image
+        return False
 
 
 def search(

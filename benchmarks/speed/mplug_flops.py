@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from triptych.models.mplug.config import MPLUGConfig
 from triptych.models.mplug.family import mplug_base_patch16_256
+from triptych.nn.kv_cache import COLUMNS
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +93,8 @@ def beam_flops(config: MPLUGConfig, beams: int, tokens: int, memory: int, *, cac
     """Count a beam search over one image.
 
     Step t reads t tokens of each beam and projects the memory for each, or with caches reads the
-    newest token and projects nothing; it scores the next word of each beam. The first step has one
-    beam.
+    newest token and projects nothing; it scores the next word of each beam. With caches, a beam
+    attends over the tokens of all beams, in whole groups of columns.
     """
     count = Flops(config.text.embed_dim, config.text.num_heads)
     width, depth = config.text.embed_dim, config.decoder_depth
@@ -101,11 +102,13 @@ def beam_flops(config: MPLUGConfig, beams: int, tokens: int, memory: int, *, cac
     total = depth * count.memory(memory) if cached else 0.0
     for step in range(1, tokens + 1):
         if cached:
-            layer = 8 * width**2 + 4 * step * width + count.read(1, memory) + count.feed_forward(1)
+            columns = -(-step * beams // COLUMNS) * COLUMNS
+            layer = 8 * width**2 + 4 * columns * width
+            layer += count.read(1, memory) + count.feed_forward(1)
         else:
             layer = count.self_attention(step) + count.feed_forward(step)
             layer += count.cross_attention(step, memory)
-        total += (beams if step > 1 else 1) * (depth * layer + head)
+        total += beams * (depth * layer + head)
     return total
 
 

@@ -18,6 +18,8 @@ def time_in_turn(
     variants: Mapping[str, Callable[[], object]],
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
+    *,
+    warm: bool = True,
 ) -> Seconds:
     """Run each variant once a round, each round in another order, after one run that is not timed.
 
@@ -25,9 +27,10 @@ def time_in_turn(
         variants: What to run, by name.
         rounds: Runs of each that count.
         clock: Gives seconds.
+        warm: Whether there is a run that is not timed; the caller may have made one.
     """
     names = list(variants)
-    for name in names:
+    for name in names if warm else ():
         variants[name]()
     seconds: Seconds = {name: [] for name in names}
     for number in range(rounds):

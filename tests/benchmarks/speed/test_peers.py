@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import peers
-from benchmarks.speed import peers_blip
+from benchmarks.speed import captions, peers_blip
 
 SMALL = peers_blip.Sizes(depth=2, width=64, image_size=32, vocab_size=2000)
 
@@ -45,3 +45,13 @@ def test_both_sides_do_the_work(build):
     assert set(work.ours) == set(work.peer)
     for run in (*work.ours.values(), *work.peer.values()):
         run()
+
+
+def test_captions_together_are_those_of_one_image_at_a_time(monkeypatch):
+    monkeypatch.setattr(captions, "Sizes", lambda: SMALL)
+    found = captions.on_random_weights(14, 1, "cpu")
+    assert found["captions_per_s_batched_over_one_by_one"] > 0
+    assert found["fp32"]["equal_texts"] == "14 of 14"
+    assert found["fp32"]["tokens"] == {"mean": 20.0, "range": [20, 20]}
+    shortest, longest = found["varied"]["tokens"]["range"]
+    assert 3 <= shortest < longest <= 20
