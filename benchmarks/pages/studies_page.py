@@ -146,7 +146,7 @@ def section(name: str, study: Study, result: Mapping[str, Any]) -> str:
     output = result["output"]
     parts = [f"## {name}", wrapped(f"{study.title}. {study.question}")]
     parts += [variants_table(output), comparisons_table(output)]
-    notes = [*output["notes"], *(f"Failed: {n}: {why}." for n, why in output["failed"].items())]
+    notes = [*study.notes, *(f"Failed: {n}: {why}." for n, why in output["failed"].items())]
     if notes:
         parts.append("\n".join(wrapped(f"- {note}") for note in notes))
     where = f"`{result['command']}`, commit {result['commit'][:9]}"
