@@ -207,7 +207,7 @@ def temperature(history: History) -> Iterator[Finding]:
                 "negatives of positives",
             )
             return
-    if len(set(tau.values)) == 1 and _has_steps(tau) and not history.is_at_rest():
+    if len(set(tau.values)) == 1 and _has_steps(tau):
         yield Finding(
             name="temperature_stuck",
             evidence=f"the temperature has been exactly {recent[-1]:.4g} since the first step",

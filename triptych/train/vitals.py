@@ -60,16 +60,15 @@ class Vitals:
         Args:
             batch: As the loader yields it.
             objectives: Those that can be computed on it; the labels of these are counted.
-            due: Whether the step is logged; its inputs are then measured.
+            due: Whether the step is logged; others are not looked at, to save time.
         """
-        if not self._active:
+        if not (self._active and due):
             return
         for name in self._counts.keys() & objectives:
             found = self._chances[name].read(batch)
             if found is not None:
                 self._counts[name].add(*found)
-        if due:
-            self._of_step |= inputs(batch)
+        self._of_step |= inputs(batch)
 
     def of_batch(self) -> dict[str, Tensor]:
         """Return the task's own scalars of the last micro-batch, on the training device."""
