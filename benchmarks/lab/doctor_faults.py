@@ -126,8 +126,8 @@ class Slow:
         given = time.perf_counter()
         for batch in self._loader:
             time.sleep(time.perf_counter() - given)
-            yield batch
             given = time.perf_counter()
+            yield batch
 
 
 def starved() -> AbstractContextManager[Any]:
