@@ -145,8 +145,8 @@ class RowExchange:
     since an exchange must know its sizes. It then serves several tensors.
 
     Args:
-        wanted: (processes, M) int64 on the CPU, what each process wants: positions among the rows
-            of all processes, in the order of ranks.
+        wanted: (processes, M) int64, what each process wants: positions among the rows of all
+            processes, in the order of ranks.
         size: Rows B that each process has.
         device: Where the rows are.
 
@@ -155,6 +155,10 @@ class RowExchange:
     """
 
     def __init__(self, wanted: Tensor, size: int, device: torch.device) -> None:
+        if world_size() == 1:
+            self.position = wanted[0].to(device)
+            return
+        wanted = wanted.cpu()
         total, me = world_size() * size, rank()
         receiver = torch.arange(world_size()).repeat_interleave(wanted.shape[1])
         keys = torch.unique(receiver * total + wanted.flatten())  # sorted by receiver, then owner

@@ -44,10 +44,11 @@ class TokenGrid:
         """Return the grid of the True entries of a mask (R, W) bool, in row-major order.
 
         States narrower than `PACKED_FROM` keep their padding: the grid is full. So do those of an
-        exported graph, whose shapes do not depend on what a mask holds.
+        exported graph, whose shapes do not depend on what a mask holds, and those on a GPU, which
+        would have to be waited for to learn how many tokens there are.
         """
         num_rows, width = mask.shape
-        if embed_dim < PACKED_FROM or torch.compiler.is_exporting():
+        if embed_dim < PACKED_FROM or mask.is_cuda or torch.compiler.is_exporting():
             return cls(num_rows, width)
         slots = mask.flatten().nonzero()[:, 0]
         if len(slots) == num_rows * width:
@@ -95,7 +96,7 @@ class TokenGrid:
         else:
             group = index.index_select(0, self.slots // self.width)
         order = torch.argsort(group, stable=True)
-        counts = torch.bincount(group, minlength=num_groups)
+        counts = group.new_zeros(num_groups).scatter_add_(0, group, torch.ones_like(group))
         starts = counts.cumsum(0) - counts
         column = torch.empty_like(group)
         column[order] = torch.arange(len(group), device=group.device) - starts[group[order]]

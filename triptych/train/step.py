@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from triptych.core.errors import ConfigError, NonFiniteError
+from triptych.core.host import keep_twin
 from triptych.distributed.collectives import gather_objects
 from triptych.distributed.engine import Engine, Reduced
 from triptych.distributed.env import world_size
@@ -61,8 +62,15 @@ def check_batch_keys(batch_keys: frozenset[str], batch: Mapping[str, Tensor]) ->
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """Return the batch on a device; copies from pinned memory do not wait."""
-    return {key: tensor.to(device, non_blocking=True) for key, tensor in batch.items()}
+    """Return the batch on a device; copies from pinned memory do not wait.
+
+    What is small and tells sizes, such as masks and labels, is known on the host, too.
+    """
+    moved = {key: tensor.to(device, non_blocking=True) for key, tensor in batch.items()}
+    for key, tensor in batch.items():
+        if not tensor.is_floating_point():
+            keep_twin(moved[key], tensor)
+    return moved
 
 
 def backward_micro_batch(

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from triptych.core.config import check
 from triptych.core.errors import DataError
+from triptych.core.host import alike, keep_twin, on_host, select
 from triptych.core.outputs import BatchKind, Predictions
 from triptych.data.codes import check_stored_codes
 from triptych.data.collate import AnyCollator, MaskedImageCollator
@@ -32,7 +33,7 @@ from triptych.objectives.gradient_cache import Encode, run_in_chunks
 from triptych.objectives.mlm import token_sum
 from triptych.objectives.vitals import PairWatch, temperature_vitals
 from triptych.tasks.pretraining import image_tokenizer as image_tokenizers
-from triptych.tasks.pretraining.padding import cut_padding, true_positions
+from triptych.tasks.pretraining.padding import cut_padding, is_read, true_positions
 from triptych.tasks.pretraining.pseudo_likelihood import text_pseudo_likelihood
 from triptych.tasks.pretraining.work import flava_work
 from triptych.tasks.spec import (
@@ -212,10 +213,10 @@ class FLAVAPretraining:
         model, labels = self.model, self._code_labels(batch, None)  # (B, P)
 
         def run(image: Tensor, hidden: Tensor, labels: Tensor) -> Tensor:
-            positions, valid = true_positions(F.pad(labels != IGNORE_INDEX, (1, 0)))
-            states = model.visual_encoder.read(image, hidden, positions)[valid]
+            positions, valid = true_positions(alike(lambda x: F.pad(x, (1, 0)), is_read(labels)))
+            states = select(model.visual_encoder.read(image, hidden, positions), valid)
             logits = model.mim_head(model.visual_encoder.final_norm(states))
-            return token_sum(logits, labels[labels != IGNORE_INDEX])[None]
+            return token_sum(logits, select(labels, is_read(labels)))[None]
 
         (sums,) = self._in_chunks(run, batch["image"], _hidden(batch), labels)
         return mean_over_ranks(sums.sum(), (labels != IGNORE_INDEX).sum())
@@ -226,15 +227,15 @@ class FLAVAPretraining:
 
         def run(ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
             logits = self._hidden_word_logits(ids, mask, labels)
-            return token_sum(logits, labels[labels != IGNORE_INDEX])[None]
+            return token_sum(logits, select(labels, is_read(labels)))[None]
 
         (sums,) = self._in_chunks(run, batch["mlm_token_ids"], batch["text_mask"], labels)
         return mean_over_ranks(sums.sum(), (labels != IGNORE_INDEX).sum())
 
     def _hidden_word_logits(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """Return (H, V) scores of the hidden words of texts (R, L)."""
-        positions, valid = true_positions(labels != IGNORE_INDEX)
-        states = self.model.text_encoder.read(ids, mask, positions)[valid]
+        positions, valid = true_positions(is_read(labels))
+        states = select(self.model.text_encoder.read(ids, mask, positions), valid)
         return cast(Tensor, self.model.mlm_head(self.model.text_encoder.final_norm(states)))
 
     @torch.no_grad()
@@ -251,12 +252,15 @@ class FLAVAPretraining:
     ) -> dict[str, Tensor]:
         """Return the losses of pairs, swapped captions among them."""
         itm_labels = batch["itm_labels"].flatten()
-        matched = itm_labels == 1
-        codes = none = torch.full_like(_hidden(batch), IGNORE_INDEX, dtype=torch.int64)
+        matched = alike(lambda labels: labels.flatten() == 1, batch["itm_labels"])
+        codes = alike(_no_targets, _hidden(batch))
         if "mmm_image" in active:
             codes = self._code_labels(batch, matched)
-        words = batch["mlm_labels"].masked_fill(~matched[:, None], IGNORE_INDEX)
-        words = words if "mmm_text" in active else none[:, :1].expand_as(words)
+        words = batch["mlm_labels"]
+        if "mmm_text" in active:
+            words = alike(lambda x, m: x.masked_fill(~m[:, None], IGNORE_INDEX), words, matched)
+        else:
+            words = alike(_no_targets, words)
         rows = _Pairs(
             batch["image"],
             _hidden(batch),
@@ -336,21 +340,40 @@ class FLAVAPretraining:
             Sums of the cross-entropies of ITM, MMM-image and MMM-text, (1,) each.
         """
         model, text_mask = self.model, self.model.fused_mask(text_mask)
-        no_target = torch.full_like(rows.codes[:, :1], IGNORE_INDEX)
-        words = F.pad(rows.words, (0, text.shape[1] - rows.words.shape[1]), value=IGNORE_INDEX)
-        labels = torch.cat([no_target, no_target, rows.codes, words], dim=1)  # (b, 1 + N + L)
-        read = labels != IGNORE_INDEX
-        read[:, 0] = True  # the class token, for ITM
-        positions, valid = true_positions(read)
+        missing = text.shape[1] - rows.words.shape[1]
+
+        def join(codes: Tensor, words: Tensor) -> Tensor:
+            none = torch.full_like(codes[:, :1], IGNORE_INDEX)
+            words = F.pad(words, (0, missing), value=IGNORE_INDEX)
+            return torch.cat([none, none, codes, words], dim=1)
+
+        def read(labels: Tensor) -> Tensor:
+            found = labels != IGNORE_INDEX
+            found[:, 0] = True  # the class token, for ITM
+            return found
+
+        labels = alike(join, rows.codes, rows.words)  # (b, 1 + N + L)
+        positions, valid = true_positions(alike(read, labels))
         states = model.fusion(image, text, text_mask, positions=positions)
         states = model.fusion.final_norm(states)  # (b, R, D)
-        labels = labels.gather(1, positions).masked_fill(~valid, IGNORE_INDEX)  # (b, R)
-        has_target, is_text = labels != IGNORE_INDEX, positions > image.shape[1]
-        in_image, in_text = has_target & ~is_text, has_target & is_text
+        num_image = image.shape[1]
+        labels = alike(_labels_at, labels, positions, valid)  # (b, R)
+        in_image, in_text = (
+            alike(
+                lambda labels, places, text=text: (
+                    (labels != IGNORE_INDEX) & ((places > num_image) == text)
+                ),
+                labels,
+                positions,
+            )
+            for text in (False, True)
+        )
         return (
             token_sum(model.itm_head(states[:, 0]), rows.itm_labels)[None],
-            token_sum(model.mmm_image_head(states[in_image]), labels[in_image])[None],
-            token_sum(model.mmm_text_head(states[in_text]), labels[in_text])[None],
+            token_sum(model.mmm_image_head(select(states, in_image)), select(labels, in_image))[
+                None
+            ],
+            token_sum(model.mmm_text_head(select(states, in_text)), select(labels, in_text))[None],
         )
 
     def _gc(
@@ -375,17 +398,22 @@ class FLAVAPretraining:
         """
         hidden = _hidden(batch)
         if matched is not None:
-            hidden = hidden & matched[:, None]
+            hidden = alike(lambda x, m: x & m[:, None], hidden, matched)
         if "image_codes" in batch:
-            return batch["image_codes"].flatten(1).masked_fill(~hidden, IGNORE_INDEX)
+            codes = batch["image_codes"]
+            return alike(lambda x, h: x.flatten(1).masked_fill(~h, IGNORE_INDEX), codes, hidden)
         if "codebook_image" not in batch:
             raise DataError("a batch with images needs `image_codes` or `codebook_image`")
         labels = torch.full_like(hidden, IGNORE_INDEX, dtype=torch.int64)
-        rows = hidden.any(dim=1).nonzero()[:, 0]
+        known = on_host(hidden)
+        rows = known.any(dim=1).nonzero()[:, 0].to(hidden.device, non_blocking=True)
         for some in torch.split(rows, self.config.chunk_size or max(1, len(rows))):  # type: ignore[no-untyped-call]
             if len(some):
                 labels[some] = self.model.image_codes(batch["codebook_image"][some])
-        return labels.masked_fill_(~hidden, IGNORE_INDEX)
+        labels.masked_fill_(~hidden, IGNORE_INDEX)
+        if known is not hidden:  # the codes stay on the device; where they are is known
+            keep_twin(labels, torch.where(known, 0, IGNORE_INDEX))
+        return labels
 
 
 def flava_temperature(model: FLAVA, max_logit_scale: float) -> dict[str, float]:
@@ -428,7 +456,17 @@ def kind_of_batch(batch: Mapping[str, Tensor]) -> Kind:
 
 
 def _hidden(batch: Mapping[str, Tensor]) -> Tensor:
-    return batch["hidden_patches"].flatten(1)
+    return alike(lambda x: x.flatten(1), batch["hidden_patches"])
+
+
+def _no_targets(like: Tensor) -> Tensor:
+    """Return labels of this shape that no loss reads."""
+    return torch.full_like(like, IGNORE_INDEX, dtype=torch.int64)
+
+
+def _labels_at(labels: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
+    """Return the labels (b, R) at some positions, IGNORE_INDEX where these are padding."""
+    return labels.gather(1, positions).masked_fill(~valid, IGNORE_INDEX)
 
 
 class CodesConfig(Protocol):

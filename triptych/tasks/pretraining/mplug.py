@@ -319,7 +319,9 @@ class MPLUGPretraining:
         labels[:, 0] = 1
         labels[:, 1].masked_fill_(~has_image, IGNORE_INDEX)
         labels[:, 2].masked_fill_(~has_text, IGNORE_INDEX)
-        wanted = all_gather(torch.stack([text, image])[None]).cpu()  # (processes, 2, B)
+        wanted = all_gather(torch.stack([text, image])[None])  # (processes, 2, B)
+        if world_size() > 1:
+            wanted = wanted.cpu()  # one wait for both plans
         return HardNegatives(
             RowExchange(wanted[:, 0], len(own), own.device),
             RowExchange(wanted[:, 1], len(own), own.device),

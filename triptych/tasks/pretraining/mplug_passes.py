@@ -11,11 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from triptych.core.host import alike, select
 from triptych.core.outputs import FusedFeatures, ImageFeatures, TextFeatures
 from triptych.models.base import encode_frames
 from triptych.models.mplug.model import MPLUG
 from triptych.objectives import IGNORE_INDEX
 from triptych.objectives.mlm import distillation_sum, shift_targets, token_sum
+from triptych.tasks.pretraining.padding import is_read
 
 STATES = {"mlm": "mlm_states", "prefix_lm": "prefix_states"}
 """Names of the states that the teacher gives for an objective."""
@@ -154,15 +156,16 @@ def _masked_sums(
 ) -> dict[str, Tensor]:
     """Score masked positions only; the vocabulary is the costly axis."""
     labels = rows["mlm_labels"]
-    masked = labels != IGNORE_INDEX
+    masked = is_read(labels)
     states = fused.text_tokens[:, : labels.shape[1]]  # the text pass pads to its longest text
-    logits = model.word_logits(states[masked])  # (masked tokens, V)
-    sums = {"mlm": token_sum(logits, labels[masked])}
+    logits = model.word_logits(select(states, masked))  # (masked tokens, V)
+    labels = select(labels, masked)
+    sums = {"mlm": token_sum(logits, labels)}
     if "mlm_states" in rows:
         assert teacher is not None
         with torch.no_grad():
-            taught = teacher.word_logits(rows["mlm_states"][masked])
-        sums["mlm_distilled"] = distillation_sum(logits, taught, labels[masked])
+            taught = teacher.word_logits(select(rows["mlm_states"], masked))
+        sums["mlm_distilled"] = distillation_sum(logits, taught, labels)
     return sums
 
 
@@ -171,14 +174,15 @@ def _prefix_sums(
 ) -> dict[str, Tensor]:
     """Say the rest of the caption, given the image and the prefix."""
     states, labels = decoder_states(model, rows["image"], fused, rows)
-    read = labels != IGNORE_INDEX
-    logits = model.decoder.word_logits(states[read])  # (target tokens, V)
-    sums = {"prefix_lm": token_sum(logits, labels[read])}
+    read = is_read(labels)
+    logits = model.decoder.word_logits(select(states, read))  # (target tokens, V)
+    labels = select(labels, read)
+    sums = {"prefix_lm": token_sum(logits, labels)}
     if "prefix_states" in rows:
         assert teacher is not None
         with torch.no_grad():
-            taught = teacher.decoder.word_logits(rows["prefix_states"][read])
-        sums["prefix_lm_distilled"] = distillation_sum(logits, taught, labels[read])
+            taught = teacher.decoder.word_logits(select(rows["prefix_states"], read))
+        sums["prefix_lm_distilled"] = distillation_sum(logits, taught, labels)
     return sums
 
 
@@ -207,7 +211,9 @@ def decoder_states(
     model: MPLUG, image: Tensor, fused: FusedFeatures, rows: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Return the decoder's states of the targets (B, L - 1, D), and their labels (B, L - 1)."""
-    inputs, labels = shift_targets(rows["target_token_ids"], rows["target_mask"])
+    ids, mask = rows["target_token_ids"], rows["target_mask"]
+    inputs, _ = shift_targets(ids, mask)
+    labels = alike(lambda ids, mask: shift_targets(ids, mask)[1], ids, mask)
     memory = model.memory_states(ImageFeatures(image), fused)
     return model.decoder.read_once(inputs, labels != IGNORE_INDEX, *memory), labels
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from triptych.core.host import alike, on_host
 from triptych.distributed.collectives import max_over_ranks
 from triptych.objectives import IGNORE_INDEX
 
@@ -26,8 +27,10 @@ def cut_padding(batch: Mapping[str, Tensor], *, together: bool = False) -> Mappi
     mask = batch.get("text_mask")
     if mask is None:
         return batch
-    length = (mask.any(dim=0) * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax()
-    width = max(1, int(max_over_ranks(length) if together else length))
+    length = (on_host(mask).any(dim=0) * torch.arange(1, mask.shape[1] + 1)).amax()
+    if together:
+        length = max_over_ranks(length.to(mask.device))
+    width = max(1, int(length))
     return {
         name: _of_width(tensor, width, IGNORE_INDEX if name == "mlm_labels" else 0)
         if name in TEXT_KEYS
@@ -39,7 +42,14 @@ def cut_padding(batch: Mapping[str, Tensor], *, together: bool = False) -> Mappi
 def _of_width(tensor: Tensor, width: int, value: int) -> Tensor:
     """Cut (B, L) to a width, or pad it on the right."""
     missing = width - tensor.shape[1]
-    return F.pad(tensor, (0, missing), value=value) if missing > 0 else tensor[:, :width]
+    if missing > 0:
+        return alike(lambda x: F.pad(x, (0, missing), value=value), tensor)
+    return alike(lambda x: x[:, :width], tensor)
+
+
+def is_read(labels: Tensor) -> Tensor:
+    """Return where labels are to be predicted; known on the host where they are."""
+    return alike(lambda x: x != IGNORE_INDEX, labels)
 
 
 def true_positions(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,7 +61,12 @@ def true_positions(mask: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (B, R) int64 positions in rising order, and (B, R) bool, False for padding. R is at least 1.
     """
-    counts = mask.sum(dim=1)
-    most = max(1, int(counts.max()))
-    order = torch.argsort(~mask, dim=1, stable=True)[:, :most]
-    return order, torch.arange(most, device=mask.device) < counts[:, None]
+    most = max(1, int(on_host(mask).sum(dim=1).max()))
+
+    def order(mask: Tensor) -> Tensor:
+        return torch.argsort(~mask, dim=1, stable=True)[:, :most]
+
+    def is_true(mask: Tensor) -> Tensor:
+        return torch.arange(most, device=mask.device) < mask.sum(dim=1)[:, None]
+
+    return alike(order, mask), alike(is_true, mask)

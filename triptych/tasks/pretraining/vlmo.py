@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.core.config import check
+from triptych.core.host import select
 from triptych.core.outputs import Predictions
 from triptych.data.collate import PretrainingCollator
 from triptych.distributed.collectives import RowExchange, all_gather, mean_over_ranks
@@ -25,7 +26,7 @@ from triptych.objectives.gradient_cache import run_in_chunks
 from triptych.objectives.matching import sample_hard_negatives
 from triptych.objectives.mlm import token_sum
 from triptych.objectives.vitals import PairWatch, temperature_vitals
-from triptych.tasks.pretraining.padding import cut_padding, true_positions
+from triptych.tasks.pretraining.padding import cut_padding, is_read, true_positions
 from triptych.tasks.pretraining.work import vlmo_work
 from triptych.tasks.spec import TaskConfig, TaskRecipe, TaskSpec, TrainedModels
 from triptych.train.chance import ITM_CHANCE, Chance
@@ -302,7 +303,7 @@ class VLMoPretraining:
         )
         images = batch["image"][:0]
         if is_global:
-            wanted = all_gather(wrong_image).view(world_size(), -1).cpu()
+            wanted = all_gather(wrong_image).view(world_size(), -1)
             exchange = RowExchange(wanted, len(own), own.device)
             images, wrong_image = exchange.fetch(batch["image"]), exchange.position
         return HardNegatives(
@@ -418,7 +419,7 @@ class VLMoPretraining:
             index = [own, wrong_image, own]
             reads.append((slice(0, 3 * size), own.new_zeros(3 * size, 1)))
         if "mlm_labels" in rows:
-            positions, valid = true_positions(rows["mlm_labels"] != IGNORE_INDEX)
+            positions, valid = true_positions(is_read(rows["mlm_labels"]))
             reads.append((slice(len(index) * size, (len(index) + 1) * size), positions))
             texts.append(self.model.text_inputs(rows["mlm_token_ids"]))
             masks.append(mask)
@@ -431,8 +432,8 @@ class VLMoPretraining:
             sums.append(token_sum(logits, rows["itm_labels"].T.flatten())[None])
         if valid is not None:
             labels = rows["mlm_labels"]
-            logits = self.model.word_logits(states[-1][valid])
-            sums.append(token_sum(logits, labels[labels != IGNORE_INDEX])[None])
+            logits = self.model.word_logits(select(states[-1], valid))
+            sums.append(token_sum(logits, select(labels, is_read(labels)))[None])
         return tuple(sums)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from triptych.core.errors import CapabilityError, ConfigError, DataError
+from triptych.core.host import alike, select
 from triptych.core.outputs import Predictions
 from triptych.data.collate import MaskedImageCollator
 from triptych.data.collate.pretraining import MaskedTextCollator
@@ -19,11 +20,10 @@ from triptych.models.dvae.config import codebook_image_size
 from triptych.models.dvae.model import DVAE
 from triptych.models.vlmo.model import VLMo
 from triptych.models.vlmo.trunk import TokenSequence
-from triptych.objectives import IGNORE_INDEX
 from triptych.objectives.mim import code_labels, mim_loss
 from triptych.objectives.mlm import token_loss
 from triptych.tasks.pretraining import image_tokenizer as image_tokenizers
-from triptych.tasks.pretraining.padding import cut_padding, true_positions
+from triptych.tasks.pretraining.padding import cut_padding, is_read, true_positions
 from triptych.tasks.pretraining.pseudo_likelihood import pseudo_perplexity, text_pseudo_likelihood
 from triptych.tasks.spec import (
     CollatorInputs,
@@ -149,12 +149,12 @@ class VLMoVision(_StageTask):
 
     def code_logits(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return (M, V) scores of the codes of the M masked patches, and their (M,) codes."""
-        hidden = batch["hidden_patches"].flatten(1)
+        hidden = alike(lambda x: x.flatten(1), batch["hidden_patches"])
         labels = code_labels(self._codes(batch), hidden)  # (B, P)
         inputs = self.model.image_inputs(batch["image"], hidden)
-        positions, valid = true_positions(F.pad(hidden, (1, 0)))
-        states = self.model.trunk.read(TokenSequence(inputs), [(slice(None), positions)])[0][valid]
-        return self.modules["mim_head"](states), labels[labels != IGNORE_INDEX]
+        positions, valid = true_positions(alike(lambda x: F.pad(x, (1, 0)), hidden))
+        states = self.model.trunk.read(TokenSequence(inputs), [(slice(None), positions)])[0]
+        return self.modules["mim_head"](select(states, valid)), select(labels, hidden)
 
     def _codes(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Return (B, P) int64 codes: the stored ones, or what the tokenizer says."""
@@ -209,14 +209,14 @@ class VLMoLanguage(_StageTask):
         batch = cut_padding(batch)
         labels = batch["mlm_labels"]
         logits = self._hidden_word_logits(batch["mlm_token_ids"], batch["text_mask"], labels)
-        return {"mlm": token_loss(logits, labels[labels != IGNORE_INDEX])}
+        return {"mlm": token_loss(logits, select(labels, is_read(labels)))}
 
     def _hidden_word_logits(self, ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
         """Return (H, V) scores of the hidden words of texts (R, L)."""
-        positions, valid = true_positions(labels != IGNORE_INDEX)
+        positions, valid = true_positions(is_read(labels))
         sequence = TokenSequence(text=self.model.text_inputs(ids), text_mask=mask)
-        states = self.model.trunk.read(sequence, [(slice(None), positions)])[0][valid]
-        return self.model.word_logits(states)
+        states = self.model.trunk.read(sequence, [(slice(None), positions)])[0]
+        return self.model.word_logits(select(states, valid))
 
     @torch.no_grad()
     def pseudo_likelihood(self, batch: Mapping[str, Tensor]) -> Predictions:
