@@ -187,7 +187,7 @@ def step(gpu: GPU, size: Sizes, precision: str, compiled: bool) -> dict[str, Any
             lambda start: made,
             config=train,
             optim=replace(run.optim, warmup_steps=1),
-            weights=run.weights,
+            weights=(),  # all objectives from the first step on
             run_folder=Path(folder),
             is_vision=MPLUG_FAMILY.is_vision_parameter,
         )

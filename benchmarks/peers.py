@@ -131,6 +131,36 @@ CONTESTS = {
     ),
 }
 
+DECODING = (
+    "Image.open(...).resize((256, 256), BICUBIC), or with draft where it trains; cv2.imdecode and "
+    "resize by INTER_AREA, in training with IMREAD_REDUCED_COLOR_8. Ours: decode_image and resize "
+    "in evaluation; in training the loader, which also draws a crop."
+)
+CONTESTS |= {
+    name: Contest(f"{name}_over", package, f"benchmarks.speed.peers_data:{name}", DECODING)
+    for name, package in (
+        ("decode_pillow", "pillow"),
+        ("decode_cv2", "opencv-python-headless"),
+        ("train_decode_pillow", "pillow"),
+        ("train_decode_cv2", "opencv-python-headless"),
+    )
+}
+CONTESTS |= {
+    name: Contest(
+        f"{name}_over",
+        package,
+        f"benchmarks.speed.peers_data:{name}",
+        "IndexFlatIP.search in float32; usearch's search(..., metric='ip', exact=True) in float16. "
+        "Ours: search_exact over float16 on disk, as an index has them.",
+    )
+    for name, package in (
+        ("search_faiss_1", "faiss-cpu"),
+        ("search_faiss_64", "faiss-cpu"),
+        ("search_usearch_1", "usearch"),
+        ("search_usearch_64", "usearch"),
+    )
+}
+
 
 def measure(name: str, rounds: int, clock: str) -> dict[str, Any]:
     """Run a contest and return its figure with what a reader must know of it."""

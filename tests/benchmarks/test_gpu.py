@@ -31,7 +31,8 @@ def test_every_part_runs_on_a_cpu(tmp_path, monkeypatch, capsys):
         assert plain["pairs_per_s"] > 0 and set(plain["losses"]) > {"itc", "itm"}
         assert plain["losses"] == found[name]["compiled"]["losses"]
     assert found["step_fp16"]["plain"]["loss_scale"] > 1
-    assert found["attention"]["kernels"] and found["caption_fp32"]["batch_2"]["plain"]
+    assert set(found["attention"]) == {"kernels", "softmax_apart"}
+    assert found["caption_fp32"]["batch_2"]["plain"]["captions_per_s"] > 0
 
 
 def test_no_part_starts_after_the_minutes(monkeypatch, tmp_path):
@@ -50,4 +51,4 @@ def test_a_step_on_a_gpu_waits_no_more_than_twice(tmp_path):
     assert found["waits"] <= 2  # the numbers of the step, and how many texts read an image
     scaled = gpu.step(device, size, "fp16", compiled=False)
     assert scaled["loss_scale"] >= 1
-    assert gpu.attention(device, size)["softmax_apart"] == 0
+    assert gpu.attention(device, size)["kernels"]
