@@ -189,7 +189,9 @@ class Rehearsal:
         numbers = [kind.number for kind in kinds]
         warm = numbers * max(1, sources)
         timed = time_steps(trainer, warm + numbers * TIMES * max(1, sources), self.clock)
-        memory = measure_memory(trainer, numbers * max(TIMES if samples < FEW else 1, 2 * sources))
+        own = self._heaviest is None  # of other settings less is asked
+        repeats = TIMES if own and samples < FEW else 1
+        memory = measure_memory(trainer, numbers * max(repeats, 2 * sources))
         if self.state is None:
             muon = trainer.optim_config.muon_learning_rate is not None
             modules = trainer.task.modules
