@@ -140,7 +140,7 @@ def exploding() -> AbstractContextManager[Any]:
 
     def growing(self: Any, batch: Any, **rest: Any) -> dict[str, Tensor]:
         losses = compute(self, batch, **rest)
-        losses["itc"] = losses["itc"] * 1.1 ** max(0, self._step - 40)
+        losses["itc"] = losses["itc"] * 1.1 ** max(0, self._step - 80)
         return losses
 
     return mock.patch.object(MPLUGPretraining, "losses", growing)
@@ -167,7 +167,9 @@ FAULTS = {
     "swapped_itm_labels": Fault(names=("swapped_labels",), patch=swapped_labels, steps=130),
     "constant_image": Fault(names=("constant_images",), data=grey),
     "starved_loader": Fault(names=("data_starved",), patch=starved),
-    "exploding_gradient": Fault(names=("exploding_gradient",), change=unclipped, patch=exploding),
+    "exploding_gradient": Fault(
+        names=("exploding_gradient",), change=unclipped, patch=exploding, steps=170
+    ),
     "queue_never_pushed": Fault(
         names=("stale_queue",),
         change=with_queue,
