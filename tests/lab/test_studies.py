@@ -64,3 +64,12 @@ def test_the_study_of_the_guide_loads(tmp_path):
     plan = Plan(study, Settings(), tmp_path, "fp32")
     assert plan.variant_run(study.variant("longer"), 0, 1200).config.optim.warmup_steps == 600
     assert plan.variant_run(study.variant("longer"), 0, 400).config.optim.warmup_steps == 200
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_seeds_share_a_stage_that_is_not_their_own(name, tmp_path):
+    plan = Plan(load_study(name), Settings(), tmp_path, "fp32")
+    for stage in plan.study.stages:
+        runs = [plan.stage_run(stage, seed) for seed in (None, 0, 1)]
+        assert not stage.per_seed
+        assert runs[0] == runs[1] == runs[2]

@@ -143,7 +143,8 @@ class Plan:
     # ---------------------------------------------------------------------------------- the runs
 
     def stage_run(self, stage: Stage, seed: int | None) -> Part:
-        """Return the run of a stage that comes before the variants."""
+        """Return the run of a stage that comes before the variants; one for all takes seed 0."""
+        seed = seed if stage.per_seed else None
         config = self._configured(stage.recipe, [stage], stage.sources, seed)
         own = config.train.max_steps
         config = shortened(config, stage.steps or own, own)
