@@ -31,5 +31,4 @@ def test_faiss_finds_the_same(small):
 
 
 def test_usearch_finds_the_same(small):
-    pytest.importorskip("usearch")
     assert CONTESTS["search_usearch_1"].work().facts["same_share"] > 0.9
