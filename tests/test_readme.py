@@ -77,6 +77,7 @@ def test_sections_come_in_the_order_that_a_newcomer_needs():
         "Search your images in two commands",
         "In Python",
         "Your own data",
+        "The laboratory",
         "What it does",
         "Demo and results",
         "Citation",
