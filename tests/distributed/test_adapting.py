@@ -36,4 +36,4 @@ def test_sharded_frozen_weights_learn_what_one_process_learns(tmp_path):
         found[number] = load_file(tmp_path / str(number) / "model" / "adapter_model.safetensors")
     assert found[1].keys() == found[2].keys()
     for name, value in found[1].items():
-        torch.testing.assert_close(found[2][name], value, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found[2][name], value, atol=1e-4, rtol=1e-3)

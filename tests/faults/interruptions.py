@@ -158,8 +158,12 @@ class Interruptions:
 
         def close() -> None:
             """Mount the folder over itself: a disk with open files cannot be made read-only."""
-            for words in (["--bind", str(run), str(run)], ["-o", "remount,bind,ro", str(run)]):
-                subprocess.run(["mount", *words], check=True)
+            subprocess.run(["mount", "--bind", str(run), str(run)], check=True)
+            for patience in range(100, -1, -1):  # busy, as long as a file opened since is open
+                words = ["mount", "-o", "remount,bind,ro", str(run)]
+                if subprocess.run(words, check=patience == 0).returncode == 0:
+                    return
+                time.sleep(0.05)
 
         try:
             wrong = self._closed(run, close, "Read-only file system")

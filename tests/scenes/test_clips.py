@@ -1,12 +1,12 @@
-import importlib.util
 import random
 import re
+import sys
 
 import av
 import numpy as np
 import pytest
 
-from triptych.core.errors import DataError
+from triptych.core.errors import CapabilityError, DataError
 from triptych.scenes.clips import (
     MOTION_TYPES,
     ask_about_clip,
@@ -135,6 +135,6 @@ def test_an_odd_side_is_an_error(tmp_path):
 
 
 def test_without_pyav_the_message_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"triptych\[video\]"):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(CapabilityError, match=r"triptych\[video\]"):
         write_mp4(tmp_path / "a.mp4", render_clip(CLIPS[0], 64))

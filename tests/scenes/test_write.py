@@ -1,5 +1,4 @@
 import hashlib
-import importlib.util
 import json
 import subprocess
 import sys
@@ -12,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.processes import children_of, runs
-from triptych.core.errors import ConfigError, DataError, TriptychError
+from triptych.core.errors import CapabilityError, ConfigError, DataError, TriptychError
 from triptych.data.manifest import read_records
 from triptych.data.masks import decode_mask
 from triptych.data.source import DataSourceConfig
@@ -277,8 +276,8 @@ def test_clips_are_written_as_msrvtt_only_when_asked(tmp_path):
 
 
 def test_clips_without_pyav_fail_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"triptych\[video\]"):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(CapabilityError, match=r"triptych\[video\]"):
         write_scenes(tmp_path / "w", 5, num_clips=1)
     assert not (tmp_path / "w").exists()
 

@@ -257,7 +257,12 @@ def _under_another_parallelism(folder: Path) -> None:
         if parallel == "fsdp":
             assert exact_lines(other) == exact_lines(folder / "whole")
         for line, whole in zip(exact_lines(other), exact_lines(folder / "whole"), strict=True):
-            assert line == pytest.approx(whole, rel=1e-5)
+            assert line.keys() == whole.keys()
+            # Of how far weights moved, each process looks at a sample of those that it holds.
+            shared = {key for key in whole if not key.startswith("update/")}
+            assert {k: line[k] for k in shared} == pytest.approx(
+                {k: whole[k] for k in shared}, rel=1e-5
+            )
         for name, tensor in expected.modules.state_dict().items() if is_main() else ():
             torch.testing.assert_close(task.modules.state_dict()[name], tensor)
 

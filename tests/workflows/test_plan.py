@@ -168,7 +168,7 @@ def test_where_not_one_sample_fits_it_says_so():
     ("change", "limit", "message"),
     [
         ({"max_steps": 3}, 4e9, "the run is shorter than the 4 steps"),
-        ({}, 1e7, "mplug_tiny takes 0.. GB before any activation"),
+        ({}, 1e7, "mplug_tiny takes .* GB before any activation"),
         ({"global_batch_size": 9, "num_processes": 2}, 4e9, "2 processes must share it equally"),
     ],
 )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.data.mat_files import write_mat
-from triptych.core.errors import ConfigError, DataError
+from triptych.core.errors import CapabilityError, DataError
 from triptych.data.formats import FORMATS
 from triptych.data.images import decode_image
 from triptych.data.manifest import read_records
@@ -263,7 +263,7 @@ def test_pcam_without_its_package_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", None)
     for which in "xy":
         (tmp_path / f"camelyonpatch_level_2_split_test_{which}.h5").write_bytes(b"x")
-    with pytest.raises(ConfigError, match=r"triptych\[hdf5\]"):
+    with pytest.raises(CapabilityError, match=r"triptych\[hdf5\]"):
         read(tmp_path, "test")
 
 

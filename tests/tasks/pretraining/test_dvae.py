@@ -90,7 +90,8 @@ def test_it_learns_to_name_colours():
     kinds = [frozenset(codes[which == colour].tolist()) for colour in range(4)]
     assert all(len(kind) == 1 for kind in kinds)  # noise changes no code
     assert len(set(kinds)) >= 3
-    assert found.scores["l1"].mean() < 0.2  # the mean colour gives 0.33
+    # The mean colour gives 0.33; two colours that share a code, as rounding decides, give 0.24.
+    assert found.scores["l1"].mean() < 0.27
     assert found.scores["mse"].mean() < 0.08  # and 0.127
 
 
