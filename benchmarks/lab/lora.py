@@ -38,8 +38,9 @@ from triptych.workflows.evaluate import evaluate_model
 from triptych.workflows.run import MODEL_FOLDER, finish_run, is_finished
 from triptych.workflows.scene_data import scene_source
 
-LORA = LoRAConfig(rank=16, also=("embedding",))
-"""The words of the answers are new to a model that was pre-trained on the scenes' captions."""
+LORA = LoRAConfig(rank=32, also=("embedding", "*norm*"))
+"""Rank and parameters trained in full: the words of the answers are new to a model that was
+pre-trained on the scenes' captions."""
 
 SIDES = {"full": LoRAConfig(), "lora": LORA}
 SAMPLES, IMAGE_SIZE, QUESTION, ANSWER = 4, 64, 16, 6
@@ -150,8 +151,8 @@ def measure_score(options: argparse.Namespace) -> dict[str, Any]:
                 side: [round(v.value, 4), round(v.low, 4), round(v.high, 4)]
                 for side, v in scores.items()
             },
-            "protocol": f"mplug.vqa tiny, {options.steps} steps, rank {LORA.rank}, the embeddings "
-            f"trained in full; {lora.num_items} test questions",
+            "protocol": f"mplug.vqa tiny, {options.steps} steps, rank {LORA.rank}, embeddings "
+            f"and norms trained in full; {lora.num_items} test questions",
         }
     }
 

@@ -1,12 +1,19 @@
-"""What the line between a model and its fine-tuned one regains; prints JSON.
+r"""What the line between a model and its fine-tuned one regains; prints JSON.
 
 The models between (WiSE-FT) are scored on the task of the fine-tuning and on retrieval, on one
 split. The best by retrieval among those that lose at most a point on the task is chosen, and
 compared with both ends on another split, which the choice has not seen. `wise_gain` is yes if it is
 within one point of the fine-tuned model there and regains at least half of the retrieval (image to
-text, R@1) that fine-tuning lost. A point is 0.01 of VQA accuracy or of CIDEr.
+text, R@1) that fine-tuning lost. A point is 0.01 of the task's first metric: VQA accuracy, or
+BLEU-1 of captions.
 
-    python -m benchmarks.lab.wise --model BEFORE --tuned AFTER --data SCENES
+The stored result is of captions, after `triptych demo --scale tiny` has written runs/demo:
+
+    triptych train mplug.caption --init-from runs/demo/pretrain/model \
+        --data runs/demo/data/captions/dataset_scenes.json --reader karpathy --split train \
+        --image-root runs/demo/data/images --train.max-steps 400 --out runs/lab_caption
+    python -m benchmarks.lab.wise --model runs/demo/pretrain/model \
+        --tuned runs/lab_caption/model --data runs/demo/data --limit 400 --choose compositional
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Kill pre-training runs with SIGKILL at random moments, resume them, compare with one left alone.
 
-Run as `python -m tests.workflows.kills`; prints `{"resume_kills": N}` for ten runs. One process
+Run as `python -m tests.workflows.kills`; prints `{"resume_kills": N}` for ten runs, or as many
+as its argument says. One process
 imports torch and forks a child for each run; it waits for a child's end at most as long as the
 random moment says.
 """
@@ -157,5 +158,6 @@ def _killed(child: int, delay_s: float) -> bool:
 
 
 if __name__ == "__main__":
+    number = int(sys.argv[1]) if len(sys.argv) > 1 else 10
     with tempfile.TemporaryDirectory() as scratch:
-        print(json.dumps({"resume_kills": count_equal_resumes(10, Path(scratch))}))
+        print(json.dumps({"resume_kills": count_equal_resumes(number, Path(scratch))}))

@@ -63,7 +63,7 @@ def small_optim(
         vision_learning_rate=rate,
         muon_learning_rate=3 * rate if muon_rate is None else muon_rate,
         head_learning_rate_factor=head_factor,
-        lora_learning_rate_factor=2.0,  # these rates are those of random weights, already high
+        lora_learning_rate_factor=1.0,  # these rates are those of random weights, already high
         betas=(0.9, 0.98),
         warmup_steps=warmup_steps,
         min_learning_rate=rate / 100,
