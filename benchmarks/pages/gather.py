@@ -213,6 +213,13 @@ def main_comparison(stored: Mapping[str, Any]) -> Mapping[str, Any]:
     return next(row for row in rows if row["main"])
 
 
+def told_apart(folder: Path) -> list[str]:
+    """Return the stored studies of three seeds or more whose main comparison excludes zero."""
+    stored = {path.stem: load_json(path) for path in sorted((folder / STUDIES.name).glob("*.json"))}
+    enough = {name: s for name, s in stored.items() if s["output"]["seeds"] >= 3}
+    return [name for name, s in enough.items() if main_comparison(s)["tells"]]
+
+
 def collect(
     benchmark: Benchmark,
     folder: Path,

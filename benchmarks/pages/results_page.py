@@ -15,6 +15,7 @@ from benchmarks.pages.engine import ENGINE
 from benchmarks.pages.flava import FLAVA
 from benchmarks.pages.foundation import FOUNDATION
 from benchmarks.pages.gather import Benchmark, load_json
+from benchmarks.pages.lab import LAB
 from benchmarks.pages.markdown import fill_blocks, format_value, make_row, make_table
 from benchmarks.pages.mplug import MPLUG
 from benchmarks.pages.reliability import RELIABILITY
@@ -22,7 +23,7 @@ from benchmarks.pages.serving import SERVING
 from benchmarks.pages.tasks import TASKS
 from benchmarks.pages.vlmo import VLMO
 
-BENCHMARKS = (FOUNDATION, MPLUG, VLMO, FLAVA, ENGINE, TASKS, SERVING, RELIABILITY)
+BENCHMARKS = (FOUNDATION, MPLUG, VLMO, FLAVA, ENGINE, TASKS, SERVING, RELIABILITY, LAB)
 
 SMALL_DEMO = "demo_small.json"
 VERDICTS = {True: "met", False: "**not met**", None: "not measured"}

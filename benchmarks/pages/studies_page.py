@@ -66,13 +66,6 @@ def studies_page(folder: Path, _: str = "") -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def told_apart(folder: Path) -> list[str]:
-    """Return the stored studies of three seeds or more whose main comparison excludes zero."""
-    stored = {path.stem: load_json(path) for path in sorted((folder / STUDIES.name).glob("*.json"))}
-    enough = {name: s for name, s in stored.items() if s["output"]["seeds"] >= 3}
-    return [name for name, s in enough.items() if main_comparison(s)["tells"]]
-
-
 def overview(studies: Mapping[str, Study], found: Mapping[str, Mapping[str, Any]]) -> str:
     """Return the table of all studies' main comparisons, and how many tell their sides apart."""
     rows = []

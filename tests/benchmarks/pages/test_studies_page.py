@@ -5,8 +5,8 @@ import json
 import pytest
 
 from benchmarks.lab import studies
-from benchmarks.pages.gather import STUDIES, study_figures
-from benchmarks.pages.studies_page import studies_page, told_apart
+from benchmarks.pages.gather import STUDIES, study_figures, told_apart
+from benchmarks.pages.studies_page import studies_page
 from triptych.core.config import to_dict
 from triptych.core.errors import DataError
 from triptych.lab.definition import load_study
