@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from triptych.core.errors import ConfigError
+from triptych.core.errors import ConfigError, NonFiniteError
 from triptych.generation.decoding import CachedDecoder
 from triptych.generation.search import (
     BeamConfig,
@@ -131,6 +131,12 @@ def test_batched_search_equals_a_plain_loop(num_beams, stop):
         expected = _plain_search(step, image, config)
         assert [h.token_ids for h in hypotheses] == [words for _, words in expected]
         assert [h.score for h in hypotheses] == pytest.approx([s for s, _ in expected], abs=1e-5)
+
+
+def test_probabilities_that_are_nan_are_an_error():
+    step = TableStep(2, 5, scale=float("nan"))
+    with pytest.raises(NonFiniteError, match="its weights are damaged"):
+        beam_search(step, start_id=START, end_id=END, config=BeamConfig(num_beams=2, max_tokens=4))
 
 
 def test_no_text_goes_on_after_its_end_or_begins_with_it():

@@ -27,7 +27,7 @@ class CapabilityError(TriptychError):
 
 
 class NonFiniteError(TriptychError):
-    """A loss or a gradient became NaN or infinite during training."""
+    """A loss, a gradient or a probability became NaN or infinite."""
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

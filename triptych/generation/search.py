@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from triptych.core.config import check, check_range
+from triptych.core.errors import NonFiniteError
 from triptych.generation.decoding import (
     MAX_TOKENS,
     Allowed,
@@ -148,6 +149,7 @@ def beam_search(
 
     Raises:
         ConfigError: `max_tokens` exceeds the decoder's positions.
+        NonFiniteError: Probabilities were NaN.
     """
     check_length(step, prompt_length(prompt), config.max_tokens)
     beams = _Beams(config, end_id, step.batch_size, allowed)
@@ -309,8 +311,17 @@ class _Beams:
         return last | (bound <= state.ended_scores[:, -1])
 
     def result(self, slot: int) -> list[Hypothesis]:
-        """Return a slot's n-best list, without empty entries."""
+        """Return a slot's n-best list, without empty entries.
+
+        Raises:
+            NonFiniteError: Probabilities of its tokens were NaN.
+        """
         state = self._state
+        if bool(state.ended_scores[slot].isnan().any()):
+            raise NonFiniteError(
+                "the model's probabilities of the next token are NaN: its weights are damaged or "
+                "too large; load another copy of it"
+            )
         rows = (state.ended_scores, state.ended_tokens, state.ended_lengths)
         return [
             Hypothesis(tuple(ids[:length]), score)
