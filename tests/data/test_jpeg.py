@@ -45,8 +45,8 @@ def decoder(request, monkeypatch):
     """Decode plain JPEG with one library or the other."""
     if request.param == "opencv":
         monkeypatch.setattr(decoders, "_simplejpeg", lambda: None)
-    elif decoders._simplejpeg() is None:
-        pytest.skip("simplejpeg is not installed")
+    else:
+        assert decoders._simplejpeg() is not None, "pip install 'triptych[test]'"
     return request.param
 
 

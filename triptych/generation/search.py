@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -317,16 +318,17 @@ class _Beams:
             NonFiniteError: Probabilities of its tokens were NaN.
         """
         state = self._state
-        if bool(state.ended_scores[slot].isnan().any()):
+        rows = (state.ended_scores, state.ended_tokens, state.ended_lengths)
+        scores, texts, lengths = (x[slot].tolist() for x in rows)
+        if any(map(math.isnan, scores)):
             raise NonFiniteError(
                 "the model's probabilities of the next token are NaN: its weights are damaged or "
                 "too large; load another copy of it"
             )
-        rows = (state.ended_scores, state.ended_tokens, state.ended_lengths)
         return [
             Hypothesis(tuple(ids[:length]), score)
-            for score, ids, length in zip(*(x[slot].tolist() for x in rows), strict=True)
-            if score > float("-inf")
+            for score, ids, length in zip(scores, texts, lengths, strict=True)
+            if score > -math.inf
         ]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from triptych.core.console import Console
 from triptych.data.collate import AnyCollator
 from triptych.distributed.env import world_size
 from triptych.models.families import family_of, model_sizes
@@ -14,8 +16,9 @@ from triptych.tasks.registry import build_collator, task_spec
 from triptych.tasks.spec import PatchView
 from triptych.text import Tokenizer
 from triptych.train.history import RunFacts
-from triptych.train.task import Task
+from triptych.train.task import DataState, Task
 from triptych.train.trainer import Trainer
+from triptych.train.validation import Validator
 from triptych.workflows.sources import TrainingData, training_loader
 
 
@@ -38,7 +41,15 @@ class PreparedRun:
     task: Task
 
     def trainer(
-        self, config: RunConfig, run_folder: Path, task: Task | None = None, **others: Any
+        self,
+        config: RunConfig,
+        run_folder: Path,
+        task: Task | None = None,
+        *,
+        evaluate: Callable[[int], Mapping[str, float]] | None = None,
+        validator: Validator | None = None,
+        data: DataState | None = None,
+        console: Console | None = None,
     ) -> Trainer:
         """Return a trainer.
 
@@ -46,7 +57,10 @@ class PreparedRun:
             config: The run's, or one that differs in how steps are computed.
             run_folder: Receives what the trainer writes.
             task: Another task on the same model.
-            others: Further arguments of the trainer.
+            evaluate: As the trainer takes it, like those that follow.
+            validator: Scores the model on held-out data.
+            data: Tells whether the data of a run that goes on has changed.
+            console: Where to print progress.
         """
         task = task or self.task
         spec, sources = task_spec(config.task), self.data.batch_sources(task)
@@ -63,7 +77,10 @@ class PreparedRun:
             if spec.work is None
             else spec.work(config.task, self.model.config, config.captions.max_text_tokens),
             facts=run_facts(config, world_size()),
-            **others,
+            evaluate=evaluate,
+            validator=validator,
+            data=data,
+            console=console,
         )
 
     def collator_of(self, kind: str | None) -> AnyCollator[Any]:
