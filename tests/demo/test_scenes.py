@@ -14,6 +14,7 @@ from tests.workflows.kills import same_tensors
 from triptych.core.config import load_yaml
 from triptych.core.errors import ConfigError
 from triptych.data.batches import record_texts
+from triptych.demo.page import before_after
 from triptych.demo.plan import SIZES
 from triptych.demo.run import run_demo
 from triptych.demo.scoring import SPLITS
@@ -178,6 +179,19 @@ def test_an_interrupted_demo_goes_on_bitwise(demo, tmp_path, monkeypatch):
 
 def interrupt(*arguments):
     raise KeyboardInterrupt
+
+
+@pytest.mark.slow
+def test_the_report_shows_what_fine_tuning_did_to_retrieval(demo):
+    stages = before_after(demo[0])
+    assert [stage.stage for stage in stages] == ["vqa", "grounding"]
+    for stage in stages:
+        stored = json.loads((demo[0].run(stage.stage) / "before_after.json").read_text())["rows"]
+        shown = [row for row in stored if row["metric"] in ("i2t_r1", "t2i_r1")]
+        assert len(shown) >= 2
+        assert [(c.images, c.before.value, c.after.value) for c in stage.changes] == [
+            (row["images"], row["before"]["value"], row["after"]["value"]) for row in shown
+        ]
 
 
 @pytest.mark.slow

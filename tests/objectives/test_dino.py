@@ -41,6 +41,14 @@ def test_loss_equals_a_loop_over_pairs(large, crops):
     assert dino_loss(student, probs, 0.1).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_loss_is_exact_under_autocast():
+    torch.manual_seed(0)
+    student, probs = torch.randn(4, 3, 1024) / 100, torch.full((2, 3, 1024), 1 / 1024)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = dino_loss(student, probs, 0.1)
+    assert found.item() == pytest.approx(dino_loss(student, probs, 0.1).item(), rel=1e-6)
+
+
 def test_loss_on_paper():
     # one image, two large crops: the teacher is sure, the student undecided between two classes
     student = torch.zeros(2, 1, 2)

@@ -8,8 +8,11 @@ from PIL import Image
 
 from tests.report.page import parse
 from triptych.core.errors import DataError
+from triptych.core.outputs import MetricValue
 from triptych.report.data import (
     Answer,
+    BeforeAfter,
+    Change,
     Curve,
     Grounding,
     ImageCard,
@@ -82,6 +85,27 @@ def test_the_table_shows_each_score_beside_chance_blind_and_target():
         ["3.4003.000 – 4.000", "scale ends at 5", "–", "–", "5.000✗ not met"],
     ]
     assert len(table.find("svg", "score")) == 3
+
+
+def test_what_fine_tuning_did_to_retrieval_stands_in_a_table():
+    shared = {"name": "i2t_r1", "num_items": 200, "protocol": ""}
+    before = MetricValue(value=0.75, low=0.7, high=0.8, **shared)
+    after = MetricValue(value=0.625, low=0.5, high=0.7, **shared)
+    stages = (
+        BeforeAfter(stage="vqa", changes=(Change(EVIL, 1200, before, after),)),
+        BeforeAfter(stage="box", changes=(Change("g", 9, before, None),), notes=("no embeddings",)),
+    )
+    page = parse(render_report(ReportData(title="x", before_after=stages)))
+    (section,) = page.find("section")
+    assert section.attributes["id"] == "before_after"
+    rows = [[cell.text() for cell in row.find("td")] for row in section.find("tr")]
+    assert [cells for cells in rows if cells] == [
+        ["0.7500.700 – 0.800", "0.6250.500 – 0.700", "-0.125"],
+        ["0.7500.700 – 0.800", "–", "lost"],
+    ]
+    heads = [row.find("th")[0].text() for row in section.find("tr")]
+    assert heads == ["Metric", "vqa", f"i2t_r1{EVIL} 1,200 images", "box", "i2t_r1g 9 images",
+                     "no embeddings"]  # fmt: skip
 
 
 def test_the_main_scores_say_whether_their_target_is_met():

@@ -19,7 +19,8 @@ from triptych.recipes.registry import build_recipe
 from triptych.tasks.pretraining.dino import DINO
 from triptych.text import Tokenizer
 from triptych.train.interrupts import TrainingInterrupted
-from triptych.workflows.run import resume_run, train_run
+from triptych.workflows.prepared import training_loader
+from triptych.workflows.run import prepare_run, resume_run, train_run
 
 from .small_runs import small_run, source_of, trained_model
 
@@ -55,6 +56,31 @@ def test_momentum_ends_with_the_run(scale):
     config = build_recipe("dino", scale)
     assert config.task.max_steps == config.train.max_steps
     assert config.task.teacher_warmup_steps < config.train.max_steps
+
+
+@pytest.mark.parametrize("scale", ["smoke", "tiny", "small"])
+def test_small_scales_keep_what_the_paper_has_for_each_image(scale):
+    config = build_recipe("dino", scale)
+    assert config.optim.learning_rate == 7.5e-4 * config.train.global_batch_size / 256
+    assert config.optim.vision_learning_rate == config.optim.learning_rate
+
+
+def test_crops_agree_by_more_than_the_uniform_teacher_needs(scenes, tmp_path):
+    # A student that predicts one crop's states from another's keeps the share by which they agree,
+    # and its colder softmax amplifies that by the ratio of the temperatures. Below 1 in all,
+    # a uniform teacher stays uniform, whatever the learning rate.
+    config = small_run("dino", source_of(scenes, "mplug.pretrain"), global_batch_size=16)
+    run = prepare_run(config, tmp_path, None)
+    sources = run.data.batch_sources(run.task)
+    batch = next(iter(training_loader(run.config, run.data, sources, run.collator_of, 0)))
+    model, settings = run.model.eval(), run.config.task
+    with torch.no_grad():
+        states = torch.stack([model.encode_image(crop).pooled for crop in batch["large_crops"]])
+    states = torch.nn.functional.normalize(states, dim=-1)
+    differences = states - states.mean(dim=(0, 1))
+    first, second = differences
+    agreement = ((first * second).sum() / (first.norm() * second.norm())).item()
+    assert agreement * settings.student_temperature / settings.teacher_temperature > 1
 
 
 def weights(run):

@@ -1,7 +1,7 @@
 """The table before and after fine-tuning, against `triptych eval` of both folders."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +12,7 @@ from triptych.recipes.config import GuardConfig
 from triptych.serving.loading import load_model
 from triptych.workflows import guard
 from triptych.workflows.evaluate import evaluate_model
-from triptych.workflows.guard import BEFORE_AFTER
+from triptych.workflows.guard import BEFORE_AFTER, SHOWN, read_before_after
 from triptych.workflows.run import train_run
 
 from .small_runs import small_run, source_of
@@ -65,6 +65,10 @@ def test_held_out_pairs_and_the_guard_are_scored_as_by_eval(
         for side, folder in folders.items():
             wanted = score(folder, source)
             assert {row["metric"]: row[side]["value"] for row in rows} == wanted
+    rows, notes = read_before_after(tmp_path / "run")
+    kept = [row for row in table["rows"] if row["metric"] in SHOWN]
+    assert ([asdict(row) for row in rows], notes) == (kept, [])
+    assert read_before_after(pretrained) == ([], [])
     assert any("i2t_r1" in line and "own, held out" in line for line in said)
     assert "## Retrieval before and after" in (tmp_path / "run" / "model" / "README.md").read_text()
 

@@ -26,7 +26,9 @@ from triptych.evaluation.vqa import vqa_accuracy
 from triptych.index.search import ImageIndex, open_index
 from triptych.report.data import (
     Answer,
+    BeforeAfter,
     Box,
+    Change,
     Curve,
     Grounding,
     ImageCard,
@@ -37,6 +39,7 @@ from triptych.report.data import (
 )
 from triptych.scenes.language import count_objects_named
 from triptych.scenes.layout import SceneFiles
+from triptych.workflows.guard import read_before_after
 
 TARGETS = {
     "i2t_r1": 0.80,
@@ -80,6 +83,7 @@ def report_data(demo: Demo, elapsed_s: Callable[[], float]) -> ReportData:
     return ReportData(
         title=f"Triptych demo: mPLUG on {what}",
         scores=tuple(score_rows(demo)),
+        before_after=tuple(before_after(demo)),
         curves=tuple(
             Curve(title=stage, metrics_jsonl=demo.run(stage) / "metrics.jsonl")
             for stage in demo.configs
@@ -203,6 +207,17 @@ def results(demo: Demo, minutes: float) -> dict[str, Any]:
         "config": {stage: to_dict(config) for stage, config in demo.configs.items()},
         "figures": figures,
     }
+
+
+def before_after(demo: Demo) -> list[BeforeAfter]:
+    """Return what each fine-tuning did to the retrieval of the pre-trained model."""
+    found = []
+    for stage in demo.configs:
+        rows, notes = read_before_after(demo.run(stage))
+        if rows or notes:
+            changes = tuple(Change(row.data, row.images, row.before, row.after) for row in rows)
+            found.append(BeforeAfter(stage=stage, changes=changes, notes=tuple(notes)))
+    return found
 
 
 def _is_shown(score: Score) -> bool:

@@ -15,7 +15,7 @@ from triptych.demo.measure import time_evaluation
 from triptych.demo.plan import DemoSize, Speeds
 from triptych.demo.state import DemoSettings
 from triptych.recipes.changes import shortened
-from triptych.recipes.config import RunConfig
+from triptych.recipes.config import GuardConfig, RunConfig
 from triptych.recipes.registry import build_recipe
 from triptych.scenes.config import SceneConfig
 from triptych.scenes.layout import SceneFiles
@@ -75,14 +75,16 @@ def demo_runs(
     runs = {}
     for stage, (recipe, task) in STAGES.items():
         config = build_recipe(recipe, size.recipes)
-        model, tokenizer = config.model, config.tokenizer
+        model, tokenizer, guard = config.model, config.tokenizer, config.guard
         if stage == "pretrain":
             tokenizer = replace(tokenizer, path=str(folder / "tokenizer"))
         else:
             model = replace(model, init_from=str(folder / "pretrain" / "model"))
+            guard = GuardConfig(data=(scene_source(files, "caption", "test"),))
         config = replace(
             config,
             model=model,
+            guard=guard,
             tokenizer=tokenizer,
             data=replace(
                 config.data, train=(scene_source(files, task, "train"),), seed=settings.seed

@@ -27,7 +27,8 @@ def dino_loss(student_logits: Tensor, teacher_probs: Tensor, temperature: float)
         Scalar float32: the mean over images and over the G·(C - 1) pairs of two crops.
     """
     log_probs = torch.log_softmax(student_logits.float() / temperature, dim=-1)
-    pairs = -torch.einsum("gbk,cbk->gc", teacher_probs.float(), log_probs)  # (G, C)
+    with torch.autocast(log_probs.device.type, enabled=False):  # bf16 rounds ln K by 1/64
+        pairs = -torch.einsum("gbk,cbk->gc", teacher_probs.float(), log_probs)  # (G, C)
     num_large, num_crops = pairs.shape
     other = ~torch.eye(num_large, num_crops, dtype=torch.bool, device=pairs.device)
     num_pairs = num_large * (num_crops - 1)

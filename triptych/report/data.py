@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from triptych.core.outputs import MetricValue
+
 ImageSource = npt.NDArray[np.uint8] | Path
 """(H, W, 3) RGB, or the path of an image in a file."""
 
@@ -98,6 +100,35 @@ class ScoreRow:
         return None if self.target is None else self.value >= self.target
 
 
+class Change(NamedTuple):
+    """A score of a model, and of what a fine-tuning left of it (None: it cannot be asked)."""
+
+    data: str
+    images: int
+    before: MetricValue
+    after: MetricValue | None
+
+    @property
+    def text(self) -> str:
+        """The difference with its sign; "lost" where nothing is left."""
+        return "lost" if self.after is None else f"{self.after.value - self.before.value:+.3f}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeforeAfter:
+    """What a fine-tuning did to other scores of the model that it began with.
+
+    Attributes:
+        stage: The fine-tuning.
+        changes: Its scores before and after.
+        notes: What a reader should know of them, or why there are none.
+    """
+
+    stage: str
+    changes: tuple[Change, ...]
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
     """The loss curves of a stage, as numbers or as the file that holds them.
@@ -148,6 +179,7 @@ class ReportData:
         title: Heading of the page.
         summary_lines: A few sentences under the heading.
         scores: The table of scores, in the order to show.
+        before_after: What each fine-tuning did to retrieval.
         not_scored: Benchmarks without a score: the title of each, and why.
         curves: Loss curves, one per stage.
         images: Single images.
@@ -163,6 +195,7 @@ class ReportData:
     title: str
     summary_lines: tuple[str, ...] = ()
     scores: tuple[ScoreRow, ...] = ()
+    before_after: tuple[BeforeAfter, ...] = ()
     not_scored: tuple[tuple[str, tuple[str, ...]], ...] = ()
     curves: tuple[Curve, ...] = ()
     images: tuple[ImageCard, ...] = ()

@@ -136,6 +136,7 @@ def render_report(data: ReportData) -> str:
     has_run = bool(facts or data.commands or data.configuration)
     sections = {
         "scores": ("Scores", data.scores),
+        "before_after": ("Before and after", data.before_after),
         "not_scored": ("Not scored", data.not_scored),
         "images": ("Images", data.images),
         "search": ("Search", data.searches),

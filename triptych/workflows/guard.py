@@ -16,6 +16,7 @@ from triptych.core.console import Console
 from triptych.core.errors import DataError, TriptychError
 from triptych.core.files import write_atomic, write_json
 from triptych.core.outputs import MetricValue
+from triptych.core.reading import read_json_object
 from triptych.data.collate.base import image_key
 from triptych.data.manifest import FoundRecords, read_records
 from triptych.data.records import Record
@@ -199,6 +200,25 @@ def measure_guard(
     for line in [*table_lines(rows), *notes]:
         (console or Console()).print(line, markup=False, highlight=False, soft_wrap=True)
     return rows
+
+
+def read_before_after(run_folder: Path) -> tuple[list[Row], list[str]]:
+    """Return what `measure_guard` kept in a run folder: rows of the scores in `SHOWN`, and notes.
+
+    Both are empty of a run that measured nothing.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    path = run_folder / BEFORE_AFTER
+    if not path.exists():
+        return [], []
+    stored = read_json_object(path)
+    rows = []
+    for row in stored["rows"]:
+        values = {side: row[side] and MetricValue(**row[side]) for side in ("before", "after")}
+        rows.append(Row(**{**row, **values}))
+    return [row for row in rows if row.metric in SHOWN], stored["notes"]
 
 
 def _measure(guard: Guard, config: RunConfig, model_folder: Path) -> tuple[list[Row], list[str]]:
