@@ -11,10 +11,10 @@ processor that has instructions for it, in bf16:
 Random weights never end a text, so that all have 20 tokens there. `varied` repeats this with texts
 that end after 4 to 20 tokens, drawn for each image, in the precision that `auto` chooses; there,
 slots that are refilled matter. In fp32, texts must be the same in all ways, token by token; in
-bf16, where the encoders round otherwise in batches, the share of equal texts is told. A decoder in
-bf16 keeps weights that were rounded once: `kept_over_rounded` compares this with autocast alone,
-which rounds them at every token, on 4 images one by one. With `--model`, a trained model describes
-real images in place of all that.
+bf16, where the encoders round otherwise in batches, the share of equal texts is told. A model that
+was loaded in bf16 keeps weights that were rounded once: `kept_over_rounded` compares this with
+autocast alone, which rounds them at every use, on 4 images one by one. With `--model`, a trained
+model describes real images in place of all that.
 
     python -m benchmarks.speed.captions
     python -m benchmarks.speed.captions --model runs/demo/pretrain/model --files scenes/*.jpg
@@ -39,9 +39,8 @@ from benchmarks.speed.mplug_timing import (
     start,
     time_in_turn,
 )
-from benchmarks.speed.peers_blip import CLS_ID, SEP_ID, Sizes, mplug
+from benchmarks.speed.peers_blip import CLS_ID, SEP_ID, Sizes, loaded, mplug
 from benchmarks.speed.plain import without_shortcuts
-from triptych.core.machine import cpu_has_bf16
 from triptych.core.processes import keep_freed_memory
 from triptych.generation.decoding import SlotDecoder, slots_for
 from triptych.generation.search import BeamConfig, beam_search
@@ -140,14 +139,14 @@ def compare(captioner: Captioner, precision: str, rounds: int, clock: str) -> di
     }
 
 
-def kept_over_rounded(captioner: Captioner, rounds: int, clock: str) -> float:
-    """Compare a decoder with bf16 weights to autocast alone, one by one."""
+def kept_over_rounded(kept: Captioner, exact: Captioner, rounds: int, clock: str) -> float:
+    """Compare a model with bf16 weights to one in fp32 that autocast alone rounds, one by one."""
 
     def rounded() -> None:
         with without_shortcuts():
-            captioner.describe("bf16", 1, FEW)
+            exact.describe("bf16", 1, FEW)
 
-    ways = {"kept": lambda: captioner.describe("bf16", 1, FEW), "rounded": rounded}
+    ways = {"kept": lambda: kept.describe("bf16", 1, FEW), "rounded": rounded}
     return speedup(time_in_turn(ways, rounds, CLOCKS[clock], warm=False), "rounded", "kept")
 
 
@@ -155,12 +154,19 @@ def on_random_weights(num_images: int, rounds: int, clock: str) -> dict[str, Any
     """Return all figures of mPLUG-base with random weights."""
     sizes = Sizes()
     images = torch.randn(num_images, 3, sizes.image_size, sizes.image_size)
-    captioner = Captioner(mplug(sizes), images, [MAX_TOKENS] * num_images)
-    found: dict[str, Any] = {}
-    for precision in ("fp32", "bf16") if cpu_has_bf16() else ("fp32",):
-        found[precision] = compare(captioner, precision, rounds, clock)
+    models = loaded(mplug(sizes))
+    captioners = {
+        precision: Captioner(model, images, [MAX_TOKENS] * num_images)
+        for precision, model in models.items()
+    }
+    found: dict[str, Any] = {
+        precision: compare(captioner, precision, rounds, clock)
+        for precision, captioner in captioners.items()
+    }
     if "bf16" in found:
-        found["kept_over_rounded"] = kept_over_rounded(captioner, rounds, clock)
+        found["kept_over_rounded"] = kept_over_rounded(
+            captioners["bf16"], captioners["fp32"], rounds, clock
+        )
         ms = {name: found[name]["ms_per_image"] for name in ("fp32", "bf16")}
         found["bf16_over_fp32"] = {
             way: round(ms["fp32"][way] / ms["bf16"][way], 2) for way in ms["fp32"]
@@ -168,7 +174,7 @@ def on_random_weights(num_images: int, rounds: int, clock: str) -> dict[str, Any
     auto = resolve_precision("auto", CPU)
     figure = found[auto]["together_over_one_by_one"]
     lengths = torch.randint(SHORTEST, MAX_TOKENS + 1, (num_images,)).tolist()
-    varied = Captioner(captioner.model, images, lengths)
+    varied = Captioner(models[auto], images, lengths)
     return {
         "captions_per_s_batched_over_one_by_one": figure,
         **found,

@@ -20,6 +20,7 @@ from triptych.models.base import match_pairs, num_parameters
 from triptych.models.mplug.family import mplug_base_patch16_256
 from triptych.models.mplug.model import MPLUG
 from triptych.nn.init import init_weights
+from triptych.nn.prepacked import round_linear_weights
 from triptych.tasks.finetuning.base import fused_memory
 from triptych.tasks.finetuning.text_generator import encode_in_parts
 from triptych.train.precision import autocast
@@ -88,6 +89,15 @@ def blip(kind: str, sizes: Sizes) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def loaded(model: MPLUG) -> dict[str, MPLUG]:
+    """Return a model as `load_model` returns it in fp32 and, where it is of use, in bf16."""
+    found = {"fp32": model}
+    if cpu_has_bf16():
+        found["bf16"] = copy.deepcopy(model)
+        round_linear_weights(found["bf16"], torch.bfloat16)
+    return found
+
+
 def in_precisions(run: Callable[[str], object]) -> Ways:
     """Return ways in fp32 and, where the processor has instructions for it, in bf16."""
     names = ("fp32", "bf16") if cpu_has_bf16() else ("fp32",)
@@ -105,18 +115,20 @@ def _inferring(run: Callable[[str], object], precision: str) -> Callable[[], obj
 def captions(batch_size: int, sizes: Sizes | None = None) -> Work:
     """Return captions of a batch of images, 5 beams, 20 tokens each."""
     sizes = sizes or Sizes()
-    ours, theirs = mplug(sizes), _both(blip("BlipForConditionalGeneration", sizes))
+    ours, theirs = loaded(mplug(sizes)), _both(blip("BlipForConditionalGeneration", sizes))
     images = torch.randn(batch_size, 3, sizes.image_size, sizes.image_size)
     config = BeamConfig(num_beams=5, min_tokens=NUM_TOKENS - 1, max_tokens=NUM_TOKENS)
 
-    def memory(part: Any) -> Any:
-        ids = torch.full((len(part["image"]), 1), CLS_ID)
-        return fused_memory(ours, part["image"], ids, torch.ones_like(ids, dtype=torch.bool))
-
     def search(precision: str) -> int:
+        model = ours[precision]
+
+        def memory(part: Any) -> Any:
+            ids = torch.full((len(part["image"]), 1), CLS_ID)
+            return fused_memory(model, part["image"], ids, torch.ones_like(ids, dtype=torch.bool))
+
         with autocast(CPU, precision):
             memories = encode_in_parts(memory, {"image": images}, ("image",))
-            step = SlotDecoder(ours.decoder, memories, slots_for(config.num_beams, CPU))
+            step = SlotDecoder(model.decoder, memories, slots_for(config.num_beams, CPU))
             found = beam_search(step, start_id=CLS_ID, end_id=SEP_ID, config=config)
         return min(len(texts[0].token_ids) for texts in found)
 
@@ -130,7 +142,7 @@ def captions(batch_size: int, sizes: Sizes | None = None) -> Work:
 
     shortest = {"ours": search("fp32"), "peer": generate("fp32")}
     assert shortest["ours"] >= NUM_TOKENS - 1 and shortest["peer"] >= NUM_TOKENS, shortest
-    parameters = {"ours": num_parameters(ours), "peer": num_parameters(theirs["fp32"])}
+    parameters = {"ours": num_parameters(ours["fp32"]), "peer": num_parameters(theirs["fp32"])}
     facts = {"images": batch_size, "tokens": NUM_TOKENS, "parameters": parameters}
     return Work(in_precisions(search), in_precisions(generate), facts)
 
@@ -153,7 +165,7 @@ def captions_16() -> Work:
 def matching(sizes: Sizes | None = None) -> Work:
     """Return ITM scores of 64 texts of one image, whose encoder counts too."""
     sizes = sizes or Sizes()
-    ours, theirs = mplug(sizes), _both(blip("BlipForImageTextRetrieval", sizes))
+    ours, theirs = loaded(mplug(sizes)), _both(blip("BlipForImageTextRetrieval", sizes))
     generator = torch.Generator().manual_seed(0)
     lengths = torch.tensor(caption_lengths(TEXTS, generator))
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
@@ -162,9 +174,10 @@ def matching(sizes: Sizes | None = None) -> Work:
     pairs = torch.zeros(TEXTS, dtype=torch.int64)
 
     def match(precision: str) -> Tensor:
+        model = ours[precision]
         with autocast(CPU, precision):
-            encoded = ours.encode_image(image), ours.encode_text(ids, mask)
-            return match_pairs(ours, *encoded, pairs)
+            encoded = model.encode_image(image), model.encode_text(ids, mask)
+            return match_pairs(model, *encoded, pairs)
 
     def score(precision: str) -> Tensor:
         model: Any = theirs[precision]

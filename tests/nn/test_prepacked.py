@@ -7,7 +7,7 @@ from triptych.generation.search import BeamConfig, beam_search
 from triptych.nn.decoder import TextDecoder
 from triptych.nn.encoder import TextConfig
 from triptych.nn.init import init_weights
-from triptych.nn.prepacked import kept_twin, packed_dtype, prepack
+from triptych.nn.prepacked import kept_twin, packed_dtype, prepack, round_linear_weights
 
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN"
@@ -129,3 +129,18 @@ def test_a_search_finds_the_same(decoder, monkeypatch):
         assert [h.token_ids for h in ours] == [h.token_ids for h in plain]
         scores = [[h.score for h in side] for side in (ours, plain)]
         assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+
+
+@torch.no_grad()
+def test_weights_that_are_rounded_in_place_compute_what_autocast_does(decoder):
+    memory, ids = torch.randn(2, 5, 24), torch.randint(0, 50, (2, 6))
+
+    def states():
+        with torch.autocast("cpu", torch.bfloat16):
+            return decoder.read_once(ids, None, memory, None)
+
+    before = states()
+    round_linear_weights(decoder, torch.bfloat16)
+    assert decoder.blocks[0].mlp.up.weight.dtype == torch.bfloat16
+    assert decoder.embedding.word.weight.dtype == torch.float32
+    assert torch.equal(states(), before)

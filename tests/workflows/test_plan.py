@@ -48,7 +48,7 @@ def trained(run, tmp_path_factory):
 
 
 def test_a_batch_that_was_not_measured_takes_the_memory_that_is_forecast(plan, trained):
-    assert plan.rehearsed.sizes == (2, 4) and plan.given.samples == 8
+    assert plan.rehearsed.sizes == (1, 4) and plan.given.samples == 8
     assert plan.given.memory.tensors == pytest.approx(trained[1], rel=0.1)
 
 

@@ -23,6 +23,7 @@ from triptych.data.skips import SkipLog
 from triptych.data.stream import BatchLoader, build_loader
 from triptych.data.transforms.pipeline import ImageTransform, ImageTransformConfig
 from triptych.models.families import model_sizes, restore_model, to_model_folder
+from triptych.nn.prepacked import round_linear_weights
 from triptych.tasks.registry import (
     TASKS,
     build_task,
@@ -124,7 +125,8 @@ class LoadedModel:
     """The content of a model folder, built and checked.
 
     Attributes:
-        model: The model, in fp32 on `device`.
+        model: The model on `device`: in fp32, but for the weights of linear layers, which one that
+            computes in bf16 has in bf16 unless it was loaded to be trained.
         tokenizer: Its tokenizer.
         image: How its images are prepared.
         settings: What it was trained for, and its longest texts.
@@ -278,8 +280,9 @@ def load_model(
         folder: A model folder, one that transformers writes for a family that is known here, or
             the hub id of either.
         device: As `find_device` reads it.
-        precision: Of the forward pass; "auto" is what the device has instructions for.
-        train: Return weights that can be trained, tied ones as one.
+        precision: Of the forward pass; "auto" is what the device has instructions for. In bf16,
+            weights are rounded unless `train` is set.
+        train: Return weights that can be trained, in fp32, tied ones as one.
         image_size: Another side of the input in pixels, to which position tables are resized.
 
     Raises:
@@ -321,8 +324,13 @@ def load_model(
         )
     chosen = find_device(device)
     taken = resolve_precision(precision, chosen)
+    model = model.to(chosen)
+    if not train:
+        model.requires_grad_(False)
+        if taken == "bf16":
+            round_linear_weights(model, torch.bfloat16)
     return LoadedModel(
-        (model if train else model.requires_grad_(False)).to(chosen),
+        model,
         tokenizer,
         preprocess,
         settings,

@@ -1,4 +1,4 @@
-"""Steps of a run in several settings, at two or three small batch sizes, as lines."""
+"""Steps of a run in several settings, at a small and a larger batch size, as lines."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 
 from triptych.recipes.config import RunConfig
 from triptych.tasks.registry import build_task
@@ -31,8 +32,11 @@ from triptych.workflows.prepared import PreparedRun
 LONG_STEP_S = 2.0
 """Seconds that a step of two micro-batches may take where it is measured."""
 
-TIMES = 2
-"""How often each kind of step is done in each measurement."""
+WARM_STEPS, TIMED_STEPS = 3, 5
+"""Of each kind of step in the run's own setting: those that are not counted, since a trainer's
+first ones allocate memory and choose kernels, and those that are timed. In other settings there are
+fewer of both."""
+
 
 FEW = 8
 """Samples from which on one batch is as good as another to measure memory."""
@@ -118,7 +122,8 @@ class Rehearsal:
             and 2 * size / first * max(look.peaks) <= room
         ):
             size *= 2
-        self.sizes = (size // 2, size) if size >= 4 else (size,)
+        # Far apart, so that what one measurement is off by counts little in a line beyond them.
+        self.sizes = (size // 4, size) if size >= 4 else (size,)
         found = self._tried(setting, self.kinds)
         self._heaviest = max(self.kinds, key=lambda kind: found[-1].by_kind[kind.number][0])
         alone = found[-1].by_kind[self._heaviest.number][1]
@@ -187,10 +192,11 @@ class Rehearsal:
         trainer = self._trainer(setting, samples, chunk)
         sources = len(trainer.sources.sources)
         numbers = [kind.number for kind in kinds]
-        warm = numbers * max(1, sources)
-        timed = time_steps(trainer, warm + numbers * TIMES * max(1, sources), self.clock)
         own = self._heaviest is None  # of other settings less is asked
-        repeats = TIMES if own and samples < FEW else 1
+        each = numbers * max(1, sources)
+        warm = each * (WARM_STEPS if own else 1)
+        timed = time_steps(trainer, warm + each * (TIMED_STEPS if own else 3), self.clock)
+        repeats = 2 if own and samples < FEW else 1
         memory = measure_memory(trainer, numbers * max(repeats, 2 * sources))
         if self.state is None:
             muon = trainer.optim_config.muon_learning_rate is not None
@@ -232,7 +238,11 @@ class Rehearsal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Trial:
-    """Steps of one batch size: means over steps of a kind, and the largest of these means."""
+    """Steps of one batch size.
+
+    Seconds are means of the steps of a kind without its fastest and its slowest one, joined by the
+    kinds' shares; peaks are means of the steps of a kind, and of these the largest.
+    """
 
     samples: int
     chunk: int | None
@@ -268,20 +278,24 @@ class _Trial:
         """
 
         def mean(value: Callable[[TimedStep], float], only: int | None = None) -> float:
-            groups: dict[tuple[int, int | None], list[float]] = {}
-            for step in timed:
-                if only in (None, step.number):
-                    groups.setdefault((step.number, step.source), []).append(value(step))
             weights = {
-                key: shares[key[0]] * (1.0 if key[1] is None else ratios[key[1]]) for key in groups
+                key: shares[key[0]] * (1.0 if key[1] is None else ratios[key[1]])
+                for key in typical
+                if only in (None, key[0])
             }
-            return sum(w * _mean(groups[key]) for key, w in weights.items()) / sum(weights.values())
+            means = {key: fmean(value(step) for step in typical[key]) for key in weights}
+            return sum(w * means[key] for key, w in weights.items()) / sum(weights.values())
+
+        typical: dict[tuple[int, int | None], list[TimedStep]] = {}
+        for step in sorted(timed, key=lambda t: sum(t.seconds.values())):
+            typical.setdefault((step.number, step.source), []).append(step)
+        typical = {key: steps[1:-1] or steps for key, steps in typical.items()}
 
         groups: dict[tuple[int, int | None], list[MemoryStep]] = {}
-        for step in memory:
-            groups.setdefault((step.number, step.source), []).append(step)
+        for watched in memory:
+            groups.setdefault((watched.number, watched.source), []).append(watched)
         peaks = {
-            key: [_mean([step.peaks[i] for step in steps]) for i in range(3)]
+            key: [fmean(step.peaks[i] for step in steps) for i in range(3)]
             for key, steps in groups.items()
         }
         halves = {part: 2.0 if part in ("data", "forward", "backward") else 1.0 for part in PARTS}
@@ -304,7 +318,3 @@ class _Trial:
             passes=passes,
             by_kind=by_kind,
         )
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
