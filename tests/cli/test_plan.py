@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from tests.serving.tiny_folder import write_tiny_folder
 from triptych.cli.main import main
 from triptych.cli.plan import suggested_command
 from triptych.cli.train import read_config
@@ -38,6 +39,19 @@ def test_a_row_for_each_way_to_share_the_work(capsys):
     count = count_run(build_recipe("mplug.pretrain", "large"))
     assert by_kind["ddp"]["weights"] == 4 * count.state.all().trained
     assert by_kind["ddp"]["queue"] == 65_536 * (2 * 256 * 4 + 2 * 8) + 2 * 8
+
+
+def test_parts_that_are_not_trained_have_no_gradients_on_paper(capsys, tmp_path):
+    start = write_tiny_folder(tmp_path / "model", "pretraining")
+    command = (*PAPER, "mplug.pretrain", "--scale", "tiny", "--init-from", str(start))
+    (whole, *_) = rows(capsys, *command)
+    (frozen, *_) = rows(capsys, *command, "--freeze", "visual_encoder.*")
+    (low, *_) = rows(capsys, *command, "--lora.rank", "2")
+    for fewer, more in ((frozen, whole), (low, frozen)):
+        assert fewer["memory"]["gradients"] < more["memory"]["gradients"]
+        assert fewer["memory"]["optimizer"] < more["memory"]["optimizer"]
+        assert fewer["memory"]["teacher"] > more["memory"]["teacher"]
+    assert low["memory"]["copies"] > low["memory"]["gradients"]  # casts of frozen blocks are kept
 
 
 def test_the_table_says_that_it_is_paper(capsys):

@@ -306,8 +306,11 @@ def _copies(state: StateCount, setting: ScaleSetting, work: StepWork | None) -> 
     times, or once a chunk, for the backward pass of the first entry.
     """
     counts = state.all()
-    # autograd keeps the cast weights for the backward pass; selective recomputation casts again
-    cast = state.root.trained if setting.recompute == "selective" else counts.trained
+    # autograd keeps the cast weights for the backward pass, of frozen blocks too, since gradients
+    # pass through them; selective recomputation casts those of blocks again
+    cast = state.root.trained
+    if setting.recompute != "selective":
+        cast += sum(unit.trained + unit.frozen for unit in state.units.values())
     casts = float(setting.copied * cast)
     if setting.parallel in ("none", "ddp"):
         return casts

@@ -30,6 +30,7 @@ from triptych.train.estimate import (
 from triptych.train.hardware import Hardware
 from triptych.train.optim import is_block_matrix
 from triptych.train.work import Recompute, StepWork
+from triptych.workflows.adapting import adapt_model, freeze_parts
 from triptych.workflows.new_model import choose_fusion
 
 FEWEST_SAMPLES = 16
@@ -55,7 +56,8 @@ def count_run(config: RunConfig) -> RunCount:
     """Count the parameters and the work of a run; nothing is allocated and no data is read.
 
     Raises:
-        ConfigError: The task does not train such a model, or does not say what a step computes.
+        ConfigError: The task does not train such a model, or does not say what a step computes; or
+            a pattern of what is adapted or frozen matches nothing.
     """
     work = task_spec(config.task).work
     if work is None:
@@ -66,7 +68,9 @@ def count_run(config: RunConfig) -> RunCount:
         )
     with torch.device("meta"):
         model = model_on_paper(config)
+        adapt_model(config, model)
         task = build_task(config.task, model, Tokenizer.without_words())
+    freeze_parts(config, task)
     muon = config.optim.muon_learning_rate is not None
     state = count_state(task.modules, is_block_matrix) if muon else count_state(task.modules)
     return RunCount(state, work(config.task, model.config, config.captions.max_text_tokens))
