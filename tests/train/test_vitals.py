@@ -84,6 +84,20 @@ def test_a_resumed_run_logs_the_same_numbers(tmp_path):
         assert all(name in line for line in whole), name
 
 
+def test_only_the_batch_of_a_logged_step_is_measured():
+    task = WatchedToy()
+    task.modules.train()
+    vitals = Vitals(task, {}, is_vision=is_vision, num_columns=4, active=True)
+    batch = next(iter(toy_batches(0)))
+    task.losses(batch, active=frozenset())
+    assert vitals.of_batch(due=False) == {}
+    vitals.see(batch, frozenset(), due=True)  # the next batch: say, of images alone
+    assert vitals.of_batch(due=True) == {}
+    vitals.see(batch, frozenset(), due=True)
+    task.losses(batch, active=frozenset())
+    assert "embedding/image_cosine" in vitals.of_batch(due=True)
+
+
 def test_a_frozen_image_side_is_told_by_its_change(tmp_path):
     task = ToyTask()
     task.model.visual_encoder.requires_grad_(False)

@@ -101,8 +101,8 @@ class WatchedTask(Protocol):
     def batch_vitals(self) -> dict[str, Tensor]:
         """Return scalars of the last micro-batch, whose names have a slash.
 
-        Called once after each micro-batch's `losses`; they are means over the micro-batches, the
-        processes and the steps of a line.
+        Called after each micro-batch's `losses` of a step that is logged, where they are means over
+        the micro-batches and the processes, and once before it, to drop what is older.
         """
         ...
 

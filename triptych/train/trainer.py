@@ -341,7 +341,8 @@ class Trainer:
                 last=number == self.split.accumulate - 1,
                 mark=self.mark,
             )
-            micro_losses.append(losses | self.vitals.of_batch())
+            is_logged = self._is_logged(self.step + 1)
+            micro_losses.append(losses | self.vitals.of_batch(due=is_logged))
         self.mark("update")
         values = self._update(micro_losses, scale, stop=guard.requested is not None)
         self.step += 1

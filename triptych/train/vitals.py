@@ -62,6 +62,8 @@ class Vitals:
             objectives: Those that can be computed on it; the labels of these are counted.
             due: Whether the step is logged; others are not looked at, to save time.
         """
+        if due:
+            self.of_batch(due=True)  # of an earlier batch, which had pairs where this may have none
         if not (self._active and due):
             return
         for name in self._counts.keys() & objectives:
@@ -70,9 +72,13 @@ class Vitals:
                 self._counts[name].add(*found)
         self._of_step |= inputs(batch)
 
-    def of_batch(self) -> dict[str, Tensor]:
-        """Return the task's own scalars of the last micro-batch, on the training device."""
-        return self._task.batch_vitals() if isinstance(self._task, WatchedTask) else {}
+    def of_batch(self, *, due: bool) -> dict[str, Tensor]:
+        """Return the task's own scalars of the last micro-batch, on the training device.
+
+        Args:
+            due: Whether the step is logged; there are none of others, to save time.
+        """
+        return self._task.batch_vitals() if due and isinstance(self._task, WatchedTask) else {}
 
     def before_update(self, *, due: bool) -> None:
         """Note the weights, if the step is logged."""
