@@ -106,21 +106,17 @@ class Rehearsal:
     _over_heaviest: float = 1.0
 
     def begin(self, setting: Setting) -> Rehearsed:
-        """Measure the run's own setting in all kinds of steps, after a look at two samples.
+        """Measure the run's own setting in all kinds of steps, after a look at a few samples.
 
         The look decides which batch sizes are measured, here and in other settings.
         """
-        first = min(2, self.most)
-        trainer = self._trainer(setting, first, first if setting.cached else None)
+        size = min(2, self.most)
+        trainer = self._trainer(setting, size, size if setting.cached else None)
         self.kinds = step_kinds(trainer.objectives, self.run.config.train.max_steps)
-        look = self._measure(setting, first, first if setting.cached else None, self.kinds[-1:])
-        room = self.limit - self._known().resident
-        size = first
-        while (
-            2 * size <= self.most
-            and 2 * size / first * 2 * look.micro_s <= LONG_STEP_S
-            and 2 * size / first * max(look.peaks) <= room
-        ):
+        look = self._look(setting, size)
+        if look.allows(8, self):  # two samples say little of what a sample costs in a larger batch
+            size, look = 8, self._look(setting, 8)
+        while look.allows(2 * size, self):
             size *= 2
         # Far apart, so that what one measurement is off by counts little in a line beyond them.
         self.sizes = (size // 4, size) if size >= 4 else (size,)
@@ -129,6 +125,11 @@ class Rehearsal:
         alone = found[-1].by_kind[self._heaviest.number][1]
         self._over_heaviest = found[-1].micro_s / alone
         return self._rehearsed(setting, found, 1.0)
+
+    def _look(self, setting: Setting, samples: int) -> _Look:
+        chunk = samples if setting.cached else None
+        trial = self._measure(setting, samples, chunk, self.kinds[-1:])
+        return _Look(samples, 2 * trial.micro_s, max(trial.peaks))
 
     def measure(self, setting: Setting) -> Rehearsed:
         """Measure another setting, in the kind of step that takes most memory."""
@@ -233,6 +234,25 @@ class Rehearsal:
             sizes=tuple(dict.fromkeys(t.samples for t in trials)),
             parts=last.parts,
             passes=last.passes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What a step of two micro-batches took, of so many samples each."""
+
+    samples: int
+    step_s: float
+    peak: float
+
+    def allows(self, samples: int, rehearsal: Rehearsal) -> bool:
+        """Return whether larger ones are short and fit, if a sample costs as much in them."""
+        more = samples / self.samples
+        room = rehearsal.limit - rehearsal._known().resident
+        return (
+            self.samples < samples <= rehearsal.most
+            and more * self.step_s <= LONG_STEP_S
+            and more * self.peak <= room
         )
 
 
