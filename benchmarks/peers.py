@@ -4,8 +4,14 @@ A contest is one piece of work by two sides: of equal sizes, on random weights (
 downloaded), in turn in one process, each round in another order. Where a side can compute in
 several precisions, each is timed, and the one with the lowest median counts for it. The figure is
 the median over rounds of the ratio of two runs of the same round, the peer's time over ours; its
-range is told too. Each peer comes from its package, at the version that is told, and is called as
-its documentation says; `called` says how.
+range is told too. `same_way` has this ratio for each way that both sides have, such as a
+precision. Each peer comes from its package, at the version that is told, and is called as its
+documentation says; `called` says how.
+
+Peers that are not among Triptych's extras are installed into a folder of their own:
+
+    pip install --no-deps --target runs/peers_site -r benchmarks/peers-requirements.txt
+    PYTHONPATH=runs/peers_site python -m benchmarks.peers --only itc_step
 
 `--write` stores the figures in benchmarks/results/peers.json and leaves those of other contests
 there as they are.
@@ -20,12 +26,10 @@ import argparse
 import importlib
 import json
 import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from importlib.metadata import version
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
-
-import torch
 
 from benchmarks.pages.gather import RESULTS
 from benchmarks.speed.mplug_timing import (
@@ -72,15 +76,18 @@ class Contest:
         key: Its figure.
         package: Of the peer, as installed.
         build: "MODULE:FUNCTION", which makes the `Work`; imported when the contest is run.
+        title: The work, in words.
         called: How each side is called.
-        bar: What the figure should reach; None where it is reported alone.
+        bars: What the figure should reach, by way: "best" compares the better way of each side,
+            another name the way of that name of both; empty where it is reported alone.
     """
 
     key: str
     package: str
     build: str
+    title: str
     called: str
-    bar: float | None = None
+    bars: Mapping[str, float] = field(default_factory=dict)
 
     def work(self) -> Work:
         """Build both sides."""
@@ -91,8 +98,14 @@ class Contest:
 
 BLIP_CAPTIONS = (
     "BlipForConditionalGeneration.generate(pixel_values, num_beams=5, min_new_tokens=20, "
-    "max_new_tokens=20); bf16: weights in bf16. Ours: Captioning.search, as Engine.caption does; "
-    "bf16: autocast."
+    "max_new_tokens=20); bf16: weights in bf16. Ours: beam_search on a SlotDecoder, as "
+    "Engine.caption does; bf16: autocast."
+)
+STEP = "backward, clipping, fused AdamW"
+CLIP_STEP = (
+    f"model(image, text), ClipLoss, as its train_one_epoch does; {STEP}. Ours: ITC alone, without "
+    f"queue and momentum teacher, as the trainer steps; {STEP}. bf16: autocast on both sides. "
+    "open_clip pads every text to 77 tokens and computes all; ours skips padding."
 )
 CONTESTS = {
     **{
@@ -100,8 +113,9 @@ CONTESTS = {
             f"caption_over_blip_{size}",
             "transformers",
             f"benchmarks.speed.peers_blip:captions_{size}",
+            f"captions of {size} images, 5 beams, 20 tokens, base size",
             BLIP_CAPTIONS,
-            bar=None if size == 16 else 3.0,
+            bars={} if size == 16 else {"best": 3.0},
         )
         for size in (1, 8, 16)
     },
@@ -109,77 +123,130 @@ CONTESTS = {
         "itm_over_blip",
         "transformers",
         "benchmarks.speed.peers_blip:matching",
+        "matching scores of 64 texts of one image, base size",
         "BlipForImageTextRetrieval: its vision_model once an image, its text_encoder and itm_head "
         "for 64 texts; bf16: weights in bf16. Ours: match_pairs, as Engine.match does; bf16: "
         "autocast.",
-        bar=3.0,
+        bars={"best": 3.0},
     ),
+    **{
+        name: Contest(
+            f"{name}_over_open_clip",
+            "open_clip_torch",
+            f"benchmarks.speed.peers_clip:{name}",
+            title,
+            CLIP_STEP,
+            bars={"fp32": 1.0, "bf16": 1.3} if name == "itc_step" else {},
+        )
+        for name, title in (
+            ("itc_step", "a contrastive training step on 8 pairs, ViT-B/16, captions as in CC3M"),
+            ("itc_step_full", "the same step on texts of 77 tokens, without padding"),
+        )
+    },
     "flava_step": Contest(
         "step_over_transformers",
         "transformers",
         "benchmarks.speed.peers_flava:step",
-        "FlavaForPreTraining(..., return_loss=True), backward, clipping, fused AdamW; ours: "
-        "FLAVAPretraining with the same weights, and the same rest. bf16: autocast on both sides.",
+        "FLAVA's training step on 8 pairs, released size",
+        f"FlavaForPreTraining(..., return_loss=True), {STEP}; ours: FLAVAPretraining with the "
+        "same weights, and the same rest. bf16: autocast on both sides.",
+        bars={"bf16": 2.0},
     ),
     "flava_retrieval": Contest(
         "retrieval_over_transformers",
         "transformers",
         "benchmarks.speed.peers_flava:retrieval",
+        "zero-shot retrieval by FLAVA: embeddings and cosines of 16 images and 16 texts",
         "FlavaModel.get_image_features and get_text_features of texts padded to 77, as its "
         "processor does, and the products of the first tokens; bf16: weights in bf16. Ours: "
         "encode and embed, as Engine.embed_images and embed_texts do; bf16: autocast.",
     ),
+    "embed_files": Contest(
+        "embed_files_over_sentence_transformers",
+        "sentence-transformers",
+        "benchmarks.speed.peers_clip:embed_files",
+        "embedding JPEGs of 640 x 480 from files, ViT-B/32",
+        "SentenceTransformer(folder).encode(paths, batch_size=64), CLIPModel of transformers in "
+        "the folder; bf16: weights in bf16. Ours: build_index, as `triptych index`, of a model "
+        "whose image tower has the same weights, batches of 64; bf16: autocast.",
+    ),
 }
 
-DECODING = (
-    "Image.open(...).resize((256, 256), BICUBIC), or with draft where it trains; cv2.imdecode and "
-    "resize by INTER_AREA, in training with IMREAD_REDUCED_COLOR_8. Ours: decode_image and resize "
-    "in evaluation; in training the loader, which also draws a crop."
-)
-CONTESTS |= {
-    name: Contest(f"{name}_over", package, f"benchmarks.speed.peers_data:{name}", DECODING)
-    for name, package in (
-        ("decode_pillow", "pillow"),
-        ("decode_cv2", "opencv-python-headless"),
-        ("train_decode_pillow", "pillow"),
-        ("train_decode_cv2", "opencv-python-headless"),
-    )
+DECODING = {
+    "decode": "Image.open(...).resize((256, 256), BICUBIC); cv2.imdecode and resize by "
+    "INTER_AREA. Ours: decode_image and resize, as in evaluation, on Pillow's bicubic filter.",
+    "train_decode": "Image.open(...), draft, resize; cv2.imdecode with IMREAD_REDUCED_COLOR_8 and "
+    "resize by INTER_AREA. Ours: the loader, which also draws a crop.",
+}
+DECODED = {
+    "decode": "JPEGs of 640 x 480, every pixel, to 256 px",
+    "train_decode": "JPEGs of 4000 x 3000 at reduced size, to 256 px",
 }
 CONTESTS |= {
-    name: Contest(
-        f"{name}_over",
+    f"{kind}_{peer}": Contest(
+        f"{kind}_{peer}_over",
         package,
-        f"benchmarks.speed.peers_data:{name}",
-        "IndexFlatIP.search in float32; usearch's search(..., metric='ip', exact=True) in float16. "
-        "Ours: search_exact over float16 on disk, as an index has them.",
+        f"benchmarks.speed.peers_data:{kind}_{peer}",
+        DECODED[kind],
+        DECODING[kind],
     )
-    for name, package in (
-        ("search_faiss_1", "faiss-cpu"),
-        ("search_faiss_64", "faiss-cpu"),
-        ("search_usearch_1", "usearch"),
-        ("search_usearch_64", "usearch"),
+    for kind in DECODING
+    for peer, package in (("pillow", "pillow"), ("cv2", "opencv-python-headless"))
+}
+CONTESTS |= {
+    f"search_{peer}_{queries}": Contest(
+        f"search_{peer}_{queries}_over",
+        package,
+        f"benchmarks.speed.peers_data:search_{peer}_{queries}",
+        f"exact search, the first 10 of 100,000 vectors of width 256, queries: {queries}",
+        f"{called}. Ours: search_exact over float16 on disk, as an index has them.",
     )
+    for peer, package, called in (
+        ("faiss", "faiss-cpu", "IndexFlatIP.search in float32"),
+        ("usearch", "usearch", "search(..., metric='ip', exact=True) in float16"),
+    )
+    for queries in (1, 64)
 }
 
 
 def measure(name: str, rounds: int, clock: str) -> dict[str, Any]:
     """Run a contest and return its figure with what a reader must know of it."""
     contest = CONTESTS[name]
+    peer = f"{contest.package} {installed(contest.package)}"
     work = contest.work()
     ways = {f"ours {way}": run for way, run in work.ours.items()}
     ways |= {f"peer {way}": run for way, run in work.peer.items()}
     seconds = time_in_turn(ways, rounds, CLOCKS[clock])
     best = {side: _fastest(seconds, side) for side in ("ours", "peer")}
+    pairs = {way: (f"peer {way}", f"ours {way}") for way in work.ours if way in work.peer}
     return {
         contest.key: speedup(seconds, best["peer"], best["ours"]),
         "range": ratio_range(seconds, best["peer"], best["ours"]),
+        "same_way": {
+            way: {"ratio": speedup(seconds, *both), "range": ratio_range(seconds, *both)}
+            for way, both in pairs.items()
+        },
         "best": best,
         "median_ms": median_ms(seconds),
-        "bar": contest.bar,
-        "peer": f"{contest.package} {version(contest.package)}",
-        "called": contest.called,
+        "peer": peer,
         **work.facts,
     }
+
+
+def installed(package: str) -> str:
+    """Return the version of a peer's package.
+
+    Raises:
+        SystemExit: It is not installed; the message says how to.
+    """
+    try:
+        return version(package)
+    except PackageNotFoundError as error:
+        raise SystemExit(
+            f"{package} is not installed: pip install triptych[bench,search], or, where that does "
+            "not bring it, install benchmarks/peers-requirements.txt as `python -m "
+            "benchmarks.peers --help` says"
+        ) from error
 
 
 def _fastest(seconds: Seconds, side: str) -> str:
@@ -197,13 +264,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("\n".join(f"{name}: {contest.key}" for name, contest in CONTESTS.items()))
         return
     keep_freed_memory()
+    origin = {"commit": current_commit(), "machine": describe_machine()}  # before results change it
     for name in options.only:
         found = measure(name, options.rounds, options.clock) | run_facts(options)
-        found |= {"torch": torch.__version__, "commit": current_commit()}
         print(json.dumps({"contest": name} | found), flush=True)
         if options.write:
             stored = json.loads(STORED.read_text()) if STORED.exists() else {}
-            write_json(STORED, stored | {name: found | {"machine": describe_machine()}})
+            write_json(STORED, stored | {name: found | origin})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Write docs/results.md, docs/efficiency.md with its figures, the tables of README, docs/scale.md,
-docs/studies.md and docs/how-to/search.md, and what the report of a shortened demo compares itself
-with.
+"""Write docs/results.md, docs/efficiency.md with its figures, docs/studies.md, docs/peers.md, the
+tables of README, docs/scale.md and docs/how-to/search.md, and what the report of a shortened demo
+compares itself with.
 
 Reads `benchmarks/results`, and measures nothing.
 
@@ -14,7 +14,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from benchmarks.pages import efficiency_page, results_page, scale_page, serving, studies_page
+from benchmarks.pages import (
+    efficiency_page,
+    peers_page,
+    results_page,
+    scale_page,
+    serving,
+    studies_page,
+)
 from benchmarks.pages.gather import RESULTS, ROOT
 
 PAGES: dict[str, Callable[[Path, str], str]] = {
@@ -27,6 +34,7 @@ PAGES: dict[str, Callable[[Path, str], str]] = {
     "README.md": results_page.readme,
     "docs/scale.md": scale_page.scale_page,
     "docs/studies.md": studies_page.studies_page,
+    "docs/peers.md": peers_page.peers_page,
     "triptych/demo/whole_demo.json": results_page.whole_demo,
     "docs/how-to/search.md": serving.search_page,
 }
