@@ -30,7 +30,7 @@ is told only where the whole range lies on one side of 1.
 
 Each peer comes from its package and is called as its own documentation says.
 `python -m benchmarks.peers --write` measures and stores, and `python -m benchmarks.pages` wrote
-this page from [benchmarks/results/peers.json](../benchmarks/results/peers.json). Times are of one
+this page from `benchmarks/results/peers.json`. Times are of one
 machine each: compare ratios.
 
 open_clip and sentence-transformers are installed beside Triptych, into a folder of their own:
