@@ -32,6 +32,12 @@ def format_value(figure: Mapping[str, Any]) -> str:
     return text
 
 
+def machine_name(machine: Mapping[str, str]) -> str:
+    """Return processor, bf16 and torch of a machine."""
+    bf16 = machine.get("bf16") or "unknown"
+    return f"{machine['CPU']}, bf16: {bf16}; torch {machine['torch']}"
+
+
 def fill_blocks(page: str, contents: Mapping[str, str]) -> str:
     """Return a page with new text between `<!-- NAME -->` and `<!-- /NAME -->`.
 

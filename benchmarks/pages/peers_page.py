@@ -13,8 +13,7 @@ from typing import Any
 
 from benchmarks.pages.efficiency_chart import format_number
 from benchmarks.pages.gather import load_json
-from benchmarks.pages.markdown import make_table
-from benchmarks.pages.results_page import machine_name
+from benchmarks.pages.markdown import machine_name, make_table
 from benchmarks.peers import CONTESTS, STORED, Contest
 
 EVEN = 0.02

@@ -16,14 +16,21 @@ from benchmarks.pages.flava import FLAVA
 from benchmarks.pages.foundation import FOUNDATION
 from benchmarks.pages.gather import Benchmark, load_json
 from benchmarks.pages.lab import LAB
-from benchmarks.pages.markdown import fill_blocks, format_value, make_row, make_table
+from benchmarks.pages.markdown import (
+    fill_blocks,
+    format_value,
+    machine_name,
+    make_row,
+    make_table,
+)
 from benchmarks.pages.mplug import MPLUG
 from benchmarks.pages.reliability import RELIABILITY
 from benchmarks.pages.serving import SERVING
+from benchmarks.pages.speed import SPEED
 from benchmarks.pages.tasks import TASKS
 from benchmarks.pages.vlmo import VLMO
 
-BENCHMARKS = (FOUNDATION, MPLUG, VLMO, FLAVA, ENGINE, TASKS, SERVING, RELIABILITY, LAB)
+BENCHMARKS = (FOUNDATION, MPLUG, VLMO, FLAVA, ENGINE, TASKS, SERVING, RELIABILITY, LAB, SPEED)
 
 SMALL_DEMO = "demo_small.json"
 VERDICTS = {True: "met", False: "**not met**", None: "not measured"}
@@ -55,12 +62,6 @@ that was measured.
 """
 
 
-def machine_name(machine: Mapping[str, str]) -> str:
-    """Return processor, bf16 and torch of a machine."""
-    bf16 = machine.get("bf16") or "unknown"
-    return f"{machine['CPU']}, bf16: {bf16}; torch {machine['torch']}"
-
-
 def section(benchmark: Benchmark, result: Mapping[str, Any], machines: dict[str, str]) -> str:
     """Return the table of one benchmark.
 
@@ -71,7 +72,10 @@ def section(benchmark: Benchmark, result: Mapping[str, Any], machines: dict[str,
     """
     rows = []
     for key, what in benchmark.what.items():
-        figure = result["figures"][key]
+        figure = result["figures"].get(key)
+        if figure is None:  # newer than the file
+            rows.append([what, "(not measured yet)", "", "", ""])
+            continue
         name = machine_name(figure.get("machine", result["machine"]))
         letter = machines.setdefault(name, chr(ord("A") + len(machines)))
         bar = figure["bar"]

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pages.gather import STUDIES, load_json, main_comparison
-from benchmarks.pages.markdown import make_table
-from benchmarks.pages.results_page import machine_name
+from benchmarks.pages.markdown import machine_name, make_table
 from triptych.core.config import from_dict
 from triptych.core.reading import parse_yaml
 from triptych.lab.definition import Comparison, Study, built_in_studies

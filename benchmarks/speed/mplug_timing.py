@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +11,12 @@ from typing import Any
 
 import torch
 
+from triptych.core.machine import describe_machine
+
 Seconds = dict[str, list[float]]
+BF16_FLAGS = {"amx": "amx_bf16", "avx512": "avx512_bf16"}
+"""Instructions for bf16, the fastest first, by the processor's name for them."""
+
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
@@ -72,16 +78,42 @@ def build_parser(doc: str | None, rounds: int) -> argparse.ArgumentParser:
         default="wall",
         help="cpu: seconds of this process, for a look on a busy machine with one thread",
     )
+    parser.add_argument(
+        "--needs",
+        choices=("bf16", *BF16_FLAGS),
+        help="what this processor must have for bf16, and nothing better; without it, the figures "
+        "are told as not measured",
+    )
     return parser
 
 
 def start(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parse, and set the threads and the seed."""
+    """Parse, and set the threads and the seed.
+
+    Raises:
+        SystemExit: The processor lacks what the options need, which was printed as JSON.
+    """
     options = parser.parse_args(arguments)
+    if reason := lacks(options.needs, describe_machine()["bf16"]):
+        print(json.dumps({"not_measured": reason}))
+        raise SystemExit(0)
     if options.num_threads is not None:
         torch.set_num_threads(options.num_threads)
     torch.manual_seed(0)
     return options
+
+
+def lacks(needs: str | None, bf16: str) -> str | None:
+    """Return why a processor cannot give a figure; None if it can.
+
+    Args:
+        needs: Of the options.
+        bf16: The processor's instructions for it, in words.
+    """
+    best = next((name for name, flag in BF16_FLAGS.items() if flag in bf16), None)
+    if needs is None or best == needs or (needs == "bf16" and best is not None):
+        return None
+    return f"needs a processor whose best instructions for bf16 are {needs}; here: {bf16}"
 
 
 def run_facts(options: argparse.Namespace) -> dict[str, Any]:
