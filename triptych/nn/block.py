@@ -183,6 +183,7 @@ class Block(nn.Module):
         grid: TokenGrid | None = None,
         memory_grid: TokenGrid | None = None,
         readers: TokenGrid | None = None,
+        memory_index: Tensor | None = None,
     ) -> Tensor:
         """Transform sequences.
 
@@ -196,12 +197,14 @@ class Block(nn.Module):
                 `readers` or `grid` if absent.
             readers: Places, in a grid of the shape of `grid`, of those packed tokens that somebody
                 reads; all tokens are attended, but the others are not transformed.
+            memory_index: (R,) int64, the row of the memory that each row of queries reads, where
+                these are not the same; what is projected is selected.
 
         Returns:
             Of the shape of `x`, or the packed tokens at `readers`.
         """
         memory_grid = memory_grid or readers or grid
-        inputs = x, bias, memory, memory_bias, grid, memory_grid, readers
+        inputs = x, bias, memory, memory_bias, grid, memory_grid, readers, memory_index
         return run_recomputed(self._recompute, self._transform, *inputs)
 
     def joint(
@@ -236,11 +239,12 @@ class Block(nn.Module):
         grid: TokenGrid | None,
         memory_grid: TokenGrid | None,
         readers: TokenGrid | None,
+        memory_index: Tensor | None,
     ) -> Tensor:
         if grid is None:
             x = x + self.dropout(self._normed(self.attention_norm, x, self.attention, bias))
             x = x if self.pre_norm else self.attention_norm(x)
-            return self._after_attention(x, memory, memory_bias, memory_grid)
+            return self._after_attention(x, memory, memory_bias, memory_grid, memory_index)
         normed = self.attention_norm(x) if self.pre_norm else x
         asking = None
         if readers is not None:
@@ -248,7 +252,7 @@ class Block(nn.Module):
             x, asking = x.index_select(0, index), normed.index_select(0, index)
         x = x + self.dropout(self.attention(normed, bias, asking, grid, readers))
         x = x if self.pre_norm else self.attention_norm(x)
-        return self._after_attention(x, memory, memory_bias, memory_grid)
+        return self._after_attention(x, memory, memory_bias, memory_grid, memory_index)
 
     def _transform_joint(
         self,
@@ -322,11 +326,14 @@ class Block(nn.Module):
         memory: Memory | Tensor | None,
         memory_bias: Tensor | None,
         memory_grid: TokenGrid | None = None,
+        memory_index: Tensor | None = None,
     ) -> Tensor:
         if self.cross_attention is not None and memory is not None:
             if isinstance(memory, Tensor):
                 num_queries = x.shape[1] if memory_grid is None else memory_grid.width
                 memory = self.cross_attention.prepare(memory, num_queries)
+            if memory_index is not None:
+                memory = memory.select(memory_index)
             normed = self.cross_norm(x) if self.pre_norm else x
             x = x + self.dropout(self.cross_attention(normed, memory, memory_bias, memory_grid))
             x = x if self.pre_norm else self.cross_norm(x)

@@ -39,6 +39,11 @@ class TokenGrid:
         tokens[slots] = torch.arange(len(slots), device=slots.device)
         return cls(num_rows, width, slots, tokens)
 
+    @staticmethod
+    def counts_at_once(x: Tensor) -> bool:
+        """Whether the host knows at once how many entries of a tensor are so and so: on a CPU."""
+        return not x.is_cuda
+
     @classmethod
     def of(cls, mask: Tensor, embed_dim: int) -> TokenGrid:
         """Return the grid of the True entries of a mask (R, W) bool, in row-major order.
@@ -48,7 +53,7 @@ class TokenGrid:
         would have to be waited for to learn how many tokens there are.
         """
         num_rows, width = mask.shape
-        if embed_dim < PACKED_FROM or mask.is_cuda or torch.compiler.is_exporting():
+        if embed_dim < PACKED_FROM or not cls.counts_at_once(mask) or torch.compiler.is_exporting():
             return cls(num_rows, width)
         slots = mask.flatten().nonzero()[:, 0]
         if len(slots) == num_rows * width:

@@ -16,6 +16,7 @@ from triptych.models.mplug.config import MPLUGConfig, strided_layers
 from triptych.models.mplug.fusion import SkipConnectedFusion, build_fusion
 from triptych.models.mplug.model import MPLUG
 from triptych.nn.init import init_weights
+from triptych.nn.packing import TokenGrid
 
 pytestmark = pytest.mark.usefixtures("packed_at_any_width")
 
@@ -173,6 +174,21 @@ def test_states_that_are_read_do_not_depend_on_the_others(changes, indexed):
     some = fusion(image, text, MASK, index, read)
     torch.testing.assert_close(some[0], every[0], **CLOSE)
     torch.testing.assert_close(some[1][read & MASK], every[1][read & MASK], **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["skip_connected", "asymmetric_co_attention", "co_attention"])
+def test_rows_of_an_image_are_grouped_or_not(name, monkeypatch):
+    """A device whose host does not know how many texts read an image computes the same."""
+    fusion = _fusion(fusion=name)
+    image, text = (x.requires_grad_() for x in _states(2))
+    found = []
+    for groups in (True, False):
+        with monkeypatch.context() as patch:
+            patch.setattr(TokenGrid, "counts_at_once", staticmethod(lambda _, yes=groups: yes))
+            states = fusion(image, text, MASK, IMAGE_INDEX, MASK)[1] * MASK[..., None]
+        found.append((states, *torch.autograd.grad(states.square().sum(), (image, text))))
+    for first, second in zip(*found, strict=True):
+        torch.testing.assert_close(first, second, **CLOSE)
 
 
 def test_unread_states_are_not_computed():

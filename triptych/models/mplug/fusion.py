@@ -117,7 +117,8 @@ class SkipConnectedFusion(nn.Module):
                 if read is not None and layer + 1 == len(self.blocks):
                     wanted = TokenGrid.of(text_mask & read, text.shape[-1])
                     readers = _readers(wanted, image, image_index)
-                x = block(x, bias, image, None, rows, readers, wanted)
+                chosen = _chosen(image, image_index)
+                x = block(x, bias, image, None, rows, readers, wanted, chosen)
         return self.image_norm(image), (wanted or rows).pad(self.final_norm(x)), image_index
 
 
@@ -160,7 +161,8 @@ class CoAttentionFusion(nn.Module):
         for text_block, image_block in pairs:
             seen = _normed(image_block, image)
             words = rows.pad(_normed(text_block, x))  # (M, L, D)
-            x = text_block(x, bias, seen, None, rows, readers)
+            chosen = _chosen(image, image_index)
+            x = text_block(x, bias, seen, None, rows, readers, None, chosen)
             image = image_block(_each(image, image_index), None, words, bias)
             image_index, readers = None, rows
         return self.image_norm(image), rows.pad(self.final_norm(x)), None
@@ -196,8 +198,19 @@ def build_fusion(config: MPLUGConfig) -> nn.Module:
 
 
 def _readers(rows: TokenGrid, image: Tensor, image_index: Tensor | None) -> TokenGrid:
-    """Return the grid in which all tokens that read an image share its row."""
-    return rows if image_index is None else rows.group_rows(image_index, len(image))
+    """Return the grid in which all tokens that read an image share its row.
+
+    How wide it is depends on how many texts read one image. A device that would have to be waited
+    for to learn that has a row a text, and keys and values of its image for each (`_chosen`).
+    """
+    if image_index is None or not TokenGrid.counts_at_once(image):
+        return rows
+    return rows.group_rows(image_index, len(image))
+
+
+def _chosen(image: Tensor, image_index: Tensor | None) -> Tensor | None:
+    """Return the image of each row of `_readers`, where these are not the images in order."""
+    return None if TokenGrid.counts_at_once(image) else image_index
 
 
 def _each(image: Tensor, image_index: Tensor | None) -> Tensor:
