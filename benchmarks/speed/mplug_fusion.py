@@ -121,8 +121,6 @@ def summary(cases: dict[str, Case], options: Any) -> dict[str, Any]:
         "fusion_s3_over_coattention": speedup(seconds, CO_ATTENTION, OURS),
         "fusion_s3_over_connected": speedup(seconds, CONNECTED, OURS),
     }
-    if cases[OURS].precision == "bf16":
-        figures |= {f"{name}_bf16": value for name, value in figures.items()}
     ranges = {other: ratio_range(seconds, other, OURS) for other in (CO_ATTENTION, CONNECTED)}
     return figures | {
         "ranges": ranges,

@@ -9,8 +9,7 @@ A step of `mplug_step.py` under torch's profiler, the fast path and the plain on
 
 `step_outside_products` is the share of the fast step that is no product, and `limit_over_plain`
 what the plain step would be over it if products took no time at all: whatever a precision does to
-the products alone, the ratio of the two steps stays below that. In bf16 the first is
-`outside_products_share`, too.
+the products alone, the ratio of the two steps stays below that.
 
     python -m benchmarks.speed.mplug_profile --rounds 3
 """
@@ -133,10 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             rounds.append(profile_step(stepper, name, precision))
     facts = {"precision": precision, "micro_batch": options.micro_batch}
     facts |= {"accumulate": options.accumulate, "distill": True}
-    found = summarise(seconds)
-    if precision == "bf16":
-        found |= {"outside_products_share": found["step_outside_products"]}
-    print(json.dumps(found | facts | run_facts(options)))
+    print(json.dumps(summarise(seconds) | facts | run_facts(options)))
 
 
 if __name__ == "__main__":
