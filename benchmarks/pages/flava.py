@@ -105,7 +105,7 @@ FLAVA = Benchmark(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser(FLAVA, __doc__).parse_args(arguments)
-    return gather(FLAVA, options, partial(study_figures, STUDIES, FLAVA.prefix))
+    return gather(FLAVA, options, partial(study_figures, STUDIES))
 
 
 if __name__ == "__main__":

@@ -174,35 +174,25 @@ def part_figures(part: Part, stored: Mapping[str, Any], details: Sequence[str] =
     }
 
 
-def study_figures(studies: Mapping[str, str], prefix: str) -> Figures:
+def study_figures(studies: Mapping[str, str]) -> Figures:
     """Return figures that stored studies give: the differences of their main comparisons.
-
-    A study that was not run yet leaves what a program of an earlier commit measured, if it did.
 
     Args:
         studies: By figure, the study.
-        prefix: Of the files with such earlier measurements.
 
     Raises:
-        DataError: Neither is stored.
+        DataError: One is not stored.
     """
     figures: Figures = {}
     for key, name in studies.items():
-        path, earlier = STUDIES / f"{name}.json", STUDIES.parent / f"{prefix}{key}.json"
-        is_earlier = earlier.is_file() and not path.is_file()
-        stored = load_json(earlier if is_earlier else path)
-        origin = {name: stored[name] for name in ("command", "commit", "machine")}
-        if is_earlier:
-            output = {name: stored["output"][name] for name in ("low", "high", "protocol")}
-            figures[key] = {"value": stored["output"][key], **output, **origin}
-            continue
+        stored = load_json(STUDIES / f"{name}.json")
         main = main_comparison(stored)
         figures[key] = {
             "value": main["mean"],
             **{end: main[end] for end in ("low", "high") if main[end] is not None},
             "protocol": f"{main['first']} minus {main['second']}, {main['score']}: "
             f"{stored['output']['protocol']}",
-            **origin,
+            **{name: stored[name] for name in ("command", "commit", "machine")},
         }
     return figures
 

@@ -29,7 +29,7 @@ STUDIES = {
     "multiway_gain": "vlmo.multiway",
     "global_negatives_gain": "vlmo.negatives",
 }
-"""Figures that studies give, once they have been run."""
+"""Figures that studies give."""
 
 VLMO = Benchmark(
     name="vlmo",
@@ -83,7 +83,7 @@ VLMO = Benchmark(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser(VLMO, __doc__).parse_args(arguments)
-    return gather(VLMO, options, partial(study_figures, STUDIES, VLMO.prefix))
+    return gather(VLMO, options, partial(study_figures, STUDIES))
 
 
 if __name__ == "__main__":

@@ -70,24 +70,11 @@ def test_a_study_counts_with_three_seeds_and_without_zero(folder, tells, seeds, 
 def test_a_gain_is_the_main_difference_of_its_study(folder, monkeypatch):
     monkeypatch.setattr("benchmarks.pages.gather.STUDIES", folder / "studies")
     with pytest.raises(DataError, match=r"vlmo.multiway.json does not exist"):
-        study_figures({"multiway_gain": "vlmo.multiway"}, "vlmo_")
+        study_figures({"multiway_gain": "vlmo.multiway"})
     (folder / "studies" / "vlmo.multiway.json").write_text(json.dumps(stored(tells=True)))
-    found = study_figures({"multiway_gain": "vlmo.multiway"}, "vlmo_")["multiway_gain"]
+    found = study_figures({"multiway_gain": "vlmo.multiway"})["multiway_gain"]
     assert (found["value"], found["low"], found["command"]) == (0.1, 0.05, "triptych compare")
     assert found["protocol"] == "multiway minus standard, recall_mean: Scale tiny."
-
-
-def test_a_study_that_was_not_run_leaves_what_was_measured_before(folder, monkeypatch):
-    monkeypatch.setattr("benchmarks.pages.gather.STUDIES", folder / "studies")
-    earlier = stored(tells=True) | {"command": "python -m old", "output": {
-        "multiway_gain": -0.1, "low": -0.4, "high": 0.2, "protocol": "words"
-    }}  # fmt: skip
-    (folder / "vlmo_multiway_gain.json").write_text(json.dumps(earlier))
-    found = study_figures({"multiway_gain": "vlmo.multiway"}, "vlmo_")["multiway_gain"]
-    assert (found["value"], found["high"], found["command"]) == (-0.1, 0.2, "python -m old")
-    (folder / "studies" / "vlmo.multiway.json").write_text(json.dumps(stored(tells=True)))
-    found = study_figures({"multiway_gain": "vlmo.multiway"}, "vlmo_")["multiway_gain"]
-    assert found["value"] == 0.1
 
 
 @pytest.mark.parametrize("name", STORED)
