@@ -17,6 +17,7 @@ from benchmarks.pages.efficiency_chart import Bar, Group, draw_groups, format_nu
 from benchmarks.pages.gather import Part, load_json
 from benchmarks.pages.markdown import fill_blocks, make_table
 from benchmarks.pages.mplug import MPLUG
+from benchmarks.pages.speed import loader_block
 from benchmarks.speed.beam import MEMORY_TOKENS
 from benchmarks.speed.mplug_batch import MAX_TOKENS
 from benchmarks.speed.mplug_flops import base_flops, beam_flops, encoder_flops, rerank_flops, spell
@@ -497,7 +498,8 @@ def efficiency_page(folder: Path, old: str) -> str:
         DataError: A file is missing or of another run, or a table has no block.
     """
     results = load_results(folder)
-    return fill_blocks(old, {name: build(results) for name, build in TABLES.items()})
+    blocks = {name: build(results) for name, build in TABLES.items()}
+    return fill_blocks(old, blocks | {"loader": loader_block(folder)})
 
 
 def draw_networks(title: str, networks: Sequence[Network], reference: Network) -> Markup:

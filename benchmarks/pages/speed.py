@@ -13,10 +13,12 @@ which other processors do not measure.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.pages.gather import (
+    Bar,
     Benchmark,
     Figures,
     Part,
@@ -27,8 +29,10 @@ from benchmarks.pages.gather import (
     load_json,
     read_json_line,
 )
+from benchmarks.pages.markdown import machine_name, make_table
 from benchmarks.pages.peers_page import ratio_of
 from benchmarks.peers import CONTESTS, STORED
+from benchmarks.speed.decode import KINDS
 from triptych.core.machine import current_commit, describe_machine
 
 OVER_PEERS = {
@@ -100,10 +104,14 @@ SPEED = Benchmark(
         "itc_step_over_open_clip_bf16": "the same in bf16",
         "decode_640x480": "training crops of 640 x 480 over the loader at 1.0",
         "decode_12mp": "the same of 4000 x 3000",
+        "decoding_recall_kept": "recall on scenes with it: 95 % interval over whole JPEGs holds 0",
         "host_syncs_per_step": "most waits of a training step for its device, three families",
     },
     prefix="speed_",
-    details=("range", "ranges", "range_fp32", "precision", "by_recipe"),
+    details=(
+        *("range", "ranges", "range_fp32", "precision", "by_recipe"),
+        *("difference", "recall", "factors", "seeds"),
+    ),
     parts=(
         *of_processor("amx"),
         *of_processor("avx512"),
@@ -119,6 +127,7 @@ SPEED = Benchmark(
             ("captions_per_s_batched_over_one_by_one",),
         ),
         Part("decode", ("-m", "benchmarks.speed.decode"), ("decode_640x480", "decode_12mp")),
+        Part("decoding_recall", ("-m", "benchmarks.scenes.decoding"), ("decoding_recall_kept",)),
         Part("host_syncs", ("-m", "benchmarks.speed.host_syncs"), ("host_syncs_per_step",)),
     ),
     bars={
@@ -133,6 +142,7 @@ SPEED = Benchmark(
         **{key: at_least(key, CONTESTS[name].bars[way]) for key, (name, way) in OVER_PEERS.items()},
         "decode_640x480": at_least("decode_640x480", 1.25),
         "decode_12mp": at_least("decode_12mp", 2.5),
+        "decoding_recall_kept": Bar("yes", lambda values: values["decoding_recall_kept"] == "yes"),
         "host_syncs_per_step": at_most("host_syncs_per_step", 1),
     },
 )
@@ -159,6 +169,54 @@ def over_peers() -> Figures:
         limits = result["range"] if way == "best" else result["same_way"][way]["range"]
         figures[key] |= {"range": limits, "peer": result["peer"]}
     return figures
+
+
+def loader_block(folder: Path) -> str:
+    """Return what the loader of training makes a second, and the recall that models reach with it.
+
+    Raises:
+        DataError: Decoding was not measured.
+    """
+    parts = {part.name: part for part in SPEED.parts}
+    stored = load_json(SPEED.stored_path(folder, parts["decode"]))
+    output = stored["output"]
+    rows = []
+    for kind in KINDS:
+        key = kind.name
+        found, bar = output[f"{key}_training"], SPEED.bars[key]
+        met = "met" if bar.is_reached(output) else "**not met**"
+        rows.append(
+            [
+                f"{kind.width} x {kind.height}",
+                f"{output[f'{key}_bits_per_pixel']:.1f}",
+                *(f"{found[side]:.0f}" for side in ("before_per_s", "now_per_s")),
+                f"{found['ratio']:.2f}, {found['lowest']:.2f} to {found['highest']:.2f}",
+                f"{bar.text} {met}",
+            ]
+        )
+    head = ["JPEG", "bits a pixel", "before, images/s", "now, images/s"]
+    lines = [
+        make_table([*head, "ratio, lowest to highest", "target"], rows),
+        f"`{stored['command']}`, commit `{stored['commit'][:12]}`; "
+        f"{machine_name(stored['machine'])}.",
+    ]
+    recall = SPEED.stored_path(folder, parts["decoding_recall"])
+    if recall.is_file():
+        lines.append(recall_line(load_json(recall)))
+    return "\n\n".join(lines)
+
+
+def recall_line(stored: Mapping[str, Any]) -> str:
+    """Return what reduced decoding does to recall."""
+    output = stored["output"]
+    scores = ", ".join(f"{name} {row['mean']:.3f}" for name, row in output["recall"].items())
+    divided = ", ".join(f"{share:.0%} by {factor}" for factor, share in output["factors"].items())
+    low, mean, high = (output["difference"][end] for end in ("low", "mean", "high"))
+    return (
+        f"Recall: {output['protocol']}; sides are divided for {divided} of the crops. Mean recall "
+        f"over {output['seeds']} seeds: {scores}; reduced minus whole {mean:+.3f}, 95 % interval "
+        f"{low:+.3f} to {high:+.3f}.\n`{stored['command']}`, commit `{stored['commit'][:12]}`."
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

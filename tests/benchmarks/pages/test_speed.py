@@ -8,6 +8,7 @@ from benchmarks.pages import speed
 from benchmarks.pages.gather import Part, assemble, part_figures
 from benchmarks.pages.results_page import section
 from benchmarks.peers import CONTESTS
+from benchmarks.scenes import decoding
 from benchmarks.speed.mplug_timing import build_parser, lacks, start
 
 ZEN = {"CPU": "AMD EPYC", "bf16": "avx512_bf16", "torch": "2.13"}
@@ -75,3 +76,34 @@ def test_peers_give_the_figure_of_the_asked_precision(monkeypatch, tmp_path):
 def test_every_figure_over_peers_has_a_target_of_its_contest():
     for key, (name, way) in speed.OVER_PEERS.items():
         assert way in CONTESTS[name].bars and key in speed.SPEED.bars
+
+
+def test_the_loader_has_a_row_a_size_and_the_recall_that_it_leads_to(tmp_path):
+    training = {"ratio": 1.3, "lowest": 1.2, "highest": 1.4, "before_per_s": 380, "now_per_s": 500}
+    output = {"decode_640x480": 1.3, "decode_12mp": 2.4}
+    for key in tuple(output):
+        output |= {f"{key}_training": training, f"{key}_bits_per_pixel": 2.46}
+    origin = {"commit": "a" * 40, "machine": ZEN, "command": "python -m benchmarks.speed.decode"}
+    (tmp_path / "speed_decode.json").write_text(json.dumps(origin | {"output": output}))
+    text = speed.loader_block(tmp_path)
+    assert "| 640 x 480 | 2.5 | 380 | 500 | 1.30, 1.20 to 1.40 | >= 1.25 met |" in text
+    assert "| >= 2.5 **not met** |" in text and "Recall" not in text
+
+    ends = {"mean": -0.01, "low": -0.03, "high": 0.02}
+    recall = {"recall": {"reduced": {"mean": 0.7}, "whole": {"mean": 0.71}}, "difference": ends}
+    recall |= {"factors": {"2": 0.25, "4": 0.75}, "protocol": "4,000 scenes", "seeds": 3}
+    (tmp_path / "speed_decoding_recall.json").write_text(json.dumps(origin | {"output": recall}))
+    text = speed.loader_block(tmp_path)
+    assert "sides are divided for 25% by 2, 75% by 4 of the crops" in text
+    assert "reduced 0.700, whole 0.710; reduced minus whole -0.010, 95 % interval -0.030" in text
+
+
+def test_recall_is_kept_unless_its_interval_lies_below_zero():
+    scores = {"recall_mean": {"mean": 0.5, "low": 0.4, "high": 0.6}}
+    variants = {"reduced": {"scores": scores}, "whole": {"scores": scores}}
+    for high, word in ((0.01, "yes"), (-0.01, "no")):
+        pair = {"main": True, "score": "recall_mean", "mean": -0.05, "low": -0.1, "high": high}
+        found = decoding.figures({"comparisons": [pair], "variants": variants, "seeds": 3})
+        assert found["decoding_recall_kept"] == word
+    assert sum(decoding.factors().values()) == pytest.approx(1)
+    assert max(map(int, decoding.factors())) == 4  # 320 px to 64
