@@ -17,16 +17,18 @@ from benchmarks.pages.efficiency_chart import Bar, Group, draw_groups, format_nu
 from benchmarks.pages.gather import Part, load_json
 from benchmarks.pages.markdown import fill_blocks, make_table
 from benchmarks.pages.mplug import MPLUG
-from benchmarks.pages.speed import loader_block
+from benchmarks.pages.speed import SPEED, loader_block
 from benchmarks.speed.beam import MEMORY_TOKENS
 from benchmarks.speed.mplug_batch import MAX_TOKENS
 from benchmarks.speed.mplug_flops import base_flops, beam_flops, encoder_flops, rerank_flops, spell
 from benchmarks.speed.mplug_fusion import CO_ATTENTION, CONNECTED, OURS, RIVALS, STRIDES
+from benchmarks.speed.mplug_profile import KINDS
 from triptych.core.errors import DataError
 from triptych.models.mplug.config import strided_layers
 from triptych.models.mplug.family import mplug_base_patch16_256
 
 SHOWN: tuple[Part, ...] = tuple(part for part in MPLUG.parts if part.name != "scst")
+PROCESSORS = {"amx": "AMX", "avx512": "AVX512-BF16 without AMX"}
 BEAM_TOKENS = 20
 """Tokens that benchmarks/speed/beam.py generates."""
 
@@ -98,10 +100,12 @@ class Results:
     Attributes:
         figures: By key: value, command, target, whether it is met.
         parts: By name: machine, commit, command, and the output.
+        folder: Where it is stored.
     """
 
     figures: Mapping[str, Mapping[str, Any]]
     parts: Mapping[str, Mapping[str, Any]]
+    folder: Path
 
     def output(self, part: str) -> Mapping[str, Any]:
         """Return what a part printed."""
@@ -124,7 +128,7 @@ def load_results(folder: Path) -> Results:
                     f"{key} is {value} in {MPLUG.name}.json and {printed} in the file of "
                     f"{part.name!r}: gather the figures again"
                 )
-    return Results(figures, parts)
+    return Results(figures, parts, folder)
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,6 +422,33 @@ def profile_table(results: Results) -> str:
     return make_table(["", "one pass per objective", "fast path"], rows)
 
 
+def profile_bf16(results: Results) -> str:
+    """Return where the time of the fast step goes in bf16, and what that bounds, by processor."""
+    parts = {part.name: SPEED.stored_path(results.folder, part) for part in SPEED.parts}
+    outputs = {n: load_json(path)["output"] for n, path in parts.items() if path.exists()}
+    missing = {"not_measured": "not run yet"}
+    rows, lines = [], []
+    for key, name in PROCESSORS.items():
+        output, step = (outputs.get(f"{n}_{key}", missing) for n in ("profile", "step"))
+        if "not_measured" in output:
+            rows.append([name, f"not measured: {output['not_measured']}", *[""] * len(KINDS)])
+            continue
+        seconds = output["seconds"]["fast"]
+        total = sum(seconds.values())
+        cells = [f"{seconds[kind]:.1f} s, {seconds[kind] / total:.0%}" for kind in KINDS]
+        rows.append([name, *cells, f"{total:.1f} s"])
+        if ratio := step.get("step_default_over_plain_fp32"):
+            lines.append(
+                f"- {name}: the step is {ratio:.2f} times as fast as the plain one in fp32. If its "
+                f"products alone took time, it would be {ratio * total / seconds['products']:.2f}."
+            )
+    emulated = "not measured: bf16 would be emulated, so that `auto` takes fp32, as above"
+    rows.append(["AVX2 alone", emulated, *[""] * len(KINDS)])
+    head = ["bf16 on", "products", "copies", "the rest of both passes", "update", "total"]
+    table = make_table(head, rows)
+    return "\n".join([table, "", *lines]) if lines else table
+
+
 def outside_list(results: Results) -> str:
     """Return what the profile says of the ratio that bf16 reaches."""
     output, default = results.output("profile"), results.output("step_default")
@@ -486,6 +517,7 @@ TABLES = {
     "findings": findings_list,
     "speed": speed_table,
     "profile": profile_table,
+    "profile_bf16": profile_bf16,
     "outside": outside_list,
     "memory": memory_table,
 }

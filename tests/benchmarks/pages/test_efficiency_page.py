@@ -22,6 +22,7 @@ from benchmarks.pages.efficiency_page import (
 )
 from benchmarks.pages.gather import RESULTS, ROOT
 from benchmarks.pages.mplug import MPLUG
+from benchmarks.pages.speed import SPEED
 from benchmarks.speed.beam import search
 from benchmarks.speed.mplug_flops import Flops, base_flops, beam_flops, encoder_flops, rerank_flops
 from benchmarks.speed.plain import without_shortcuts
@@ -288,6 +289,26 @@ def test_figures_hold_times_ratios_and_axis(results, tmp_path, name):
 def is_bar(element, kind):
     """Tell a bar from its key in the legend."""
     return element.get("class") == kind and float(element.get("height")) == BAR_HEIGHT
+
+
+def test_the_profile_in_bf16_says_where_it_was_measured(results):
+    seconds = {"products": 6.0, "copies": 1.0, "element_wise": 2.0, "update": 1.0}
+    parts = {part.name: part for part in SPEED.parts}
+    for name, output in {
+        "profile_avx512": {"seconds": {"fast": seconds}},
+        "step_avx512": {"step_default_over_plain_fp32": 2.4},
+        "profile_amx": {"not_measured": "needs AMX"},
+    }.items():
+        path = SPEED.stored_path(results.folder, parts[name])
+        path.write_text(json.dumps({"output": output}))
+    text = TABLES["profile_bf16"](results)
+    found = rows(text.split("\n\n")[0])
+    assert found["AVX512-BF16 without AMX"] == [
+        *("6.0 s, 60%", "1.0 s, 10%", "2.0 s, 20%", "1.0 s, 10%", "10.0 s")
+    ]
+    assert found["AMX"][0] == "not measured: needs AMX"
+    assert "AVX512-BF16 without AMX: the step is 2.40 times" in text
+    assert "it would be 4.00" in text  # 2.4 · 10 / 6
 
 
 def test_every_table_of_the_page_is_written(results, tmp_path):
