@@ -6,23 +6,23 @@ from torch import nn
 
 from triptych.objectives.feature_queue import FeatureQueue
 from triptych.objectives.momentum import MomentumEncoder
-from triptych.objectives.vitals import PairWatch, spread
+from triptych.objectives.vitals import PairWatch, spread_of
 
 
 def test_equal_rows_have_cosine_1_and_no_rank():
-    cosine, rank = spread(torch.tensor([0.6, 0.8]).expand(5, 2))
+    cosine, rank = spread_of(torch.tensor([0.6, 0.8]).expand(5, 2))
     assert cosine.item() == pytest.approx(1.0) and rank.item() == pytest.approx(0.0, abs=1e-4)
 
 
 def test_orthogonal_rows_have_cosine_0_and_full_rank():
-    cosine, rank = spread(torch.eye(6))
+    cosine, rank = spread_of(torch.eye(6))
     assert cosine.item() == pytest.approx(0.0, abs=1e-6)
     assert rank.item() == pytest.approx(5.0, rel=1e-4)  # five equal eigenvalues of the covariance
 
 
 @pytest.mark.parametrize("repeats", [1, 4])
 def test_opposite_rows_lie_on_a_line(repeats):
-    cosine, rank = spread(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]).repeat(repeats, 1))
+    cosine, rank = spread_of(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]).repeat(repeats, 1))
     pairs = 2 * repeats
     assert cosine.item() == pytest.approx(-1 / (pairs - 1), abs=1e-6)
     assert rank.item() == pytest.approx(1.0, rel=1e-4)

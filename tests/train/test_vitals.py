@@ -26,8 +26,8 @@ class WatchedToy(ToyTask):
         self.watch.note_embeddings(rows, rows.flip(0))
         return super().losses(batch, active=active)
 
-    def batch_vitals(self):
-        return self.watch.take()
+    def batch_vitals(self, *, spread):
+        return self.watch.take(spread=spread)
 
     def state_vitals(self):
         return {"temperature": float(self.model.logit_scale.detach())}
@@ -84,18 +84,29 @@ def test_a_resumed_run_logs_the_same_numbers(tmp_path):
         assert all(name in line for line in whole), name
 
 
-def test_only_the_batch_of_a_logged_step_is_measured():
+def test_embeddings_are_looked_at_once_a_line_in_whichever_step_has_them():
     task = WatchedToy()
     task.modules.train()
     vitals = Vitals(task, {}, is_vision=is_vision, num_columns=4, active=True)
     batch = next(iter(toy_batches(0)))
-    task.losses(batch, active=frozenset())
-    assert vitals.of_batch(due=False) == {}
-    vitals.see(batch, frozenset(), due=True)  # the next batch: say, of images alone
-    assert vitals.of_batch(due=True) == {}
-    vitals.see(batch, frozenset(), due=True)
-    task.losses(batch, active=frozenset())
-    assert "embedding/image_cosine" in vitals.of_batch(due=True)
+
+    def step(*, has_pairs, due=False):
+        if has_pairs:
+            task.losses(batch, active=frozenset())
+        found = vitals.of_batch()
+        vitals.before_update(due=due)
+        return "embedding/image_cosine" in found
+
+    # the objective that has embeddings takes each other step, and no logged one
+    assert [step(has_pairs=n % 2 == 1, due=n % 4 == 0) for n in range(1, 9)] == [
+        *(True, False, False, False),
+        *(True, False, False, False),
+    ]
+    assert step(has_pairs=False) is False
+    again = Vitals(task, {}, is_vision=is_vision, num_columns=4, active=True)
+    again.load_state(vitals.state())
+    vitals = again
+    assert step(has_pairs=True) is True
 
 
 def test_a_frozen_image_side_is_told_by_its_change(tmp_path):

@@ -35,17 +35,20 @@ class PairWatch:
             self._labels = labels
 
     @torch.no_grad()
-    def take(self) -> dict[str, Tensor]:
+    def take(self, *, spread: bool = True) -> dict[str, Tensor]:
         """Return scalars of what was noted since the last call, once.
+
+        Args:
+            spread: Whether the embeddings are looked at, which takes most of the time.
 
         Returns:
             `embedding/image_cosine`, `embedding/image_rank` and the same of texts, see
-            `spread`; `share/itm`, the share of matches among the labels of ITM.
+            `spread_of`; `share/itm`, the share of matches among the labels of ITM.
         """
         found: dict[str, Tensor] = {}
-        if self._embeddings is not None and len(self._embeddings[0]) > 1:
+        if spread and self._embeddings is not None and len(self._embeddings[0]) > 1:
             for side, rows in zip(("image", "text"), self._embeddings, strict=True):
-                cosine, rank = spread(rows)
+                cosine, rank = spread_of(rows)
                 found |= {f"embedding/{side}_cosine": cosine, f"embedding/{side}_rank": rank}
         if self._labels is not None:
             read = (self._labels != IGNORE_INDEX).sum().clamp(min=1)
@@ -54,7 +57,7 @@ class PairWatch:
         return found
 
 
-def spread(rows: Tensor) -> tuple[Tensor, Tensor]:
+def spread_of(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return how far embeddings lie apart.
 
     Args:

@@ -98,11 +98,14 @@ class MixedTask(Protocol):
 class WatchedTask(Protocol):
     """A task that says more of itself than its losses, for the log and `train/doctor.py`."""
 
-    def batch_vitals(self) -> dict[str, Tensor]:
+    def batch_vitals(self, *, spread: bool) -> dict[str, Tensor]:
         """Return scalars of the last micro-batch, whose names have a slash.
 
-        Called after each micro-batch's `losses` of a step that is logged, where they are means over
-        the micro-batches and the processes, and once before it, to drop what is older.
+        Called once after each micro-batch's `losses`; they are means over the micro-batches, the
+        processes and the steps of a line.
+
+        Args:
+            spread: Whether those of embeddings are wanted, too.
         """
         ...
 

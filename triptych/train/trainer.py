@@ -341,8 +341,7 @@ class Trainer:
                 last=number == self.split.accumulate - 1,
                 mark=self.mark,
             )
-            is_logged = self._is_logged(self.step + 1)
-            micro_losses.append(losses | self.vitals.of_batch(due=is_logged))
+            micro_losses.append(losses | self.vitals.of_batch())
         self.mark("update")
         values = self._update(micro_losses, scale, stop=guard.requested is not None)
         self.step += 1

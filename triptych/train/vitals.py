@@ -23,6 +23,9 @@ SAMPLED, ENTRIES = 12, 1024
 PIXELS = 64
 """Values of each image that are compared with those of the other images of a batch."""
 
+_WANTS_SPREAD = "/wants_spread"
+"""In the state, beside the names of objectives."""
+
 _IMAGE_SIDE = re.compile(r"(^|\.)patch_embedding\.|\.experts\.image\.")
 _NO_MATRIX = re.compile(r"codebook|(?<!patch_)embedding|position|token")
 
@@ -53,6 +56,7 @@ class Vitals:
         self._parts: dict[str, list[Tensor]] | None = None
         self._before: dict[str, Tensor] = {}
         self._of_step: dict[str, float] = {}
+        self._wants_spread, self._has_spread = True, False
 
     def see(self, batch: Mapping[str, Tensor], objectives: frozenset[str], *, due: bool) -> None:
         """Look at a batch before it goes to the device.
@@ -62,8 +66,6 @@ class Vitals:
             objectives: Those that can be computed on it; the labels of these are counted.
             due: Whether the step is logged; others are not looked at, to save time.
         """
-        if due:
-            self.of_batch(due=True)  # of an earlier batch, which had pairs where this may have none
         if not (self._active and due):
             return
         for name in self._counts.keys() & objectives:
@@ -72,16 +74,21 @@ class Vitals:
                 self._counts[name].add(*found)
         self._of_step |= inputs(batch)
 
-    def of_batch(self, *, due: bool) -> dict[str, Tensor]:
+    def of_batch(self) -> dict[str, Tensor]:
         """Return the task's own scalars of the last micro-batch, on the training device.
 
-        Args:
-            due: Whether the step is logged; there are none of others, to save time.
+        Embeddings are looked at in the first step of a line that has some, since that takes time.
         """
-        return self._task.batch_vitals() if due and isinstance(self._task, WatchedTask) else {}
+        if not isinstance(self._task, WatchedTask):
+            return {}
+        found = self._task.batch_vitals(spread=self._wants_spread)
+        self._has_spread |= any(name.startswith("embedding/") for name in found)
+        return found
 
     def before_update(self, *, due: bool) -> None:
         """Note the weights, if the step is logged."""
+        self._wants_spread = due or (self._wants_spread and not self._has_spread)
+        self._has_spread = False
         if self._active and due:
             self._parts = self._parts or self._choose()
             self._before = {side: _entries(part) for side, part in self._parts.items()}
@@ -105,10 +112,12 @@ class Vitals:
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs, as JSON values."""
-        return {name: counts.state() for name, counts in self._counts.items()}
+        counts = {name: counts.state() for name, counts in self._counts.items()}
+        return {**counts, _WANTS_SPREAD: self._wants_spread}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore what `state` returned; a run of an earlier version has nothing."""
+        self._wants_spread = state.get(_WANTS_SPREAD, True)
         for name in self._counts.keys() & state.keys():
             self._counts[name].load_state(state[name])
 

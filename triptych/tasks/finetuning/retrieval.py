@@ -132,9 +132,9 @@ class Retrieval:
         """Update the teacher and the queue, if there are any, and clamp the temperature."""
         self._pretraining.after_step(step)
 
-    def batch_vitals(self) -> dict[str, Tensor]:
+    def batch_vitals(self, *, spread: bool) -> dict[str, Tensor]:
         """Return scalars of the embeddings and of ITM's labels."""
-        return self._pretraining.batch_vitals()
+        return self._pretraining.batch_vitals(spread=spread)
 
     def state_vitals(self) -> dict[str, float]:
         """Return numbers of the temperature, and of the teacher and the queue if there are any."""

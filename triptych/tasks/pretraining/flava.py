@@ -183,9 +183,9 @@ class FLAVAPretraining:
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, self.config.max_logit_scale)
 
-    def batch_vitals(self) -> dict[str, Tensor]:
+    def batch_vitals(self, *, spread: bool) -> dict[str, Tensor]:
         """Return scalars of the embeddings and of ITM's labels; see `PairWatch`."""
-        return self._watch.take()
+        return self._watch.take(spread=spread)
 
     def state_vitals(self) -> dict[str, float]:
         """Return numbers of the temperature."""

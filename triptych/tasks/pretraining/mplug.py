@@ -226,9 +226,9 @@ class MPLUGPretraining:
         with torch.no_grad():
             self.temperature.clamp_(self.config.min_temperature, self.config.max_temperature)
 
-    def batch_vitals(self) -> dict[str, Tensor]:
+    def batch_vitals(self, *, spread: bool) -> dict[str, Tensor]:
         """Return scalars of the embeddings and of ITM's labels; see `PairWatch`."""
-        return self._watch.take()
+        return self._watch.take(spread=spread)
 
     def state_vitals(self) -> dict[str, float]:
         """Return numbers of the temperature, and of the teacher and the queue if there are any."""

@@ -207,9 +207,9 @@ class VLMoPretraining:
             for scale in self.logit_scales:
                 scale.clamp_(low, high)
 
-    def batch_vitals(self) -> dict[str, Tensor]:
+    def batch_vitals(self, *, spread: bool) -> dict[str, Tensor]:
         """Return scalars of the embeddings and of ITM's labels; see `PairWatch`."""
-        return self._watch.take()
+        return self._watch.take(spread=spread)
 
     def state_vitals(self) -> dict[str, float]:
         """Return numbers of the temperature of the own experts."""
