@@ -13,6 +13,7 @@ which other processors do not measure.
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -212,11 +213,12 @@ def recall_line(stored: Mapping[str, Any]) -> str:
     scores = ", ".join(f"{name} {row['mean']:.3f}" for name, row in output["recall"].items())
     divided = ", ".join(f"{share:.0%} by {factor}" for factor, share in output["factors"].items())
     low, mean, high = (output["difference"][end] for end in ("low", "mean", "high"))
-    return (
+    said = (
         f"Recall: {output['protocol']}; sides are divided for {divided} of the crops. Mean recall "
         f"over {output['seeds']} seeds: {scores}; reduced minus whole {mean:+.3f}, 95 % interval "
-        f"{low:+.3f} to {high:+.3f}.\n`{stored['command']}`, commit `{stored['commit'][:12]}`."
+        f"{low:+.3f} to {high:+.3f}. `{stored['command']}`, commit `{stored['commit'][:12]}`."
     )
+    return textwrap.fill(said, 100, break_on_hyphens=False)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

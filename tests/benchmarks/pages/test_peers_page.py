@@ -30,6 +30,7 @@ def result(ratio, limits, **more):
         "flops": {"ours": 9e11, "peer": 1e12},
         "rounds": 3,
         "num_threads": 1,
+        "clock": "wall",
         "commit": "a" * 40,
         "machine": {"CPU": "one", "torch": "2.13"},
     } | more
