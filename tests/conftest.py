@@ -1,9 +1,11 @@
 """What tests of several rooms share."""
 
 import signal
+from multiprocessing.context import SpawnContext
 
 import pytest
 
+from tests.processes import ForkedContext, in_place_of_spawn
 from triptych.nn import packing
 
 
@@ -18,6 +20,20 @@ def own_cache(tmp_path_factory):
     """Keep what tests cache out of the user's own folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRIPTYCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _forked():
+    """Give every process that the library spawns its imports at once: each takes 3 seconds."""
+    with in_place_of_spawn(ForkedContext()):
+        yield
+
+
+@pytest.fixture
+def spawned():
+    """Spawn processes as a user's run does, with a hash seed of its own for each."""
+    with in_place_of_spawn(SpawnContext()):
         yield
 
 

@@ -46,6 +46,7 @@ def test_alone_everything_is_the_identity():
     assert (rank(), world_size(), is_main(), any_rank(True), from_main(3)) == (0, 1, True, True, 3)
 
 
+@pytest.mark.usefixtures("spawned")
 def test_processes_know_each_other_and_the_first_ones_result_is_returned():
     assert run_processes(_numbers, 3, 10) == ([0, 10, 20], 3, True, [0, 1, 2], 0)
 
@@ -70,6 +71,7 @@ def test_the_error_of_one_process_is_raised_though_the_first_had_to_be_killed():
         run_processes(_fail_while_the_first_is_busy, 2)
 
 
+@pytest.mark.usefixtures("spawned")
 def test_the_death_of_one_process_ends_the_other():
     with pytest.raises(ProcessDied, match=r"process 1 died \(code .*with --resume"):
         run_processes(_die_on_one, 2)

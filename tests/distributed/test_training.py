@@ -60,6 +60,7 @@ def _lines(folder):
     return [{k: v for k, v in line.items() if k not in WALL_CLOCK_KEYS} for line in lines]
 
 
+@pytest.mark.usefixtures("spawned")
 def test_a_run_on_two_processes_goes_on_bitwise(run, tmp_path):
     whole = tmp_path / "whole"
     train_run(run, whole)

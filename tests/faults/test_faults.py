@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROUNDS = {
-    "kills": 3,  # at any moment, during a save, and of one of two processes
+    "kills": 9,  # three at any moment, three during a save, three of one of two processes
     "disk_full": 10,  # every writer once
     "interruptions": 1,
 }

@@ -1,12 +1,12 @@
-"""Resuming equals never stopping, bitwise: at every step, after a crash, a signal or kill -9."""
+"""Resuming equals never stopping, bitwise: at every step, after a crash or a signal.
+
+The kills with SIGKILL at random moments are in `tests/faults/kills.py`.
+"""
 
 import errno
-import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -285,20 +285,3 @@ def test_a_crash_on_a_gpu_changes_nothing(tmp_path):
     task = ToyTask(seed=99)
     toy_trainer(tmp_path / "run", task, device="cuda").fit(resume=True)
     _assert_same_run(tmp_path / "run", task, tmp_path / "whole", expected)
-
-
-@pytest.mark.slow
-def test_ten_kills_at_random_moments(tmp_path):
-    """A helper process forks runs and ends them with SIGKILL; see `kill_runs.py`."""
-    finished = subprocess.run(
-        [sys.executable, "-m", "tests.train.kill_runs", str(tmp_path), "10"],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    outcome = json.loads(finished.stdout)
-    assert outcome["killed"] == [True] * 10
-    assert outcome["equal"] == [True] * 10
-    assert len(set(outcome["steps_before_kill"])) > 2
