@@ -32,7 +32,7 @@ def _forked():
 
 @pytest.fixture
 def spawned():
-    """Spawn processes as a user's run does, with a hash seed of its own for each."""
+    """Spawn processes as a user's run does: each has a hash seed of its own, and prints here."""
     with in_place_of_spawn(SpawnContext()):
         yield
 

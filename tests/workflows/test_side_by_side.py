@@ -22,6 +22,7 @@ NAMES = ("vqa", "grounding")
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("spawned")  # whose output is this process's own
 def test_runs_at_once_equal_runs_in_turn(tmp_path, scenes, capfd):
     runs = {
         name: small_run(f"mplug.{name}", source_of(scenes, name), max_steps=2, log_every_steps=1)
