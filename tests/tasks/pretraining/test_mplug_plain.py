@@ -104,6 +104,22 @@ def test_any_connected_layers_give_the_same(layers, residual):
         torch.testing.assert_close(grad, plain[name], atol=1e-5, rtol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_itc_alone_equals_itc_among_all(chunk_size):
+    task = make_task(distill=False)
+    task.config = dataclasses.replace(task.config, chunk_size=chunk_size)
+    batch, alone = make_batch(image_size=task.model.image_size), frozenset({"itc"})
+    found, grads = run(task, task.losses, batch, alone)
+    expected, plain = run(
+        task, lambda b, active: plain_losses(task, b, active=active), batch, alone
+    )
+    assert list(found) == ["itc"]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert any(grad is not None and bool(grad.any()) for grad in grads.values())
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, plain[name], atol=1e-5, rtol=1e-5, msg=name)
+
+
 def test_distillation_reaches_what_it_should():
     batch = None
     losses = {}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from triptych.core.config import check
-from triptych.core.outputs import Predictions, TextFeatures
+from triptych.core.outputs import Predictions
 from triptych.data.collate import PretrainingCollator
 from triptych.distributed.collectives import (
     RowExchange,
@@ -31,8 +31,8 @@ from triptych.objectives.tiled import Teacher, contrastive_rows
 from triptych.objectives.vitals import PairWatch, temperature_vitals
 from triptych.tasks.pretraining.mplug_passes import (
     STATES,
+    embed_pairs,
     encode_pairs,
-    encode_texts,
     fused_sums,
     stacked_texts,
     sum_counts,
@@ -188,14 +188,17 @@ class MPLUGPretraining:
         ids, mask = stacked_texts(batch, names, width)
         with torch.no_grad():
             teacher = self._teacher_pass(batch, active)
-        embed = bool(active & {"itc", "itm"})
+        embed, fuses = bool(active & {"itc", "itm"}), bool(active - {"itc"})
 
         def encode(*rows: Tensor) -> tuple[Tensor, ...]:
-            return encode_pairs(self.model, *rows, embed=embed)
+            if fuses:
+                return encode_pairs(self.model, *rows, embed=embed)
+            return embed_pairs(self.model, *rows)
 
-        image, tokens, *embeddings = run_in_chunks(
+        encoded = run_in_chunks(
             encode, batch["image"], ids, mask, chunk_size=self.config.chunk_size
         )
+        embeddings = encoded[2:] if fuses else encoded
         losses: dict[str, Tensor] = {}
         negatives = None
         if embed:
@@ -205,8 +208,8 @@ class MPLUGPretraining:
         if "itm" in active:
             negatives = self.hard_negatives(batch, embeddings[0], embeddings[1])
             self._watch.note_matches(negatives.labels)
-        rows = {"image": image, "tokens": tokens, "mask": mask}
-        if active & {"itm", "mlm", "prefix_lm"}:
+        if fuses:
+            rows = {"image": encoded[0], "tokens": encoded[1], "mask": mask}
             losses |= self._fused_losses(batch, rows, active, teacher, negatives)
         return losses
 
@@ -399,8 +402,7 @@ class MPLUGPretraining:
 
         def run(image: Tensor, ids: Tensor, mask: Tensor, *words: Tensor) -> tuple[Tensor, ...]:
             if not taught:
-                caption = TextFeatures(encode_texts(model, ids, mask)[:, 0], mask[:, 0])
-                return model.embed_pixels(image), model.embed_text(caption)
+                return embed_pairs(model, image, ids, mask)
             states, tokens, *embeddings = encode_pairs(model, image, ids, mask, embed=True)
             rows = {"image": states, "tokens": tokens, "mask": mask}
             rows |= dict(zip(targets, words, strict=True))

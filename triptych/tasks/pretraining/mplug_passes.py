@@ -83,6 +83,12 @@ def encode_pairs(
     return images.tokens, tokens, model.embed_image(images), model.embed_text(caption)
 
 
+def embed_pairs(model: MPLUG, image: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the embeddings alone, (B, E) each: `encode_pairs` without states for other heads."""
+    caption = TextFeatures(encode_texts(model, ids, mask)[:, 0], mask[:, 0])
+    return model.embed_pixels(image), model.embed_text(caption)
+
+
 def word_targets(batch: Mapping[str, Tensor], active: frozenset[str]) -> dict[str, Tensor]:
     """Return the tensors of the batch that say which words are to be predicted."""
     return {key: batch[key] for name, keys in _TARGETS.items() if name in active for key in keys}
