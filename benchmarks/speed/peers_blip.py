@@ -90,7 +90,7 @@ def blip(kind: str, sizes: Sizes) -> nn.Module:
 
 
 def loaded(model: MPLUG) -> dict[str, MPLUG]:
-    """Return a model as `load_model` returns it in fp32 and, where it is of use, in bf16."""
+    """Return a model as `triptych.load` returns it in fp32 and, where it is of use, in bf16."""
     found = {"fp32": model}
     if cpu_has_bf16():
         found["bf16"] = copy.deepcopy(model)

@@ -2,8 +2,6 @@
 
 import pytest
 
-from triptych.lab import costs
-
 MINE = """
 title: With and without ITM
 question: Does ITM help retrieval?
@@ -24,12 +22,6 @@ comparisons:
     paper: {says: better with ITM, source: nobody, predicts: higher}
   - {first: with_itm, second: without_itm, score: flops_per_sample}
 """
-
-
-@pytest.fixture(autouse=True)
-def _short_trials(monkeypatch):
-    """Count two steps of each phase: MLM and ITM join every second one."""
-    monkeypatch.setattr(costs, "TRIAL_STEPS", 2)
 
 
 @pytest.fixture

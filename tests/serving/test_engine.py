@@ -18,7 +18,9 @@ from triptych.generation.sampling import SamplingConfig
 from triptych.models.mplug.config import MPLUGConfig
 from triptych.models.mplug.model import MPLUG
 from triptych.serving.batches import Texts
+from triptych.serving.engine import Engine
 from triptych.serving.inputs import read_image
+from triptych.serving.loading import load_model
 from triptych.text import Tokenizer
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]  # openai/CLIP, clip.py
@@ -347,6 +349,14 @@ def test_bf16_is_near_fp32(folders, images):
     found, expected = rough.embed_images(images), exact.embed_images(images)
     assert not np.array_equal(found, expected)
     np.testing.assert_allclose(found, expected, atol=0.05)
+
+
+def test_rounded_weights_answer_as_autocast_does(folders, images):
+    rounded = triptych.load(folders["retrieval"], device="cpu", precision="bf16")
+    plain = Engine(load_model(folders["retrieval"], device="cpu", precision="bf16"))
+    kinds = [each.model.text_encoder.blocks[0].mlp.up.weight.dtype for each in (rounded, plain)]
+    assert kinds == [torch.bfloat16, torch.float32]
+    np.testing.assert_array_equal(rounded.embed_images(images), plain.embed_images(images))
 
 
 @pytest.mark.gpu

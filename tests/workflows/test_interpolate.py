@@ -86,9 +86,7 @@ def test_the_written_folder_holds_the_weights_between(folders, held, tmp_path, c
     out = tmp_path / "mixed"
     assert main([*asked, "--alphas", "0.25", "--out", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["chosen"] == 0.25
-    mixed, first, last = (
-        load_model(folder, train=True).model.state_dict() for folder in (out, before, after)
-    )
+    mixed, first, last = (load_model(folder).model.state_dict() for folder in (out, before, after))
     for name, found in mixed.items():
         if found.is_floating_point():
             wanted = 0.75 * first.get(name, last[name]) + 0.25 * last[name]

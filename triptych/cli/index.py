@@ -73,7 +73,10 @@ def run(arguments: Sequence[str]) -> int:
     from triptych.serving.loading import load_model
 
     loaded = load_model(
-        options.folder, device=options.engine.device, precision=options.engine.precision
+        options.folder,
+        device=options.engine.device,
+        precision=options.engine.precision,
+        rounded=True,
     )
     print(f"indexing on {loaded.described()}", file=sys.stderr)
     columns = (BarColumn(), TextColumn("{task.completed:,.0f} images"), TimeRemainingColumn())

@@ -188,6 +188,6 @@ def open_index(folder: str | Path, *, model: str | Path | None = None) -> ImageI
         raise ConfigError(
             f"{folder} holds no index: `triptych index MODEL_FOLDER DATA --out {folder}` builds one"
         )
-    loaded = load_model(state.model if model is None else model)
+    loaded = load_model(state.model if model is None else model, rounded=True)
     check_model(folder, state, loaded.folder, hash_model_folder(loaded.folder))
     return ImageIndex(folder, state, Engine(loaded))

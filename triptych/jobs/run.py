@@ -48,7 +48,7 @@ class OpenJob:
         self.job, self.verb, self.options = job, job.asked, job.read_options()
         precision: Any = job.precision
         self.engine = Engine(
-            load_model(job.model, device=device or job.device, precision=precision)
+            load_model(job.model, device=device or job.device, precision=precision, rounded=True)
         )
         self.inputs = Inputs(job.source, job.limit)
 

@@ -590,7 +590,7 @@ def load(folder: str | Path, *, device: Device = "auto", precision: Precision = 
         CheckpointError: The folder, or a file in it, is missing or does not fit.
         ConfigError: There is no such device.
     """
-    return Engine(load_model(folder, device=device, precision=precision))
+    return Engine(load_model(folder, device=device, precision=precision, rounded=True))
 
 
 def _numpy(embedding: Tensor) -> NDArray[np.float32]:

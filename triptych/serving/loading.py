@@ -125,8 +125,7 @@ class LoadedModel:
     """The content of a model folder, built and checked.
 
     Attributes:
-        model: The model on `device`: in fp32, but for the weights of linear layers, which one that
-            computes in bf16 has in bf16 unless it was loaded to be trained.
+        model: The model, in fp32 on `device`; see `load_model` for weights that are rounded.
         tokenizer: Its tokenizer.
         image: How its images are prepared.
         settings: What it was trained for, and its longest texts.
@@ -272,6 +271,7 @@ def load_model(
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     train: bool = False,
+    rounded: bool = False,
     image_size: int | None = None,
 ) -> LoadedModel:
     """Build what a model folder holds, and check its files against each other.
@@ -280,9 +280,10 @@ def load_model(
         folder: A model folder, one that transformers writes for a family that is known here, or
             the hub id of either.
         device: As `find_device` reads it.
-        precision: Of the forward pass; "auto" is what the device has instructions for. In bf16,
-            weights are rounded unless `train` is set.
-        train: Return weights that can be trained, in fp32, tied ones as one.
+        precision: Of the forward pass; "auto" is what the device has instructions for.
+        train: Return weights that can be trained, tied ones as one.
+        rounded: Where it computes in bf16, keep the weights of linear layers in bf16. Such a model
+            is for use in `LoadedModel.autocast` alone; it takes less memory and time.
         image_size: Another side of the input in pixels, to which position tables are resized.
 
     Raises:
@@ -327,8 +328,8 @@ def load_model(
     model = model.to(chosen)
     if not train:
         model.requires_grad_(False)
-        if taken == "bf16":
-            round_linear_weights(model, torch.bfloat16)
+    if rounded and taken == "bf16":
+        round_linear_weights(model, torch.bfloat16)
     return LoadedModel(
         model,
         tokenizer,

@@ -196,7 +196,7 @@ def open_line(before: str | Path, after: str | Path) -> Line:
         CheckpointError: A folder cannot be read, or the models do not fit together.
         ConfigError: They are the same model.
     """
-    first, last = load_model(before, train=True), load_model(after, train=True)  # unrounded
+    first, last = load_model(before), load_model(after)
     if hash_model_folder(first.folder) == hash_model_folder(last.folder):
         raise ConfigError(f"{before} and {after} are the same model: there is nothing between them")
     starts, ends = _weights(first), _weights(last)
