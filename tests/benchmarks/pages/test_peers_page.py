@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks.pages.gather import RESULTS
-from benchmarks.pages.peers_page import WHY, peers_page, winner
+from benchmarks.pages.peers_page import LIMITS, WHY, is_below, peers_page, winner
 from benchmarks.peers import CONTESTS
 
 STORED = RESULTS / "peers.json"
@@ -60,6 +60,15 @@ def test_where_the_peer_wins_the_page_says_why(tmp_path, monkeypatch):
     assert "| **the peer** |" in text and "- Why the peer wins: it skips work." in text
 
 
+def test_below_a_target_the_page_says_what_limits(tmp_path, monkeypatch):
+    monkeypatch.setitem(LIMITS, "itc_step", "the rest is the same work.")
+    told = "- Why it is below its target: the rest is the same work."
+    found = result(1.2, [1.1, 1.3])
+    for ratio, is_told in ((0.9, True), (1.1, False)):
+        found["same_way"]["fp32"]["ratio"] = ratio
+        assert (told in page(tmp_path, found)) == is_told
+
+
 @pytest.mark.parametrize(("limits", "who"), [
     ([1.1, 1.3], "ours"), ([0.5, 0.9], "peer"), ([0.9, 1.3], "neither"), ([1.01, 1.3], "neither"),
 ])  # fmt: skip
@@ -78,3 +87,4 @@ def test_each_stored_contest_that_a_peer_wins_says_why():
     stored = json.loads(STORED.read_text())
     assert stored.keys() <= CONTESTS.keys()
     assert {name for name, found in stored.items() if winner(found) == "peer"} <= WHY.keys()
+    assert {name for name, found in stored.items() if is_below(name, found)} <= LIMITS.keys()
