@@ -55,14 +55,14 @@ WHY: dict[str, str] = {
 
 LIMITS: dict[str, str] = {
     "caption_blip_1": "both sides encode the image with about the same operations, and read every "
-    "weight of a decoder of the same size once a token, which memory bounds. We save only what BLIP "
-    "spends beside that.",
+    "weight of a decoder of the same size once a token, which memory bounds. We save only what "
+    "BLIP spends beside that.",
     "caption_blip_8": "encoding the images is the same work on both sides, and the larger part of "
     "our time. Only decoding is left to be faster at.",
-    "itm_blip": "mPLUG's connected layer computes all image tokens anew for each text: 4 GFLOP a "
+    "itm_blip": "mPLUG's connected layer computes all image tokens for each text: 4 GFLOP a "
     "text. It saves what BLIP spends on keys and values of the image for each text, but not more.",
-    "flava_step": "most of our step are matrix products, which are the same on both sides. Only what "
-    "lies beside them can be saved.",
+    "flava_step": "most of our step are matrix products, which are the same on both sides. Only "
+    "what lies beside them can be saved.",
 }
 """By contest: what keeps the ratio below its target."""
 

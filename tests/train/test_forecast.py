@@ -40,7 +40,7 @@ def test_a_gradient_cache_takes_time_for_each_of_its_chunks(lines):
     """1 s + 0.5 s a sample + 0.25 s a chunk, as measured with chunks of 1 and 2."""
     points = [(2, 1), (4, 1), (4, 2)]
     seconds = [Point(m, m // c, 1 + 0.5 * m + 0.25 * m / c) for m, c in points]
-    timed = replace(lines, micro_s=Line.through(seconds))
+    timed = replace(lines, alone_s=Line.through(seconds), micro_s=Line(9.0, 9.0))
     expected = 1 + 0.5 * 64 + 0.25 * 4 + 0.1 * 64 + 2.0
     assert timed.seconds(64, 1, chunk=16) == pytest.approx(expected)
 
@@ -67,6 +67,7 @@ def lines():
         first=Line(0.0, 100.0),
         later=Line(400.0, 100.0),
         update=Line(600.0, 1.0),
+        alone_s=Line(0.5, 0.5),
         micro_s=Line(1.0, 0.5),
         data_s=Line(0.0, 0.1),
         update_s=2.0,
@@ -89,8 +90,15 @@ def test_gradients_lie_beside_the_activations_of_later_micro_batches(lines):
 
 def test_seconds_add_up_over_micro_batches_and_workers_prepare_meanwhile(lines):
     assert lines.seconds(4, 3) == pytest.approx(3 * (3.0 + 0.4) + 2.0)
+    assert lines.seconds(4, 1) == pytest.approx(2.5 + 0.4 + 2.0)  # nothing is encoded twice
     assert lines.seconds(4, 3, workers=1) == pytest.approx(3 * 3.0 + 2.0)
     starved = StepLines(
-        first=FLAT, later=FLAT, update=FLAT, micro_s=FLAT, data_s=Line(0.0, 1.0), update_s=0.0
+        first=FLAT,
+        later=FLAT,
+        update=FLAT,
+        alone_s=FLAT,
+        micro_s=FLAT,
+        data_s=Line(0.0, 1.0),
+        update_s=0.0,
     )
     assert starved.seconds(4, 1, workers=2) == 2.0

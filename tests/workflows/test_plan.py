@@ -101,7 +101,13 @@ def measured(per_sample, setting=PLAIN, seconds=0.1, held=0.0):
     line = Line(0.0, held, per_sample) if setting.cached else Line(0.0, per_sample)
     none = Line(0.0, 0.0)
     lines = StepLines(
-        first=line, later=line, update=none, micro_s=Line(0.0, seconds), data_s=none, update_s=0.0
+        first=line,
+        later=line,
+        update=none,
+        alone_s=Line(0.0, seconds),
+        micro_s=Line(0.0, seconds),
+        data_s=none,
+        update_s=0.0,
     )
     return Rehearsed(setting=setting, lines=lines, sizes=(2, 4), parts={}, passes={})
 

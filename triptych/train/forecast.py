@@ -209,8 +209,11 @@ class StepLines:
         first: Bytes of the first micro-batch of a step.
         later: Of a later one, beside whose activations all gradients lie.
         update: Of the update.
-        micro_s: Seconds of the forward and the backward pass of a micro-batch, by its samples and,
-            with a gradient cache, its chunks: each costs the same beside what its samples do.
+        alone_s: Seconds of the forward and the backward pass of a step's only micro-batch, by its
+            samples and, with a gradient cache, its chunks: each costs the same beside what its
+            samples do.
+        micro_s: The same of one of several micro-batches, which losses that compare all of them
+            encode once more.
         data_s: Seconds to prepare a micro-batch.
         update_s: Seconds of clipping, optimizer and what follows.
     """
@@ -218,6 +221,7 @@ class StepLines:
     first: Line
     later: Line
     update: Line
+    alone_s: Line
     micro_s: Line
     data_s: Line
     update_s: float
@@ -269,7 +273,8 @@ class StepLines:
             chunk: Of the gradient cache; None without one.
             workers: Processes that prepare batches meanwhile; 0 prepares them in between.
         """
-        compute = self.micro_s.at(samples, num_chunks(samples, chunk))
+        line = self.alone_s if accumulate == 1 else self.micro_s
+        compute = line.at(samples, num_chunks(samples, chunk))
         data = self.data_s.at(samples)
         micro = compute + data if workers == 0 else max(compute, data / workers)
         return accumulate * micro + self.update_s

@@ -155,7 +155,9 @@ class Rehearsal:
             caches.append(True)
         return [Setting(p, r, c) for c in caches for p in precisions for r in recomputes]
 
-    def _trainer(self, setting: Setting, samples: int, chunk: int | None) -> Trainer:
+    def _trainer(
+        self, setting: Setting, samples: int, chunk: int | None, micro_batches: int = 2
+    ) -> Trainer:
         config = self.run.config
         if hasattr(config.task, "chunk_size"):
             config = replace(config, task=replace(config.task, chunk_size=chunk))  # type: ignore[type-var]
@@ -163,7 +165,7 @@ class Rehearsal:
             config,
             train=replace(
                 config.train,
-                global_batch_size=2 * samples,
+                global_batch_size=micro_batches * samples,
                 micro_batch_size=samples,
                 precision=setting.precision,
                 recompute=setting.recompute,
@@ -190,13 +192,19 @@ class Rehearsal:
         self, setting: Setting, samples: int, chunk: int | None, kinds: Sequence[StepKind]
     ) -> _Trial:
         gc.collect()  # of the last trainer's moments
-        trainer = self._trainer(setting, samples, chunk)
+        trainer = self._trainer(setting, samples, chunk, 1)
         sources = len(trainer.sources.sources)
         numbers = [kind.number for kind in kinds]
         own = self._heaviest is None  # of other settings less is asked
         each = numbers * max(1, sources)
         warm = each * (WARM_STEPS if own else 1)
-        timed = time_steps(trainer, warm + each * (TIMED_STEPS if own else 3), self.clock)
+        steps = warm + each * (TIMED_STEPS if own else 3)
+        alone = time_steps(trainer, steps, self.clock)[len(warm) :]
+        del trainer
+        gc.collect()
+        # Several micro-batches can cost more: losses that compare them all encode them first.
+        trainer = self._trainer(setting, samples, chunk)
+        timed = time_steps(trainer, steps, self.clock)[len(warm) :]
         repeats = 2 if own and samples < FEW else 1
         memory = measure_memory(trainer, numbers * max(repeats, 2 * sources))
         if self.state is None:
@@ -209,11 +217,16 @@ class Rehearsal:
             1.0 if source.config.ratio is None else source.config.ratio
             for source in self.run.data.sources
         ]
-        return _Trial.of(samples, chunk, timed[len(warm) :], memory, shares, ratios)
+        return _Trial.of(samples, chunk, alone, timed, memory, shares, ratios)
 
     def _rehearsed(self, setting: Setting, trials: Sequence[_Trial], share: float) -> Rehearsed:
         def line(value: Callable[[_Trial], float]) -> Line:
             return Line.through([Point(t.samples, t.chunk, value(t)) for t in trials])
+
+        def time_line(value: Callable[[_Trial], float]) -> Line:
+            return Line.through(
+                [Point(t.samples, num_chunks(t.samples, t.chunk), share * value(t)) for t in trials]
+            )
 
         last = trials[-1]
         return Rehearsed(
@@ -222,12 +235,8 @@ class Rehearsal:
                 first=line(lambda t: t.peaks[0]),
                 later=line(lambda t: t.peaks[1]),
                 update=line(lambda t: t.peaks[2]),
-                micro_s=Line.through(
-                    [
-                        Point(t.samples, num_chunks(t.samples, t.chunk), share * t.micro_s)
-                        for t in trials
-                    ]
-                ),
+                alone_s=time_line(lambda t: t.parts["forward"] + t.parts["backward"]),
+                micro_s=time_line(lambda t: t.micro_s),
                 data_s=Line.through([Point(last.samples, None, last.parts["data"])]),
                 update_s=last.parts["update"] + last.parts["after_step"],
             ),
@@ -269,18 +278,15 @@ class _Trial:
     peaks: tuple[float, float, float]
     parts: dict[str, float]
     passes: dict[str, float]
+    micro_s: float
     by_kind: dict[int, tuple[float, float]]
-
-    @property
-    def micro_s(self) -> float:
-        """Seconds of the forward and the backward pass of a micro-batch."""
-        return self.parts["forward"] + self.parts["backward"]
 
     @classmethod
     def of(
         cls,
         samples: int,
         chunk: int | None,
+        alone: Sequence[TimedStep],
         timed: Sequence[TimedStep],
         memory: Sequence[MemoryStep],
         shares: dict[int, float],
@@ -289,27 +295,35 @@ class _Trial:
         """Join steps.
 
         Args:
-            samples: Of each of a step's two micro-batches.
+            samples: Of a micro-batch.
             chunk: Of the gradient cache.
-            timed: Steps.
+            alone: Steps of one micro-batch.
+            timed: Steps of two.
             memory: Other steps.
             shares: Of all steps, by the number of a step of each kind.
             ratios: How often each source is drawn.
         """
 
-        def mean(value: Callable[[TimedStep], float], only: int | None = None) -> float:
+        def mean(
+            value: Callable[[TimedStep], float],
+            steps: Sequence[TimedStep],
+            only: int | None = None,
+        ) -> float:
+            found: dict[tuple[int, int | None], list[TimedStep]] = {}
+            for step in sorted(steps, key=lambda t: sum(t.seconds.values())):
+                if only in (None, step.number):
+                    found.setdefault((step.number, step.source), []).append(step)
             weights = {
-                key: shares[key[0]] * (1.0 if key[1] is None else ratios[key[1]])
-                for key in typical
-                if only in (None, key[0])
+                key: shares[key[0]] * (1.0 if key[1] is None else ratios[key[1]]) for key in found
             }
-            means = {key: fmean(value(step) for step in typical[key]) for key in weights}
+            means = {
+                key: fmean(value(step) for step in (typical[1:-1] or typical))
+                for key, typical in found.items()
+            }
             return sum(w * means[key] for key, w in weights.items()) / sum(weights.values())
 
-        typical: dict[tuple[int, int | None], list[TimedStep]] = {}
-        for step in sorted(timed, key=lambda t: sum(t.seconds.values())):
-            typical.setdefault((step.number, step.source), []).append(step)
-        typical = {key: steps[1:-1] or steps for key, steps in typical.items()}
+        def compute(step: TimedStep) -> float:
+            return step.seconds["forward"] + step.seconds["backward"]
 
         groups: dict[tuple[int, int | None], list[MemoryStep]] = {}
         for watched in memory:
@@ -318,14 +332,13 @@ class _Trial:
             key: [fmean(step.peaks[i] for step in steps) for i in range(3)]
             for key, steps in groups.items()
         }
-        halves = {part: 2.0 if part in ("data", "forward", "backward") else 1.0 for part in PARTS}
-        parts = {str(part): mean(lambda t, p=part: t.seconds[p]) / halves[part] for part in PARTS}  # type: ignore[misc]
-        names = dict.fromkeys(name for step in timed for name in step.passes)
-        passes = {n: mean(lambda t, n=n: t.passes.get(n, 0.0)) / 2 for n in names}  # type: ignore[misc]
+        parts = {str(part): mean(lambda t, p=part: t.seconds[p], alone) for part in PARTS}  # type: ignore[misc]
+        names = dict.fromkeys(name for step in alone for name in step.passes)
+        passes = {n: mean(lambda t, n=n: t.passes.get(n, 0.0), alone) for n in names}  # type: ignore[misc]
         by_kind = {
             number: (
                 max(each[0] for (kind, _), each in peaks.items() if kind == number),
-                mean(lambda t: t.seconds["forward"] + t.seconds["backward"], number) / 2,
+                mean(compute, timed, number) / 2,
             )
             for number in shares
         }
@@ -336,5 +349,6 @@ class _Trial:
             peaks=(largest[0], largest[1], largest[2]),
             parts=parts,
             passes=passes,
+            micro_s=mean(compute, timed) / 2,
             by_kind=by_kind,
         )
