@@ -37,7 +37,6 @@ WARM_STEPS, TIMED_STEPS = 3, 5
 first ones allocate memory and choose kernels, and those that are timed. In other settings there are
 fewer of both."""
 
-
 FEW = 8
 """Samples from which on one batch is as good as another to measure memory."""
 

@@ -82,7 +82,6 @@ def test_without_results_every_contest_is_listed_as_not_run(tmp_path):
     assert "| work |" not in text
 
 
-@pytest.mark.skipif(not STORED.is_file(), reason="no contest was stored yet")
 def test_each_stored_contest_that_a_peer_wins_says_why():
     stored = json.loads(STORED.read_text())
     assert stored.keys() <= CONTESTS.keys()
