@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed.plain import without_shortcuts
 from triptych.nn import attention
@@ -19,6 +21,7 @@ from triptych.nn.attention import (
     use_sdpa,
 )
 from triptych.nn.kv_cache import DecoderCache
+from triptych.nn.packing import TokenGrid
 
 pytestmark = pytest.mark.usefixtures("packed_at_any_width")
 
@@ -47,6 +50,27 @@ def test_attend_equals_a_loop_with_either_kernel(monkeypatch, sdpa):
     )
     found = attend(query, key, value, key_bias(mask))
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_texts_of_an_image_share_what_it_takes_from_itself(monkeypatch, scale):
+    torch.manual_seed(0)
+    layer = SelfAttention(8, 2)
+    image, text = scale * torch.randn(2, 20, 8), scale * torch.randn(8, 8)
+    mask = torch.tensor(
+        [[True] * 3, [True, False, False], [True, True, False], [True, True, False]]
+    )
+    grid, bias = TokenGrid.of(mask, 8), key_bias(nn.functional.pad(mask, (20, 0), value=True))
+    index = torch.tensor([1, 0, 1, 1])
+    found, products = [], []
+    for shares in (True, False):
+        if not shares:
+            monkeypatch.setattr(attention, "_shares_image", lambda *_: False)
+        with FlopCounterMode(display=False) as counter:
+            found.append(layer.joint(image, text, bias, grid, index))
+        products.append(sum(counter.get_flop_counts()["Global"].values()))
+    torch.testing.assert_close(found[0], found[1], atol=1e-6 * scale, rtol=1e-5)
+    assert products[0] < products[1]
 
 
 @pytest.mark.parametrize("num_keys", [5, 31, 32, 33, 60, 257, 287])

@@ -119,6 +119,55 @@ def _scaled_product(first: Tensor, second: Tensor, bias: Tensor | None, scale: f
     return torch.baddbmm(bias.to(first.dtype), first, second, alpha=scale)
 
 
+def _shares_image(image: Tensor, image_index: Tensor, dropout: float) -> bool:
+    """Say whether the attention within images is computed once for all texts of an image.
+
+    It is the same for each text only without dropout, and it was measured on a CPU alone.
+    """
+    if dropout > 0.0 or image.device.type != "cpu" or torch.compiler.is_exporting():
+        return False
+    return len(image_index) > len(image)
+
+
+def _add_keys(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    index: Tensor,
+    queries: Tensor,
+    more_keys: Tensor,
+    more_values: Tensor,
+    bias: Tensor,
+) -> Tensor:
+    """Let images attend to themselves and a text each, at the cost of the text's keys alone.
+
+    The weights of a softmax over two groups of keys are those of each group, times the share of the
+    group. So an image's own keys count as one more key of each text, whose score is the logarithm
+    of the sum of their exponentials and whose value is what the image takes from itself.
+
+    Args:
+        query: (B, H, N, K) of the images.
+        key: (B, H, N, K) of the images.
+        value: (B, H, N, K) of the images.
+        index: (M,) int64, the image of each text.
+        queries: (M, H, N, K), the queries at `index`.
+        more_keys: (M, H, L, K) of the texts.
+        more_values: (M, H, L, K) of the texts.
+        bias: (M, 1, 1, N + L) additive scores, of which the first N are 0.
+
+    Returns:
+        (M, H, N, K).
+    """
+    scores = _scores(query, key, None)
+    itself = _softmax(scores).to(value.dtype) @ value  # (B, H, N, K)
+    # float32: an error of this one score moves the weight of the whole image
+    total = scores.float().logsumexp(-1, keepdim=True)  # (B, H, N, 1)
+    of_text = _scores(queries, more_keys, bias[..., -more_keys.shape[2] :]).float()
+    weights = torch.softmax(torch.cat([of_text, total.index_select(0, index)], dim=-1), dim=-1)
+    of_text, share = weights.to(value.dtype).split([more_keys.shape[2], 1], dim=-1)
+    return of_text @ more_values + share * itself.index_select(0, index)
+
+
 @dataclass(frozen=True, slots=True)
 class KeyValue:
     """Projected keys and values of a memory, computed once and used by many queries.
@@ -238,16 +287,22 @@ class SelfAttention(nn.Module):
         Returns:
             (M·N + T, D): the image tokens of all rows, then the packed text tokens.
         """
-        parts = self._project(image)  # each (B, H, N, K)
-        if image_index is not None:
-            parts = tuple(part.index_select(0, image_index) for part in parts)  # type: ignore[assignment]
+        own = self._project(image)  # each (B, H, N, K)
         words = self._project(text, grid=grid)  # each (M, H, L, K)
-        query, key, value = (torch.cat(pair, dim=2) for pair in zip(parts, words, strict=True))
+        parts = own
+        if image_index is not None:
+            parts = tuple(part.index_select(0, image_index) for part in own)  # type: ignore[assignment]
+        keys, values = (torch.cat(pair, dim=2) for pair in zip(parts[1:], words[1:], strict=True))
         dropout = self.dropout if self.training else 0.0
-        attended = merge_heads(attend(query, key, value, bias, dropout))  # (M, N + L, D)
-        num_image = image.shape[1]
-        flat_image = attended[:, :num_image].flatten(0, 1)
-        return self.out(torch.cat([flat_image, grid.pack(attended[:, num_image:])]))  # type: ignore[no-any-return]
+        if image_index is not None and _shares_image(image, image_index, dropout):
+            of_image = _add_keys(*own, image_index, parts[0], words[1], words[2], bias)
+            of_text = attend(words[0], keys, values, bias)
+        else:
+            queries = torch.cat([parts[0], words[0]], dim=2)
+            attended = attend(queries, keys, values, bias, dropout)  # (M, H, N + L, K)
+            of_image, of_text = attended.split([image.shape[1], words[0].shape[2]], dim=2)
+        flat_image = merge_heads(of_image).flatten(0, 1)
+        return self.out(torch.cat([flat_image, grid.pack(merge_heads(of_text))]))  # type: ignore[no-any-return]
 
     def _project(
         self,

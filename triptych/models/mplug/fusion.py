@@ -203,8 +203,10 @@ def _readers(rows: TokenGrid, image: Tensor, image_index: Tensor | None) -> Toke
     How wide it is depends on how many texts read one image. A device that would have to be waited
     for to learn that has a row a text, and keys and values of its image for each (`_chosen`).
     """
-    if image_index is None or not TokenGrid.counts_at_once(image):
+    if not TokenGrid.counts_at_once(image) or (image_index is None and rows.slots is None):
         return rows
+    if image_index is None:
+        image_index = torch.arange(len(image), device=image.device)
     return rows.group_rows(image_index, len(image))
 
 
