@@ -6,7 +6,8 @@ several precisions, each is timed, and the one with the lowest median counts for
 the median over rounds of the ratio of two runs of the same round, the peer's time over ours; its
 range is told too. `same_way` has this ratio for each way that both sides have, such as a
 precision. Each peer comes from its package, at the version that is told, and is called as its
-documentation says; `called` says how.
+documentation says; `called` says how. Where the figure has a target, `shares` says where our time
+goes, and `limit` what the ratio would be if everything but matrix products took no time.
 
 Peers that are not among Triptych's extras are installed into a folder of their own:
 
@@ -225,6 +226,11 @@ def measure(name: str, rounds: int, clock: str) -> dict[str, Any]:
     seconds = time_in_turn(ways, rounds, CLOCKS[clock])
     best = {side: _fastest(seconds, side) for side in ("ours", "peer")}
     pairs = {way: (f"peer {way}", f"ours {way}") for way in work.ours if way in work.peer}
+    medians = median_ms(seconds)
+    why = explain({side: ways[name] for side, name in best.items()}) if contest.bars else {}
+    if why:
+        ratio = medians[best["peer"]] / medians[best["ours"]]
+        why["limit"] = round(ratio / why["shares"]["products"], 2)
     return {
         contest.key: speedup(seconds, best["peer"], best["ours"]),
         "range": ratio_range(seconds, best["peer"], best["ours"]),
@@ -233,10 +239,25 @@ def measure(name: str, rounds: int, clock: str) -> dict[str, Any]:
             for way, both in pairs.items()
         },
         "best": best,
-        "median_ms": median_ms(seconds),
+        "median_ms": medians,
         "peer": peer,
         **work.facts,
+        **why,
     }
+
+
+def explain(best: Mapping[str, Callable[[], object]]) -> dict[str, Any]:
+    """Return what bounds the ratio of a contest, from one more run or two of each side's best way.
+
+    Returns:
+        `flops` of the products of each side, and `shares` of our time by kind of operation.
+    """
+    from benchmarks.speed.peers_profile import product_flops, seconds_by_kind
+
+    seconds = seconds_by_kind(best["ours"])
+    shares = {kind: round(taken / sum(seconds.values()), 3) for kind, taken in seconds.items()}
+    flops = {side: product_flops(run) for side, run in best.items()}
+    return {"flops": flops, "shares": shares}
 
 
 def installed(package: str) -> str:

@@ -59,10 +59,10 @@ LIMITS: dict[str, str] = {
     "BLIP spends beside that.",
     "caption_blip_8": "encoding the images is the same work on both sides, and the larger part of "
     "our time. Only decoding is left to be faster at.",
-    "itm_blip": "mPLUG's connected layer computes all image tokens for each text: 4 GFLOP a "
-    "text. It saves what BLIP spends on keys and values of the image for each text, but not more.",
-    "flava_step": "most of our step are matrix products, which are the same on both sides. Only "
-    "what lies beside them can be saved.",
+    "itm_blip": "mPLUG's connected layer updates all image tokens for each text. Three quarters "
+    "of that layer, nearly half of our products, cannot be shared by the texts of an image.",
+    "flava_step": "most of our step are the matrix products of the images, which are the same on "
+    "both sides. We save the padding of the texts and what no loss reads.",
 }
 """By contest: what keeps the ratio below its target."""
 
@@ -177,12 +177,19 @@ FACTS = {
     "vectors": "vectors",
     "queries": "queries",
     "parameters": "parameters, millions",
-    "flops": "operations of products in a step, billions",
+    "flops": "operations of matrix products, billions",
     "largest_gap": "largest difference of the results in fp32",
     "apart_grey_levels": "grey levels between the results on average",
     "same_share": "share of equal results",
 }
 """What a contest tells of its sizes and results, in words."""
+
+KINDS = {
+    "products": "matrix products take",
+    "copies": "copies",
+    "element_wise": "everything else",
+}
+"""Of the operations of a profile, in words."""
 
 
 def notes(name: str, result: Mapping[str, Any]) -> list[str]:
@@ -196,6 +203,12 @@ def notes(name: str, result: Mapping[str, Any]) -> list[str]:
             for way, both in result["same_way"].items()
         ]
         lines.append(f"Per operation, the ratio is {', '.join(rates)}.")
+    if "shares" in result:
+        parts = [f"{KINDS[kind]} {share:.0%}" for kind, share in result["shares"].items()]
+        lines.append(
+            f"Of our time, {', '.join(parts)}. If products alone took time, the ratio would be "
+            f"{result['limit']:.2f}."
+        )
     if winner(result) == "peer":
         lines.append(f"Why the peer wins: {WHY.get(name, 'not known yet')}")
     if name in LIMITS and is_below(name, result):

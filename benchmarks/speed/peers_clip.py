@@ -22,8 +22,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers import Work
 from benchmarks.speed.decode import KINDS, photo
@@ -211,14 +209,6 @@ class Theirs:
         self.optimizer.zero_grad(set_to_none=True)
 
 
-def counted(side: Ours | Theirs) -> int:
-    """Return the floating-point operations of products in both passes of a step."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        side.gradients("fp32")
-    side.optimizer.zero_grad(set_to_none=True)
-    return int(counter.get_total_flops())
-
-
 def contrastive_step(lengths: list[int], sizes: Sizes | None = None) -> Work:
     """Return an optimizer step of two towers on pairs.
 
@@ -248,7 +238,6 @@ def contrastive_step(lengths: list[int], sizes: Sizes | None = None) -> Work:
             "pairs": len(lengths),
             "mean_tokens": round(sum(lengths) / len(lengths), 1),
             "parameters": {n: sum(p.numel() for p in s.parameters) for n, s in sides.items()},
-            "flops": {name: counted(side) for name, side in sides.items()},
         },
     )
 

@@ -164,8 +164,9 @@ def _add_keys(
     total = scores.float().logsumexp(-1, keepdim=True)  # (B, H, N, 1)
     of_text = _scores(queries, more_keys, bias[..., -more_keys.shape[2] :]).float()
     weights = torch.softmax(torch.cat([of_text, total.index_select(0, index)], dim=-1), dim=-1)
-    of_text, share = weights.to(value.dtype).split([more_keys.shape[2], 1], dim=-1)
-    return of_text @ more_values + share * itself.index_select(0, index)
+    weights = weights.to(value.dtype)
+    of_text, of_image = weights[..., :-1], weights[..., -1:]
+    return of_text @ more_values + of_image * itself.index_select(0, index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +301,7 @@ class SelfAttention(nn.Module):
         else:
             queries = torch.cat([parts[0], words[0]], dim=2)
             attended = attend(queries, keys, values, bias, dropout)  # (M, H, N + L, K)
-            of_image, of_text = attended.split([image.shape[1], words[0].shape[2]], dim=2)
+            of_image, of_text = torch.tensor_split(attended, [image.shape[1]], dim=2)
         flat_image = merge_heads(of_image).flatten(0, 1)
         return self.out(torch.cat([flat_image, grid.pack(merge_heads(of_text))]))  # type: ignore[no-any-return]
 

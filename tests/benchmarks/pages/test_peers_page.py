@@ -28,6 +28,8 @@ def result(ratio, limits, **more):
         "pairs": 8,
         "parameters": {"ours": 149_887_489, "peer": 149_620_737},
         "flops": {"ours": 9e11, "peer": 1e12},
+        "shares": {"products": 0.8, "copies": 0.05, "element_wise": 0.15},
+        "limit": 2.25,
         "rounds": 3,
         "num_threads": 1,
         "clock": "wall",
@@ -48,6 +50,8 @@ def test_a_contest_has_a_row_and_a_section(tmp_path):
     assert "Of 1 contests, Triptych wins 1, the peer wins 0, and 0 are open." in text
     assert "| fp32 | 3,000 | 2,700 | 0.90 (0.85 to 0.95) |" in text
     assert "parameters, millions: Triptych 150, the peer 150" in text
+    assert "matrix products take 80%, copies 5%, everything else 15%." in text
+    assert "If products alone took time, the ratio would be 2.25." in " ".join(text.split())
     assert "Per operation, the ratio is 0.81 in fp32, 1.26 in bf16." in text  # 0.9 times each
     assert "- `python -m benchmarks.peers --only itc_step --rounds 3 --write`, threads: 1," in text
     assert "Why the peer wins" not in text
