@@ -356,7 +356,7 @@ def embed_files(number: int = FILES, tower: Tower | None = None) -> Work:
     paths = write_photos(folder / "photos", number)
     source = DataSourceConfig(path=str(folder / "photos"))
     names = {"fp32": "float32"} | ({"bf16": "bfloat16"} if cpu_has_bf16() else {})
-    loaded = {name: load_model(model, device="cpu", precision=name) for name in names}
+    loaded = {name: load_model(model, device="cpu", precision=name, rounded=True) for name in names}
     sentences = {
         name: SentenceTransformer(
             str(folder / "clip"),

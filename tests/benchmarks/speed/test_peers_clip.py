@@ -74,7 +74,7 @@ def test_our_folder_embeds_as_clip_does(tmp_path):
 
 @has("sentence_transformers")
 def test_both_sides_embed_the_files(monkeypatch, tmp_path):
-    monkeypatch.setattr(peers_clip.tempfile, "mkdtemp", lambda **options: str(tmp_path))
+    monkeypatch.setattr(peers_clip.tempfile, "tempdir", str(tmp_path))
     work = peers_clip.embed_files(3, TOWER)
     for run in (*work.ours.values(), *work.peer.values()):
         assert tuple(run().shape) == (3, 512)
