@@ -69,9 +69,10 @@ _KEEP, _AHEAD = 2**31 - 1, 64 * 2**20
 def keep_freed_memory() -> bool:
     """Let glibc keep what is freed for the next step instead of giving it back to the system.
 
-    A training step on a CPU allocates and frees the same gigabytes again and again. By default
-    each large tensor is a mapping of its own, whose pages the system clears again: a tenth of the
-    time of a step. The setting holds for the whole process.
+    A training step on a CPU, or a batch of a job, allocates and frees the same gigabytes again and
+    again. By default each large tensor is a mapping of its own, whose pages the system clears
+    again: a tenth of the time of a step. The setting holds for the whole process, which from then
+    on holds the most that it ever needed; a server does not want that.
 
     Returns:
         Whether it was done; other C libraries have no such setting.

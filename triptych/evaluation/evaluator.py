@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from triptych.core.outputs import MetricValue, Predictions
+from triptych.core.processes import keep_freed_memory
 from triptych.evaluation.metrics import Metric
 
 
@@ -55,6 +56,8 @@ def predict_batches(
         device: Where batches are moved before `predict`; None leaves them where they are.
         offset: Place of the loader's first sample in the split.
     """
+    if device is not None and device.type == "cpu":
+        keep_freed_memory()
     with evaluation_mode(task.modules):
         for batch in loader:
             moved = batch if device is None else {k: v.to(device) for k, v in batch.items()}

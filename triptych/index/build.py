@@ -18,6 +18,7 @@ from triptych.checkpoint.model_folder import hash_model_folder
 from triptych.core.config import MAX_BATCH_SIZE, MAX_WORKERS, check_range
 from triptych.core.errors import ConfigError, DataError
 from triptych.core.files import folder_for_one, make_folder, placed, writing
+from triptych.core.processes import keep_freed_memory
 from triptych.data.manifest import FoundRecords, read_records
 from triptych.data.records import ImageSource, Record
 from triptych.data.skips import VERB_FLAG, SkipLog
@@ -126,6 +127,8 @@ def build_index(
     check_range("num_workers", num_workers, 0, MAX_WORKERS)
     check_range("local_batch_size", local_batch_size, 1, MAX_BATCH_SIZE)
     loaded.check_trained("embed")
+    if loaded.device.type == "cpu":
+        keep_freed_memory()
     make_folder(out)
     with folder_for_one(out), writing(f"index {out}", out, only_full=True):
         key = hash_model_folder(loaded.folder)

@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from triptych.core.files import folder_for_one
+from triptych.core.processes import keep_freed_memory
 from triptych.data.images import pixels_allowed
 from triptych.data.source import parts_note
 from triptych.jobs.inputs import Input, Inputs, ItemReader, read_ahead
@@ -51,6 +52,8 @@ class OpenJob:
             load_model(job.model, device=device or job.device, precision=precision, rounded=True)
         )
         self.inputs = Inputs(job.source, job.limit)
+        if self.engine.device.type == "cpu":
+            keep_freed_memory()
 
     def check(self) -> None:
         """Raise what would be wrong with every row.

@@ -119,14 +119,15 @@ def _scaled_product(first: Tensor, second: Tensor, bias: Tensor | None, scale: f
     return torch.baddbmm(bias.to(first.dtype), first, second, alpha=scale)
 
 
-def _shares_image(image: Tensor, image_index: Tensor, dropout: float) -> bool:
+def _shares_image(image: Tensor, image_index: Tensor, bias: Tensor, dropout: float) -> bool:
     """Say whether the attention within images is computed once for all texts of an image.
 
-    It is the same for each text only without dropout, and it was measured on a CPU alone.
+    It is the same for each text only without dropout and with a bias that hides keys of the text
+    alone, which is the only kind without a row a query. It was measured on a CPU alone.
     """
     if dropout > 0.0 or image.device.type != "cpu" or torch.compiler.is_exporting():
         return False
-    return len(image_index) > len(image)
+    return len(image_index) > len(image) and bias.shape[2] == 1
 
 
 def _add_keys(
@@ -281,7 +282,8 @@ class SelfAttention(nn.Module):
         Args:
             image: (B, N, D) float; projected once however many texts it goes with.
             text: (T, D) packed tokens of M texts.
-            bias: Additive scores, broadcastable to (M, H, N + L, N + L).
+            bias: Additive scores, broadcastable to (M, H, N + L, N + L); of a key mask, 0 for the
+                image.
             grid: Rows of the text.
             image_index: (M,) int64, the image of each text; None means M = B, in order.
 
@@ -295,7 +297,7 @@ class SelfAttention(nn.Module):
             parts = tuple(part.index_select(0, image_index) for part in own)  # type: ignore[assignment]
         keys, values = (torch.cat(pair, dim=2) for pair in zip(parts[1:], words[1:], strict=True))
         dropout = self.dropout if self.training else 0.0
-        if image_index is not None and _shares_image(image, image_index, dropout):
+        if image_index is not None and _shares_image(image, image_index, bias, dropout):
             of_image = _add_keys(*own, image_index, parts[0], words[1], words[2], bias)
             of_text = attend(words[0], keys, values, bias)
         else:
