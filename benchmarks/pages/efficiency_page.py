@@ -17,7 +17,7 @@ from benchmarks.pages.efficiency_chart import Bar, Group, draw_groups, format_nu
 from benchmarks.pages.gather import Part, load_json
 from benchmarks.pages.markdown import fill_blocks, make_table
 from benchmarks.pages.mplug import MPLUG
-from benchmarks.pages.speed import SPEED, loader_block
+from benchmarks.pages.speed import SPEED, loader_block, pieces_block
 from benchmarks.speed.beam import MEMORY_TOKENS
 from benchmarks.speed.mplug_batch import MAX_TOKENS
 from benchmarks.speed.mplug_flops import base_flops, beam_flops, encoder_flops, rerank_flops, spell
@@ -531,7 +531,8 @@ def efficiency_page(folder: Path, old: str) -> str:
     """
     results = load_results(folder)
     blocks = {name: build(results) for name, build in TABLES.items()}
-    return fill_blocks(old, blocks | {"loader": loader_block(folder)})
+    speed = {"loader": loader_block(folder), "pieces": pieces_block(folder)}
+    return fill_blocks(old, blocks | speed)
 
 
 def draw_networks(title: str, networks: Sequence[Network], reference: Network) -> Markup:

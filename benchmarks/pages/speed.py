@@ -34,6 +34,7 @@ from benchmarks.pages.markdown import machine_name, make_table
 from benchmarks.pages.peers_page import ratio_of
 from benchmarks.peers import CONTESTS, STORED
 from benchmarks.speed.decode import KINDS
+from benchmarks.speed.step_pieces import UPDATE, WORTH
 from triptych.core.machine import current_commit, describe_machine
 
 OVER_PEERS = {
@@ -95,6 +96,7 @@ SPEED = Benchmark(
         "outside_products_share_amx": "share of that step outside matrix products, bf16, AMX",
         "outside_products_share_avx512": "the same, AVX512-BF16 without AMX",
         "step_bf16_over_transformers": "speed-up of FLAVA's step over transformers, 8 pairs, bf16",
+        "most_saved_by_a_piece": "share of a block's passes that another way of a piece saves",
         "fusion_s3_over_coattention_bf16": "speed-up of skip-connected fusion over co-attention",
         "fusion_s3_over_connected_bf16": "the same over connected-attention",
         "captions_per_s_batched_over_one_by_one": "captions of 32 images in one call over 32 calls",
@@ -122,6 +124,7 @@ SPEED = Benchmark(
             tuple(f"{key}_bf16" for key in FUSION),
             under(**{f"{key}_bf16": key for key in FUSION}),
         ),
+        Part("step_pieces", ("-m", "benchmarks.speed.step_pieces"), ("most_saved_by_a_piece",)),
         Part(
             "captions",
             ("-m", "benchmarks.speed.captions"),
@@ -205,6 +208,55 @@ def loader_block(folder: Path) -> str:
     if recall.is_file():
         lines.append(recall_line(load_json(recall)))
     return "\n\n".join(lines)
+
+
+def pieces_block(folder: Path) -> str:
+    """Return what other ways of a block's pieces save in bf16, as measured.
+
+    Raises:
+        DataError: They were not measured.
+    """
+    part = next(part for part in SPEED.parts if part.name == "step_pieces")
+    stored = load_json(SPEED.stored_path(folder, part))
+    output = stored["output"]
+    origin = (
+        f"`{stored['command']}`, commit `{stored['commit'][:12]}`; "
+        f"{machine_name(stored['machine'])}."
+    )
+    if "not_measured" in output:
+        return f"Not measured: {output['not_measured']}.\n\n{origin}"
+    rows = []
+    for piece in output["pieces"].values():
+        low, high = piece["range"]
+        saved, of_block = piece["saved"], piece["whole"] != UPDATE
+        rows.append(
+            [
+                piece["text"],
+                f"{piece['today_ms']:.1f}",
+                f"{piece['tried_ms']:.1f}",
+                f"{piece['ratio']:.2f}, {low:.2f} to {high:.2f}",
+                f"{saved:+.1%} of the {piece['whole'] or 'same'}",
+                "yes" if of_block and saved >= WORTH and low > 1 else "no",
+            ]
+        )
+    head = ["piece, forward and backward", "library, ms", "tried, ms", "ratio, lowest to highest"]
+    copies, errors = output["head_copies"], output["stream_errors"]
+    wholes = ", ".join(f"{name} {ms:.0f} ms" for name, ms in output["wholes_ms"].items())
+    image = next(ms for name, ms in output["wholes_ms"].items() if name.startswith("image"))
+    gradients = ", ".join(f"{gap:.0%} in the {n}" for n, gap in errors["norm_gradients"].items())
+    facts = [
+        f"Whole blocks: {wholes}.",
+        f"An image block copies states of heads {copies['count']} times, {copies['ms']:.1f} ms or "
+        f"{copies['ms'] / image:.1%} of its time.",
+        f"States in bf16: after a stack of image blocks they are {errors['bf16']:.2%} from fp32, "
+        f"{errors['fp32']:.2%} with states in fp32. Gradients of the norms' parameters, which "
+        f"torch sums up in the type of the states, are as far apart as {gradients} block.",
+        "" if output["compiled"] else "torch.compile: not measured, g++ is missing.",
+    ]
+    lines = "\n".join(f"- {fact}" for fact in facts if fact)
+    return "\n\n".join(
+        [make_table([*head, "saved", f"worth it, {WORTH:.0%} or more"], rows), lines, origin]
+    )
 
 
 def recall_line(stored: Mapping[str, Any]) -> str:

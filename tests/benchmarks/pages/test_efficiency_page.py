@@ -312,9 +312,10 @@ def test_the_profile_in_bf16_says_where_it_was_measured(results):
 
 
 def test_every_table_of_the_page_is_written(results, tmp_path):
-    names = [*TABLES, "loader"]
+    names = [*TABLES, "loader", "pieces"]
     old = "".join(f"<!-- {name} -->\nSTALE\n<!-- /{name} -->\n\nsaid\n" for name in names)
-    shutil.copy(RESULTS / "speed_decode.json", tmp_path)
+    for name in ("speed_decode.json", "speed_step_pieces.json"):
+        shutil.copy(RESULTS / name, tmp_path)
     text = efficiency_page(tmp_path, old)
     assert "STALE" not in text
     assert text.count("said") == len(names)
@@ -405,6 +406,6 @@ def operations(run):
 def test_no_sentence_of_the_page_states_what_is_measured():
     page = (ROOT / "docs" / "efficiency.md").read_text(encoding="utf-8")
     blocks = re.compile(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", flags=re.DOTALL)
-    assert {match[1] for match in blocks.finditer(page)} == {*TABLES, "loader"}
+    assert {match[1] for match in blocks.finditer(page)} == {*TABLES, "loader", "pieces"}
     rest = blocks.sub("", page)
     assert re.findall(r"[\d.,]+ ?(?:ms|s|MiB|GiB|GFLOP|×)\b", rest) == []

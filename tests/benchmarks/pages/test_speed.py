@@ -107,3 +107,32 @@ def test_recall_is_kept_unless_its_interval_lies_below_zero():
         assert found["decoding_recall_kept"] == word
     assert sum(decoding.factors().values()) == pytest.approx(1)
     assert max(map(int, decoding.factors())) == 4  # 320 px to 64
+
+
+def test_a_piece_is_worth_it_from_a_share_on(tmp_path):
+    def piece(text, ratio, low, saved):
+        times = {"today_ms": 12.0, "tried_ms": 12.0 / ratio, "ratio": ratio, "range": [low, 2.0]}
+        return times | {"text": text, "whole": "text block", "saved": saved}
+
+    output = {
+        "pieces": {
+            "a": piece("much", 1.5, 1.2, 0.04),
+            "b": piece("little", 1.5, 1.2, 0.02),
+            "c": piece("noisy", 1.5, 0.9, 0.04),
+            "d": piece("no block", 1.5, 1.2, 0.3) | {"whole": "update"},
+        },
+        "wholes_ms": {"text block": 100.0, "image block, 9 tokens": 200.0},
+        "head_copies": {"count": 4, "ms": 2.0},
+        "stream_errors": {"fp32": 0.002, "bf16": 0.004, "norm_gradients": {"image": 0.3}},
+        "compiled": False,
+    }
+    stored = {"command": "do", "commit": "a" * 40, "machine": ZEN, "output": output}
+    path = tmp_path / "speed_step_pieces.json"
+    path.write_text(json.dumps(stored))
+    text = speed.pieces_block(tmp_path)
+    rows = [line for line in text.splitlines() if line.startswith("| ")][2:]
+    assert [row.split(" | ")[-1].strip(" |") for row in rows] == ["yes", "no", "no", "no"]
+    assert "| 12.0 | 8.0 | 1.50, 1.20 to 2.00 | +4.0% of the text block |" in rows[0]
+    assert "4 times, 2.0 ms or 1.0% of its time" in text and "g++ is missing" in text
+    path.write_text(json.dumps(stored | {"output": {"not_measured": "needs bf16"}}))
+    assert speed.pieces_block(tmp_path).startswith("Not measured: needs bf16.")
