@@ -468,7 +468,8 @@ def measure_piece(piece: Piece, wholes_ms: dict[str, float], rounds: int) -> dic
     assert apart <= piece.allowed, f"{piece.text}: the two ways are {apart:.2g} apart"
     seconds = time_in_turn({"today": piece.today, "tried": piece.tried}, rounds, CLOCKS["cpu"])
     ms, ratio = median_ms(seconds), speedup(seconds, "today", "tried")
-    whole_ms = ms["today"] if piece.whole in (None, UPDATE) else wholes_ms[piece.whole]
+    alone = piece.whole is None or piece.whole == UPDATE
+    whole_ms = ms["today"] if alone else wholes_ms[str(piece.whole)]
     return {
         "text": piece.text,
         "whole": piece.whole,
