@@ -96,7 +96,7 @@ SPEED = Benchmark(
         "outside_products_share_amx": "share of that step outside matrix products, bf16, AMX",
         "outside_products_share_avx512": "the same, AVX512-BF16 without AMX",
         "step_bf16_over_transformers": "speed-up of FLAVA's step over transformers, 8 pairs, bf16",
-        "most_saved_by_a_piece": "most that another way of a piece saves of a block in bf16, as a share",
+        "most_saved_by_a_piece": "largest share of a block that a piece done otherwise saves",
         "fusion_s3_over_coattention_bf16": "speed-up of skip-connected fusion over co-attention",
         "fusion_s3_over_connected_bf16": "the same over connected-attention",
         "captions_per_s_batched_over_one_by_one": "captions of 32 images in one call over 32 calls",
