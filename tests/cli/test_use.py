@@ -53,6 +53,15 @@ def test_caption_takes_beams_and_a_prompt(capsys, folders, images):
     assert capsys.readouterr().out == f"{expected}\n"
 
 
+@pytest.mark.parametrize("drawn", [[], ["--top-k", "3"]])
+def test_one_token_alone_can_be_asked_for(capsys, folders, images, drawn):
+    arguments = ["caption", folders["captioning"], images[0], "--max-tokens", "1", *drawn]
+    assert main(arguments) == 0
+    assert len(capsys.readouterr().out.split()) <= 1
+    assert main([*arguments, "--min-tokens", "1"]) == 2
+    assert "min_tokens = 1" in capsys.readouterr().err
+
+
 def test_caption_draws_where_it_is_told_how(capsys, folders, images):
     expected = triptych.load(folders["captioning"]).caption(
         images[0], sampling=SamplingConfig(top_p=0.9, temperature=2.0, max_tokens=30), seed=3
@@ -127,6 +136,7 @@ def test_match(capsys, folders, images):
         (["caption", "nowhere", "a.jpg"], "no model folder at nowhere"),
         (["caption", "{captioning}", "absent.jpg"], "absent.jpg: there is no such file"),
         (["caption", "{captioning}"], "name at least one image"),
+        (["caption", "{captioning}", "."], ".: is a folder: name an image in it; `triptych batch`"),
         (["caption", "{captioning}", "{image}", "--num-beams", "0"], "num_beams = 0: must"),
         (["caption", "{captioning}", "{image}", "--num-beams", "100000"], "must be at most 256"),
         (["caption", "{captioning}", "{image}", "--top-p", "2"], "top_p = 2.0: must"),

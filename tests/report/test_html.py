@@ -1,6 +1,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -148,6 +149,21 @@ def test_images_lie_in_the_page_pixel_by_pixel():
         "retrieved image 1",
         "retrieved image 2",
     ]
+
+
+def test_images_lie_in_the_page_and_keep_their_place():
+    shown = parse(render_report(make_data())).find("img")
+    assert len(shown) > 1
+    for image in shown:  # what is not yet loaded would be blank in print, and move what follows
+        assert "loading" not in image.attributes
+        assert int(image.attributes["width"]) > 0 and int(image.attributes["height"]) > 0
+
+
+def test_commands_in_the_summary_are_code():
+    page = parse(render_report(replace(make_data(), summary_lines=("`a <b>` does `c`.",))))
+    summary = page.find("div", "summary")[0]
+    assert summary.text() == "a <b> does c."
+    assert [node.text() for node in summary.find("code")] == ["a <b>", "c"]
 
 
 def test_an_image_without_questions_has_its_caption_beside_it():

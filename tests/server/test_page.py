@@ -268,6 +268,19 @@ def test_what_cannot_be_used_is_said_where_it_was_asked(open_page):
     assert "100 lines" in problem(page, "#tt-match")
 
 
+def test_a_bad_query_image_is_told_once_and_not_kept(open_page):
+    page = open_page()
+    accepted = page.locator("#tt-search input[type=file]").get_attribute("accept")
+    assert accepted.split(",")[:2] == ["image/jpeg", "image/png"]
+    choose(page, png()[:200], "cut.png", part="#tt-search")
+    assert "cut.png" in problem(page, "#tt-search")
+    assert page.locator("#tt-search .tt-problem").count() == 1
+    page.get_by_label("Words").fill("a red circle")
+    page.get_by_role("button", name="Search", exact=True).click()
+    page.locator(".tt-score").first.wait_for()
+    assert page.locator("#tt-search .tt-problem").count() == 0
+
+
 def test_odd_images_double_clicks_and_two_browsers(open_page):
     one, two = open_page(), open_page()
     frames = [Image.fromarray(np.full((20, 30, 3), v, np.uint8)) for v in (0, 255)]

@@ -327,9 +327,18 @@ class Asked:
         """Return exact answers, one an item; {} of an image that is skipped.
 
         Images are skipped where there are several: one that cannot be used costs no other answer.
+
+        Raises:
+            ConfigError: A folder is named instead of its images.
         """
         chosen = self.verb.read_options(options)
         several = len({item.images for item in items}) > 1
+        folder = next((one for item in items for one in item.images if Path(one).is_dir()), None)
+        if folder is not None and not several:
+            raise ConfigError(
+                f"{folder}: is a folder: name an image in it; `triptych batch` asks about all "
+                "images of a folder"
+            )
         return self.verb.answers(
             self.engine, items, chosen, on_error=self._skip if several else "raise"
         )

@@ -161,9 +161,7 @@ class Page:
         script = (files("triptych.server") / "templates" / "page.js").read_text("utf-8")
         return gr.HTML(
             {},
-            html_template=render(
-                "pick", label, ",".join(f"image/{kind.lower()}" for kind in FORMATS)
-            ),
+            html_template=render("pick", label, [f"image/{kind.lower()}" for kind in FORMATS]),
             js_on_load=script,
             max_bytes=self._service.settings.max_body * 3 // 4 - HEAD_ROOM,
             pastes=pastes,
@@ -269,13 +267,17 @@ class Page:
             event(self._search, asked, [search.grid], **QUIET)
 
         async def like(chosen: Chosen, words: str, top: int, rerank: bool) -> tuple[Any, ...]:
-            chip = await self._replies.guarded(
-                lambda: self._replies.chip(chosen, is_query=True), chosen
-            )
-            return chip, await self._search(words, chosen, top, rerank)
+            async def opened() -> tuple[str]:
+                return (await self._replies.chip(chosen, is_query=True),)
+
+            chip = await self._replies.guarded(opened, chosen)
+            if isinstance(chip, str):  # what is wrong; a later search by words goes without it
+                return {}, "", chip
+            return gr.skip(), *chip, await self._search(words, chosen, top, rerank)
 
         async def more(chosen: Chosen, top: int) -> tuple[Any, ...]:
-            return chosen, "", *await like(chosen, "", top, False)
+            _, *shown = await like(chosen, "", top, False)
+            return chosen, "", *shown
 
         def hit(event: gr.EventData) -> Chosen:
             return {"number": event.number}
@@ -283,7 +285,7 @@ class Page:
         search.pick.upload(
             like,
             [search.pick, search.words, search.top, search.rerank],
-            [search.chip, search.grid],
+            [search.pick, search.chip, search.grid],
             **QUIET,
         )
         search.chip.clear(lambda: ({}, ""), [], [search.pick, search.chip], **QUIET)

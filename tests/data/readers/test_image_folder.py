@@ -23,6 +23,7 @@ def test_the_folder_names_the_class(tmp_path):
         ("cat/1.PNG", "cat"),
         ("cat/2.jpg", "cat"),
         ("dog/deep/3.webp", "dog"),
+        ("top.jpg", None),
     ]
     assert records[0].image.path == str(tmp_path / "cat/1.PNG")
 

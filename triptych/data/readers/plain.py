@@ -24,9 +24,9 @@ def is_image_folder(folder: Path) -> bool:
 def read_image_folder(source: DataSourceConfig) -> Iterator[Record]:
     """Read `root/class/**/image`, or `root/split/class/**/image` where `split` is set.
 
-    The class folder's name is the label. Where no class folder holds an image, those in the root
-    itself are read, without a label. Files whose suffix is of no format that Pillow decodes, and
-    hidden files, are passed over. Classes and images come in the order of their names.
+    The class folder's name is the label. Images in the root itself come last, without a label.
+    Files whose suffix is of no format that Pillow decodes, and hidden files, are passed over.
+    Classes and images come in the order of their names.
 
     Raises:
         DataError: The folder or the split does not exist, or no class folder holds an image.
@@ -42,11 +42,10 @@ def read_image_folder(source: DataSourceConfig) -> Iterator[Record]:
         for record in _images(root, _files_below(folder), folder.name):
             is_empty = False
             yield record
-    if is_empty:
-        files = sorted(path for path in root.iterdir() if path.is_file())
-        for record in _images(root, files, None):
-            is_empty = False
-            yield record
+    files = sorted(path for path in root.iterdir() if path.is_file())
+    for record in _images(root, files, None):
+        is_empty = False
+        yield record
     if is_empty:
         raise DataError(
             f"{root}: no image in it; expected {root}/<class>/<image>.jpg or "

@@ -92,11 +92,16 @@ class GenerationSettings:
     def beam(self, default: BeamConfig) -> BeamConfig:
         """Return the beam search; what is not given is as in `default`.
 
+        A `max_tokens` that leaves no room for the `min_tokens` of `default` lowers it.
+
         Raises:
             ConfigError: A number is out of range.
         """
         names = (*OF_SEARCH, *OF_LENGTH)
-        return replace(default, **{n: v for n, v in self.given().items() if n in names})
+        given = {n: v for n, v in self.given().items() if n in names}
+        if self.max_tokens is not None and self.min_tokens is None:
+            given["min_tokens"] = max(0, min(default.min_tokens, self.max_tokens - 1))
+        return replace(default, **given)
 
     def sampling(self, default: BeamConfig) -> SamplingConfig | None:
         """Return how texts are drawn, at the lengths of the search; None where they are not.
