@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -333,18 +334,23 @@ class Asked:
         """
         chosen = self.verb.read_options(options)
         several = len({item.images for item in items}) > 1
-        folder = next((one for item in items for one in item.images if Path(one).is_dir()), None)
-        if folder is not None and not several:
-            raise ConfigError(
-                f"{folder}: is a folder: name an image in it; `triptych batch` asks about all "
-                "images of a folder"
-            )
+        if not several:
+            _refuse_folders(image for item in items for image in item.images)
         return self.verb.answers(
             self.engine, items, chosen, on_error=self._skip if several else "raise"
         )
 
     def _skip(self, place: int, error: DataError) -> None:
         self.skipped.append(str(error))
+
+
+def _refuse_folders(images: Iterable[object]) -> None:
+    for image in images:
+        if isinstance(image, str) and os.path.isdir(image):  # noqa: PTH112 - of any length
+            raise ConfigError(
+                f"{image}: is a folder: name an image in it; `triptych batch` asks about all "
+                "images of a folder"
+            )
 
 
 @dataclass(frozen=True, slots=True)
