@@ -163,6 +163,25 @@ def test_mistakes_give_code_2_and_say_what_is_wrong(capsys, folders, images, arg
     assert captured.out == ""
 
 
+@pytest.mark.parametrize(
+    ("arguments", "place"),
+    [
+        (["batch", "caption", "{captioning}", "."], "triptych.jobs.run.run_job"),
+        (["index", "{retrieval}", "."], "triptych.index.build.build_index"),
+    ],
+)
+def test_ctrl_c_says_that_the_same_command_goes_on(
+    capsys, folders, tmp_path, monkeypatch, arguments, place
+):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, stop)
+    filled = [word.format(**folders) for word in arguments]
+    assert main([*filled, "--out", str(tmp_path / "out")]) == 130
+    assert "the same command goes on where this one stopped" in capsys.readouterr().err
+
+
 def test_models_counts_parameters(capsys):
     assert main(["models", "--json"]) == 0
     rows = {row["name"]: row for row in map(json.loads, capsys.readouterr().out.splitlines())}

@@ -21,6 +21,7 @@ from triptych.cli.parsing import (
     GenerationOptions,
     SourceGroup,
     SourceOptions,
+    continued_when_repeated,
     parse,
     read_names,
     shows_progress,
@@ -120,7 +121,7 @@ def run(arguments: Sequence[str]) -> int:
     from triptych.jobs.run import run_job
 
     job = _job(options)
-    with _progress() as show:
+    with continued_when_repeated(), _progress() as show:
         report = run_job(
             job, ray=options.ray, ray_workers=options.ray_workers, progress=show, tell=_tell
         )

@@ -17,6 +17,7 @@ from triptych.cli.parsing import (
     FolderArgument,
     SourceGroup,
     SourceOptions,
+    continued_when_repeated,
     parse,
     shows_progress,
 )
@@ -81,9 +82,8 @@ def run(arguments: Sequence[str]) -> int:
     print(f"indexing on {loaded.described()}", file=sys.stderr)
     columns = (BarColumn(), TextColumn("{task.completed:,.0f} images"), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(
-        *columns, console=console, transient=True, disable=not shows_progress()
-    ) as progress:
+    shown = Progress(*columns, console=console, transient=True, disable=not shows_progress())
+    with continued_when_repeated(), shown as progress:
         bar = progress.add_task("", total=None)
         report = build_index(
             loaded,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
@@ -256,6 +257,16 @@ def refuse_repeats(arguments: Sequence[str], *flags: str) -> None:
                 f"{flag} is given more than once: name all values after one {flag}, with spaces "
                 "between them"
             )
+
+
+@contextmanager
+def continued_when_repeated() -> Iterator[None]:
+    """Say after Ctrl-C that the same command does the rest."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("triptych: the same command goes on where this one stopped", file=sys.stderr)
+        raise
 
 
 def shows_progress() -> bool:
