@@ -114,7 +114,8 @@ CONTESTS = {
             f"caption_over_blip_{size}",
             "transformers",
             f"benchmarks.speed.peers_blip:captions_{size}",
-            f"captions of {size} images, 5 beams, 20 tokens, base size",
+            f"captions of {'one image' if size == 1 else f'{size} images'}, 5 beams, 20 tokens, "
+            "base size",
             BLIP_CAPTIONS,
             bars={} if size == 16 else {"best": 3.0},
         )

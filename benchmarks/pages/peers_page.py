@@ -61,8 +61,8 @@ LIMITS: dict[str, str] = {
     "our time. Only decoding is left to be faster at.",
     "itm_blip": "mPLUG's connected layer updates all image tokens for each text. Three quarters "
     "of that layer, nearly half of our products, cannot be shared by the texts of an image.",
-    "flava_step": "most of our step are the matrix products of the images, which are the same on "
-    "both sides. We save the padding of the texts and what no loss reads.",
+    "flava_step": "matrix products of the images, which are the same on both sides, take most of "
+    "our step. We save the padding of the texts and what no loss reads.",
 }
 """By contest: what keeps the ratio below its target."""
 

@@ -33,6 +33,7 @@ EXAMPLES: dict[str, Any] = {
 """Values of a manifest's fields; "..." where there is none."""
 
 NONE = "–"
+PRETRAINING = "pretraining"
 
 WIDTH = 128
 """Least width of the table in the terminal, in characters."""
@@ -157,8 +158,9 @@ def overview_markdown(cells: Sequence[Cell]) -> str:
     lines.append("|---" * (4 + len(titles)) + "|")
     for stage in pretraining_stages():
         told = [_recipe_names(stage.recipes.get(family, ())) for family in titles]
-        line = f"`{manifest_line(stage.needs)}`"
-        lines.append(f"| {' | '.join([stage.trained_for, line, *told, '', ''])} |")
+        line, own = f"`{manifest_line(stage.needs)}`", stage.trained_for
+        name = own if own == PRETRAINING else f"{PRETRAINING}, {own}"  # a task may be called so too
+        lines.append(f"| {' | '.join([name, line, *told, '', ''])} |")
     tasks: dict[str, list[Cell]] = {}
     for cell in cells:
         tasks.setdefault(cell.name, []).append(cell)
