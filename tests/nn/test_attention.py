@@ -52,6 +52,7 @@ def test_attend_equals_a_loop_with_either_kernel(monkeypatch, sdpa):
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("scale", [1.0, 300.0])
 def test_texts_of_an_image_share_what_it_takes_from_itself(monkeypatch, scale):
     torch.manual_seed(0)
