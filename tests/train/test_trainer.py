@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -295,4 +296,21 @@ def test_a_run_folder_that_is_removed_ends_the_run_and_does_not_come_back(tmp_pa
 
     with pytest.raises(CheckpointError, match=r"was removed"):
         toy_trainer(folder, batches=batches, checkpoint_every_steps=3, **settings).fit()
+    assert not folder.exists()
+
+
+def test_a_run_folder_that_is_removed_while_a_checkpoint_begins_is_told_so(tmp_path, monkeypatch):
+    folder, made = tmp_path / "run", Path.mkdir
+
+    def mkdir(path, *arguments, **options):
+        if path.name.startswith(".tmp") and folder.exists():
+            made(path, exist_ok=True)
+            folder.rename(tmp_path / "removed")
+            raise FileExistsError(17, "File exists", str(path))
+        made(path, *arguments, **options)
+
+    trainer = toy_trainer(folder, checkpoint_every_steps=3, async_checkpoints=False)
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    with pytest.raises(CheckpointError, match=r"was removed"):
+        trainer.fit()
     assert not folder.exists()

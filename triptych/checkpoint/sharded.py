@@ -356,7 +356,9 @@ def _write_part(save: _Save) -> None:
             raise _Abandoned
 
     for folder in (save.final.parent, save.temporary):
-        folder.mkdir(exist_ok=True)  # no parents: a run whose folder was removed must notice
+        # no parents, so that a run whose folder was removed notices: here, or where it writes next
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
     name = f"shard_{rank():05d}-of-{world_size():05d}.safetensors"
     begins = {key: {OFFSETS: list(offsets)} for key, (_, offsets) in save.parts.items()}
     files = {
