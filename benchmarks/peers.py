@@ -32,6 +32,10 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
 from benchmarks.pages.gather import RESULTS
 from benchmarks.speed.mplug_timing import (
     CLOCKS,
@@ -253,12 +257,31 @@ def explain(best: Mapping[str, Callable[[], object]]) -> dict[str, Any]:
     Returns:
         `flops` of the products of each side, and `shares` of our time by kind of operation.
     """
-    from benchmarks.speed.peers_profile import product_flops, seconds_by_kind
+    from benchmarks.speed.mplug_profile import UPDATE, seconds_by_kind
 
     seconds = seconds_by_kind(best["ours"])
+    del seconds[UPDATE]  # a contest marks none: its operations are among the others
     shares = {kind: round(taken / sum(seconds.values()), 3) for kind, taken in seconds.items()}
     flops = {side: product_flops(run) for side, run in best.items()}
     return {"flops": flops, "shares": shares}
+
+
+def product_flops(run: Callable[[], object]) -> int:
+    """Return the floating-point operations of all matrix products of a run.
+
+    Products with weights that oneDNN has laid out (`nn/prepacked.py`) are counted too.
+    """
+    packed = {torch.ops.mkldnn._linear_pointwise: _packed_linear_flops}
+    counter = FlopCounterMode(display=False, custom_mapping=packed)
+    with sdpa_kernel(SDPBackend.MATH), counter:
+        run()
+    return int(counter.get_total_flops())
+
+
+def _packed_linear_flops(
+    x_shape: torch.Size, weight_shape: torch.Size, *_: object, **__: object
+) -> int:
+    return 2 * x_shape.numel() * weight_shape[0]
 
 
 def installed(package: str) -> str:

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,10 +84,10 @@ def is_update(event: Any) -> bool:
     return False
 
 
-def profile_step(stepper: Stepper, name: str, precision: str) -> dict[str, float]:
-    """Return the seconds of one step by kind."""
+def seconds_by_kind(run: Callable[[], object]) -> dict[str, float]:
+    """Return the seconds of a run by kind, from torch's profiler."""
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        stepper.step(name, precision)
+        run()
     seconds = dict.fromkeys(KINDS, 0.0)
     for event in profiler.events():
         kind = UPDATE if is_update(event) else kind_of(event.name)
@@ -129,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         stepper.step(name, precision)
     for _ in range(options.rounds):
         for name, rounds in seconds.items():
-            rounds.append(profile_step(stepper, name, precision))
+            rounds.append(seconds_by_kind(partial(stepper.step, name, precision)))
     facts = {"precision": precision, "micro_batch": options.micro_batch}
     facts |= {"accumulate": options.accumulate, "distill": True}
     print(json.dumps(summarise(seconds) | facts | run_facts(options)))

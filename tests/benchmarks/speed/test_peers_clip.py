@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 import torch
 
+from benchmarks.peers import product_flops
 from benchmarks.speed import peers_clip
-from benchmarks.speed.peers_profile import product_flops
 
 SIZES = peers_clip.Sizes(image_size=32, width=64, depth=2, text_width=64)
 TOWER = peers_clip.Tower(image_size=64, width=64, depth=2)
